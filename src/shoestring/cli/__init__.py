@@ -1,0 +1,1 @@
+"""Room 7: one thin file per verb."""

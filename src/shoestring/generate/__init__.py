@@ -1,0 +1,1 @@
+"""Room 4: sampling and the decoding engine."""

@@ -1,0 +1,1 @@
+"""Room 3: the decoder, its builder, families, and model folders on disk."""

@@ -1,0 +1,1 @@
+"""Reading GGUF files: a strict parser, dequantization, tokenizers, conversion to a Hugging Face folder."""

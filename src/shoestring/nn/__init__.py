@@ -1,0 +1,1 @@
+"""Room 2: the parts a decoder is made of."""
