@@ -1,0 +1,343 @@
+"""Files and folders that appear whole or not at all, whatever instant the process is killed at.
+
+Everything is written to a temporary sibling (same disk), flushed to the disk, then renamed. A folder that replaces
+another is exchanged with it in one system call where there is one (Linux renameat2, macOS renamex_np); elsewhere the old
+one is moved aside first and `recover_folder` brings it back if the process died in between. Temporaries carry the
+host and process id of their writer, so those of dead processes are recognised and removed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from shoestring.core.errors import RunError, ShoestringError
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})\.(?P<kind>tmp|old)")
+_FOREIGN_AGE = 7 * 86400.0  # temporaries of other hosts (a shared disk, a past container) are stale after a week
+_live_tokens: set[str] = set()
+
+
+def cache_dir() -> Path:
+    """The folder for what can be fetched or measured again: SHOESTRING_CACHE, else the system's place for caches."""
+    if own := os.environ.get("SHOESTRING_CACHE"):
+        folder = Path(own).expanduser()
+    elif xdg := os.environ.get("XDG_CACHE_HOME"):
+        folder = Path(xdg) / "shoestring"
+    elif sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "shoestring"
+    elif sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Caches" / "shoestring"
+    else:
+        folder = Path.home() / ".cache" / "shoestring"
+    with _clear_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None) -> Iterator[IO[Any]]:
+    """Open a file for writing ("w" text in UTF-8, "wb" bytes) that takes `path`'s place when the block ends well.
+
+    If the block raises, or the process dies, `path` is as it was. Raises RunError when the disk is full or read-only.
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"atomic_write writes whole files: mode must be 'w' or 'wb', not {mode!r}")
+    path = Path(path)
+    with _clear_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(path)
+        temporary = _temporary(path, "tmp")
+        try:
+            text = {"encoding": encoding or "utf-8", "newline": ""} if mode == "w" else {}
+            with open(temporary, mode.replace("w", "x"), **text) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+            _forget(temporary)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder to fill, which becomes `path` when the block ends well.
+
+    replace: an existing, non-empty folder at `path` is exchanged for the new one and then deleted; without it such a folder is
+    an error before any work. Killed at any instant, `path` is either the old folder or the new one, whole (where the
+    system cannot exchange folders, after `recover_folder`). Raises RunError when the disk is full or read-only.
+    """
+    path = Path(os.path.abspath(path))
+    with _clear_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(path)
+        remove_stale(path)
+        _check_replaceable(path, replace)
+        temporary = _temporary(path, "tmp")
+        try:
+            temporary.mkdir()
+            yield temporary
+            _sync_tree(temporary)
+            _check_replaceable(path, replace)
+            _put_in_place(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            _forget(temporary)
+
+
+def recover_folder(path: str | Path) -> None:
+    """Bring back the old folder if a process died between moving it aside and putting the new one in its place."""
+    path = Path(os.path.abspath(path))
+    if path.exists() or not path.parent.is_dir():
+        return
+    moved = [found for found, match in _temporaries(path) if match["kind"] == "old" and _is_stale(found, match)]
+    if moved:
+        os.rename(max(moved, key=lambda folder: folder.stat().st_mtime), path)
+
+
+def remove_stale(path: str | Path) -> None:
+    """Delete what dead processes left behind while they wrote `path`. An old folder goes only once `path` exists."""
+    path = Path(path)
+    for found, match in _temporaries(path):
+        if _is_stale(found, match) and (match["kind"] == "tmp" or path.exists()):
+            if found.is_dir() and not found.is_symlink():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                found.unlink(missing_ok=True)
+
+
+def replace_symlink_or_pointer(link: str | Path, target: str) -> None:
+    """Make `link` (such as OUT/latest) name its sibling `target`, atomically.
+
+    A relative symlink where the system allows one; otherwise (Windows without the privilege) a text file that holds the name.
+    """
+    link = Path(link)
+    with _clear_errors(link):
+        remove_stale(link)
+        temporary = _temporary(link, "tmp")
+        try:
+            try:
+                os.symlink(target, temporary, target_is_directory=True)
+            except (OSError, NotImplementedError) as error:
+                if isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY:
+                    raise
+                temporary.write_text(target + "\n", encoding="utf-8")
+            os.replace(temporary, link)
+            _sync_folder(link.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+            _forget(temporary)
+
+
+def resolve_pointer(link: str | Path) -> Path:
+    """The path that `replace_symlink_or_pointer` made `link` name; `link` itself if it is an ordinary path."""
+    link = Path(link)
+    if link.is_symlink():
+        return link.parent / os.readlink(link)
+    if link.is_file() and link.stat().st_size < 1024:
+        return link.parent / link.read_text(encoding="utf-8").strip()
+    return link
+
+
+def sha256_file(path: str | Path) -> str:
+    """The file's SHA-256 in hexadecimal, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def process_alive(pid: int) -> bool:
+    """Whether a process with this id runs on this machine."""
+    if pid <= 0:
+        return False
+    if sys.platform == "win32":  # os.kill(pid, 0) would end the process there
+        kernel = ctypes.windll.kernel32
+        handle = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
+        if not handle:
+            return kernel.GetLastError() == 5  # access denied: it exists
+        code = ctypes.c_ulong()
+        kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+        kernel.CloseHandle(handle)
+        return code.value == 259  # STILL_ACTIVE
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# --- temporaries -----------------------------------------------------------------------------------------------------
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _temporary(path: Path, kind: str) -> Path:
+    token = secrets.token_hex(4)
+    _live_tokens.add(token)
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{token}.{kind}")
+
+
+def _forget(temporary: Path) -> None:
+    match = _TEMPORARY.fullmatch(temporary.name)
+    assert match is not None
+    _live_tokens.discard(match["token"])
+
+
+def _temporaries(path: Path) -> list[tuple[Path, re.Match[str]]]:
+    found = []
+    for name in os.listdir(path.parent):
+        match = _TEMPORARY.fullmatch(name)
+        if match is not None and match["name"] == path.name:
+            found.append((path.with_name(name), match))
+    return found
+
+
+def _is_stale(found: Path, match: re.Match[str]) -> bool:
+    if match["host"] != _host():
+        try:
+            return time.time() - found.lstat().st_mtime > _FOREIGN_AGE
+        except FileNotFoundError:
+            return False
+    pid = int(match["pid"])
+    if pid == os.getpid():  # ids are reused, in containers above all
+        return match["token"] not in _live_tokens
+    return not process_alive(pid)
+
+
+# --- renaming and flushing -------------------------------------------------------------------------------------------
+
+
+def _check_replaceable(path: Path, replace: bool) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise RunError("this is a file, and a folder is to be written there", where=str(path), hint="choose another --out")
+    if not any(path.iterdir()):
+        return
+    if not replace:
+        raise RunError("this folder exists and is not empty", where=str(path), hint="choose another --out, or remove it first")
+    if Path.cwd().is_relative_to(path) or Path.home().is_relative_to(path):
+        raise RunError("this folder would be replaced as a whole, and you are in it", where=str(path), hint="choose another --out")
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Rename `new` to `path`, exchanging it with a non-empty folder there, and delete the old one."""
+    if not path.exists() or not any(path.iterdir()):
+        if sys.platform == "win32" and path.exists():
+            path.rmdir()
+        os.rename(new, path)
+        return
+    if _exchange(new, path):
+        return  # `new` is the old folder now; the caller deletes it
+    aside = _temporary(path, "old")
+    os.rename(path, aside)
+    os.rename(new, path)
+    _sync_folder(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+    _forget(aside)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one system call; False where system or file system cannot."""
+    swap, here = 2, -100  # RENAME_EXCHANGE and RENAME_SWAP are both 2; AT_FDCWD on Linux is -100
+    names = os.fsencode(first), os.fsencode(second)
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    if sys.platform == "linux" and hasattr(library, "renameat2"):
+        return library.renameat2(here, names[0], here, names[1], swap) == 0
+    if sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        return library.renamex_np(names[0], names[1], swap) == 0
+    return False
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            file = os.path.join(parent, name)
+            if not os.path.islink(file):
+                descriptor = os.open(file, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        _sync_folder(Path(parent))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the names in a folder; Windows keeps them in its own journal and cannot open a folder."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# --- clear errors ----------------------------------------------------------------------------------------------------
+
+_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
+_FULL_OR_READ_ONLY = _FULL | {errno.EROFS}
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only disk or a forbidden folder into a sentence; let all other errors pass."""
+    try:
+        yield
+    except ShoestringError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors writes from Rust and reports in words: "I/O error: No space left on device (os error 28)"
+        found = re.search(r"\(os error (\d+)\)", str(error)) if number is None else None
+        number = int(found.group(1)) if found else number
+        if number in _FULL:
+            raise RunError("the disk is full; nothing was changed", where=str(path), hint=_free_hint(path)) from error
+        if number == errno.EROFS:
+            raise RunError("the disk is read-only", where=str(path), hint="choose another --out") from error
+        if isinstance(error, OSError) and number in (errno.EACCES, errno.EPERM) and _concerns(error, path):
+            raise RunError("no permission to write here", where=str(path), hint="choose another --out") from error
+        if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and _concerns(error, path):
+            raise RunError(f"cannot write here: {error.strerror}", where=str(path), hint="choose another --out") from error
+        raise
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether the error is about `path`, its temporary sibling or a folder above, not about some input of the caller."""
+    for name in (error.filename, error.filename2):
+        if isinstance(name, (str, os.PathLike)):
+            failed, parent = Path(os.path.abspath(name)), Path(os.path.abspath(path)).parent
+            match = _TEMPORARY.fullmatch(failed.name)
+            if failed == parent / path.name or parent.is_relative_to(failed) or (match and match["name"] == path.name):
+                return True
+    return False
+
+
+def _free_hint(path: Path) -> str:
+    folder = next(parent for parent in (path, *path.parents, Path(".")) if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    return f"{free / 1e6:.0f} MB are free there; make room or choose another --out"

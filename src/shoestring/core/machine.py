@@ -1,0 +1,241 @@
+"""What this machine can do, measured: matrix throughput, memory bandwidth, disk speed, and the process's own memory.
+
+Peaks are the ceilings that progress lines and plans compare with, so they are measured with the same library that
+trains (torch's matmul), not read from a data sheet; the median of several rounds, cached per CPU, threads and torch.
+Memory of the process is what the kernel counts: VmHWM and VmRSS of /proc, elsewhere the nearest thing there is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoestring.core.errors import ShoestringError
+from shoestring.core.files import atomic_write, cache_dir
+
+if TYPE_CHECKING:
+    import torch
+
+
+# --- memory of this process and machine, in bytes ---------------------------------------------------------------------
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set this process has had (VmHWM), in bytes."""
+    if sys.platform == "win32":
+        return _windows_memory()["PeakWorkingSetSize"]
+    found = _status_field("VmHWM")
+    if found is not None:
+        return found
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others KiB
+
+
+def rss_bytes() -> int:
+    """The resident set now (VmRSS), in bytes. Where the system offers no cheap way (macOS), the peak so far."""
+    if sys.platform == "win32":
+        return _windows_memory()["WorkingSetSize"]
+    found = _status_field("VmRSS")
+    return found if found is not None else peak_rss_bytes()
+
+
+def total_memory_bytes() -> int:
+    """The memory this process may use: the machine's, or its container's limit (cgroup v2 or v1) if that is less."""
+    if sys.platform == "win32":
+        return _windows_total_memory()
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit_file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = Path(limit_file).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():  # "max" means no limit
+            total = min(total, int(limit))
+    return total
+
+
+def _status_field(name: str) -> int | None:
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith(name + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
+def _windows_memory() -> dict[str, int]:
+    class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS of psapi.h
+        _fields_ = [("cb", ctypes.c_ulong), ("PageFaultCount", ctypes.c_ulong)] + [
+            (name, ctypes.c_size_t)
+            for name in (
+                "PeakWorkingSetSize", "WorkingSetSize", "QuotaPeakPagedPoolUsage", "QuotaPagedPoolUsage",
+                "QuotaPeakNonPagedPoolUsage", "QuotaNonPagedPoolUsage", "PagefileUsage", "PeakPagefileUsage",
+            )
+        ]  # fmt: skip
+
+    windows: Any = vars(ctypes)["windll"]
+    windows.kernel32.GetCurrentProcess.restype = ctypes.c_void_p
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    process = ctypes.c_void_p(windows.kernel32.GetCurrentProcess())
+    windows.kernel32.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
+    return {name: getattr(counters, name) for name in ("PeakWorkingSetSize", "WorkingSetSize")}
+
+
+def _windows_total_memory() -> int:
+    class Status(ctypes.Structure):  # MEMORYSTATUSEX of sysinfoapi.h
+        _fields_ = [("dwLength", ctypes.c_ulong), ("dwMemoryLoad", ctypes.c_ulong)] + [
+            (name, ctypes.c_ulonglong)
+            for name in ("TotalPhys", "AvailPhys", "TotalPageFile", "AvailPageFile", "TotalVirtual", "AvailVirtual", "Extended")
+        ]
+
+    windows: Any = vars(ctypes)["windll"]
+    status = Status(dwLength=ctypes.sizeof(Status))
+    windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return status.TotalPhys
+
+
+# --- the processor ----------------------------------------------------------------------------------------------------
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    if sys.platform == "linux":
+        try:
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith(("model name", "Model", "Hardware")):
+                    return line.split(":", 1)[1].strip()
+        except OSError:
+            pass
+    return platform.processor() or platform.machine() or "unknown processor"
+
+
+def cpu_count() -> int:
+    """The cores this process may use: the affinity mask where there is one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def matrix_peak(dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> float:
+    """FLOP/s of square matrix products in `dtype` on `device`: the median of at least 5 rounds, about 0.3 s once.
+
+    2 n^3 operations for n x n by n x n. Cached in cache_dir()/machine.json under CPU model, threads and torch version.
+    """
+    import torch
+
+    from shoestring.core.device import resolve_device, resolve_dtype
+
+    dtype, device = resolve_dtype(dtype), resolve_device(device)
+    name = cpu_model() if device.type == "cpu" else _device_name(device)
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    key = f"matrix_peak {name} | {threads} threads | torch {torch.__version__} | {str(dtype).removeprefix('torch.')}"
+    return _cached(key, lambda: _measure_matrix_peak(dtype, device))
+
+
+def _measure_matrix_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.3) -> float:
+    import torch
+
+    size = 1024 if device.type == "cpu" else 4096
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    product = torch.empty_like(left)
+    rates: list[float] = []
+    torch.mm(left, right, out=product)  # first call: kernels are chosen, pages touched
+    _synchronize(device)
+    start = time.perf_counter()
+    while len(rates) < 5 or (time.perf_counter() - start < seconds and len(rates) < 200):
+        before = time.perf_counter()
+        torch.mm(left, right, out=product)
+        _synchronize(device)
+        rates.append(2 * size**3 / (time.perf_counter() - before))
+        if len(rates) == 2 and time.perf_counter() - start > 4 * seconds:  # a format this processor emulates slowly
+            break
+    return statistics.median(rates)
+
+
+def memory_bandwidth() -> float:
+    """Bytes per second of reading memory: the sum of a float32 array of 256 MB, median of 5. Cached like the matrix peak."""
+    import torch
+
+    key = f"memory_bandwidth {cpu_model()} | {torch.get_num_threads()} threads | torch {torch.__version__}"
+    return _cached(key, _measure_memory_bandwidth)
+
+
+def _measure_memory_bandwidth(count: int = 64_000_000) -> float:
+    import torch
+
+    array = torch.ones(min(count, total_memory_bytes() // 64))
+    rates = []
+    for _ in range(6):
+        before = time.perf_counter()
+        array.sum()
+        rates.append(array.numel() * 4 / (time.perf_counter() - before))
+    return statistics.median(rates[1:])
+
+
+def disk_read_speed(folder: str | Path | None = None, size: int = 128_000_000) -> float:
+    """Bytes per second of reading a fresh file of `size` bytes in `folder` (default: the cache's disk), once through.
+
+    The file is dropped from the page cache first where the system can (Linux); elsewhere this is an upper bound.
+    """
+    block = os.urandom(1 << 20)
+    with tempfile.NamedTemporaryFile(dir=folder or cache_dir(), prefix=".disk-speed-") as file:
+        for _ in range(max(1, size >> 20)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        read, before = 0, time.perf_counter()
+        while chunk := os.read(file.fileno(), 1 << 20):
+            read += len(chunk)
+        return read / (time.perf_counter() - before)
+
+
+def _device_name(device: torch.device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _synchronize(device: torch.device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _cached(key: str, measure: Any) -> float:
+    """The figure under `key` in machine.json, measured if absent. An unreadable or unwritable cache only costs time."""
+    try:
+        path = cache_dir() / "machine.json"
+        known = json.loads(path.read_text(encoding="utf-8"))
+        known = known if isinstance(known, dict) else {}
+    except ShoestringError:
+        return measure()
+    except (OSError, ValueError):
+        known = {}
+    figure = known.get(key)
+    if isinstance(figure, (int, float)) and figure > 0:
+        return float(figure)
+    known[key] = measure()
+    try:
+        with atomic_write(path) as file:
+            json.dump(known, file, indent=1, sort_keys=True)
+    except ShoestringError:
+        return known[key]
+    return known[key]
