@@ -1,0 +1,1 @@
+"""Attention kinds, one file each; `core.py` is what they share."""

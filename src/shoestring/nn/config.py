@@ -1,0 +1,90 @@
+"""Configs of the parts of a decoder, one class per kind, told apart by `kind`.
+
+Torch-free on purpose: a wrong recipe must be reported in well under a second, and importing torch alone
+takes longer. The module that each config builds is named in its docstring.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from shoestring.core.config import Config
+
+
+class LinearScaling(Config):
+    """Positions divided by `factor` (position interpolation, arXiv 2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+    factor: float = Field(ge=1.0)
+
+
+class Llama3Scaling(Config):
+    """Long wavelengths stretched by `factor`, short ones kept, smooth in between (Llama 3.1)."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float = Field(ge=1.0)
+    low_frequency_factor: float = Field(1.0, gt=0)
+    high_frequency_factor: float = Field(4.0, gt=0)
+    original_context: int = Field(8192, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Llama3Scaling:
+        if self.high_frequency_factor <= self.low_frequency_factor:
+            raise ValueError("high_frequency_factor must be above low_frequency_factor")
+        return self
+
+
+class YarnScaling(Config):
+    """Interpolation ramped over the rotary dimensions, with a temperature (YaRN, arXiv 2309.00071)."""
+
+    kind: Literal["yarn"] = "yarn"
+    factor: float = Field(ge=1.0)
+    original_context: int = Field(gt=0)
+    beta_fast: float = Field(32.0, gt=0)
+    beta_slow: float = Field(1.0, gt=0)
+    attention_factor: float | None = Field(None, gt=0, description="null: 0.1 ln(factor) + 1")
+    truncate: bool = True
+
+
+RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling, Field(discriminator="kind")]
+
+
+class RopeConfig(Config):
+    """Rotary positions (arXiv 2104.09864), built by `nn.rope.RotaryEmbedding`."""
+
+    kind: Literal["rope"] = "rope"
+    theta: float = Field(10_000.0, gt=0, description="base of the wavelengths")
+    scaling: RopeScaling | None = None
+
+
+class GQAConfig(Config):
+    """Grouped-query attention (arXiv 2305.13245), built by `nn.attention.GroupedQueryAttention`.
+
+    `kv_heads == heads` is multi-head, `kv_heads == 1` multi-query attention.
+    """
+
+    kind: Literal["gqa"] = "gqa"
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    head_width: int = Field(gt=0)
+    qkv_bias: bool = Field(False, description="biases on query, key and value (Qwen2)")
+    output_bias: bool = False
+    qk_norm: bool = Field(False, description="RMSNorm over each query and key head (Qwen3)")
+
+    @model_validator(mode="after")
+    def _shapes(self) -> GQAConfig:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_width % 2:
+            raise ValueError(f"head_width ({self.head_width}) must be even: rotary positions turn pairs")
+        return self
+
+
+class SwiGLUConfig(Config):
+    """Gated feed-forward (arXiv 2002.05202), built by `nn.feed_forward.SwiGLU`."""
+
+    kind: Literal["swiglu"] = "swiglu"
+    width: int = Field(gt=0, description="inner width F")
+    bias: bool = False

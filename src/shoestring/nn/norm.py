@@ -1,0 +1,52 @@
+"""Root-mean-square norm (arXiv 1910.07467): y = x / sqrt(mean(x²) + ε) · weight, over the last dimension.
+
+Computed in float32 whatever the input's dtype, then cast back, as Llama does. The fast path keeps x and one
+number per row for the backward pass; `rms_norm_plain` is its twin and defines what it must compute.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def rms_norm_plain(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """The definition, in ordinary autograd operations. x: [..., D], weight: [D]."""
+    x32 = x.float()
+    normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + epsilon)
+    return normed.to(x.dtype) * weight
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        x32 = x.float()
+        # linalg.vecdot sums x·x without writing the squares to memory.
+        scale = torch.rsqrt(torch.linalg.vecdot(x32, x32).div_(x.shape[-1]).add_(epsilon)).unsqueeze(-1)
+        ctx.save_for_backward(x, weight, scale)
+        return (x32 * scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        gradient = gradients[0].float()
+        normed = x.float() * scale
+        weight_gradient = None
+        if ctx.needs_input_grad[1]:
+            weight_gradient = (gradient * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        inner = gradient * weight
+        correction = torch.linalg.vecdot(inner, normed).div_(x.shape[-1]).unsqueeze(-1)
+        x_gradient = inner.sub_(normed.mul_(correction)).mul_(scale).to(x.dtype)
+        return x_gradient, weight_gradient, None
+
+
+class RMSNorm(nn.Module):
+    """x: [..., width] -> [..., width], same dtype."""
+
+    def __init__(self, width: int, epsilon: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.epsilon)
