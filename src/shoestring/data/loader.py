@@ -1,0 +1,248 @@
+"""From token shards to packed batches, with exact resume.
+
+The documents of a split, permuted by (seed, epoch), form one stream: separator, tokens, separator, tokens, ...
+Sample k of an epoch is the stream's tokens kT .. (k+1)T, of which the last is only a label; the stream ends with
+one more separator, the label of its last token. A batch takes the next samples of the global order, so nothing but
+(seed, epoch, next_sample) has to be kept, and any number of ranks continues where any other number stopped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoestring.core.errors import DataError
+from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch
+from shoestring.data.shards import ShardFolder
+
+
+class PackedLoader:
+    """An endless iterator of Batch [microbatch, sequence_length] over a split.
+
+    Row b of rank r is sample `next_sample + b * world + r` of the global order; an epoch's samples end where the next
+    epoch's begin, and the few tokens after the last whole sample of an epoch are left out. separate_documents: positions
+    and segments restart at each document, otherwise a row is one segment. prefetch: batches made ahead by a thread.
+    Raises DataError when the split has fewer tokens than one sample.
+    """
+
+    def __init__(
+        self,
+        shards: ShardFolder,
+        split: str,
+        sequence_length: int,
+        microbatch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        separate_documents: bool = True,
+        prefetch: int = 0,
+    ) -> None:
+        assert 0 <= rank < world and sequence_length > 0 and microbatch > 0
+        self._documents = _Documents(shards, split)
+        self._length, self._rows, self._seed = sequence_length, microbatch, seed
+        self._rank, self._world, self._separate = rank, world, separate_documents
+        self.samples_per_epoch = self._documents.tokens // sequence_length
+        if self.samples_per_epoch == 0:
+            raise DataError(
+                f"the {split} split has {self._documents.tokens:,} tokens, less than one sequence of {sequence_length:,}",
+                str(shards.folder),
+                "use more text or a shorter train.sequence_length",
+            )
+        self._next = 0  # the next sample, counted over all epochs
+        self._streams: dict[int, _Stream] = {}
+        self._prefetch = prefetch
+        self._ahead: deque[Future[Batch]] = deque()
+        self._thread = ThreadPoolExecutor(1, "loader") if prefetch else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        step = self._rows * self._world
+        if self._thread is None:
+            batch = self._batch(self._next)
+        else:
+            while len(self._ahead) <= self._prefetch:
+                self._ahead.append(self._thread.submit(self._batch, self._next + len(self._ahead) * step))
+            batch = self._ahead.popleft().result()
+        self._next += step
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """JSON: where the next batch begins. It depends on batches taken, not on batches made ahead."""
+        epoch, sample = divmod(self._next, self.samples_per_epoch)
+        return {
+            "seed": self._seed,
+            "epoch": epoch,
+            "next_sample": sample,
+            "sequence_length": self._length,
+            "samples_per_epoch": self.samples_per_epoch,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken, with any microbatch and number of ranks. Raises DataError for other data."""
+        own = self.state()
+        for key in ("seed", "sequence_length", "samples_per_epoch"):
+            if state.get(key) != own[key]:
+                raise DataError(
+                    f"the stream to resume has {key} {state.get(key)}, this one {own[key]}",
+                    hint="resume with the data, seed and sequence length of the run",
+                )
+        self._ahead.clear()
+        self._next = state["epoch"] * self.samples_per_epoch + state["next_sample"]
+
+    def close(self) -> None:
+        """End the prefetch thread."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            self._ahead.clear()
+
+    def _batch(self, first: int) -> Batch:
+        shape = (self._rows, self._length + 1)
+        tokens, starts = np.empty(shape, np.int64), np.zeros(shape, bool)
+        for row in range(self._rows):
+            epoch, sample = divmod(first + row * self._world + self._rank, self.samples_per_epoch)
+            self._stream(epoch).read(sample * self._length, tokens[row], starts[row])
+        return _to_batch(tokens, starts, self._separate)
+
+    def _stream(self, epoch: int) -> _Stream:
+        if epoch not in self._streams:
+            self._streams = {e: s for e, s in self._streams.items() if e == epoch - 1}
+            self._streams[epoch] = _Stream(self._documents, _permutation(self._seed, epoch, self._documents.count))
+        return self._streams[epoch]
+
+
+class SequentialPass:
+    """One pass over a split for measuring: every token is a label exactly once, in the order of the source.
+
+    Iterating gives Batch [<= microbatch, T]; the last row is padded with segment -1 and label -100. `tokens` is the number
+    of labels and `bytes` the text they stand for, so that bits per byte = sum of losses / ln 2 / bytes. max_tokens: keep
+    whole documents, chosen by hash, until they have that many. Rank r takes every world-th row.
+    """
+
+    def __init__(
+        self,
+        shards: ShardFolder,
+        split: str,
+        sequence_length: int,
+        microbatch: int,
+        separate_documents: bool = True,
+        max_tokens: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        documents = _Documents(shards, split)
+        order = np.arange(documents.count)
+        if max_tokens is not None and documents.tokens > max_tokens:
+            chosen = _permutation(0, 0, documents.count)
+            enough = int(np.searchsorted(np.cumsum(documents.lengths[chosen]), max_tokens)) + 1
+            order = np.sort(chosen[:enough])
+        self._stream = _Stream(documents, order)
+        self._length, self._rows, self._separate = sequence_length, microbatch, separate_documents
+        self._rank, self._world = rank, world
+        self.tokens = self._stream.tokens
+        self.bytes = int(documents.bytes[order].sum())
+        self.documents = len(order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows = range(self._rank, -(-self.tokens // self._length), self._world)
+        for first in range(0, len(rows), self._rows):
+            group = rows[first : first + self._rows]
+            shape = (len(group), self._length + 1)
+            tokens, starts = np.zeros(shape, np.int64), np.zeros(shape, bool)
+            used = np.empty(len(group), np.int64)
+            for n, row in enumerate(group):
+                used[n] = self._stream.read(row * self._length, tokens[n], starts[n]) - 1
+            yield _to_batch(tokens, starts, self._separate, used)
+
+
+class _Documents:
+    """Where each document of a split lies. lengths count the separator; all arrays int64 [documents]."""
+
+    def __init__(self, shards: ShardFolder, split: str) -> None:
+        parts = shards.of(split)
+        offsets = [shards.offsets(part) for part in parts]
+        self.data = [shards.tokens(part) for part in parts]
+        self.separator_id = shards.separator_id
+        self.shard = np.repeat(np.arange(len(parts)), [part.documents for part in parts])
+        self.start = _join([o[0, :-1] for o in offsets])
+        self.lengths = _join([np.diff(o[0]) for o in offsets])
+        self.bytes = _join([np.diff(o[1]) for o in offsets])
+        self.count = len(self.start)
+        self.tokens = int(self.lengths.sum())
+
+
+class _Stream:
+    """The documents in one order, as if they were one long array."""
+
+    def __init__(self, documents: _Documents, order: np.ndarray) -> None:
+        self._documents = documents
+        self._order = order
+        self._begins = np.concatenate([[0], np.cumsum(documents.lengths[order])])
+        self.tokens = int(self._begins[-1])
+
+    def read(self, position: int, tokens: np.ndarray, starts: np.ndarray) -> int:
+        """Fill tokens [n] from a position on, and mark in starts [n] where documents begin; gives the number filled.
+
+        The stream ends with one separator beyond its documents; what lies behind it is left as it is.
+        """
+        documents, begins = self._documents, self._begins
+        end = min(position + len(tokens), self.tokens)
+        first = int(np.searchsorted(begins, position, "right")) - 1
+        last = int(np.searchsorted(begins, end, "left"))
+        for n in range(first, last):
+            document, begin = self._order[n], int(begins[n])
+            low, high = max(position, begin), min(end, int(begins[n + 1]))
+            source = int(documents.start[document]) - begin
+            tokens[low - position : high - position] = documents.data[documents.shard[document]][source + low : source + high]
+            starts[low - position] |= low == begin
+        filled = end - position
+        if filled < len(tokens):
+            tokens[filled] = documents.separator_id
+            starts[filled] = True
+            filled += 1
+        return filled
+
+
+def _to_batch(tokens: np.ndarray, starts: np.ndarray, separate: bool, used: np.ndarray | None = None) -> Batch:
+    """tokens, starts [B, T + 1] -> Batch [B, T]. used [B]: labels in each row, the rest is padding."""
+    rows, length = tokens.shape[0], tokens.shape[1] - 1
+    labels = tokens[:, 1:]
+    positions = np.broadcast_to(np.arange(length), (rows, length))
+    segments = np.zeros((rows, length), np.int64)
+    if separate:
+        starts = starts[:, :length].copy()
+        starts[:, 0] = True  # a document cut by the row's beginning starts at position 0 as well
+        segments = np.cumsum(starts, axis=1) - 1
+        positions = positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=1)
+    inputs, labels, positions = tokens[:, :length].copy(), labels.copy(), positions.copy()
+    if used is not None:
+        padding = np.arange(length) >= used[:, None]
+        inputs[padding], labels[padding], positions[padding] = 0, IGNORED, 0
+        segments[padding] = PADDING_SEGMENT
+    return Batch(*(torch.from_numpy(array) for array in (inputs, labels, positions, segments)))
+
+
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of documents in an epoch: sorted by a hash (splitmix64) of (seed, epoch, document).
+
+    Not numpy's generators: their streams may change between versions, and a resumed run must not.
+    """
+    keys = _splitmix(_splitmix(np.full(1, seed % 2**64, np.uint64)) + np.uint64(epoch))
+    return np.argsort(_splitmix(_splitmix(np.arange(count, dtype=np.uint64)) ^ keys), kind="stable")
+
+
+def _splitmix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _join(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *arrays])

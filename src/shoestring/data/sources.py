@@ -1,0 +1,311 @@
+"""Where text comes from: the standard library, text files, folders and JSONL, one document at a time.
+
+A source is opened once: its files are listed and sorted, so that order, names and the split into train and
+validation depend on the content alone. Memory stays bounded: JSONL is read by lines, and a text file above
+PIECE_BYTES becomes several documents, cut at line ends.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import zstandard
+
+from shoestring.core.errors import DataError
+
+PIECE_BYTES = 4 * 2**20
+LINE_LIMIT = 64 * 2**20  # a JSONL line longer than this is not a line of text
+
+_TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
+_UTF8_HINT = "the text must be UTF-8; iconv -f LATIN1 -t UTF-8 FILE converts a Latin-1 file\n--on-bad-line skip leaves it out"
+_SKIP_HINT = "--on-bad-line skip leaves such lines out and counts them"
+
+
+@dataclass(frozen=True)
+class Document:
+    """name: unique and stable within its source. split: "train" or "validation"."""
+
+    name: str
+    text: str
+    split: str
+
+
+@dataclass
+class Skipped:
+    """What was left out while reading, by reason, with the first place of each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.first.setdefault(reason, where)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items())
+
+
+def split(name: str, validation: float) -> str:
+    """ "train" or "validation" by a hash of the name: the same on every machine, whatever else the source holds."""
+    return "validation" if _hash(name) < validation else "train"
+
+
+def documents(
+    source: str | Path,
+    text_field: str = "text",
+    validation: float = 0.05,
+    on_bad_line: str = "stop",
+    skipped: Skipped | None = None,
+) -> Iterator[Document]:
+    """All documents of a source. See Source."""
+    return Source(source, text_field, validation, on_bad_line).documents(skipped)
+
+
+class Source:
+    """A listed source: "stdlib", or the path of a text file, a JSONL file or a folder of both.
+
+    Raises DataError when there is nothing to read, and while reading for text that cannot be read, unless
+    on_bad_line is "skip". In folders, hidden files are left out, and binary files are left out and counted.
+    """
+
+    def __init__(
+        self, source: str | Path, text_field: str = "text", validation: float = 0.05, on_bad_line: str = "stop"
+    ) -> None:
+        assert on_bad_line in ("stop", "skip")
+        self.source = str(source)
+        self.text_field = text_field
+        self.validation = validation
+        self.on_bad_line = on_bad_line
+        self.files = _standard_library() if self.source == "stdlib" else _list(Path(source))
+        self._forced = self._validation_file()
+
+    def documents(self, skipped: Skipped | None = None) -> Iterator[Document]:
+        """Each document in a fixed order. Raises DataError if there is none."""
+        skipped = Skipped() if skipped is None else skipped
+        found = False
+        for name, file in self.files:
+            for document in self._file(name, file, skipped):
+                found = True
+                yield document
+        if not found:
+            left_out = f"; left out: {skipped}" if skipped.counts else ""
+            raise DataError(f"no text in this source{left_out}", self.source, "give files that hold text")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names and contents of all files and the settings that decide what is read from them."""
+        digest = hashlib.sha256(json.dumps([self.text_field, self.validation, self.on_bad_line]).encode())
+        for name, file in self.files:
+            digest.update(f"\0{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+            with open(file, "rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def _validation_file(self) -> str | None:
+        """A folder of few text files can miss validation by chance: then the file with the lowest hash goes there."""
+        names = [name for name, file in self.files if not _is_jsonl(file)]
+        if self.validation == 0 or len(names) != len(self.files) or len(names) < 2:
+            return None
+        if any(split(name, self.validation) == "validation" for name in names):
+            return None
+        return min(names, key=_hash)
+
+    def _split(self, name: str) -> str:
+        return "validation" if name == self._forced else split(name, self.validation)
+
+    def _file(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
+        try:
+            if _is_jsonl(file):
+                yield from self._jsonl(name, file, skipped)
+            elif self.source == "stdlib":
+                yield from self._python(name, file, skipped)
+            elif len(self.files) == 1:
+                yield from self._one_file(name, file, skipped)
+            elif _is_binary(file):
+                skipped.add("binary files", str(file))
+            else:
+                where = self._split(name)
+                for n, (_, text) in enumerate(self._pieces(file, skipped)):
+                    yield Document(f"{name}#{n}" if n else name, text, where)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror or error}", str(file)) from error
+
+    def _python(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
+        try:
+            with tokenize.open(file) as content:  # obeys the encoding that the file declares
+                text = content.read()
+        except (SyntaxError, UnicodeDecodeError):
+            skipped.add("files of unknown encoding", str(file))
+            return
+        if text.strip():
+            yield Document(name, text, self._split(name))
+
+    def _one_file(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
+        """A single text file is split by position: its last part is held out."""
+        if _is_binary(file):
+            raise DataError("a binary file, not text", str(file), "give a text file, a .jsonl file or a folder")
+        size = file.stat().st_size
+        border = size - round(size * self.validation)
+        for n, (offset, text) in enumerate(self._pieces(file, skipped, border)):
+            yield Document(f"{name}#{n}" if n else name, text, "train" if offset < border else "validation")
+
+    def _pieces(self, file: Path, skipped: Skipped, border: int | None = None) -> Iterator[tuple[int, str]]:
+        """(offset, text) of pieces of about PIECE_BYTES, cut at line ends, one of which is the first after `border`."""
+        with open(file, "rb") as content:
+            offset = 0
+            while True:
+                size = PIECE_BYTES if border is None or offset >= border else min(PIECE_BYTES, border - offset)
+                piece = content.read(size)
+                if len(piece) == size:
+                    # To the end of the line, but a file without line ends must not come in whole.
+                    piece += content.readline(PIECE_BYTES)
+                    piece += _rest_of_character(content, piece)
+                if not piece:
+                    return
+                try:
+                    text = piece.decode("utf-8-sig" if offset == 0 else "utf-8")
+                except UnicodeDecodeError as error:
+                    if self.on_bad_line == "skip":
+                        skipped.add("files that are not UTF-8", str(file))
+                        return
+                    raise _not_utf8(error, file, offset, piece) from error
+                if text.strip():
+                    yield offset, text
+                offset += len(piece)
+
+    def _jsonl(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
+        for number, line in enumerate(_lines(file), 1):
+            if line.isspace():
+                continue
+            try:
+                text, identity = _text_of(line, self.text_field, f"{file}:{number}")
+            except DataError as error:
+                if self.on_bad_line == "skip":
+                    skipped.add("bad lines", f"{file}:{number}")
+                    continue
+                raise error
+            if text:
+                document = f"{name}:{number}"
+                yield Document(document, text, split(document if identity is None else identity, self.validation))
+
+
+def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]:
+    """The text of a JSONL line, and its `id` when it has one."""
+    if len(line) > LINE_LIMIT:
+        raise DataError(f"a line longer than {LINE_LIMIT // 2**20} MiB", where, _SKIP_HINT)
+    try:
+        entry = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, _UTF8_HINT) from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"not a JSON object: {error.msg} at column {error.colno}", where, _SKIP_HINT) from error
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"not a readable JSON object: {error}", where, _SKIP_HINT) from error
+    expected = f'expected {{"{text_field}": "..."}}; data.text_field names another field\n{_SKIP_HINT}'
+    if not isinstance(entry, dict):
+        raise DataError("not a JSON object", where, expected)
+    if text_field not in entry:
+        raise DataError(f"no field {text_field!r}; it has {', '.join(map(repr, entry)) or 'none'}", where, expected)
+    text = entry[text_field]
+    if not isinstance(text, str):
+        raise DataError(f"the field {text_field!r} is not a string", where, expected)
+    identity = entry.get("id")
+    return text, str(identity) if isinstance(identity, (str, int)) else None
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Lines of a plain, gzip or zstd file; one that is longer than LINE_LIMIT comes cut off there."""
+    try:
+        with open(file, "rb") as raw:
+            content: IO[bytes] = raw
+            if file.name.endswith(".gz"):
+                content = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
+            elif file.name.endswith(".zst"):
+                reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+                content = io.BufferedReader(reader)  # type: ignore[arg-type,assignment]
+            while line := content.readline(LINE_LIMIT + 1):
+                yield line
+                while len(line) > LINE_LIMIT and not line.endswith(b"\n") and line:
+                    line = content.readline(LINE_LIMIT + 1)
+    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise DataError(f"damaged compression: {error}", str(file)) from error
+
+
+def _rest_of_character(content: IO[bytes], piece: bytes) -> bytes:
+    """Up to three bytes that complete a UTF-8 character at the end of a piece cut without a line end."""
+    rest = b""
+    if not piece.endswith(b"\n"):
+        while len(rest) < 3 and (following := content.read(1)):
+            if following[0] & 0xC0 != 0x80:
+                content.seek(-1, os.SEEK_CUR)
+                break
+            rest += following
+    return rest
+
+
+def _not_utf8(error: UnicodeDecodeError, file: Path, offset: int, piece: bytes) -> DataError:
+    at = offset + error.start
+    with open(file, "rb") as content:
+        line = 1 + sum(block.count(b"\n") for block in _blocks(content, at))
+    return DataError(f"not UTF-8: byte 0x{piece[error.start]:02x} at offset {at:,}", f"{file}:{line}", _UTF8_HINT)
+
+
+def _blocks(content: IO[bytes], size: int) -> Iterator[bytes]:
+    while size > 0 and (block := content.read(min(size, 1 << 20))):
+        size -= len(block)
+        yield block
+
+
+def _is_jsonl(file: Path) -> bool:
+    return file.name.lower().endswith(_JSONL)
+
+
+def _is_binary(file: Path) -> bool:
+    with open(file, "rb") as content:
+        return b"\0" in content.read(8192)
+
+
+def _list(path: Path) -> list[tuple[str, Path]]:
+    """(name, file) of a file or of all files under a folder, sorted by name; hidden ones are left out."""
+    if path.is_file():
+        return [(path.name, path)]
+    if not path.is_dir():
+        raise DataError("no such file or folder", str(path), "data.source is stdlib, a text file, a .jsonl file or a folder")
+    found = []
+    for parent, folders, names in os.walk(path):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        files = [Path(parent) / name for name in names if not name.startswith(".")]
+        found += [(file.relative_to(path).as_posix(), file) for file in files if file.is_file()]
+    if not found:
+        raise DataError("this folder holds no files", str(path), "give a folder with text files")
+    return sorted(found)
+
+
+def _standard_library() -> list[tuple[str, Path]]:
+    """The running Python's own modules, tests and installed packages left out."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = sorted(folder for folder in folders if folder not in _TEST_FOLDERS and not folder.startswith("."))
+        files = [Path(parent) / name for name in names if name.endswith(".py")]
+        found += [(file.relative_to(root).as_posix(), file) for file in files]
+    if not found:
+        raise DataError("this Python has no standard library source files", str(root), "give another data.source")
+    return sorted(found)
+
+
+def _hash(name: str) -> float:
+    """In [0, 1)."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

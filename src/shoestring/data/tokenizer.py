@@ -1,0 +1,326 @@
+"""A tokenizer: text to ids and back, with its special tokens and chat template.
+
+Wraps the Rust `tokenizers` library and reads and writes the two files that Hugging Face tools share,
+`tokenizer.json` and `tokenizer_config.json`, without transformers. `encode` never adds special tokens by
+itself, and by default reads a special token's name in a text as plain text, so that a document cannot
+close a conversation.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from shoestring.core.errors import TokenizerError
+from shoestring.data.chat import render_chat
+
+_ROLES = ("bos_token", "eos_token", "pad_token")
+_EXTRA_LISTS = ("additional_special_tokens", "extra_special_tokens")
+# Of the tokens that separate documents in known families this one is used by all that have it.
+_SEPARATOR_NAME = "<|endoftext|>"
+
+
+class Tokenizer:
+    """`tokenizer.json` with the roles and the chat template that `tokenizer_config.json` gives it."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: dict[str, Any], chat_templates: dict[str, str]
+    ) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.config = config
+        self.chat_templates = chat_templates
+        self.bos_id = self._role_id("bos_token")
+        self.eos_id = self._role_id("eos_token")
+        self.pad_id = self._role_id("pad_token")
+        self._added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(i for i, token in self._added.items() if token.special)
+        # Whether special names in a text are recognised is a switch of the backend, not an argument of its encode.
+        self._switch = threading.Lock()
+        self._vocabulary_size: int | None = None
+        self._fingerprint: str | None = None
+        self._pieces: list[bytes] | None = None
+
+    @classmethod
+    def from_backend(
+        cls,
+        backend: tokenizers.Tokenizer,
+        bos: str | None = None,
+        eos: str | None = None,
+        pad: str | None = None,
+        chat_template: str | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> Tokenizer:
+        """Wrap a `tokenizers.Tokenizer`; bos, eos and pad are token strings. config: more of tokenizer_config.json."""
+        settings = dict(config or {})
+        settings.update({role: name for role, name in zip(_ROLES, (bos, eos, pad), strict=True) if name is not None})
+        return cls(backend, settings, {} if chat_template is None else {"default": chat_template})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read a tokenizer folder, or any model folder that has one inside. Raises TokenizerError."""
+        folder = Path(folder)
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise TokenizerError(
+                "no tokenizer.json in this folder", str(folder), "give a folder written by Hugging Face tools or by us"
+            )
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(f"not a readable tokenizer: {error}", str(file)) from error
+        config = _read_object(folder / "tokenizer_config.json")
+        for role, name in _read_object(folder / "special_tokens_map.json").items():
+            config.setdefault(role, name)
+        _add_missing_tokens(backend, config.pop("added_tokens_decoder", None), folder)
+        return cls(backend, config, _chat_templates(folder, config.pop("chat_template", None)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json so that `transformers.AutoTokenizer` reads the same."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {k: v for k, v in self.config.items() if k not in ("added_tokens_decoder", "auto_map", "tokenizer_file")}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config.setdefault("clean_up_tokenization_spaces", False)
+        if set(self.chat_templates) == {"default"}:
+            config["chat_template"] = self.chat_templates["default"]
+        elif self.chat_templates:
+            config["chat_template"] = [{"name": n, "template": t} for n, t in self.chat_templates.items()]
+        # A template file that stood here before would win over the one in the config.
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    # Text to ids and back
+
+    def encode(self, text: str, specials: bool = False) -> list[int]:
+        """Ids of a text. specials: whether names of special tokens in it become their ids."""
+        with self._switch:
+            self.backend.encode_special_tokens = not specials
+            return self.backend.encode(_scalars(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
+        """Ids of several texts, encoded on all cores."""
+        with self._switch:
+            self.backend.encode_special_tokens = not specials
+            encodings = self.backend.encode_batch_fast([_scalars(text) for text in texts], add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD. Raises TokenizerError for an id out of range."""
+        for i in ids:
+            self._check_id(i)
+        return self.backend.decode(list(ids), skip_special_tokens=skip_specials)
+
+    def stream(self, skip_specials: bool = True) -> DecodeStream:
+        """An incremental decoder."""
+        return DecodeStream(self, skip_specials)
+
+    # What it holds
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The largest id plus one: the rows that an embedding needs."""
+        if self._vocabulary_size is None:
+            self._vocabulary_size = max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return self._vocabulary_size
+
+    @property
+    def separator_id(self) -> int:
+        """The id that opens each document of a training stream. Raises TokenizerError when there is no such token."""
+        named = self.backend.token_to_id(_SEPARATOR_NAME)
+        for candidate in (named if named in self._special_ids else None, self.eos_id, self.bos_id):
+            if candidate is not None:
+                return candidate
+        raise TokenizerError(
+            "the tokenizer has no bos, eos or <|endoftext|> token to separate documents with",
+            hint="name one as eos_token in tokenizer_config.json",
+        )
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self._special_ids
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether its ids stand for bytes in GPT-2's alphabet."""
+        decoder = json.loads(self.backend.to_str())["decoder"] if self.backend.decoder is not None else None
+        if decoder is None:
+            return False
+        return any(d["type"] == "ByteLevel" for d in decoder.get("decoders", [decoder]))
+
+    def token_bytes(self) -> np.ndarray:
+        """int32 [V]: bytes of text that each id stands for; specials 0. Raises TokenizerError if not byte-level."""
+        return np.array([len(piece) for piece in self.pieces()], dtype=np.int32)
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of text of each id; empty for specials and unused ids. Raises TokenizerError if not byte-level."""
+        if self._pieces is None:
+            if not self.is_byte_level:
+                raise TokenizerError("this tokenizer is not byte-level, so its ids do not stand for bytes")
+            pieces = [b""] * self.vocabulary_size
+            for token, i in self.backend.get_vocab(with_added_tokens=True).items():
+                if i in self._special_ids:
+                    continue
+                # An added token is matched in the text as it is written, not in the byte alphabet.
+                pieces[i] = token.encode() if i in self._added else _to_bytes(token)
+            self._pieces = pieces
+        return self._pieces
+
+    def fingerprint(self) -> str:
+        """SHA-256 of tokenizer.json in canonical form: equal for tokenizers that give equal ids."""
+        if self._fingerprint is None:
+            content = json.loads(self.backend.to_str())
+            canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+            self._fingerprint = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+        return self._fingerprint
+
+    # Chat
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.chat_templates.get("default")
+
+    def render_chat(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None = None, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The conversation as the model reads it; encode it with specials=True. Raises TokenizerError."""
+        template = self.chat_template
+        if tools and "tool_use" in self.chat_templates:
+            template = self.chat_templates["tool_use"]
+        if template is None:
+            raise TokenizerError("this tokenizer has no chat template", hint="use a plain prompt, or an instruct model")
+        names = {key: _content(value) for key, value in self.config.items() if key.endswith("_token")}
+        named = {key: name for key, name in names.items() if name is not None}
+        return render_chat(template, messages, tools, add_generation_prompt, **{**named, **variables})
+
+    def _role_id(self, role: str) -> int | None:
+        name = _content(self.config.get(role))
+        if name is None:
+            return None
+        i = self.backend.token_to_id(name)
+        if i is None:
+            raise TokenizerError(f"{role} {name!r} is not in the vocabulary", "tokenizer_config.json")
+        return i
+
+    def _check_id(self, i: int) -> None:
+        if not 0 <= i < self.vocabulary_size:
+            raise TokenizerError(f"token id {i} is outside the vocabulary of {self.vocabulary_size:,}")
+
+
+class DecodeStream:
+    """Text as ids arrive: `add` returns what is certain, and never half a UTF-8 character."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_specials: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_specials
+        self._byte_level = tokenizer.is_byte_level
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def add(self, i: int) -> str:
+        """The text that id i completes; may be empty."""
+        self._tokenizer._check_id(i)
+        if not self._byte_level:
+            # Such decoders look at neighbouring tokens: decode all again, hold back what may still change.
+            self._ids.append(i)
+            return self._grow(self._tokenizer.decode(self._ids, self._skip).rstrip("\ufffd"))
+        if i in self._tokenizer.special_ids:
+            if self._skip:
+                return ""
+            return self._utf8.decode(self._tokenizer._added[i].content.encode())
+        return self._utf8.decode(self._tokenizer.pieces()[i])
+
+    def finish(self) -> str:
+        """What was held back; half a character becomes U+FFFD."""
+        if self._byte_level:
+            return self._utf8.decode(b"", final=True)
+        return self._grow(self._tokenizer.decode(self._ids, self._skip))
+
+    def _grow(self, text: str) -> str:
+        new = text[len(self._shown) :] if text.startswith(self._shown) else ""
+        self._shown += new
+        return new
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for each byte, as character -> byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update({chr(256 + n): byte for n, byte in enumerate(others)})
+    return alphabet
+
+
+_BYTES = byte_alphabet()
+
+
+def _to_bytes(token: str) -> bytes:
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:
+        return token.encode()  # what the ByteLevel decoder does with a token outside its alphabet
+
+
+def _scalars(text: str) -> str:
+    """Lone surrogates (broken JSON escapes) cannot be passed to Rust: they become U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _content(token: Any) -> str | None:
+    """A token given as a string or as an AddedToken dictionary."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TokenizerError(f"not valid JSON: {error}", str(file)) from error
+    if not isinstance(content, dict):
+        raise TokenizerError("not a JSON object", str(file))
+    return content
+
+
+def _add_missing_tokens(backend: tokenizers.Tokenizer, added: Any, folder: Path) -> None:
+    """Tokens that only tokenizer_config.json lists (added_tokens_decoder: id -> AddedToken)."""
+    if not isinstance(added, dict):
+        return
+    for key, token in sorted(added.items(), key=lambda item: int(item[0])):
+        if backend.token_to_id(token["content"]) is not None:
+            continue
+        options = {k: token[k] for k in ("single_word", "lstrip", "rstrip", "normalized", "special") if k in token}
+        backend.add_tokens([tokenizers.AddedToken(token["content"], **options)])
+        if backend.token_to_id(token["content"]) != int(key):
+            raise TokenizerError(
+                f"added token {token['content']!r} cannot have the id {key}", str(folder / "tokenizer_config.json")
+            )
+
+
+def _chat_templates(folder: Path, configured: Any) -> dict[str, str]:
+    """Templates by name: from chat_template.jinja (newer transformers), else from the config (one, or a named list)."""
+    templates: dict[str, str] = {}
+    if isinstance(configured, str):
+        templates["default"] = configured
+    elif isinstance(configured, list):
+        templates = {entry["name"]: entry["template"] for entry in configured}
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        templates["default"] = file.read_text(encoding="utf-8")
+    for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        templates[extra.stem] = extra.read_text(encoding="utf-8")
+    return templates
