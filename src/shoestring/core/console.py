@@ -1,7 +1,8 @@
 """The two consoles: results go to stdout (`out`), progress and errors to stderr (`err`).
 
-Rich turns colour off for pipes and `NO_COLOR` by itself. Both consoles are made on first use, and without automatic
-highlighting or markup: what we print are paths, numbers and model text, in which square brackets mean themselves.
+Rich turns colour off for pipes and `NO_COLOR` by itself. Both consoles are made on first use, and without
+automatic highlighting or markup: what we print are paths, numbers and model text, in which square brackets
+mean themselves.
 """
 
 from __future__ import annotations
@@ -28,12 +29,17 @@ def __getattr__(name: str) -> Any:
     if name not in _consoles:
         from rich.console import Console
 
-        _consoles[name] = Console(stderr=name == "err", highlight=False, markup=False, emoji=False, soft_wrap=True)
+        _consoles[name] = Console(
+            stderr=name == "err", highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
     return _consoles[name]
 
 
 def progress(transient: bool = True) -> Progress:
-    """A progress display on stderr: description, bar, count, time left. Silent when stderr is not a terminal."""
+    """A progress display on stderr: description, bar, count, time left.
+
+    Silent when stderr is not a terminal.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = __getattr__("err")
@@ -49,7 +55,10 @@ def progress(transient: bool = True) -> Progress:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> Table:
-    """A plain table without borders; columns named in `right` are right-aligned. Print it with `out.print`."""
+    """A plain table without borders; columns named in `right` are right-aligned.
+
+    Print it with `out.print`.
+    """
     from rich.table import Table
     from rich.text import Text
 

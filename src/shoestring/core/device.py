@@ -18,7 +18,10 @@ _DTYPES = {
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """The torch device for "auto", "cpu", "cuda", "cuda:1" or "mps". Raises ConfigError if unknown or absent here."""
+    """The torch device for "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Raises ConfigError if unknown or absent here.
+    """
     if isinstance(name, torch.device):
         return name
     if name == "auto":
@@ -30,11 +33,17 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         raise ConfigError(f"unknown device {name!r}", hint="expected one of: auto, cpu, cuda, cuda:N, mps")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError("device cuda is not usable with this torch build and machine", hint="use cpu or auto")
+            raise ConfigError(
+                "device cuda is not usable with this torch build and machine", hint="use cpu or auto"
+            )
         if index and int(index) >= torch.cuda.device_count():
-            raise ConfigError(f"device {name} does not exist: this machine has {torch.cuda.device_count()} GPU(s)")
+            raise ConfigError(
+                f"device {name} does not exist: this machine has {torch.cuda.device_count()} GPU(s)"
+            )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device mps is not usable with this torch build and machine", hint="use cpu or auto")
+        raise ConfigError(
+            "device mps is not usable with this torch build and machine", hint="use cpu or auto"
+        )
     return torch.device(name)
 
 

@@ -1,9 +1,10 @@
 """Files and folders that appear whole or not at all, whatever instant the process is killed at.
 
-Everything is written to a temporary sibling (same disk), flushed to the disk, then renamed. A folder that replaces
-another is exchanged with it in one system call where there is one (Linux renameat2, macOS renamex_np); elsewhere the old
-one is moved aside first and `recover_folder` brings it back if the process died in between. Temporaries carry the
-host and process id of their writer, so those of dead processes are recognised and removed.
+Everything is written to a temporary sibling (same disk), flushed to the disk, then renamed. A folder that
+replaces another is exchanged with it in one system call where there is one (Linux renameat2, macOS
+renamex_np); elsewhere the old one is moved aside first and `recover_folder` brings it back if the process
+died in between. Temporaries carry the host and process id of their writer, so those of dead processes are
+recognised and removed.
 """
 
 from __future__ import annotations
@@ -25,13 +26,20 @@ from typing import IO, Any
 
 from shoestring.core.errors import RunError, ShoestringError
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})\.(?P<kind>tmp|old)")
-_FOREIGN_AGE = 7 * 86400.0  # temporaries of other hosts (a shared disk, a past container) are stale after a week
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})\.(?P<kind>tmp|old)"
+)
+_FOREIGN_AGE = (
+    7 * 86400.0
+)  # temporaries of other hosts (a shared disk, a past container) are stale after a week
 _live_tokens: set[str] = set()
 
 
 def cache_dir() -> Path:
-    """The folder for what can be fetched or measured again: SHOESTRING_CACHE, else the system's place for caches."""
+    """The folder for what can be fetched or measured again:
+
+    SHOESTRING_CACHE, else the system's place for caches.
+    """
     if own := os.environ.get("SHOESTRING_CACHE"):
         folder = Path(own).expanduser()
     elif xdg := os.environ.get("XDG_CACHE_HOME"):
@@ -51,7 +59,8 @@ def cache_dir() -> Path:
 def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None) -> Iterator[IO[Any]]:
     """Open a file for writing ("w" text in UTF-8, "wb" bytes) that takes `path`'s place when the block ends well.
 
-    If the block raises, or the process dies, `path` is as it was. Raises RunError when the disk is full or read-only.
+    If the block raises, or the process dies, `path` is as it was. Raises RunError when the disk is full or
+    read-only.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"atomic_write writes whole files: mode must be 'w' or 'wb', not {mode!r}")
@@ -77,9 +86,10 @@ def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None)
 def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder to fill, which becomes `path` when the block ends well.
 
-    replace: an existing, non-empty folder at `path` is exchanged for the new one and then deleted; without it such a folder is
-    an error before any work. Killed at any instant, `path` is either the old folder or the new one, whole (where the
-    system cannot exchange folders, after `recover_folder`). Raises RunError when the disk is full or read-only.
+    replace: an existing, non-empty folder at `path` is exchanged for the new one and then deleted; without it
+    such a folder is an error before any work. Killed at any instant, `path` is either the old folder or the
+    new one, whole (where the system cannot exchange folders, after `recover_folder`). Raises RunError when
+    the disk is full or read-only.
     """
     path = Path(os.path.abspath(path))
     with _clear_errors(path):
@@ -105,13 +115,18 @@ def recover_folder(path: str | Path) -> None:
     path = Path(os.path.abspath(path))
     if path.exists() or not path.parent.is_dir():
         return
-    moved = [found for found, match in _temporaries(path) if match["kind"] == "old" and _is_stale(found, match)]
+    moved = [
+        found for found, match in _temporaries(path) if match["kind"] == "old" and _is_stale(found, match)
+    ]
     if moved:
         os.rename(max(moved, key=lambda folder: folder.stat().st_mtime), path)
 
 
 def remove_stale(path: str | Path) -> None:
-    """Delete what dead processes left behind while they wrote `path`. An old folder goes only once `path` exists."""
+    """Delete what dead processes left behind while they wrote `path`.
+
+    An old folder goes only once `path` exists.
+    """
     path = Path(path)
     for found, match in _temporaries(path):
         if _is_stale(found, match) and (match["kind"] == "tmp" or path.exists()):
@@ -124,7 +139,8 @@ def remove_stale(path: str | Path) -> None:
 def replace_symlink_or_pointer(link: str | Path, target: str) -> None:
     """Make `link` (such as OUT/latest) name its sibling `target`, atomically.
 
-    A relative symlink where the system allows one; otherwise (Windows without the privilege) a text file that holds the name.
+    A relative symlink where the system allows one; otherwise (Windows without the privilege) a text file that
+    holds the name.
     """
     link = Path(link)
     with _clear_errors(link):
@@ -145,7 +161,10 @@ def replace_symlink_or_pointer(link: str | Path, target: str) -> None:
 
 
 def resolve_pointer(link: str | Path) -> Path:
-    """The path that `replace_symlink_or_pointer` made `link` name; `link` itself if it is an ordinary path."""
+    """The path that `replace_symlink_or_pointer` made `link` name;
+
+    `link` itself if it is an ordinary path.
+    """
     link = Path(link)
     if link.is_symlink():
         return link.parent / os.readlink(link)
@@ -185,7 +204,7 @@ def process_alive(pid: int) -> bool:
     return True
 
 
-# --- temporaries -----------------------------------------------------------------------------------------------------
+# --- temporaries --------------------------------------------------------------------------------------------
 
 
 def _host() -> str:
@@ -225,20 +244,32 @@ def _is_stale(found: Path, match: re.Match[str]) -> bool:
     return not process_alive(pid)
 
 
-# --- renaming and flushing -------------------------------------------------------------------------------------------
+# --- renaming and flushing ----------------------------------------------------------------------------------
 
 
 def _check_replaceable(path: Path, replace: bool) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise RunError("this is a file, and a folder is to be written there", where=str(path), hint="choose another --out")
+        raise RunError(
+            "this is a file, and a folder is to be written there",
+            where=str(path),
+            hint="choose another --out",
+        )
     if not any(path.iterdir()):
         return
     if not replace:
-        raise RunError("this folder exists and is not empty", where=str(path), hint="choose another --out, or remove it first")
+        raise RunError(
+            "this folder exists and is not empty",
+            where=str(path),
+            hint="choose another --out, or remove it first",
+        )
     if Path.cwd().is_relative_to(path) or Path.home().is_relative_to(path):
-        raise RunError("this folder would be replaced as a whole, and you are in it", where=str(path), hint="choose another --out")
+        raise RunError(
+            "this folder would be replaced as a whole, and you are in it",
+            where=str(path),
+            hint="choose another --out",
+        )
 
 
 def _put_in_place(new: Path, path: Path) -> None:
@@ -297,7 +328,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# --- clear errors ----------------------------------------------------------------------------------------------------
+# --- clear errors -------------------------------------------------------------------------------------------
 
 _FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 _FULL_OR_READ_ONLY = _FULL | {errno.EROFS}
@@ -316,13 +347,21 @@ def _clear_errors(path: Path) -> Iterator[None]:
         found = re.search(r"\(os error (\d+)\)", str(error)) if number is None else None
         number = int(found.group(1)) if found else number
         if number in _FULL:
-            raise RunError("the disk is full; nothing was changed", where=str(path), hint=_free_hint(path)) from error
+            raise RunError(
+                "the disk is full; nothing was changed", where=str(path), hint=_free_hint(path)
+            ) from error
         if number == errno.EROFS:
             raise RunError("the disk is read-only", where=str(path), hint="choose another --out") from error
         if isinstance(error, OSError) and number in (errno.EACCES, errno.EPERM) and _concerns(error, path):
-            raise RunError("no permission to write here", where=str(path), hint="choose another --out") from error
-        if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and _concerns(error, path):
-            raise RunError(f"cannot write here: {error.strerror}", where=str(path), hint="choose another --out") from error
+            raise RunError(
+                "no permission to write here", where=str(path), hint="choose another --out"
+            ) from error
+        if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and _concerns(
+            error, path
+        ):
+            raise RunError(
+                f"cannot write here: {error.strerror}", where=str(path), hint="choose another --out"
+            ) from error
         raise
 
 
@@ -332,7 +371,11 @@ def _concerns(error: OSError, path: Path) -> bool:
         if isinstance(name, (str, os.PathLike)):
             failed, parent = Path(os.path.abspath(name)), Path(os.path.abspath(path)).parent
             match = _TEMPORARY.fullmatch(failed.name)
-            if failed == parent / path.name or parent.is_relative_to(failed) or (match and match["name"] == path.name):
+            if (
+                failed == parent / path.name
+                or parent.is_relative_to(failed)
+                or (match and match["name"] == path.name)
+            ):
                 return True
     return False
 

@@ -1,8 +1,9 @@
 """What this machine can do, measured: matrix throughput, memory bandwidth, disk speed, and the process's own memory.
 
-Peaks are the ceilings that progress lines and plans compare with, so they are measured with the same library that
-trains (torch's matmul), not read from a data sheet; the median of several rounds, cached per CPU, threads and torch.
-Memory of the process is what the kernel counts: VmHWM and VmRSS of /proc, elsewhere the nearest thing there is.
+Peaks are the ceilings that progress lines and plans compare with, so they are measured with the same library
+that trains (torch's matmul), not read from a data sheet; the median of several rounds, cached per CPU,
+threads and torch. Memory of the process is what the kernel counts: VmHWM and VmRSS of /proc, elsewhere the
+nearest thing there is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# --- memory of this process and machine, in bytes ---------------------------------------------------------------------
+# --- memory of this process and machine, in bytes -----------------------------------------------------------
 
 
 def peak_rss_bytes() -> int:
@@ -42,7 +43,10 @@ def peak_rss_bytes() -> int:
 
 
 def rss_bytes() -> int:
-    """The resident set now (VmRSS), in bytes. Where the system offers no cheap way (macOS), the peak so far."""
+    """The resident set now (VmRSS), in bytes.
+
+    Where the system offers no cheap way (macOS), the peak so far.
+    """
     if sys.platform == "win32":
         return _windows_memory()["WorkingSetSize"]
     found = _status_field("VmRSS")
@@ -50,7 +54,10 @@ def rss_bytes() -> int:
 
 
 def total_memory_bytes() -> int:
-    """The memory this process may use: the machine's, or its container's limit (cgroup v2 or v1) if that is less."""
+    """The memory this process may use:
+
+    the machine's, or its container's limit (cgroup v2 or v1) if that is less.
+    """
     if sys.platform == "win32":
         return _windows_total_memory()
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -97,7 +104,15 @@ def _windows_total_memory() -> int:
     class Status(ctypes.Structure):  # MEMORYSTATUSEX of sysinfoapi.h
         _fields_ = [("dwLength", ctypes.c_ulong), ("dwMemoryLoad", ctypes.c_ulong)] + [
             (name, ctypes.c_ulonglong)
-            for name in ("TotalPhys", "AvailPhys", "TotalPageFile", "AvailPageFile", "TotalVirtual", "AvailVirtual", "Extended")
+            for name in (
+                "TotalPhys",
+                "AvailPhys",
+                "TotalPageFile",
+                "AvailPageFile",
+                "TotalVirtual",
+                "AvailVirtual",
+                "Extended",
+            )
         ]
 
     windows: Any = vars(ctypes)["windll"]
@@ -106,7 +121,7 @@ def _windows_total_memory() -> int:
     return status.TotalPhys
 
 
-# --- the processor ----------------------------------------------------------------------------------------------------
+# --- the processor ------------------------------------------------------------------------------------------
 
 
 def cpu_model() -> str:
@@ -131,7 +146,8 @@ def cpu_count() -> int:
 def matrix_peak(dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> float:
     """FLOP/s of square matrix products in `dtype` on `device`: the median of at least 5 rounds, about 0.3 s once.
 
-    2 n^3 operations for n x n by n x n. Cached in cache_dir()/machine.json under CPU model, threads and torch version.
+    2 n^3 operations for n x n by n x n. Cached in cache_dir()/machine.json under CPU model, threads and torch
+    version.
     """
     import torch
 
@@ -159,13 +175,18 @@ def _measure_matrix_peak(dtype: torch.dtype, device: torch.device, seconds: floa
         torch.mm(left, right, out=product)
         _synchronize(device)
         rates.append(2 * size**3 / (time.perf_counter() - before))
-        if len(rates) == 2 and time.perf_counter() - start > 4 * seconds:  # a format this processor emulates slowly
+        if (
+            len(rates) == 2 and time.perf_counter() - start > 4 * seconds
+        ):  # a format this processor emulates slowly
             break
     return statistics.median(rates)
 
 
 def memory_bandwidth() -> float:
-    """Bytes per second of reading memory: the sum of a float32 array of 256 MB, median of 5. Cached like the matrix peak."""
+    """Bytes per second of reading memory: the sum of a float32 array of 256 MB, median of 5.
+
+    Cached like the matrix peak.
+    """
     import torch
 
     key = f"memory_bandwidth {cpu_model()} | {torch.get_num_threads()} threads | torch {torch.__version__}"
@@ -187,7 +208,8 @@ def _measure_memory_bandwidth(count: int = 64_000_000) -> float:
 def disk_read_speed(folder: str | Path | None = None, size: int = 128_000_000) -> float:
     """Bytes per second of reading a fresh file of `size` bytes in `folder` (default: the cache's disk), once through.
 
-    The file is dropped from the page cache first where the system can (Linux); elsewhere this is an upper bound.
+    The file is dropped from the page cache first where the system can (Linux); elsewhere this is an upper
+    bound.
     """
     block = os.urandom(1 << 20)
     with tempfile.NamedTemporaryFile(dir=folder or cache_dir(), prefix=".disk-speed-") as file:
@@ -220,7 +242,10 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _cached(key: str, measure: Any) -> float:
-    """The figure under `key` in machine.json, measured if absent. An unreadable or unwritable cache only costs time."""
+    """The figure under `key` in machine.json, measured if absent.
+
+    An unreadable or unwritable cache only costs time.
+    """
     try:
         path = cache_dir() / "machine.json"
         known = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """Random numbers that depend on a seed and a name, and on nothing else.
 
-`generator(seed, "init", 3)` gives the same stream whatever ran before it, so adding a consumer of randomness does not
-shift the others. The global states are handed to the trainer as tensors, because checkpoints hold tensors and JSON only.
-Source of the derivation: SHA-256 of the seed and the stream's name, first 8 bytes.
+`generator(seed, "init", 3)` gives the same stream whatever ran before it, so adding a consumer of randomness
+does not shift the others. The global states are handed to the trainer as tensors, because checkpoints hold
+tensors and JSON only. Source of the derivation: SHA-256 of the seed and the stream's name, first 8 bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def rng_state() -> dict[str, torch.Tensor]:
         "python": torch.tensor(words, dtype=torch.int64),
         "python_gauss": spare,
         "numpy": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-        "numpy_position": torch.tensor([numpy_state["state"]["pos"], numpy_state["has_gauss"]], dtype=torch.int64),
+        "numpy_position": torch.tensor(
+            [numpy_state["state"]["pos"], numpy_state["has_gauss"]], dtype=torch.int64
+        ),
         "numpy_gauss": torch.tensor([numpy_state["gauss"]], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }

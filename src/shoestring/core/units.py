@@ -1,7 +1,7 @@
 """Units that people type: bytes ("4GB"), durations ("1h30m") and the way back to short text.
 
-MB is 10^6 bytes and MiB is 2^20, as IEC 80000-13 says: budgets are compared with /proc, which counts exactly, so the
-difference of 5 to 10 percent matters. `Bytes` and `Seconds` are the pydantic types for recipe fields.
+MB is 10^6 bytes and MiB is 2^20, as IEC 80000-13 says: budgets are compared with /proc, which counts exactly,
+so the difference of 5 to 10 percent matters. `Bytes` and `Seconds` are the pydantic types for recipe fields.
 """
 
 from __future__ import annotations
@@ -24,20 +24,35 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|min|sec|d|h|m|s)")
 
 
 def parse_bytes(value: str | int | float) -> int:
-    """Bytes in "4GB", "512 MiB", "1.5g" or a bare number. Raises ConfigError for anything else, negatives included."""
+    """Bytes in "4GB", "512 MiB", "1.5g" or a bare number.
+
+    Raises ConfigError for anything else, negatives included.
+    """
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-zA-Z]*)\s*", value)
         unit = _BYTE_UNITS.get(match.group(2).lower()) if match else None
         if match is None or unit is None:
-            raise ConfigError(f"{value!r} is not a size in bytes", hint='write it like "4GB", "600MB" or "512MiB"')
+            raise ConfigError(
+                f"{value!r} is not a size in bytes", hint='write it like "4GB", "600MB" or "512MiB"'
+            )
         return round(float(match.group(1)) * unit) if "." in match.group(1) else int(match.group(1)) * unit
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise ConfigError(f"{value!r} is not a size in bytes", hint='write it like "4GB", "600MB" or "512MiB"')
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        raise ConfigError(
+            f"{value!r} is not a size in bytes", hint='write it like "4GB", "600MB" or "512MiB"'
+        )
     return int(value)
 
 
 def parse_seconds(value: str | int | float) -> float:
-    """Seconds in "3h", "2m", "90s", "1h30m", "1.5h" or a bare number. Raises ConfigError for anything else."""
+    """Seconds in "3h", "2m", "90s", "1h30m", "1.5h" or a bare number.
+
+    Raises ConfigError for anything else.
+    """
     if isinstance(value, str):
         text = value.strip().lower().replace(" ", "")
         if re.fullmatch(r"\d+(?:\.\d+)?", text):
@@ -46,7 +61,12 @@ def parse_seconds(value: str | int | float) -> float:
         if parts and "".join(number + unit for number, unit in parts) == text:
             return sum(float(number) * _SECOND_UNITS[unit] for number, unit in parts)
         raise ConfigError(f"{value!r} is not a duration", hint='write it like "2m", "90s", "3h" or "1h30m"')
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value < 0
+    ):
         raise ConfigError(f"{value!r} is not a duration", hint='write it like "2m", "90s", "3h" or "1h30m"')
     return float(value)
 
@@ -79,7 +99,12 @@ def format_seconds(seconds: float) -> str:
 def format_count(count: int | float) -> str:
     """A count in short form: 41230 -> "41k", 2900000 -> "2.9M", 812 -> "812"."""
     size = abs(count)
-    for limit, unit, suffix in ((999.5, 1, ""), (999.5e3, 1e3, "k"), (999.5e6, 1e6, "M"), (999.5e9, 1e9, "B")):
+    for limit, unit, suffix in (
+        (999.5, 1, ""),
+        (999.5e3, 1e3, "k"),
+        (999.5e6, 1e6, "M"),
+        (999.5e9, 1e9, "B"),
+    ):
         if size < limit:
             return f"{count:.0f}" if not suffix else f"{_digits(count / unit)}{suffix}"
     return f"{_digits(count / 1e12)}T"
