@@ -57,7 +57,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None) -> Iterator[IO[Any]]:
-    """Open a file for writing ("w" text in UTF-8, "wb" bytes) that takes `path`'s place when the block ends well.
+    """Open a file ("w" UTF-8 text, "wb" bytes) that takes `path`'s place when the block ends well.
 
     If the block raises, or the process dies, `path` is as it was. Raises RunError when the disk is full or
     read-only.
@@ -111,7 +111,7 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
 
 
 def recover_folder(path: str | Path) -> None:
-    """Bring back the old folder if a process died between moving it aside and putting the new one in its place."""
+    """Bring back the old folder if a process died between moving it aside and putting the new one there."""
     path = Path(os.path.abspath(path))
     if path.exists() or not path.parent.is_dir():
         return
@@ -343,7 +343,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        # safetensors writes from Rust and reports in words: "I/O error: No space left on device (os error 28)"
+        # safetensors writes from Rust and reports in words: "No space left on device (os error 28)"
         found = re.search(r"\(os error (\d+)\)", str(error)) if number is None else None
         number = int(found.group(1)) if found else number
         if number in _FULL:
@@ -366,7 +366,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 def _concerns(error: OSError, path: Path) -> bool:
-    """Whether the error is about `path`, its temporary sibling or a folder above, not about some input of the caller."""
+    """Whether the error is about `path`, its temporary sibling or a folder above, not some input of the caller."""
     for name in (error.filename, error.filename2):
         if isinstance(name, (str, os.PathLike)):
             failed, parent = Path(os.path.abspath(name)), Path(os.path.abspath(path)).parent

@@ -1,4 +1,4 @@
-"""What this machine can do, measured: matrix throughput, memory bandwidth, disk speed, and the process's own memory.
+"""What this machine can do, measured: matrix products, memory bandwidth, disk speed; and this process's memory.
 
 Peaks are the ceilings that progress lines and plans compare with, so they are measured with the same library
 that trains (torch's matmul), not read from a data sheet; the median of several rounds, cached per CPU,
@@ -144,7 +144,7 @@ def cpu_count() -> int:
 
 
 def matrix_peak(dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> float:
-    """FLOP/s of square matrix products in `dtype` on `device`: the median of at least 5 rounds, about 0.3 s once.
+    """FLOP/s of square matrix products in `dtype` on `device`: the median of many rounds, about 0.3 s once.
 
     2 n^3 operations for n x n by n x n. Cached in cache_dir()/machine.json under CPU model, threads and torch
     version.
@@ -156,7 +156,8 @@ def matrix_peak(dtype: str | torch.dtype = "float32", device: str | torch.device
     dtype, device = resolve_dtype(dtype), resolve_device(device)
     name = cpu_model() if device.type == "cpu" else _device_name(device)
     threads = torch.get_num_threads() if device.type == "cpu" else 0
-    key = f"matrix_peak {name} | {threads} threads | torch {torch.__version__} | {str(dtype).removeprefix('torch.')}"
+    form = str(dtype).removeprefix("torch.")
+    key = f"matrix_peak {name} | {threads} threads | torch {torch.__version__} | {form}"
     return _cached(key, lambda: _measure_matrix_peak(dtype, device))
 
 
@@ -206,7 +207,7 @@ def _measure_memory_bandwidth(count: int = 64_000_000) -> float:
 
 
 def disk_read_speed(folder: str | Path | None = None, size: int = 128_000_000) -> float:
-    """Bytes per second of reading a fresh file of `size` bytes in `folder` (default: the cache's disk), once through.
+    """Bytes per second of reading a fresh file of `size` bytes in `folder` (default: the cache's disk).
 
     The file is dropped from the page cache first where the system can (Linux); elsewhere this is an upper
     bound.
