@@ -42,10 +42,17 @@ def render_chat(
     variables = {"documents": None, **variables}
     try:
         compiled = environment.from_string(_metered(environment.parse(template)))
-        values = {**variables, "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        values = {
+            **variables,
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
         return "".join(compiled.generate(**values))
     except jinja2.TemplateSyntaxError as error:
-        raise TokenizerError(f"the chat template is broken at its line {error.lineno}: {error.message}") from error
+        raise TokenizerError(
+            f"the chat template is broken at its line {error.lineno}: {error.message}"
+        ) from error
     except _TooMuch as error:
         raise TokenizerError(f"the chat template was stopped: {error}") from error
     except jinja2.TemplateError as error:
@@ -204,7 +211,9 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own tojson escapes HTML, which no model was trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> None:

@@ -33,8 +33,16 @@ class DataConfig(Config):
         default_factory=NewTokenizerConfig,  # type: ignore[arg-type]
         description="{vocabulary: N} trains one; a model or tokenizer folder lends its own",
     )
-    validation: float = Field(0.05, ge=0, lt=1, description="share of the documents held out, chosen by a hash of their names")
-    on_bad_line: Literal["stop", "skip"] = Field("stop", description="what to do with text that cannot be read; skip counts")
-    separate_documents: bool = Field(True, description="documents packed into one sequence do not see each other")
-    shard_tokens: int = Field(2**26, ge=1, description="tokens in a shard file, at least; the last document is kept whole")
+    validation: float = Field(
+        0.05, ge=0, lt=1, description="share of the documents held out, chosen by a hash of their names"
+    )
+    on_bad_line: Literal["stop", "skip"] = Field(
+        "stop", description="what to do with text that cannot be read; skip counts"
+    )
+    separate_documents: bool = Field(
+        True, description="documents packed into one sequence do not see each other"
+    )
+    shard_tokens: int = Field(
+        2**26, ge=1, description="tokens in a shard file, at least; the last document is kept whole"
+    )
     prefetch: int = Field(2, ge=0, le=64, description="batches made ahead by a thread")

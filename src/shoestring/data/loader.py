@@ -113,7 +113,9 @@ class PackedLoader:
     def _stream(self, epoch: int) -> _Stream:
         if epoch not in self._streams:
             self._streams = {e: s for e, s in self._streams.items() if e == epoch - 1}
-            self._streams[epoch] = _Stream(self._documents, _permutation(self._seed, epoch, self._documents.count))
+            self._streams[epoch] = _Stream(
+                self._documents, _permutation(self._seed, epoch, self._documents.count)
+            )
         return self._streams[epoch]
 
 
@@ -199,7 +201,9 @@ class _Stream:
             document, begin = self._order[n], int(begins[n])
             low, high = max(position, begin), min(end, int(begins[n + 1]))
             source = int(documents.start[document]) - begin
-            tokens[low - position : high - position] = documents.data[documents.shard[document]][source + low : source + high]
+            tokens[low - position : high - position] = documents.data[documents.shard[document]][
+                source + low : source + high
+            ]
             starts[low - position] |= low == begin
         filled = end - position
         if filled < len(tokens):
@@ -209,7 +213,9 @@ class _Stream:
         return filled
 
 
-def _to_batch(tokens: np.ndarray, starts: np.ndarray, separate: bool, used: np.ndarray | None = None) -> Batch:
+def _to_batch(
+    tokens: np.ndarray, starts: np.ndarray, separate: bool, used: np.ndarray | None = None
+) -> Batch:
     """tokens, starts [B, T + 1] -> Batch [B, T]. used [B]: labels in each row, the rest is padding."""
     rows, length = tokens.shape[0], tokens.shape[1] - 1
     labels = tokens[:, 1:]

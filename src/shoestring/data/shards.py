@@ -64,7 +64,9 @@ class ShardFolder:
         self.dtype = np.dtype(self.index["dtype"]).newbyteorder("<")
         self.separator_id = int(self.index["separator"])
         self.vocabulary_size = int(self.index["vocabulary"])
-        self.shards = [Shard(**{key: entry[key] for key in Shard.__annotations__}) for entry in self.index["shards"]]
+        self.shards = [
+            Shard(**{key: entry[key] for key in Shard.__annotations__}) for entry in self.index["shards"]
+        ]
         for shard in self.shards:
             sizes = (shard.tokens * self.dtype.itemsize, 2 * (shard.documents + 1) * 8)
             for name, size in zip(shard.files, sizes, strict=True):
@@ -104,7 +106,9 @@ class ShardFolder:
         offsets = _map(self.folder / shard.files[1], np.dtype("<i8")).reshape(2, shard.documents + 1)
         whole = offsets[:, 0].any() or offsets[:, -1].tolist() != [shard.tokens, shard.bytes]
         if whole or (np.diff(offsets[0]) < 1).any() or (np.diff(offsets[1]) < 0).any():
-            raise DataError("the document offsets are damaged", str(self.folder / shard.files[1]), "prepare again")
+            raise DataError(
+                "the document offsets are damaged", str(self.folder / shard.files[1]), "prepare again"
+            )
         return offsets
 
     def documents_of(self, split: str) -> Iterator[ShardDocument]:
@@ -120,9 +124,13 @@ class ShardFolder:
         for shard in self.shards:
             for name, expected in zip(shard.files, (shard.sha256, shard.offsets_sha256), strict=True):
                 if sha256_file(self.folder / name) != expected:
-                    raise DataError("the checksum is wrong: the file is damaged", str(self.folder / name), "prepare again")
+                    raise DataError(
+                        "the checksum is wrong: the file is damaged", str(self.folder / name), "prepare again"
+                    )
         if self.tokenizer.fingerprint() != self.tokenizer_fingerprint:
-            raise DataError("the tokenizer is not the one that made these shards", str(self.folder / "tokenizer"))
+            raise DataError(
+                "the tokenizer is not the one that made these shards", str(self.folder / "tokenizer")
+            )
 
 
 def check_size(file: Path, size: int) -> None:
@@ -131,7 +139,9 @@ def check_size(file: Path, size: int) -> None:
         raise DataError("this file of the shards is missing", str(file), "prepare again")
     actual = file.stat().st_size
     if actual != size:
-        raise DataError(f"truncated or damaged: {actual:,} bytes instead of {size:,}", str(file), "prepare again")
+        raise DataError(
+            f"truncated or damaged: {actual:,} bytes instead of {size:,}", str(file), "prepare again"
+        )
 
 
 def is_shard_folder(folder: str | Path) -> bool:
@@ -147,14 +157,18 @@ def _map(file: Path, dtype: np.dtype) -> np.ndarray:
 
 def index_checksum(index: dict[str, Any]) -> str:
     """SHA-256 of the index without its own checksum, in canonical form."""
-    content = json.dumps({k: v for k, v in index.items() if k != "sha256"}, sort_keys=True, separators=(",", ":"))
+    content = json.dumps(
+        {k: v for k, v in index.items() if k != "sha256"}, sort_keys=True, separators=(",", ":")
+    )
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX
     if not file.is_file():
-        raise DataError("no prepared shards here (no index.json)", str(folder), "shoestring prepare SOURCE --out FOLDER")
+        raise DataError(
+            "no prepared shards here (no index.json)", str(folder), "shoestring prepare SOURCE --out FOLDER"
+        )
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         version = index["format"]
@@ -163,5 +177,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not a readable index of shards: {error}", str(file), "prepare again") from error
     if version != FORMAT:
-        raise DataError(f"shards of format {version}; this version reads {FORMAT}", str(file), "prepare again")
+        raise DataError(
+            f"shards of format {version}; this version reads {FORMAT}", str(file), "prepare again"
+        )
     return index

@@ -80,7 +80,11 @@ class Source:
     """
 
     def __init__(
-        self, source: str | Path, text_field: str = "text", validation: float = 0.05, on_bad_line: str = "stop"
+        self,
+        source: str | Path,
+        text_field: str = "text",
+        validation: float = 0.05,
+        on_bad_line: str = "stop",
     ) -> None:
         assert on_bad_line in ("stop", "skip")
         self.source = str(source)
@@ -101,6 +105,10 @@ class Source:
         if not found:
             left_out = f"; left out: {skipped}" if skipped.counts else ""
             raise DataError(f"no text in this source{left_out}", self.source, "give files that hold text")
+
+    def size(self) -> int:
+        """Bytes of all files as they lie on the disk."""
+        return sum(file.stat().st_size for _, file in self.files)
 
     def fingerprint(self) -> str:
         """SHA-256 over names and contents of all files and the settings that decide what is read from them."""
@@ -154,7 +162,9 @@ class Source:
     def _one_file(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
         """A single text file is split by position: its last part is held out."""
         if _is_binary(file):
-            raise DataError("a binary file, not text", str(file), "give a text file, a .jsonl file or a folder")
+            raise DataError(
+                "a binary file, not text", str(file), "give a text file, a .jsonl file or a folder"
+            )
         size = file.stat().st_size
         border = size - round(size * self.validation)
         for n, (offset, text) in enumerate(self._pieces(file, skipped, border)):
@@ -165,7 +175,9 @@ class Source:
         with open(file, "rb") as content:
             offset = 0
             while True:
-                size = PIECE_BYTES if border is None or offset >= border else min(PIECE_BYTES, border - offset)
+                size = (
+                    PIECE_BYTES if border is None or offset >= border else min(PIECE_BYTES, border - offset)
+                )
                 piece = content.read(size)
                 if len(piece) == size:
                     # To the end of the line, but a file without line ends must not come in whole.
@@ -197,7 +209,9 @@ class Source:
                 raise error
             if text:
                 document = f"{name}:{number}"
-                yield Document(document, text, split(document if identity is None else identity, self.validation))
+                yield Document(
+                    document, text, split(document if identity is None else identity, self.validation)
+                )
 
 
 def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]:
@@ -207,19 +221,29 @@ def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]
     try:
         entry = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, _UTF8_HINT) from error
+        raise DataError(
+            f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, _UTF8_HINT
+        ) from error
     except json.JSONDecodeError as error:
-        raise DataError(f"not a JSON object: {error.msg} at column {error.colno}", where, _SKIP_HINT) from error
+        raise DataError(
+            f"not a JSON object: {error.msg} at column {error.colno}", where, _SKIP_HINT
+        ) from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"not a readable JSON object: {error}", where, _SKIP_HINT) from error
     expected = f'expected {{"{text_field}": "..."}}; data.text_field names another field\n{_SKIP_HINT}'
     if not isinstance(entry, dict):
         raise DataError("not a JSON object", where, expected)
     if text_field not in entry:
-        raise DataError(f"no field {text_field!r}; it has {', '.join(map(repr, entry)) or 'none'}", where, expected)
+        raise DataError(
+            f"no field {text_field!r}; it has {', '.join(map(repr, entry)) or 'none'}", where, expected
+        )
     text = entry[text_field]
     if not isinstance(text, str):
         raise DataError(f"the field {text_field!r} is not a string", where, expected)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("the text holds half of a surrogate pair", where, _SKIP_HINT) from error
     identity = entry.get("id")
     return text, str(identity) if isinstance(identity, (str, int)) else None
 
@@ -258,7 +282,9 @@ def _not_utf8(error: UnicodeDecodeError, file: Path, offset: int, piece: bytes) 
     at = offset + error.start
     with open(file, "rb") as content:
         line = 1 + sum(block.count(b"\n") for block in _blocks(content, at))
-    return DataError(f"not UTF-8: byte 0x{piece[error.start]:02x} at offset {at:,}", f"{file}:{line}", _UTF8_HINT)
+    return DataError(
+        f"not UTF-8: byte 0x{piece[error.start]:02x} at offset {at:,}", f"{file}:{line}", _UTF8_HINT
+    )
 
 
 def _blocks(content: IO[bytes], size: int) -> Iterator[bytes]:
@@ -281,7 +307,11 @@ def _list(path: Path) -> list[tuple[str, Path]]:
     if path.is_file():
         return [(path.name, path)]
     if not path.is_dir():
-        raise DataError("no such file or folder", str(path), "data.source is stdlib, a text file, a .jsonl file or a folder")
+        raise DataError(
+            "no such file or folder",
+            str(path),
+            "data.source is stdlib, a text file, a .jsonl file or a folder",
+        )
     found = []
     for parent, folders, names in os.walk(path):
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
@@ -297,11 +327,15 @@ def _standard_library() -> list[tuple[str, Path]]:
     root = Path(sysconfig.get_path("stdlib"))
     found = []
     for parent, folders, names in os.walk(root):
-        folders[:] = sorted(folder for folder in folders if folder not in _TEST_FOLDERS and not folder.startswith("."))
+        folders[:] = sorted(
+            folder for folder in folders if folder not in _TEST_FOLDERS and not folder.startswith(".")
+        )
         files = [Path(parent) / name for name in names if name.endswith(".py")]
         found += [(file.relative_to(root).as_posix(), file) for file in files]
     if not found:
-        raise DataError("this Python has no standard library source files", str(root), "give another data.source")
+        raise DataError(
+            "this Python has no standard library source files", str(root), "give another data.source"
+        )
     return sorted(found)
 
 

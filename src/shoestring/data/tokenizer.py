@@ -62,7 +62,9 @@ class Tokenizer:
     ) -> Tokenizer:
         """Wrap a `tokenizers.Tokenizer`; bos, eos and pad are token strings. config: more of tokenizer_config.json."""
         settings = dict(config or {})
-        settings.update({role: name for role, name in zip(_ROLES, (bos, eos, pad), strict=True) if name is not None})
+        settings.update(
+            {role: name for role, name in zip(_ROLES, (bos, eos, pad), strict=True) if name is not None}
+        )
         return cls(backend, settings, {} if chat_template is None else {"default": chat_template})
 
     @classmethod
@@ -72,7 +74,9 @@ class Tokenizer:
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise TokenizerError(
-                "no tokenizer.json in this folder", str(folder), "give a folder written by Hugging Face tools or by us"
+                "no tokenizer.json in this folder",
+                str(folder),
+                "give a folder written by Hugging Face tools or by us",
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
@@ -88,7 +92,11 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json so that `transformers.AutoTokenizer` reads the same."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {k: v for k, v in self.config.items() if k not in ("added_tokens_decoder", "auto_map", "tokenizer_file")}
+        config = {
+            k: v
+            for k, v in self.config.items()
+            if k not in ("added_tokens_decoder", "auto_map", "tokenizer_file")
+        }
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("clean_up_tokenization_spaces", False)
         if set(self.chat_templates) == {"default"}:
@@ -114,7 +122,9 @@ class Tokenizer:
         """Ids of several texts, encoded on all cores."""
         with self._switch:
             self.backend.encode_special_tokens = not specials
-            encodings = self.backend.encode_batch_fast([_scalars(text) for text in texts], add_special_tokens=False)
+            encodings = self.backend.encode_batch_fast(
+                [_scalars(text) for text in texts], add_special_tokens=False
+            )
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
@@ -133,7 +143,9 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """The largest id plus one: the rows that an embedding needs."""
         if self._vocabulary_size is None:
-            self._vocabulary_size = max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+            self._vocabulary_size = (
+                max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+            )
         return self._vocabulary_size
 
     @property
@@ -193,14 +205,20 @@ class Tokenizer:
         return self.chat_templates.get("default")
 
     def render_chat(
-        self, messages: list[dict[str, Any]], tools: list[Any] | None = None, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
     ) -> str:
         """The conversation as the model reads it; encode it with specials=True. Raises TokenizerError."""
         template = self.chat_template
         if tools and "tool_use" in self.chat_templates:
             template = self.chat_templates["tool_use"]
         if template is None:
-            raise TokenizerError("this tokenizer has no chat template", hint="use a plain prompt, or an instruct model")
+            raise TokenizerError(
+                "this tokenizer has no chat template", hint="use a plain prompt, or an instruct model"
+            )
         names = {key: _content(value) for key, value in self.config.items() if key.endswith("_token")}
         named = {key: name for key, name in names.items() if name is not None}
         return render_chat(template, messages, tools, add_generation_prompt, **{**named, **variables})
@@ -257,7 +275,11 @@ class DecodeStream:
 
 def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable character for each byte, as character -> byte."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
     alphabet.update({chr(256 + n): byte for n, byte in enumerate(others)})
@@ -303,11 +325,14 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, added: Any, folder: Path)
     for key, token in sorted(added.items(), key=lambda item: int(item[0])):
         if backend.token_to_id(token["content"]) is not None:
             continue
-        options = {k: token[k] for k in ("single_word", "lstrip", "rstrip", "normalized", "special") if k in token}
+        options = {
+            k: token[k] for k in ("single_word", "lstrip", "rstrip", "normalized", "special") if k in token
+        }
         backend.add_tokens([tokenizers.AddedToken(token["content"], **options)])
         if backend.token_to_id(token["content"]) != int(key):
             raise TokenizerError(
-                f"added token {token['content']!r} cannot have the id {key}", str(folder / "tokenizer_config.json")
+                f"added token {token['content']!r} cannot have the id {key}",
+                str(folder / "tokenizer_config.json"),
             )
 
 
