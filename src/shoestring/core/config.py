@@ -1,4 +1,4 @@
-"""Strict configuration: every setting is declared; a mistake is named with its file, line and nearest valid key.
+"""Strict configuration: every setting is declared; a mistake is named with file, line and nearest key.
 
 `Config` is the base of all settings classes: frozen, no unknown keys, no silent conversion between text,
 numbers and booleans. `load_config` reads YAML and command-line overrides and turns pydantic's findings into
@@ -48,7 +48,7 @@ class Config(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        # Strict for scalars only: pydantic's own strict mode also refuses lists for tuples and text for paths.
+        # Strict for scalars only: pydantic's own strict mode also refuses a list for a tuple.
         schema = handler(source)
         _make_scalars_strict(schema)
         return schema

@@ -21,7 +21,7 @@ from shoestring.core.errors import ConfigError
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _DEFAULT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 _FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
-_CONSTANTS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
+_CONSTANTS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _CONSTANTS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _CONSTANTS |= {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
 
@@ -110,8 +110,7 @@ def merge(base: Document, over: Document) -> Document:
         result = dict(low)
         for key, value in high.items():
             old, dotted = low.get(key), prefix + key
-            sections = isinstance(old, dict) and isinstance(value, dict)
-            if sections and ("kind" not in value or value["kind"] == old.get("kind")):
+            if isinstance(old, dict) and isinstance(value, dict) and value.get("kind") in (None, old.get("kind")):
                 result[key] = merged(old, value, dotted + ".")
             else:
                 result[key] = value

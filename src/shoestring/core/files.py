@@ -70,7 +70,7 @@ def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None)
         remove_stale(path)
         temporary = _temporary(path, "tmp")
         try:
-            text = {"encoding": encoding or "utf-8", "newline": ""} if mode == "w" else {}
+            text: dict[str, Any] = {"encoding": encoding or "utf-8", "newline": ""} if mode == "w" else {}
             with open(temporary, mode.replace("w", "x"), **text) as file:
                 yield file
                 file.flush()
@@ -293,7 +293,7 @@ def _exchange(first: Path, second: Path) -> bool:
     """Swap two paths in one system call; False where system or file system cannot."""
     swap, here = 2, -100  # RENAME_EXCHANGE and RENAME_SWAP are both 2; AT_FDCWD on Linux is -100
     names = os.fsencode(first), os.fsencode(second)
-    library = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    library: Any = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
     if sys.platform == "linux" and hasattr(library, "renameat2"):
         return library.renameat2(here, names[0], here, names[1], swap) == 0
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
@@ -366,7 +366,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 def _concerns(error: OSError, path: Path) -> bool:
-    """Whether the error is about `path`, its temporary sibling or a folder above, not some input of the caller."""
+    """Whether the error is about `path`, its temporary sibling or a folder above, not the caller's input."""
     for name in (error.filename, error.filename2):
         if isinstance(name, (str, os.PathLike)):
             failed, parent = Path(os.path.abspath(name)), Path(os.path.abspath(path)).parent

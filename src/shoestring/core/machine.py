@@ -1,4 +1,4 @@
-"""What this machine can do, measured: matrix products, memory bandwidth, disk speed; and this process's memory.
+"""What this machine can do, measured: matrix products, memory and disk speed; and this process's memory.
 
 Peaks are the ceilings that progress lines and plans compare with, so they are measured with the same library
 that trains (torch's matmul), not read from a data sheet; the median of several rounds, cached per CPU,
@@ -153,12 +153,12 @@ def matrix_peak(dtype: str | torch.dtype = "float32", device: str | torch.device
 
     from shoestring.core.device import resolve_device, resolve_dtype
 
-    dtype, device = resolve_dtype(dtype), resolve_device(device)
-    name = cpu_model() if device.type == "cpu" else _device_name(device)
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
-    form = str(dtype).removeprefix("torch.")
+    where, number = resolve_device(device), resolve_dtype(dtype)
+    name = cpu_model() if where.type == "cpu" else _device_name(where)
+    threads = torch.get_num_threads() if where.type == "cpu" else 0
+    form = str(number).removeprefix("torch.")
     key = f"matrix_peak {name} | {threads} threads | torch {torch.__version__} | {form}"
-    return _cached(key, lambda: _measure_matrix_peak(dtype, device))
+    return _cached(key, lambda: _measure_matrix_peak(number, where))
 
 
 def _measure_matrix_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.3) -> float:
