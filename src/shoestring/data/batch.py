@@ -16,7 +16,7 @@ PADDING_SEGMENT = -1
 
 @dataclass
 class Batch:
-    """tokens_BT, labels_BT, positions_BT, segments_BT: int64 [B, T]. external_BTE: float [B, T, E] or None."""
+    """The four arrays _BT are int64 [B, T]; external_BTE: float [B, T, E] or None."""
 
     tokens_BT: torch.Tensor
     labels_BT: torch.Tensor

@@ -18,6 +18,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from shoestring.core.errors import TokenizerError
 
@@ -150,7 +151,7 @@ def _metered(tree: nodes.Template) -> nodes.Template:
     return _ConcatenationMeter().visit(tree)
 
 
-class _ConcatenationMeter(jinja2.visitor.NodeTransformer):
+class _ConcatenationMeter(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _environment_call("concatenate", node.nodes, node.lineno)
@@ -162,7 +163,7 @@ def _environment_call(name: str, arguments: list[Any], line: int) -> nodes.Call:
 
 
 def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter with its arguments and result checked; keeps the marks by which Jinja passes it the context."""
+    """The filter with arguments and result checked; keeps the marks by which Jinja passes the context."""
 
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:

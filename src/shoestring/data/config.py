@@ -25,7 +25,7 @@ class DataConfig(Config):
     source: str = Field(
         "stdlib",
         min_length=1,
-        description="stdlib (the running Python's own source), a text file, a .jsonl file (.gz, .zst), a folder of those,"
+        description="stdlib (the running Python's source), a text file, a .jsonl(.gz, .zst) file or a folder,"
         " or a folder that `shoestring prepare` wrote",
     )
     text_field: str = Field("text", min_length=1, description="the field of a JSONL line that holds the text")

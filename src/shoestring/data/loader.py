@@ -1,9 +1,10 @@
 """From token shards to packed batches, with exact resume.
 
-The documents of a split, permuted by (seed, epoch), form one stream: separator, tokens, separator, tokens, ...
-Sample k of an epoch is the stream's tokens kT .. (k+1)T, of which the last is only a label; the stream ends with
-one more separator, the label of its last token. A batch takes the next samples of the global order, so nothing but
-(seed, epoch, next_sample) has to be kept, and any number of ranks continues where any other number stopped.
+The documents of a split, permuted by (seed, epoch), form one stream: separator, tokens, separator, tokens,
+... Sample k of an epoch is the stream's tokens kT .. (k+1)T, of which the last is only a label; the stream
+ends with one more separator, the label of its last token. A batch takes the next samples of the global
+order, so nothing but (seed, epoch, next_sample) has to be kept, and any number of ranks continues where any
+other number stopped.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from shoestring.data.shards import ShardFolder
 class PackedLoader:
     """An endless iterator of Batch [microbatch, sequence_length] over a split.
 
-    Row b of rank r is sample `next_sample + b * world + r` of the global order; an epoch's samples end where the next
-    epoch's begin, and the few tokens after the last whole sample of an epoch are left out. separate_documents: positions
-    and segments restart at each document, otherwise a row is one segment. prefetch: batches made ahead by a thread.
-    Raises DataError when the split has fewer tokens than one sample.
+    Row b of rank r is sample `next_sample + b * world + r` of the global order; an epoch's samples end
+    where the next epoch's begin, and the few tokens after the last whole sample of an epoch are left out.
+    separate_documents: positions and segments restart at each document, otherwise a row is one segment.
+    prefetch: batches made ahead by a thread. Raises DataError when the split has fewer tokens than one
+    sample.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class PackedLoader:
         self.samples_per_epoch = self._documents.tokens // sequence_length
         if self.samples_per_epoch == 0:
             raise DataError(
-                f"the {split} split has {self._documents.tokens:,} tokens, less than one sequence of {sequence_length:,}",
+                f"the {split} split has {self._documents.tokens:,} tokens, but a sequence {sequence_length:,}",
                 str(shards.folder),
                 "use more text or a shorter train.sequence_length",
             )
@@ -85,7 +87,10 @@ class PackedLoader:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken, with any microbatch and number of ranks. Raises DataError for other data."""
+        """Continue where `state` was taken, with any microbatch and number of ranks.
+
+        Raises DataError for other data.
+        """
         own = self.state()
         for key in ("seed", "sequence_length", "samples_per_epoch"):
             if state.get(key) != own[key]:
@@ -122,9 +127,10 @@ class PackedLoader:
 class SequentialPass:
     """One pass over a split for measuring: every token is a label exactly once, in the order of the source.
 
-    Iterating gives Batch [<= microbatch, T]; the last row is padded with segment -1 and label -100. `tokens` is the number
-    of labels and `bytes` the text they stand for, so that bits per byte = sum of losses / ln 2 / bytes. max_tokens: keep
-    whole documents, chosen by hash, until they have that many. Rank r takes every world-th row.
+    Iterating gives Batch [<= microbatch, T]; the last row is padded with segment -1 and label -100.
+    `tokens` is the number of labels and `bytes` the text they stand for, so that bits per byte = sum of
+    losses / ln 2 / bytes. max_tokens: keep whole documents, chosen by hash, until they have that many. Rank
+    r takes every world-th row.
     """
 
     def __init__(
@@ -189,9 +195,10 @@ class _Stream:
         self.tokens = int(self._begins[-1])
 
     def read(self, position: int, tokens: np.ndarray, starts: np.ndarray) -> int:
-        """Fill tokens [n] from a position on, and mark in starts [n] where documents begin; gives the number filled.
+        """Fill tokens [n] from a position on; mark in starts [n] where documents begin.
 
-        The stream ends with one separator beyond its documents; what lies behind it is left as it is.
+        The stream ends with one separator beyond its documents; what lies behind it is left as it is. Gives the
+        number filled.
         """
         documents, begins = self._documents, self._begins
         end = min(position + len(tokens), self.tokens)

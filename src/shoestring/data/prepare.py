@@ -1,9 +1,9 @@
 """Documents to token shards: what `shoestring prepare` does.
 
-Documents are encoded in batches on all cores and appended to one open shard per split. A shard that is full is flushed,
-renamed and entered in `journal.json`, together with the number of the document that follows; after a kill the next run
-reads the source again, skips what is in whole shards, and ends with the same bytes as a run without the kill.
-The last act is to write `index.json`: a folder without it is unfinished.
+Documents are encoded in batches on all cores and appended to one open shard per split. A shard that is full
+is flushed, renamed and entered in `journal.json`, together with the number of the document that follows;
+after a kill the next run reads the source again, skips what is in whole shards, and ends with the same
+bytes as a run without the kill. The last act is to write `index.json`: a folder without it is unfinished.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ def prepare(
 ) -> ShardFolder:
     """Write the shards of a source into the folder `out`, or finish those begun there, and open them.
 
-    tokenizer: one that exists, or what to train on the training split. A finished folder of the same inputs is opened as
-    it is. Raises TokenizerError when `out` holds shards of another tokenizer, DataError when it holds other text or
-    settings, and as Source does. A second process with the same `out` waits for the first.
+    tokenizer: one that exists, or what to train on the training split. A finished folder of the same inputs
+    is opened as it is. Raises TokenizerError when `out` holds shards of another tokenizer, DataError when
+    it holds other text or settings, and as Source does. A second process with the same `out` waits for the
+    first.
     """
     out = Path(out)
     opened = Source(source, text_field, validation, on_bad_line)
@@ -75,9 +76,11 @@ def prepare(
 
 
 def prepare_recipe(config: DataConfig, tokenizer: Tokenizer | None, out: str | Path) -> ShardFolder:
-    """`prepare` with the settings of a recipe. tokenizer: the one that `config.tokenizer` names; None to train one.
+    """`prepare` with the settings of a recipe.
 
-    A `config.source` that is itself a folder of shards is opened in place; its tokenizer must then be the given one.
+    tokenizer: the one that `config.tokenizer` names; None to train one.
+    A `config.source` that is itself a folder of shards is opened in place; its tokenizer must then be the
+    given one.
     """
     if (Path(config.source) / INDEX).is_file():
         shards = ShardFolder(config.source)

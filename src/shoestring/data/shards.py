@@ -1,10 +1,11 @@
 """A folder of prepared token shards: what `prepare` writes and the loader reads.
 
-    index.json              format, tokenizer fingerprint, dtype, separator; per shard its tokens, documents, bytes, SHA-256
-    train-00000.bin         the documents' ids one after another, uint16 or uint32, little endian; each document begins
+    index.json              format, tokenizer fingerprint, dtype, separator; per shard its tokens,
+    documents, bytes, SHA-256 train-00000.bin         the documents' ids one after another, uint16 or
+    uint32, little endian; each document begins
                             with the separator id
-    train-00000.offsets     int64 [2, documents + 1]: where each document begins, in tokens and in bytes of text
-    tokenizer/              the tokenizer that made them
+    train-00000.offsets     int64 [2, documents + 1]: where each document begins, in tokens and in bytes of
+    text tokenizer/              the tokenizer that made them
 
 Everything is memory-mapped, so that opening costs nothing and resident memory follows what is read.
 """
@@ -102,7 +103,7 @@ class ShardFolder:
         return _map(self.folder / shard.files[0], self.dtype)
 
     def offsets(self, shard: Shard) -> np.ndarray:
-        """int64 [2, documents + 1], memory-mapped: beginnings in tokens, and in bytes of text. Raises DataError."""
+        """int64 [2, documents + 1], memory-mapped: beginnings in tokens, and in bytes. Raises DataError."""
         offsets = _map(self.folder / shard.files[1], np.dtype("<i8")).reshape(2, shard.documents + 1)
         whole = offsets[:, 0].any() or offsets[:, -1].tolist() != [shard.tokens, shard.bytes]
         if whole or (np.diff(offsets[0]) < 1).any() or (np.diff(offsets[1]) < 0).any():
@@ -120,7 +121,7 @@ class ShardFolder:
                 yield ShardDocument(tokens[offsets[0, n] + 1 : offsets[0, n + 1]], int(sizes[n]))
 
     def verify(self) -> None:
-        """Read everything and compare with the checksums of the index. Raises DataError naming the damaged file."""
+        """Read everything and compare the checksums. Raises DataError naming the damaged file."""
         for shard in self.shards:
             for name, expected in zip(shard.files, (shard.sha256, shard.offsets_sha256), strict=True):
                 if sha256_file(self.folder / name) != expected:

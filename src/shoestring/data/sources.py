@@ -28,7 +28,10 @@ LINE_LIMIT = 64 * 2**20  # a JSONL line longer than this is not a line of text
 
 _TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
-_UTF8_HINT = "the text must be UTF-8; iconv -f LATIN1 -t UTF-8 FILE converts a Latin-1 file\n--on-bad-line skip leaves it out"
+_UTF8_HINT = (
+    "the text must be UTF-8; iconv -f LATIN1 -t UTF-8 FILE converts a Latin-1 file\n"
+    "--on-bad-line skip leaves it out"
+)
 _SKIP_HINT = "--on-bad-line skip leaves such lines out and counts them"
 
 
@@ -57,7 +60,7 @@ class Skipped:
 
 
 def split(name: str, validation: float) -> str:
-    """ "train" or "validation" by a hash of the name: the same on every machine, whatever else the source holds."""
+    """Which split a document belongs to, by a hash of its name: the same on every machine."""
     return "validation" if _hash(name) < validation else "train"
 
 
@@ -111,7 +114,7 @@ class Source:
         return sum(file.stat().st_size for _, file in self.files)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and contents of all files and the settings that decide what is read from them."""
+        """SHA-256 over names and contents of all files, and the settings that decide what is read."""
         digest = hashlib.sha256(json.dumps([self.text_field, self.validation, self.on_bad_line]).encode())
         for name, file in self.files:
             digest.update(f"\0{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
@@ -121,7 +124,7 @@ class Source:
         return digest.hexdigest()
 
     def _validation_file(self) -> str | None:
-        """A folder of few text files can miss validation by chance: then the file with the lowest hash goes there."""
+        """Few text files can miss validation by chance: then the one with the lowest hash goes there."""
         names = [name for name, file in self.files if not _is_jsonl(file)]
         if self.validation == 0 or len(names) != len(self.files) or len(names) < 2:
             return None
@@ -171,7 +174,7 @@ class Source:
             yield Document(f"{name}#{n}" if n else name, text, "train" if offset < border else "validation")
 
     def _pieces(self, file: Path, skipped: Skipped, border: int | None = None) -> Iterator[tuple[int, str]]:
-        """(offset, text) of pieces of about PIECE_BYTES, cut at line ends, one of which is the first after `border`."""
+        """(offset, text) of pieces of about PIECE_BYTES, cut at line ends and at `border`."""
         with open(file, "rb") as content:
             offset = 0
             while True:

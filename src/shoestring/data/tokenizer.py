@@ -44,7 +44,7 @@ class Tokenizer:
         self.pad_id = self._role_id("pad_token")
         self._added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in self._added.items() if token.special)
-        # Whether special names in a text are recognised is a switch of the backend, not an argument of its encode.
+        # Whether names of specials are recognised is a switch of the backend, not an argument of encode.
         self._switch = threading.Lock()
         self._vocabulary_size: int | None = None
         self._fingerprint: str | None = None
@@ -60,7 +60,7 @@ class Tokenizer:
         chat_template: str | None = None,
         config: dict[str, Any] | None = None,
     ) -> Tokenizer:
-        """Wrap a `tokenizers.Tokenizer`; bos, eos and pad are token strings. config: more of tokenizer_config.json."""
+        """Wrap a `tokenizers.Tokenizer`; bos, eos, pad: strings; config: more of tokenizer_config.json."""
         settings = dict(config or {})
         settings.update(
             {role: name for role, name in zip(_ROLES, (bos, eos, pad), strict=True) if name is not None}
@@ -89,7 +89,7 @@ class Tokenizer:
         return cls(backend, config, _chat_templates(folder, config.pop("chat_template", None)))
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json so that `transformers.AutoTokenizer` reads the same."""
+        """Write tokenizer.json and tokenizer_config.json as `transformers.AutoTokenizer` reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
@@ -128,7 +128,7 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
-        """Text of ids; bytes that are not UTF-8 become U+FFFD. Raises TokenizerError for an id out of range."""
+        """Text of ids; bytes that are not UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
         for i in ids:
             self._check_id(i)
         return self.backend.decode(list(ids), skip_special_tokens=skip_specials)
@@ -150,7 +150,7 @@ class Tokenizer:
 
     @property
     def separator_id(self) -> int:
-        """The id that opens each document of a training stream. Raises TokenizerError when there is no such token."""
+        """The id that opens each document of a training stream. Raises TokenizerError without any."""
         named = self.backend.token_to_id(_SEPARATOR_NAME)
         for candidate in (named if named in self._special_ids else None, self.eos_id, self.bos_id):
             if candidate is not None:
@@ -173,11 +173,11 @@ class Tokenizer:
         return any(d["type"] == "ByteLevel" for d in decoder.get("decoders", [decoder]))
 
     def token_bytes(self) -> np.ndarray:
-        """int32 [V]: bytes of text that each id stands for; specials 0. Raises TokenizerError if not byte-level."""
+        """int32 [V]: bytes of text per id; specials 0. Raises TokenizerError if not byte-level."""
         return np.array([len(piece) for piece in self.pieces()], dtype=np.int32)
 
     def pieces(self) -> list[bytes]:
-        """The bytes of text of each id; empty for specials and unused ids. Raises TokenizerError if not byte-level."""
+        """The bytes of text of each id; empty for specials. Raises TokenizerError if not byte-level."""
         if self._pieces is None:
             if not self.is_byte_level:
                 raise TokenizerError("this tokenizer is not byte-level, so its ids do not stand for bytes")
@@ -337,7 +337,7 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, added: Any, folder: Path)
 
 
 def _chat_templates(folder: Path, configured: Any) -> dict[str, str]:
-    """Templates by name: from chat_template.jinja (newer transformers), else from the config (one, or a named list)."""
+    """Templates by name, from chat_template.jinja (newer transformers) or the config (one, or a list)."""
     templates: dict[str, str] = {}
     if isinstance(configured, str):
         templates["default"] = configured

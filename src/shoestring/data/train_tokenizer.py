@@ -1,8 +1,9 @@
 """Training a byte-level BPE tokenizer on a corpus.
 
-Text is cut into digits one by one and then words by GPT-2's pattern, before pairs of bytes are merged (Sennrich et
-al. 2016; Radford et al. 2019). It is the pre-tokenization of SmolLM2, which llama.cpp knows as `smollm`, so that a model
-trained here can be exported. `<|endoftext|>` has the id 0 and both opens and ends a document.
+Text is cut into digits one by one and then words by GPT-2's pattern, before pairs of bytes are merged
+(Sennrich et al. 2016; Radford et al. 2019). It is the pre-tokenization of SmolLM2, which llama.cpp knows as
+`smollm`, so that a model trained here can be exported. `<|endoftext|>` has the id 0 and both opens and ends
+a document.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SMALLEST_VOCABULARY = 257  # every byte, and <|endoftext|>
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency: int = 2) -> Tokenizer:
-    """A tokenizer of at most `vocabulary` ids, from pairs seen at least `min_frequency` times; the same on every run.
+    """A tokenizer of at most `vocabulary` ids, from pairs seen `min_frequency` times; the same on every run.
 
     A small corpus may not have that many pairs: then the vocabulary is smaller, and stderr says so.
     Raises ConfigError for a vocabulary that cannot hold all bytes.
