@@ -1,0 +1,63 @@
+"""Fields of config.json that Llama's descendants share: sizes, norm, tied head, and sliding windows (unsupported)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoestring.models.config import ModelConfig
+from shoestring.models.families.family import Fields
+from shoestring.models.families.rotary import write_rope
+
+
+def read_sizes(fields: Fields, default_context: int) -> dict[str, Any]:
+    """The keyword arguments of ModelConfig that no family reads in its own way."""
+    return {
+        "vocabulary": fields.integer("vocab_size"),
+        "width": fields.integer("hidden_size"),
+        "layers": fields.integer("num_hidden_layers"),
+        "context": fields.integer("max_position_embeddings", default_context),
+        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
+        "tied_head": fields.boolean("tie_word_embeddings", False),
+        "initializer_range": fields.number("initializer_range", 0.02),
+    }
+
+
+def common_fields(config: ModelConfig) -> dict[str, Any]:
+    """What every family here writes."""
+    attention = config.attention
+    return {
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.feed_forward.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.context,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tied_head,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        **write_rope(config.position),
+    }
+
+
+def refuse_windows(fields: Fields) -> None:
+    """Qwen's configs name a window even where it is off: refuse it only where a layer would use it."""
+    layers = fields.integer("num_hidden_layers")
+    windowed = fields.boolean("use_sliding_window", False) and fields.get("sliding_window", 4096)
+    fields.taken.add("sliding_window")
+    first = fields.get("max_window_layers", 28)
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        kinds = ["sliding_attention" if windowed and i >= first else "full_attention" for i in range(min(layers, 4096))]
+    others = sorted({str(kind) for kind in kinds} - {"full_attention", "attention"})
+    if others:
+        name = "layer_types" if fields.values.get("layer_types") else "use_sliding_window"
+        raise fields.fail(f"{name} asks for {', '.join(others)}, which is not supported", "supported: full_attention")
+
+
+def window_fields(config: ModelConfig) -> dict[str, Any]:
+    """No window, said in the fields that Qwen's configs have for it."""
+    return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config.layers}

@@ -1,0 +1,47 @@
+"""Llama 2 and 3, SmolLM2 and all that call themselves `llama`: biases nowhere, or on all projections of a part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoestring.models.config import ModelConfig
+from shoestring.models.families.common import common_fields, read_sizes
+from shoestring.models.families.family import BLOCK_NAMES, OUTER_NAMES, Family, Fields
+from shoestring.models.families.rotary import read_rope
+from shoestring.nn.config import GQAConfig, SwiGLUConfig
+
+
+def _read(fields: Fields) -> ModelConfig:
+    heads = fields.integer("num_attention_heads")
+    width = fields.integer("hidden_size")
+    bias = fields.boolean("attention_bias", False)
+    attention = GQAConfig(
+        heads=heads,
+        kv_heads=fields.integer("num_key_value_heads", heads),
+        head_width=fields.integer("head_dim", max(width // heads, 1)),
+        qkv_bias=bias,
+        output_bias=bias,
+    )
+    feed_forward = SwiGLUConfig(
+        width=fields.integer("intermediate_size"), bias=fields.boolean("mlp_bias", False)
+    )
+    sizes = read_sizes(fields, default_context=2048)
+    return ModelConfig(attention=attention, feed_forward=feed_forward, position=read_rope(fields), **sizes)
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **common_fields(config),
+        "head_dim": config.attention.head_width,
+        "attention_bias": config.attention.qkv_bias,
+        "mlp_bias": config.feed_forward.bias,
+        "pretraining_tp": 1,
+    }
+
+
+def _expresses(config: ModelConfig) -> bool:
+    attention = config.attention
+    return not attention.qk_norm and attention.qkv_bias == attention.output_bias
+
+
+LLAMA = Family("llama", "LlamaForCausalLM", _read, _write, _expresses, BLOCK_NAMES, OUTER_NAMES)

@@ -1,0 +1,42 @@
+"""Qwen2, Qwen2.5 and DeepSeek-R1-Distill-Qwen: biases on query, key and value, always, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoestring.models.config import ModelConfig
+from shoestring.models.families.common import common_fields, read_sizes, refuse_windows, window_fields
+from shoestring.models.families.family import BLOCK_NAMES, OUTER_NAMES, Family, Fields
+from shoestring.models.families.rotary import read_rope
+from shoestring.nn.config import GQAConfig, SwiGLUConfig
+
+
+def _read(fields: Fields) -> ModelConfig:
+    heads = fields.integer("num_attention_heads")
+    width = fields.integer("hidden_size")
+    attention = GQAConfig(
+        heads=heads,
+        kv_heads=fields.integer("num_key_value_heads", heads),
+        head_width=fields.integer("head_dim", max(width // heads, 1)),
+        qkv_bias=True,
+    )
+    feed_forward = SwiGLUConfig(width=fields.integer("intermediate_size"))
+    sizes = read_sizes(fields, default_context=32768)
+    refuse_windows(fields)
+    return ModelConfig(attention=attention, feed_forward=feed_forward, position=read_rope(fields), **sizes)
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    values = {**common_fields(config), **window_fields(config)}
+    if config.attention.head_width * config.attention.heads != config.width:
+        values["head_dim"] = config.attention.head_width
+    return values
+
+
+def _expresses(config: ModelConfig) -> bool:
+    attention = config.attention
+    biases = attention.qkv_bias and not attention.output_bias and not config.feed_forward.bias
+    return biases and not attention.qk_norm
+
+
+QWEN2 = Family("qwen2", "Qwen2ForCausalLM", _read, _write, _expresses, BLOCK_NAMES, OUTER_NAMES)

@@ -1,0 +1,153 @@
+"""Safetensors files read straight into the memory where the weights will live.
+
+A file is 8 bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data. Reading into a tensor
+that is already allocated costs no second copy; a memory map would count towards the process's resident set beside
+the weights. The header is checked as strictly as the reference does, so a broken file is a sentence, not a crash.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shoestring.core.errors import ModelFileError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_LONGEST_HEADER = 100_000_000  # the reference's limit
+_CHUNK = 1 << 22  # elements converted at a time
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies: byte offset in the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class TensorFile:
+    """An open safetensors file: `infos` by name. A context manager. Raises ModelFileError for what is broken."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self._file = open(self.path, "rb", buffering=0)
+        except OSError as error:
+            raise ModelFileError(f"cannot be opened: {error.strerror}", str(self.path)) from error
+        try:
+            self.infos = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Fill `target` (same shape, any float dtype, any device) with a tensor, converting piece by piece."""
+        info = self.infos[name]
+        assert tuple(target.shape) == info.shape, (name, target.shape, info.shape)
+        if target.device.type == "cpu" and target.dtype == info.dtype and target.is_contiguous():
+            self._fill(info.offset, target.detach())
+            return
+        flat = target.detach().view(-1)
+        size = info.dtype.itemsize
+        piece = torch.empty(min(info.elements, _CHUNK), dtype=info.dtype)
+        for start in range(0, info.elements, _CHUNK):
+            part = piece[: min(_CHUNK, info.elements - start)]
+            self._fill(info.offset + start * size, part)
+            flat[start : start + len(part)].copy_(part)
+
+    def read(self, name: str) -> Tensor:
+        """A new CPU tensor, in the dtype of the file."""
+        info = self.infos[name]
+        tensor = torch.empty(info.shape, dtype=info.dtype)
+        self._fill(info.offset, tensor)
+        return tensor
+
+    def _fill(self, offset: int, tensor: Tensor) -> None:
+        if tensor.numel() == 0:
+            return
+        memory = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        self._file.seek(offset)
+        while memory:
+            count = self._file.readinto(memory)  # at most 2 GiB at once on Linux
+            if not count:
+                raise ModelFileError("the file became shorter while it was read", str(self.path))
+            memory = memory[count:]
+
+    def _fail(self, message: str) -> ModelFileError:
+        return ModelFileError(message, str(self.path), "fetch or save the model again")
+
+    def _read_header(self) -> dict[str, TensorInfo]:
+        size = os.fstat(self._file.fileno()).st_size
+        start = self._file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > size - 8 or length > _LONGEST_HEADER:
+            raise self._fail(f"not a whole safetensors file: {size:,} bytes cannot hold its header")
+        raw = self._file.read(length)
+        try:
+            header = json.loads(raw, object_pairs_hook=_without_duplicates)
+        except (ValueError, RecursionError) as error:
+            raise self._fail(f"not a safetensors file: its header is not valid JSON ({error})") from error
+        if not isinstance(header, dict):
+            raise self._fail("not a safetensors file: its header is not an object")
+        header.pop("__metadata__", None)
+        infos, spans = {}, []
+        for name, entry in header.items():
+            info, end = self._info(name, entry)
+            infos[name] = info._replace(offset=info.offset + 8 + length)
+            spans.append((info.offset, end, name))
+        self._check_spans(sorted(spans), size - 8 - length)
+        return infos
+
+    def _info(self, name: str, entry: Any) -> tuple[TensorInfo, int]:
+        try:
+            kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            numbers = [*shape, begin, end]
+        except (TypeError, KeyError, ValueError) as error:
+            raise self._fail(f"broken header: tensor {name!r} has no dtype, shape and offsets") from error
+        if any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or len(shape) > 16:
+            raise self._fail(f"broken header: tensor {name!r} has impossible sizes")
+        if not isinstance(kind, str) or kind not in DTYPES:
+            raise self._fail(f"tensor {name!r} has a number format that is not supported: {kind!r}")
+        info = TensorInfo(DTYPES[kind], tuple(shape), begin)
+        if begin + info.elements * info.dtype.itemsize != end:
+            raise self._fail(f"broken header: tensor {name!r} has a shape that does not match its bytes")
+        return info, end
+
+    def _check_spans(self, spans: list[tuple[int, int, str]], available: int) -> None:
+        reached = 0
+        for begin, end, name in spans:
+            if begin != reached:
+                raise self._fail(f"broken header: tensor {name!r} overlaps another or leaves a hole before it")
+            reached = end
+        if reached > available:
+            raise self._fail(f"the file is cut short: {reached - available:,} bytes of its tensors are missing")
+        if reached < available:
+            raise self._fail(f"broken file: {available - reached:,} bytes belong to no tensor")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a name appears twice")
+    return content
