@@ -1,0 +1,29 @@
+"""Shoestring: language models on the hardware a person owns.
+
+`load(MODEL).generate(...)`, `load(MODEL).chat(...)` and `pretrain(recipe)` do what the commands of the same
+names do. They are looked up on first use, so that `import shoestring` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoestring.generate.language_model import load as load
+    from shoestring.train.pretrain import pretrain as pretrain
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "pretrain"]
+
+_HOMES = {"load": "shoestring.generate.language_model", "pretrain": "shoestring.train.pretrain"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,97 @@
+"""`shoestring doctor`: what this machine has, measured, and what that means for training; five lines."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from shoestring.cli.verb import Json, verb
+from shoestring.core import console
+from shoestring.core.units import format_bytes, format_count
+
+app = verb(
+    "doctor",
+    "What this machine has, measured, and what that means for training.",
+    ("shoestring doctor", "shoestring doctor --json"),
+)
+
+# Weights, gradient and AdamW's two moments in float32; a fifth is left to activations and the system.
+TRAINING_BYTES_PER_PARAMETER = 16
+TRAINING_SHARE_OF_MEMORY = 0.8
+# Forward and backward take 6 operations per parameter and token (Kaplan et al. 2020, arXiv 2001.08361,
+# section 2.1); small models reach about half of the matrix peak.
+OPERATIONS_PER_PARAMETER = 6
+USUAL_SHARE_OF_PEAK = 0.5
+EXAMPLE_PARAMETERS = 10_000_000
+
+
+@app.default
+def doctor(*, json: Json = False) -> None:
+    found = measure()
+    if json:
+        console.print_json(found)
+        return
+    for name, text in describe(found).items():
+        console.out.print(f"{name:<11}{text}")
+
+
+def measure() -> dict[str, Any]:
+    """The figures that the five lines are made of: bytes, bytes/s, FLOP/s, tokens/s."""
+    import torch
+
+    from shoestring.core import machine
+    from shoestring.core.device import resolve_device
+    from shoestring.core.files import cache_dir
+
+    device = resolve_device("auto")
+    cache = cache_dir()
+    peaks = {name: machine.matrix_peak(name, device) for name in ("float32", "bfloat16")}
+    memory = machine.total_memory_bytes()
+    if device.type == "cuda":
+        training_memory = torch.cuda.get_device_properties(device).total_memory
+        gpu = torch.cuda.get_device_name(device)
+    else:
+        training_memory = memory
+        gpu = "Apple GPU (MPS, which we have not run)" if device.type == "mps" else None
+    return {
+        "processor": machine.cpu_model(),
+        "cores": machine.cpu_count(),
+        "vector_units": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "matrix_peak": peaks,
+        "memory": memory,
+        "memory_bandwidth": machine.memory_bandwidth(),
+        "disk": str(cache),
+        "disk_free": shutil.disk_usage(cache).free,
+        "disk_read_speed": machine.disk_read_speed(),
+        "torch": torch.__version__,
+        "device": str(device),
+        "gpu": gpu,
+        "tokens_per_second": USUAL_SHARE_OF_PEAK
+        * peaks["float32"]
+        / OPERATIONS_PER_PARAMETER
+        / EXAMPLE_PARAMETERS,
+        "largest_model": int(TRAINING_SHARE_OF_MEMORY * training_memory / TRAINING_BYTES_PER_PARAMETER),
+    }
+
+
+def describe(found: dict[str, Any]) -> dict[str, str]:
+    """The five lines: name -> text."""
+    peaks = found["matrix_peak"]
+    single, half = (f"{peaks[name] / 1e9:,.0f}" for name in ("float32", "bfloat16"))
+    faster = (
+        "bfloat16 computes faster here"
+        if peaks["bfloat16"] > 1.2 * peaks["float32"]
+        else "float32 is best here"
+    )
+    return {
+        "processor": f"{found['processor']}, {found['cores']} cores, {found['vector_units']}: matrix products"
+        f" {single} GFLOP/s in float32, {half} in bfloat16",
+        "memory": f"{format_bytes(found['memory'])}, read at {format_bytes(found['memory_bandwidth'])}/s",
+        "disk": f"{format_bytes(found['disk_free'])} free, read at {format_bytes(found['disk_read_speed'])}/s"
+        f" ({found['disk']})",
+        "torch": f"{found['torch']}, {found['threads']} threads, {found['gpu'] or 'no GPU'}",
+        "training": f"about {format_count(found['tokens_per_second'])} tokens/s at"
+        f" {format_count(EXAMPLE_PARAMETERS)} parameters; up to {format_count(found['largest_model'])} fit with"
+        f" AdamW; {faster}",
+    }

@@ -1,0 +1,130 @@
+"""The command line: finds the verb, imports its module, parses its flags, and turns errors into sentences.
+
+Exit codes: 0 done, 2 an error of the user's with a sentence on stderr, 130 interrupted, 141 the reader of our
+output left. Anything else is a traceback, and a bug of ours. Nothing heavy is imported before the verb is
+known: the overview needs no parser, and a recipe's mistake is found without torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from shoestring.cli.overrides import split_overrides
+from shoestring.cli.verbs import VERBS, overview
+from shoestring.core.errors import ConfigError, ShoestringError
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line (default: sys.argv) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # a console that lacks a character shows "?" rather than end the run
+            reconfigure(errors="replace")
+    tokens = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        _run(tokens)
+        sys.stdout.flush()
+        return 0
+    except ShoestringError as error:
+        _complain(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(tokens: list[str]) -> None:
+    if not tokens or tokens[0] in ("--help", "-h", "help"):
+        print(overview())
+        return
+    if tokens[0] in ("--version", "-V", "version"):
+        from shoestring import __version__
+
+        print(f"shoestring {__version__}")
+        return
+    names = [verb.name for verb in VERBS]
+    if tokens[0] not in names:
+        close = difflib.get_close_matches(tokens[0], names, 1, 0.5)
+        hint = f"did you mean {close[0]}?\n" if close else ""
+        raise ConfigError(f"unknown verb {tokens[0]}", hint=hint + "shoestring --help lists the verbs")
+    verb = next(verb for verb in VERBS if verb.name == tokens[0])
+    run_verb(importlib.import_module(verb.module_name).app, tokens)
+
+
+def run_verb(verb_app: App, tokens: list[str]) -> Any:
+    """Parse a command line that begins with the verb and call its function."""
+    from cyclopts import CycloptsError
+
+    from shoestring.cli.verb import verb
+
+    app = verb("shoestring", "")
+    app.command(verb_app)
+    if "--help" in tokens or "-h" in tokens:
+        app.help_print([token for token in tokens if token not in ("--help", "-h")])
+        return None
+    chain, apps, rest = app.parse_commands(tokens)
+    command, overrides = apps[-1], None
+    if command.default_command is None:
+        _refuse_subcommand(command, chain, rest)
+    if "overrides" in inspect.signature(command.default_command).parameters:
+        own, overrides = split_overrides(rest, _flags(command))
+        tokens = [*chain, *own]
+    try:
+        function, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        raise ConfigError(
+            _sentence(error), hint=f"shoestring {' '.join(chain)} --help shows what it takes"
+        ) from None
+    if overrides is not None:
+        return function(*bound.args, **bound.kwargs, overrides=overrides)
+    return function(*bound.args, **bound.kwargs)
+
+
+def _refuse_subcommand(command: App, chain: tuple[str, ...], rest: list[str]) -> None:
+    names = [name for name in command if not name.startswith("-")]
+    usage = " ".join(["shoestring", *chain])
+    if not rest:
+        raise ConfigError(
+            f"{usage} needs one of: {', '.join(names)}", hint=f"{usage} --help shows what they do"
+        )
+    close = difflib.get_close_matches(rest[0], names, 1, 0.5)
+    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
+    raise ConfigError(f"{usage} has no {rest[0]}", hint=hint)
+
+
+def _flags(command: App) -> dict[str, bool]:
+    """The command's own flags: name -> whether a value follows. `--no-x` forms take none."""
+    flags = {"--help": False, "-h": False}
+    for argument in command.assemble_argument_collection():
+        if argument.parse:
+            takes_value = argument.token_count()[0] > 0
+            negatives = set(argument.negatives)
+            flags |= {
+                name: takes_value and name not in negatives for name in argument.names if name.startswith("-")
+            }
+            flags |= dict.fromkeys(negatives, False)
+    return flags
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0].rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _complain(text: str) -> None:
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)

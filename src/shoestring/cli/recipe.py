@@ -1,0 +1,68 @@
+"""`shoestring recipe list|show|check`:
+
+what recipes there are, every setting of one, and whether one is right. Torch-free.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from shoestring.cli.verb import Json, Overrides, verb
+from shoestring.core import console
+from shoestring.core.config import dump_yaml
+from shoestring.train.recipe import list_recipes, load_recipe, recipe_name
+
+Name = Annotated[str, Parameter(help="a built-in recipe, a YAML file, or a run folder")]
+
+app = verb(
+    "recipe",
+    "List, show and check recipes.",
+    (
+        "shoestring recipe show quickstart",
+        "shoestring recipe check quickstart --optimizer.learning_rate 1e-3",
+    ),
+)
+_list = verb("list", "The built-in recipes.", ("shoestring recipe list", "shoestring recipe list --json"))
+_show = verb(
+    "show",
+    "Every setting of a recipe, defaults included, as YAML; settings given on the line are applied.",
+    ("shoestring recipe show quickstart", "shoestring recipe show elite-112m --train.steps 100 --json"),
+)
+_check = verb(
+    "check",
+    "Whether a recipe is right: every setting known, of the right type, and possible together.",
+    ("shoestring recipe check quickstart", "shoestring recipe check elite-112m --train.steps 100"),
+)
+for command in (_list, _show, _check):
+    app.command(command)
+
+
+@_list.default
+def list_(*, json: Json = False) -> None:
+    recipes = list_recipes()
+    if json:
+        console.print_json({"recipes": recipes})
+    else:
+        console.out.print(console.table(("recipe", "what for"), recipes.items()))
+
+
+@_show.default
+def show(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
+    settings = load_recipe(recipe, overrides)
+    if json:
+        console.print_json(settings.model_dump(mode="json"))
+    else:
+        print(dump_yaml(settings), end="")
+
+
+@_check.default
+def check(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
+    load_recipe(recipe, overrides)
+    if json:
+        console.print_json({"recipe": recipe_name(recipe), "ok": True})
+    else:
+        console.out.print(
+            f"{recipe_name(recipe)}: every setting is known, of the right type, and possible together"
+        )

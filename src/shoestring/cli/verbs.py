@@ -1,0 +1,46 @@
+"""The table of verbs, in the order of a model's life: what `shoestring` prints and where each verb lives.
+
+A verb's module defines `app`, a cyclopts App. The module is imported only when its verb is typed, so a row
+here costs the help nothing; a row is added together with the module, because a verb appears only when it
+works.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """One row: the word typed, its line in the overview, the module that defines it, one line of help."""
+
+    name: str
+    group: str
+    help: str
+    module: str = ""
+
+    @property
+    def module_name(self) -> str:
+        return f"shoestring.cli.{self.module or self.name}"
+
+
+GROUPS = ("Start", "Data", "Train", "Shrink", "Measure", "Use")
+
+VERBS = (
+    Verb("get", "Start", "fetch a model, once, into the cache"),
+    Verb("recipe", "Start", "list, show and check recipes"),
+    Verb("doctor", "Start", "what this machine has, and what that means for training"),
+    Verb("tokenizer", "Data", "train a tokenizer on your text"),
+    Verb("prepare", "Data", "turn documents into token shards"),
+    Verb("pretrain", "Train", "train a model from a recipe"),
+)
+
+
+def overview(verbs: tuple[Verb, ...] = VERBS) -> str:
+    """The page that `shoestring` and `shoestring --help` print."""
+    lines = ["Language models on a shoestring.", ""]
+    for group in GROUPS:
+        names = [verb.name for verb in verbs if verb.group == group]
+        if names:
+            lines.append(f"{group:<10}" + "".join(f"{name:<13}" for name in names).rstrip())
+    lines += ["", "shoestring VERB --help shows a verb, with two examples that work as they stand."]
+    return "\n".join(lines)
