@@ -1,7 +1,7 @@
 """Chat templates: a conversation to the exact text that an instruct model was trained on.
 
 A template is a Jinja program that comes with a downloaded model, so it is run as hostile code: in Jinja's
-immutable sandbox, and within limits on loop steps, on text written and on the size of any value it makes.
+immutable sandbox, and within limits on time, loop steps, text written and the size of any value it makes.
 The environment (trimmed blocks, loop controls, `raise_exception`, `strftime_now`, `tojson`, `generation`) is
 that of transformers' `apply_chat_template`, whose output it reproduces.
 """
@@ -11,21 +11,31 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from collections.abc import Callable, Sized
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence, Sized, ValuesView
+from collections.abc import Set as AnySet
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from shoestring.core.errors import TokenizerError
 
-STEP_LIMIT = 200_000  # loop iterations and macro calls
-SIZE_LIMIT = 16_000_000  # characters written in total, and the length of any one value
+STEP_LIMIT = 100_000  # loop iterations and macro calls
+SECONDS_LIMIT = 10.0
+SIZE_LIMIT = 16_000_000  # characters written in total, and in any one value
 # An argument such as the width of ljust() decides the size of the result, before anyone can look at it.
 NUMBER_LIMIT = 100_000
+
+_LOOKING = ("length", "count", "first", "last")  # filters that cost nothing, often applied to all messages
+_COMPUTED_WIDTH = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
+_REPEATING = ("indent", "expandtabs", "tojson")  # their result grows with a value's size times a number
 
 
 def render_chat(
@@ -89,57 +99,95 @@ class _Environment(ImmutableSandboxedEnvironment):
             extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
             finalize=self._count_output,
         )
-        self.steps = 0
-        self.written = 0
+        self._steps = 0
+        self._written = 0
+        self._deadline = time.monotonic() + SECONDS_LIMIT
         self.filters["tojson"] = _tojson
-        self.filters = {name: _limited(function) for name, function in self.filters.items()}
+        self.filters = {name: self._metered_filter(name, f) for name, f in self.filters.items()}
+        del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
 
     def tick(self, text_length: int) -> str:
         """Called in each loop iteration and macro call, with the length of the constant text inside."""
-        self.steps += 1
-        if self.steps > STEP_LIMIT:
+        self._steps += 1
+        if self._steps > STEP_LIMIT:
             raise _TooMuch(f"more than {STEP_LIMIT:,} loop steps")
+        self._check_time()
         self._write(text_length)
         return ""
 
     def concatenate(self, *values: Any) -> str:
-        parts = [str(value) for value in values]
-        _check_size(sum(map(len, parts)))
-        return "".join(parts)
+        _check_size(sum(map(_weight, values)))
+        return "".join(map(str, values))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "*" and (isinstance(left, Sized) or isinstance(right, Sized)):
+        self._check_time()
+        if operator == "%" and isinstance(left, str):
+            _check_format(left, right)
+        elif operator == "*" and (isinstance(left, Sized) or isinstance(right, Sized)):
             sized, count = (left, right) if isinstance(left, Sized) else (right, left)
-            _check_size(len(sized) * count if isinstance(count, int) else 0)
+            _check_size(_weight(sized) * count if isinstance(count, int) else 0)
         elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
-            _check_size(len(left) + len(right))
-        elif operator in ("*", "**") and any(isinstance(x, int) and abs(x) > 1 << 63 for x in (left, right)):
+            _check_size(_weight(left) + _weight(right))
+        elif any(isinstance(x, int) and abs(x) > 1 << 63 for x in (left, right)):
             raise _TooMuch("numbers too large")
         elif operator == "**" and isinstance(right, int) and abs(right) > 64:
             raise _TooMuch("numbers too large")
-        elif operator == "%" and isinstance(left, str):
-            _check_format(left, right)
-        return _checked(super().call_binop(context, operator, left, right))
+        return super().call_binop(context, operator, left, right)
 
     def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N803
         if getattr(__obj, "__func__", None) in (_Environment.tick, _Environment.concatenate):
             return __obj(*args)
-        if isinstance(getattr(__obj, "__self__", None), str) and __obj.__name__ in ("format", "format_map"):
-            _check_format(__obj.__self__, args, kwargs)
-        _check_arguments(args, kwargs)
-        return _checked(super().call(__context, __obj, *args, **kwargs))
+        self._check_time()
+        if not isinstance(__obj, Macro):
+            own = getattr(__obj, "__self__", None)
+            own = own if isinstance(own, str) else None
+            _check_call(getattr(__obj, "__name__", ""), (own, *args), kwargs)
+        result = super().call(__context, __obj, *args, **kwargs)
+        _weight(result)
+        return result
 
-    def _count_output(self, value: Any) -> Any:
-        text = value if isinstance(value, str) else str(value)
-        self._write(len(text))
-        return text
+    def wrap_str_format(self, value: Any) -> Any:
+        """Jinja replaces a string's `format` by a safe one, which this meters."""
+        formatting = super().wrap_str_format(value)
+        if formatting is None:
+            return None
+
+        def metered(*args: Any, **kwargs: Any) -> str:
+            _check_call("format", (value.__self__, *args), kwargs)
+            return formatting(*args, **kwargs)
+
+        return metered
+
+    def _metered_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(
+            function
+        )  # copies the mark by which Jinja passes the context or the environment first
+        def metered(*args: Any, **kwargs: Any) -> Any:
+            self._check_time()
+            if name in _LOOKING:
+                return function(*args, **kwargs)
+            own = 1 if hasattr(function, "jinja_pass_arg") else 0
+            _check_call(name, args[own:], kwargs)
+            result = function(*args, **kwargs)
+            _weight(result)
+            return result
+
+        return metered
+
+    def _count_output(self, value: Any) -> str:
+        self._write(_weight(value))
+        return str(value)
 
     def _write(self, length: int) -> None:
-        self.written += length
-        if self.written > SIZE_LIMIT:
+        self._written += length
+        if self._written > SIZE_LIMIT:
             raise _TooMuch(f"more than {SIZE_LIMIT:,} characters written")
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise _TooMuch(f"more than {SECONDS_LIMIT:.0f} seconds")
 
 
 def _metered(tree: nodes.Template) -> nodes.Template:
@@ -162,46 +210,63 @@ def _environment_call(name: str, arguments: list[Any], line: int) -> nodes.Call:
     return nodes.Call(function, arguments, [], None, None, lineno=line)
 
 
-def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter with arguments and result checked; keeps the marks by which Jinja passes the context."""
-
-    @functools.wraps(function)
-    def limited(*args: Any, **kwargs: Any) -> Any:
-        if function.__name__ == "do_format":
-            _check_format(str(args[0]), args[1:], kwargs)
-        if function.__name__ == "do_replace" and len(args) > 3:
-            _check_size(str(args[1]).count(str(args[2])) * len(str(args[3])))
-        _check_arguments(args[1:], kwargs)
-        return _checked(function(*args, **kwargs))
-
-    return limited
-
-
 def _check_size(size: int) -> None:
     if size > SIZE_LIMIT:
         raise _TooMuch(f"a value longer than {SIZE_LIMIT:,}")
 
 
-def _check_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if any(isinstance(x, int) and abs(x) > NUMBER_LIMIT for x in (*args, *kwargs.values())):
+def _weight(value: Any) -> int:
+    """About the length of str(value), found without making it. Raises _TooMuch above SIZE_LIMIT."""
+    total, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        total += 16  # an element costs more memory and time than a character
+        if isinstance(item, (str, bytes)):
+            total += len(item)
+        elif isinstance(item, Namespace):
+            waiting.append(item._Namespace__attrs)  # type: ignore[attr-defined]
+        elif isinstance(item, Mapping):
+            _check_size(total + 16 * len(item))
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, (Sequence, AnySet, ValuesView)) and not isinstance(item, range):
+            _check_size(total + 16 * (len(item) + len(waiting)))
+            waiting += item
+        _check_size(total)
+    return total
+
+
+def _check_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a filter (its value is args[0]) or a method of args[0] whose result would be too large."""
+    given = (*args, *kwargs.values())
+    weights = [_weight(value) for value in given]
+    numbers = [abs(value) for value in given if isinstance(value, int)]
+    if any(number > NUMBER_LIMIT for number in numbers) and name != "range":
         raise _TooMuch(f"a number above {NUMBER_LIMIT:,} as an argument")
+    if name in ("format", "format_map") and isinstance(args[0], str):
+        _check_format(args[0], given[1:])
+    elif name == "replace" and len(given) > 2:
+        old, new = str(given[1]), str(given[2])
+        text = str(given[0])
+        _check_size(len(text) + (text.count(old) + (not old)) * len(new))
+    elif name in ("join", "translate"):
+        _check_size(max(weights, default=0) * (min(weights[:2], default=0) + 1))
+    elif name in _REPEATING and weights:
+        _check_size(weights[0] * (max(numbers, default=1) + 1) // 16)
 
 
-def _check_format(pattern: str, *values: Any) -> None:
-    """Widths in a format are sizes: refuse long digit runs, and widths taken from arguments."""
-    digits = 0
-    for character in pattern:
-        digits = digits + 1 if character.isdigit() else 0
-        if digits > len(str(NUMBER_LIMIT)) - 1:
-            raise _TooMuch("a format with a huge width")
-    if "*" in pattern and "%" in pattern:
+def _check_format(pattern: str, values: Any) -> None:
+    """Widths in a format are sizes, and a value can be named many times: refuse what could grow too large."""
+    widths, run = 0, ""
+    for character in pattern + " ":
+        if character.isdigit():
+            run += character
+        elif run:
+            widths += int(run) if len(run) < 9 else SIZE_LIMIT + 1
+            run = ""
+    fields = pattern.count("%") + pattern.count("{")
+    _check_size(widths + len(pattern) + fields * _weight(values))
+    if _COMPUTED_WIDTH.search(pattern):
         raise _TooMuch("a format with a computed width")
-
-
-def _checked(value: Any) -> Any:
-    if isinstance(value, (str, bytes, list, tuple, dict)):
-        _check_size(len(value))
-    return value
 
 
 def _tojson(

@@ -51,7 +51,7 @@ class PackedLoader:
         self.samples_per_epoch = self._documents.tokens // sequence_length
         if self.samples_per_epoch == 0:
             raise DataError(
-                f"the {split} split has {self._documents.tokens:,} tokens, but a sequence {sequence_length:,}",
+                f"{self._documents.tokens:,} tokens in {split}, less than one sequence of {sequence_length:,}",
                 str(shards.folder),
                 "use more text or a shorter train.sequence_length",
             )
@@ -197,7 +197,7 @@ class _Stream:
     def read(self, position: int, tokens: np.ndarray, starts: np.ndarray) -> int:
         """Fill tokens [n] from a position on; mark in starts [n] where documents begin.
 
-        The stream ends with one separator beyond its documents; what lies behind it is left as it is. Gives the
+        The stream ends with one separator beyond its documents; what lies behind is left as it is. Gives the
         number filled.
         """
         documents, begins = self._documents, self._begins

@@ -1,0 +1,182 @@
+"""Chat templates: the same text as transformers renders, and hostile templates stopped."""
+
+import time
+
+import pytest
+import tokenizers
+import transformers
+from tests.data import templates
+
+from shoestring.core.errors import TokenizerError
+from shoestring.data.chat import render_chat
+from shoestring.data.tokenizer import Tokenizer
+
+PLAIN = [
+    {"role": "user", "content": "  What is 7 + 8? <b>&amp;</b> é\n"},
+    {"role": "assistant", "content": "15"},
+    {"role": "user", "content": "Sure?"},
+]
+SYSTEM = [{"role": "system", "content": "Be brief."}, *PLAIN]
+CALLS = [
+    {"role": "user", "content": "Weather in Zürich?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich", "days": 2}}}
+        ],
+    },
+    {"role": "tool", "content": "sunny"},
+]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The <weather> of a city's day",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+TEMPLATES = {
+    "chatml": templates.CHATML,
+    "qwen": templates.QWEN,
+    "llama": templates.LLAMA,
+    "everything": templates.EVERYTHING,
+}
+
+
+def _backend() -> tokenizers.Tokenizer:
+    names = ("<|begin|>", "<|end|>")
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[])
+    )
+    backend.add_special_tokens(list(names))
+    return backend
+
+
+@pytest.mark.parametrize("messages", [PLAIN, SYSTEM, CALLS], ids=["plain", "system", "calls"])
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["", "tools"])
+@pytest.mark.parametrize("prompt", [False, True])
+def test_renders_as_transformers_does(template, messages, tools, prompt):
+    judge = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_backend(), bos_token="<|begin|>", eos_token="<|end|>", chat_template=template
+    )
+    expected = judge.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+    ours = Tokenizer.from_backend(_backend(), bos="<|begin|>", eos="<|end|>", chat_template=template)
+    assert ours.render_chat(messages, tools, prompt) == expected
+    assert len(expected) > 50
+
+
+def test_passes_further_variables_to_the_template():
+    assert (
+        render_chat("{{ enable_thinking }}{{ bos_token }}", PLAIN, enable_thinking=False, bos_token="B")
+        == "FalseB"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__class__.__init__.__globals__ }}",
+        "{{ raise_exception.__globals__['json'] }}",
+        "{{ strftime_now.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ ''['__class__'] }}{{ (''|attr('__class__')).__mro__ }}",
+        "{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update({'role': 'system'}) }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+    ],
+)
+def test_a_template_cannot_reach_python(template):
+    try:
+        shown = render_chat(template, PLAIN)
+    except TokenizerError:
+        return
+    assert shown == ""  # Jinja's sandbox may answer with an undefined value instead of an error
+
+
+def test_the_messages_stay_as_they_were():
+    messages = [{"role": "user", "content": "hello"}]
+    with pytest.raises(TokenizerError):
+        render_chat("{{ messages.append(1) }}", messages)
+    assert messages == [{"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(90000) %}{{ 'x' * 10000 }}{% endfor %}",
+        "{{ 'x' * 10**10 }}",
+        "{{ [0] * 10**10 }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ 'x'.ljust(10**10) }}",
+        "{{ 'x' | center(10**10) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ '%*d' % (10**10, 1) }}",
+        "{{ '%10000000000d' | format(1) }}",
+        "{{ '{:>10000000000}'.format(1) }}",
+        "{{ '{:>{}}'.format(1, 10**10) }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] | join %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = '%s%s' % (ns.s, ns.s) %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = '{0}{0}'.format(ns.s) %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set b %}{{ ns.s }}{{ ns.s }}{% endset %}"
+        "{% set ns.s = b %}{% endfor %}",
+        "{% set ns = namespace(s='xx') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('x', ns.s) %}{% endfor %}",
+        "{% set ns = namespace(s='xx') %}{% for i in range(60) %}{% set ns.s = ns.s|replace('x', ns.s) %}{% endfor %}",
+        "{% set ns = namespace(s='xx') %}{% for i in range(60) %}{% set ns.s = ns.s.join(ns.s) %}{% endfor %}",
+        "{% set ns = namespace(n=9) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+        "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for m in messages recursive %}{{ loop(messages) }}{{ loop(messages) }}{% endfor %}",
+        "{{ lipsum(n=100000) }}",
+        "{{ raise_exception('no') }}",
+        "{{ messages | tojson(indent=10**9) }}",
+        "{{ messages[0].content | indent(10**10) }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}"
+        "{{ ns.s | tojson }}",
+        "{% set s = 'x' * 10**6 %}{{ ('{0}' * 10**5).format(s) }}",
+        "{% set s = 'x' * 10**6 %}{{ ([s] * 10**5) | join }}",
+        "{{ ('x\t' * 10**6).expandtabs(90000) }}",
+        "{{ ('x\n' * 10**6) | indent(90000) }}",
+        "{{ 1 / 0 }}",
+        "{% for %}",
+        "{{ 'unfinished' ",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+    ids=range(40),
+)
+def test_a_hostile_template_is_stopped_soon(template):
+    began = time.monotonic()
+    with pytest.raises(TokenizerError, match="chat template"):
+        render_chat(template, PLAIN)
+    assert time.monotonic() - began < 5
+
+
+def test_the_reason_that_a_template_gives_is_shown():
+    with pytest.raises(TokenizerError, match="roles must alternate"):
+        render_chat("{{ raise_exception('roles must alternate') }}", PLAIN)
+
+
+def test_a_broken_template_is_reported_with_its_line():
+    with pytest.raises(TokenizerError, match="line 3"):
+        render_chat("a\nb\n{% if %}", PLAIN)
+
+
+def test_without_a_template_the_error_says_so():
+    with pytest.raises(TokenizerError, match="no chat template"):
+        Tokenizer.from_backend(_backend()).render_chat(PLAIN)
