@@ -1,7 +1,8 @@
-"""A model on disk is a Hugging Face folder: config.json, model.safetensors (or shards with an index), tokenizer files.
+"""A model on disk is a Hugging Face folder: config.json, safetensors (whole or in shards), tokenizer files.
 
-`load_model` allocates the decoder once and reads each tensor into its place, so the peak is one model. `save_model` writes
-shard by shard from the live weights. transformers reads what is written here, and the other way round.
+`load_model` allocates the decoder once and reads each tensor into its place, so the peak is one model.
+`save_model` writes shard by shard from the live weights. transformers reads what is written here, and the
+other way round.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from shoestring.models.families.family import Family
 from shoestring.models.families.registry import config_fields, family_named, family_of, read_config, read_json
 from shoestring.models.weights import TensorFile
 
-__all__ = ["GenerationDefaults", "load_model", "read_config", "read_generation_config", "save_model", "write_model_files"]
+__all__ = [
+    "GenerationDefaults",
+    "load_model",
+    "read_config",
+    "read_generation_config",
+    "save_model",
+    "write_model_files",
+]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -42,8 +50,9 @@ def load_model(
 ) -> Decoder:
     """The decoder in a model folder, ready to run or train.
 
-    dtype: of the weights in memory; None is float32, whatever the file holds, because that is what CPUs compute fast in.
-    A tied head whose file holds a different lm_head.weight is untied, as transformers does. Raises ModelFileError.
+    dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it.
+    A head that config.json ties but the file gives other values is untied, as transformers does.
+    Raises ModelFileError with what is missing, unexpected, misshapen or broken.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -91,7 +100,9 @@ def _tensor_files(folder: Path) -> list[TensorFile]:
             files.append(file)
             listed = {name for name, home in weight_map.items() if home == shard}
             if absent := sorted(listed - file.infos.keys()):
-                raise ModelFileError(f"tensor {absent[0]} is not in {shard}", str(index), "fetch the model again")
+                raise ModelFileError(
+                    f"tensor {absent[0]} is not in {shard}", str(index), "fetch the model again"
+                )
             file.infos = {name: file.infos[name] for name in file.infos if name in listed}
     except BaseException:
         for file in files:
@@ -120,7 +131,9 @@ def _check_layers(config: ModelConfig, where: dict[str, TensorFile], folder: Pat
     held = {match.group(1) for name in where if (match := re.match(r"model\.layers\.(\d+)\.", name))}
     if config.layers != len(held):
         raise ModelFileError(
-            f"config.json says {config.layers:,} layers, the weights hold {len(held):,}", str(folder), _MISMATCH
+            f"config.json says {config.layers:,} layers, the weights hold {len(held):,}",
+            str(folder),
+            _MISMATCH,
         )
     size = sum(info.elements for file in set(where.values()) for info in file.infos.values())
     if config.parameter_count() > size:
@@ -139,7 +152,9 @@ def _match(
     if missing := [name for name in wanted if name not in where]:
         raise ModelFileError(f"{_some(missing)} missing from the weights", str(folder), _MISMATCH)
     if unknown := [name for name in where if name not in wanted and not _COMPUTED.fullmatch(name)]:
-        raise ModelFileError(f"{_some(unknown)} not part of a {family.model_type} model", str(folder), _MISMATCH)
+        raise ModelFileError(
+            f"{_some(unknown)} not part of a {family.model_type} model", str(folder), _MISMATCH
+        )
     for name, parameter in wanted.items():
         info = where[name].infos[name]
         if info.shape != tuple(parameter.shape):
@@ -170,7 +185,10 @@ def save_model(
     max_shard_bytes: float = 5e9,
     replace: bool = False,
 ) -> None:
-    """Write a model folder that appears whole or not at all. Raises RunError when it exists and `replace` is not set."""
+    """Write a model folder that appears whole or not at all; `replace` allows it to take another's place.
+
+    Raises RunError when the folder exists or the disk is full. max_shard_bytes: largest weight file.
+    """
     with atomic_folder(folder, replace=replace) as temporary:
         write_model_files(decoder, temporary, tokenizer, generation, max_shard_bytes)
 
@@ -250,7 +268,7 @@ class GenerationDefaults:
 
 
 def read_generation_config(folder: str | Path) -> GenerationDefaults:
-    """What a folder says about decoding: from generation_config.json, and config.json where that is silent."""
+    """What a folder says about decoding: generation_config.json, then config.json."""
     file = Path(folder) / "generation_config.json"
     values = read_json(file) if file.is_file() else {}
     older = read_json(Path(folder) / "config.json")

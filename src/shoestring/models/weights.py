@@ -1,8 +1,9 @@
 """Safetensors files read straight into the memory where the weights will live.
 
-A file is 8 bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data. Reading into a tensor
-that is already allocated costs no second copy; a memory map would count towards the process's resident set beside
-the weights. The header is checked as strictly as the reference does, so a broken file is a sentence, not a crash.
+A file is 8 bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data. Reading
+into memory that is already allocated costs no second copy; a memory map would count towards the process's
+resident set beside the weights. The header is checked as strictly as the reference does, so that a broken
+file gives a sentence.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -21,7 +22,8 @@ from shoestring.core.errors import ModelFileError
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # the reference's limit
@@ -41,7 +43,7 @@ class TensorInfo(NamedTuple):
 
 
 class TensorFile:
-    """An open safetensors file: `infos` by name. A context manager. Raises ModelFileError for what is broken."""
+    """An open safetensors file, `infos` by name; a context manager. Raises ModelFileError if it is broken."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -62,7 +64,7 @@ class TensorFile:
         self._file.close()
 
     def read_into(self, name: str, target: Tensor) -> None:
-        """Fill `target` (same shape, any float dtype, any device) with a tensor, converting piece by piece."""
+        """Fill `target` (same shape, any dtype and device) with a tensor, converting piece by piece."""
         info = self.infos[name]
         assert tuple(target.shape) == info.shape, (name, target.shape, info.shape)
         if target.device.type == "cpu" and target.dtype == info.dtype and target.is_contiguous():
@@ -86,7 +88,7 @@ class TensorFile:
     def _fill(self, offset: int, tensor: Tensor) -> None:
         if tensor.numel() == 0:
             return
-        memory = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        memory = tensor.view(-1).view(torch.uint8).numpy().data
         self._file.seek(offset)
         while memory:
             count = self._file.readinto(memory)  # at most 2 GiB at once on Linux
@@ -138,10 +140,14 @@ class TensorFile:
         reached = 0
         for begin, end, name in spans:
             if begin != reached:
-                raise self._fail(f"broken header: tensor {name!r} overlaps another or leaves a hole before it")
+                raise self._fail(
+                    f"broken header: tensor {name!r} overlaps another or leaves a hole before it"
+                )
             reached = end
         if reached > available:
-            raise self._fail(f"the file is cut short: {reached - available:,} bytes of its tensors are missing")
+            raise self._fail(
+                f"the file is cut short: {reached - available:,} bytes of its tensors are missing"
+            )
         if reached < available:
             raise self._fail(f"broken file: {available - reached:,} bytes belong to no tensor")
 

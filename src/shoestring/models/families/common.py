@@ -1,4 +1,7 @@
-"""Fields of config.json that Llama's descendants share: sizes, norm, tied head, and sliding windows (unsupported)."""
+"""Fields of config.json that Llama's descendants share: sizes, norm, tied head, and sliding windows.
+
+We compute no windows: a config that merely mentions one is read, a config that uses one is refused.
+"""
 
 from __future__ import annotations
 
@@ -45,17 +48,17 @@ def common_fields(config: ModelConfig) -> dict[str, Any]:
 
 def refuse_windows(fields: Fields) -> None:
     """Qwen's configs name a window even where it is off: refuse it only where a layer would use it."""
-    layers = fields.integer("num_hidden_layers")
-    windowed = fields.boolean("use_sliding_window", False) and fields.get("sliding_window", 4096)
-    fields.taken.add("sliding_window")
-    first = fields.get("max_window_layers", 28)
+    first = fields.integer("max_window_layers", 28) if fields.get("max_window_layers") != 0 else 0
+    window = fields.get("sliding_window", 4096)
+    windowed = fields.boolean("use_sliding_window", False) and window
     kinds = fields.get("layer_types")
-    if kinds is None:
-        kinds = ["sliding_attention" if windowed and i >= first else "full_attention" for i in range(min(layers, 4096))]
-    others = sorted({str(kind) for kind in kinds} - {"full_attention", "attention"})
-    if others:
-        name = "layer_types" if fields.values.get("layer_types") else "use_sliding_window"
-        raise fields.fail(f"{name} asks for {', '.join(others)}, which is not supported", "supported: full_attention")
+    if kinds is None and windowed and first < fields.integer("num_hidden_layers"):
+        raise fields.fail(f"use_sliding_window is on from layer {first}, which is not supported", _FULL)
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+        raise fields.fail("layer_types holds other kinds than full_attention", _FULL)
+
+
+_FULL = "supported: full attention in every layer"
 
 
 def window_fields(config: ModelConfig) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What a model family is: a way to read and write one `model_type` of Hugging Face's config.json, and tensor names.
+"""What a model family is: how to read and write one `model_type` of config.json, and its tensor names.
 
-`Fields` reads a config.json strictly: every field is taken, or known to be harmless, or refused by name, because a
-setting that is skipped silently gives a model that runs and is wrong. Torch-free: a folder can be judged at once.
+`Fields` reads a config.json strictly: every field is taken, or known to be harmless, or refused by name,
+because a setting that is skipped silently gives a model that runs and is wrong. Torch-free, so that a folder
+can be judged at once.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from pydantic import ValidationError
 from shoestring.core.errors import ModelFileError
 from shoestring.models.config import ModelConfig
 
-# Fields that do not change what the model computes: bookkeeping, defaults of other tools, settings of training.
+# Fields that do not change what the model computes: bookkeeping, other tools' defaults, training's settings.
 HARMLESS = frozenset({
-    "architectures", "model_type", "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype",
-    "use_cache", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id",
-    "id2label", "label2id", "problem_type", "num_labels", "output_attentions", "output_hidden_states", "return_dict",
-    "return_dict_in_generate", "task_specific_params", "tokenizer_class", "use_bfloat16", "_attn_implementation",
-    "_attn_implementation_autoset", "attn_implementation", "_commit_hash", "is_llama_config", "transformers.js_config",
-    "unsloth_fixed", "unsloth_version", "finetuning_task", "prefix", "max_new_tokens", "max_length", "min_length",
-    "do_sample", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "num_beams",
-    "num_beam_groups", "num_return_sequences", "diversity_penalty", "no_repeat_ngram_size", "early_stopping",
+    "architectures", "model_type", "_name_or_path", "name_or_path", "transformers_version",
+    "torch_dtype", "dtype", "use_cache", "attention_dropout", "bos_token_id", "eos_token_id",
+    "pad_token_id", "unk_token_id", "sep_token_id", "id2label", "label2id", "problem_type",
+    "num_labels", "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate",
+    "task_specific_params", "tokenizer_class", "use_bfloat16", "_attn_implementation",
+    "_attn_implementation_autoset", "attn_implementation", "_commit_hash", "is_llama_config",
+    "transformers.js_config", "unsloth_fixed", "unsloth_version", "finetuning_task", "prefix",
+    "max_new_tokens", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p",
+    "typical_p", "repetition_penalty", "length_penalty", "num_beams", "num_beam_groups",
+    "num_return_sequences", "diversity_penalty", "no_repeat_ngram_size", "early_stopping",
     "exponential_decay_length_penalty", "bad_words_ids", "begin_suppress_tokens", "suppress_tokens",
-    "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "output_scores", "decoder_start_token_id",
-    "encoder_no_repeat_ngram_size", "torchscript", "pruned_heads", "tf_legacy_loss", "max_window_layers",
+    "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "output_scores",
+    "decoder_start_token_id", "encoder_no_repeat_ngram_size", "torchscript", "pruned_heads",
+    "tf_legacy_loss",
 })  # fmt: skip
 
 # Fields that must have one of these values: with any other, the model computes something that we do not.
@@ -83,6 +87,9 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise self.fail(f"{name} must be a positive number, not {_show(value)}")
         return float(value)
+
+    def optional_number(self, name: str) -> float | None:
+        return None if self.get(name) is None else self.number(name)
 
     def boolean(self, name: str, default: bool) -> bool:
         value = self._typed(name, default)

@@ -1,4 +1,7 @@
-"""Llama 2 and 3, SmolLM2 and all that call themselves `llama`: biases nowhere, or on all projections of a part."""
+"""Llama 2 and 3, SmolLM2 and all that call themselves `llama`.
+
+Biases stand on all projections of the attention or on none, and the same for the feed-forward.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def family_of(config: ModelConfig) -> Family:
 def family_named(model_type: Any, where: str | None = None) -> Family:
     """The family of a config.json's model_type. Raises ModelFileError."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        said = "there is no model_type" if model_type is None else f"model_type {model_type!r} is not supported"
+        said = (
+            "there is no model_type" if model_type is None else f"model_type {model_type!r} is not supported"
+        )
         raise ModelFileError(said, where, f"supported: {', '.join(sorted(FAMILIES))}")
     return FAMILIES[model_type]
 
@@ -56,8 +58,12 @@ def read_json(file: Path) -> dict[str, Any]:
         if not folder.is_dir():
             raise ModelFileError("there is no such folder", str(folder)) from None
         if (folder / "adapter_config.json").is_file():
-            raise ModelFileError("this is an adapter, not a model", str(folder), "merge it into its base first") from None
-        raise ModelFileError(f"no {file.name} in this folder", str(folder), "give a Hugging Face model folder") from None
+            raise ModelFileError(
+                "this is an adapter, not a model", str(folder), "merge it into its base first"
+            ) from None
+        raise ModelFileError(
+            f"no {file.name} in this folder", str(folder), "give a Hugging Face model folder"
+        ) from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ModelFileError(f"not valid JSON: {error}", str(file), "fetch the model again") from error
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Rotary settings in config.json: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
+"""Rotary settings in config.json: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`.
 
-Both forms are read; when both stand there they must agree. Both are written: transformers 5 lets `rope_scaling` win, so
-the two are made to say the same. Defaults follow transformers' modeling_rope_utils.
+Both forms are read; when both stand there they must agree. Both are written, saying the same: transformers 5
+lets `rope_scaling` win, older ones know nothing else. Defaults follow transformers' modeling_rope_utils.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DEFAULT_THETA = 10_000.0
 
 
 def read_rope(fields: Fields) -> RopeConfig:
-    """The rotary config of a config.json. Raises ModelFileError for kinds that we do not compute, naming them."""
+    """The rotary config of a config.json. Raises ModelFileError for kinds that are not supported."""
     new, old = fields.mapping("rope_parameters"), fields.mapping("rope_scaling")
     theta = fields.number("rope_theta", DEFAULT_THETA)
     has_theta = fields.values.get("rope_theta") is not None
@@ -49,6 +49,7 @@ def _read(section: str, values: dict[str, Any], theta: float, fields: Fields) ->
     kind = kind or old_kind or "default"
     theta = inner.number("rope_theta", theta)
     context = _context(fields)
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | None
     match kind:
         case "default":
             scaling = None
@@ -80,16 +81,16 @@ def _context(fields: Fields) -> int | None:
 def _read_yarn(inner: Fields, context: int | None) -> YarnScaling:
     original = inner.integer("original_max_position_embeddings", context)
     factor = inner.number("factor", (context or original) / original)
-    temperature = inner.get("attention_factor")
+    temperature = inner.optional_number("attention_factor")
     # DeepSeek's form: the ratio of two temperatures. One of the two alone has no effect.
-    mscale, mscale_all = inner.get("mscale"), inner.get("mscale_all_dim")
+    mscale, mscale_all = inner.optional_number("mscale"), inner.optional_number("mscale_all_dim")
     if temperature is None and mscale and mscale_all:
         temperature = _mscale(factor, mscale) / _mscale(factor, mscale_all)
     return YarnScaling(
         factor=factor,
         original_context=original,
-        beta_fast=inner.get("beta_fast") or 32.0,
-        beta_slow=inner.get("beta_slow") or 1.0,
+        beta_fast=inner.number("beta_fast", 32.0),
+        beta_slow=inner.number("beta_slow", 1.0),
         attention_factor=temperature,
         truncate=inner.boolean("truncate", True),
     )
