@@ -10,18 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shoestring.generate.language_model import load as load
+    from shoestring.generate.language_model import LanguageModel
     from shoestring.train.pretrain import pretrain as pretrain
+
+    load = LanguageModel.load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "pretrain"]
 
-_HOMES = {"load": "shoestring.generate.language_model", "pretrain": "shoestring.train.pretrain"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "load":
+        return importlib.import_module("shoestring.generate.language_model").LanguageModel.load
+    if name == "pretrain":
+        return importlib.import_module("shoestring.train.pretrain").pretrain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

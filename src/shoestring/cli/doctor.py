@@ -47,12 +47,12 @@ def measure() -> dict[str, Any]:
     cache = cache_dir()
     peaks = {name: machine.matrix_peak(name, device) for name in ("float32", "bfloat16")}
     memory = machine.total_memory_bytes()
+    training_memory, gpu = memory, None
     if device.type == "cuda":
         training_memory = torch.cuda.get_device_properties(device).total_memory
         gpu = torch.cuda.get_device_name(device)
-    else:
-        training_memory = memory
-        gpu = "Apple GPU (MPS, which we have not run)" if device.type == "mps" else None
+    elif device.type == "mps":
+        gpu = "Apple GPU (MPS, which we have not run)"
     return {
         "processor": machine.cpu_model(),
         "cores": machine.cpu_count(),
@@ -79,19 +79,16 @@ def describe(found: dict[str, Any]) -> dict[str, str]:
     """The five lines: name -> text."""
     peaks = found["matrix_peak"]
     single, half = (f"{peaks[name] / 1e9:,.0f}" for name in ("float32", "bfloat16"))
-    faster = (
-        "bfloat16 computes faster here"
-        if peaks["bfloat16"] > 1.2 * peaks["float32"]
-        else "float32 is best here"
-    )
+    gain = peaks["bfloat16"] / peaks["float32"]
+    faster = "bfloat16" if gain > 1.2 else "float32"
     return {
-        "processor": f"{found['processor']}, {found['cores']} cores, {found['vector_units']}: matrix products"
-        f" {single} GFLOP/s in float32, {half} in bfloat16",
+        "processor": f"{found['processor']}, {found['cores']} cores, {found['vector_units']}:"
+        f" matrix products {single} GFLOP/s in float32, {half} in bfloat16",
         "memory": f"{format_bytes(found['memory'])}, read at {format_bytes(found['memory_bandwidth'])}/s",
         "disk": f"{format_bytes(found['disk_free'])} free, read at {format_bytes(found['disk_read_speed'])}/s"
         f" ({found['disk']})",
         "torch": f"{found['torch']}, {found['threads']} threads, {found['gpu'] or 'no GPU'}",
         "training": f"about {format_count(found['tokens_per_second'])} tokens/s at"
         f" {format_count(EXAMPLE_PARAMETERS)} parameters; up to {format_count(found['largest_model'])} fit with"
-        f" AdamW; {faster}",
+        f" AdamW; compute in {faster}",
     }

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shoestring.cli.overrides import split_overrides
 from shoestring.cli.verbs import VERBS, overview
@@ -78,9 +78,10 @@ def run_verb(verb_app: App, tokens: list[str]) -> Any:
         return None
     chain, apps, rest = app.parse_commands(tokens)
     command, overrides = apps[-1], None
-    if command.default_command is None:
+    function = command.default_command
+    if function is None:
         _refuse_subcommand(command, chain, rest)
-    if "overrides" in inspect.signature(command.default_command).parameters:
+    if "overrides" in inspect.signature(function).parameters:
         own, overrides = split_overrides(rest, _flags(command))
         tokens = [*chain, *own]
     try:
@@ -94,7 +95,7 @@ def run_verb(verb_app: App, tokens: list[str]) -> Any:
     return function(*bound.args, **bound.kwargs)
 
 
-def _refuse_subcommand(command: App, chain: tuple[str, ...], rest: list[str]) -> None:
+def _refuse_subcommand(command: App, chain: tuple[str, ...], rest: list[str]) -> NoReturn:
     names = [name for name in command if not name.startswith("-")]
     usage = " ".join(["shoestring", *chain])
     if not rest:

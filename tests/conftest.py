@@ -1,0 +1,18 @@
+"""Surroundings of every test: one thread (tests run side by side), a cache outside the home, no colours.
+
+The cache lasts between runs, so that what tests fetch is fetched once; a run from nothing works as well.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+_cache = Path(tempfile.gettempdir()) / f"shoestring-tests-{getpass.getuser()}"
+os.environ.setdefault("SHOESTRING_CACHE", str(_cache))
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["NO_COLOR"] = "1"
+os.environ.pop("FORCE_COLOR", None)
