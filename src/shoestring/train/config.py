@@ -44,6 +44,9 @@ class TrainConfig(Config):
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: none")
     evaluate_every: int | None = Field(None, gt=0, description="steps; null: ten times over the run")
     evaluate_tokens: int | None = Field(None, gt=0, description="held-out tokens read each time; null: all")
+    final_evaluate_tokens: int | None = Field(
+        None, gt=0, description="held-out tokens read after the last step; null: all"
+    )
     checkpoint_every: int | None = Field(None, gt=0, description="steps; null: four times over the run")
     keep: int = Field(2, gt=0, description="newest checkpoints kept")
     checkpoint_blocks: bool = Field(False, description="recompute blocks going backward: less memory, slower")

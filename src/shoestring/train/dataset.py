@@ -1,0 +1,57 @@
+"""The recipe's section `data`, resolved: token shards and the tokenizer that made them.
+
+What is prepared goes into the cache under a name made from the text's fingerprint and the tokenizer's, so the second
+run of a recipe starts at once, and a change in either prepares anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from shoestring.core.errors import DataError
+from shoestring.core.files import cache_dir
+from shoestring.data.config import DataConfig, NewTokenizerConfig
+from shoestring.data.prepare import prepare_recipe
+from shoestring.data.shards import ShardFolder, is_shard_folder
+from shoestring.data.sources import Source
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.models.resolve import find_model
+
+
+def open_dataset(
+    config: DataConfig, tokenizer: Tokenizer | None = None, say: Callable[[str], None] | None = None
+) -> ShardFolder:
+    """The shards of a recipe's data, prepared into the cache where need be.
+
+    tokenizer: of the model to continue from; it wins over `config.tokenizer`. Raises DataError when a split is empty.
+    """
+    if tokenizer is None and isinstance(config.tokenizer, str):
+        tokenizer = named_tokenizer(config.tokenizer, say)
+    folder = Path(config.source) if is_shard_folder(config.source) else _cached(config, tokenizer)
+    if say is not None and not is_shard_folder(folder):
+        say(f"preparing {config.source} (once; kept in {folder})")
+    shards = prepare_recipe(config, tokenizer, folder)
+    for split in ("train", "validation"):
+        if not shards.token_count(split):
+            raise DataError(f"the {split} split is empty", config.source, "use more text, or another data.validation")
+    return shards
+
+
+def named_tokenizer(name: str, say: Callable[[str], None] | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer folder or of a MODEL."""
+    folder = Path(name)
+    return Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else find_model(name, say=say))
+
+
+def _cached(config: DataConfig, tokenizer: Tokenizer | None) -> Path:
+    source = Source(config.source, config.text_field, config.validation, config.on_bad_line)
+    if tokenizer is not None:
+        made_by = tokenizer.fingerprint()
+    else:
+        assert isinstance(config.tokenizer, NewTokenizerConfig)
+        made_by = config.tokenizer.model_dump_json()
+    key = json.dumps([source.fingerprint(), made_by, config.shard_tokens])
+    return cache_dir() / "prepared" / hashlib.sha256(key.encode()).hexdigest()[:16]

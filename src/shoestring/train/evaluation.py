@@ -1,0 +1,74 @@
+"""Held-out loss and bits per byte, measured while training and at its end.
+
+Bits per byte = nats of all labels / ln 2 / bytes of text they stand for (UTF-8): comparable between tokenizers and
+with compressors. Each document also pays for its end, the separator that follows it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from shoestring.data.loader import SequentialPass
+from shoestring.models.decoder import Decoder
+from shoestring.train import parallel
+from shoestring.train.loop import Callback, StepEvent
+from shoestring.train.objective import next_token
+from shoestring.train.state import HeldOut, is_due, times_left
+from shoestring.train.step import forward_loss
+
+TIMES = 10  # over a run, when no interval is set
+_FORWARD_SHARE = 0.4  # of a training step's time, a first estimate until an evaluation has been timed
+
+
+def measure(model: Decoder, text: SequentialPass, compute: torch.dtype = torch.float32, step: int = 0) -> HeldOut:
+    """The model's loss on every label of `text`, summed over ranks."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    try:
+        with torch.no_grad():
+            for batch in text:
+                loss, _ = forward_loss(model, next_token, batch.to(device), compute)
+                total += float(loss.sum)
+                count += loss.count
+    finally:
+        model.train(training)
+    total, labels = parallel.sum_numbers(total, count)
+    bits = total / math.log(2) / max(text.bytes, 1)
+    return HeldOut(step, total / max(labels, 1), bits, int(labels), text.bytes, text.documents)
+
+
+class Evaluation(Callback):
+    """Measures `sample` every so often and `whole` after the last step; the result stands in the trainer's state."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        sample: SequentialPass,
+        whole: SequentialPass,
+        every: int | None,
+        step_tokens: int,
+        compute: torch.dtype = torch.float32,
+    ):
+        self.model, self.sample, self.whole, self.every, self.compute = model, sample, whole, every, compute
+        self.step_tokens = step_tokens
+        self._seconds_per_token: float | None = None
+
+    def after_step(self, event: StepEvent) -> None:
+        state = event.state
+        if not (event.last or is_due(state.step, state.total_steps, self.every, TIMES)):
+            return
+        text = self.whole if event.last else self.sample
+        started = time.perf_counter()
+        state.held_out = measure(self.model, text, self.compute, state.step)
+        self._seconds_per_token = (time.perf_counter() - started) / max(text.tokens, 1)
+
+    def seconds_ahead(self, step: int, total: int, step_seconds: float) -> float:
+        each = self._seconds_per_token
+        if each is None:
+            each = _FORWARD_SHARE * step_seconds / self.step_tokens
+        return each * (times_left(step, total, self.every, TIMES) * self.sample.tokens + self.whole.tokens)

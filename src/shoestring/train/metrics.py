@@ -1,0 +1,137 @@
+"""metrics.jsonl: what happened, one JSON object a line, each with its `step`.
+
+A training line has tokens, loss (nats per label), lr, grad_norm, tokens_per_second, share_of_peak, memory and seconds; an
+evaluation line has held_out_loss and bits_per_byte; an event line has event. Lines after the checkpoint that a run
+resumes from are cut off, so no step appears twice.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoestring.core.errors import RunError
+from shoestring.core.files import atomic_write
+from shoestring.core.machine import rss_bytes
+from shoestring.models.config import ModelConfig
+from shoestring.train import parallel
+from shoestring.train.loop import Callback, StepEvent
+from shoestring.train.reporters import Reporter
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """Operations of one training token, forward and backward, without any recomputation.
+
+    6 (N + V·D) + 6·L·H·C·T: two operations per weight forward and four backward, for the N weights of blocks and norms
+    and the head; attention scores and sums take 2·2·H·C·T/2 forward for a causal row of T tokens, and twice that
+    backward. After appendix B of PaLM (arXiv 2204.02311), with the causal half counted.
+    """
+    parts = config.parameters()
+    blocks = config.parameter_count() - parts["embedding"] - parts["head"]
+    weights = blocks + config.vocabulary * config.width
+    attention = config.layers * config.attention.heads * config.attention.head_width * sequence_length
+    return 6.0 * weights + 6.0 * attention
+
+
+def memory_bytes(device: torch.device | str = "cpu") -> int:
+    """What the run holds now: the process's resident set, or the GPU allocator's bytes."""
+    device = torch.device(device)
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else rss_bytes()
+
+
+class Metrics(Callback):
+    """Appends to metrics.jsonl and to the reporters that the recipe asks for. Comes after evaluation, before checkpoints."""
+
+    def __init__(
+        self,
+        file: Path,
+        every: int,
+        token_flops: float,
+        peak: float,
+        device: torch.device,
+        reporters: list[Reporter],
+        events: int,
+    ):
+        self.file, self.every, self.token_flops, self.peak = file, every, token_flops, peak
+        self.device, self.reporters = device, reporters
+        self._events = events  # those that stand in the file already
+        self._opened = open(file, "a", encoding="utf-8") if parallel.rank() == 0 else None
+
+    def after_step(self, event: StepEvent) -> None:
+        if self._opened is None:
+            return
+        state = event.state
+        for values in state.events[self._events :]:
+            self._write(values)
+        self._events = len(state.events)
+        if state.step % self.every == 0 or event.last or event.stopping:
+            rate = event.tokens / event.seconds
+            # The count of each metric is the loss's: they are sums over the same labels.
+            extra = {name: value / max(event.loss.count, 1) for name, value in event.loss.metrics.items()}
+            self._write(
+                {
+                    "step": state.step,
+                    "tokens": state.tokens,
+                    "loss": event.loss.mean,
+                    "lr": event.learning_rate,
+                    "grad_norm": event.gradient_norm,
+                    "tokens_per_second": round(rate, 1),
+                    "share_of_peak": round(rate * self.token_flops / self.peak, 4),
+                    "memory": memory_bytes(self.device),
+                    "seconds": round(state.seconds, 3),
+                    **extra,
+                }
+            )
+        held_out = state.held_out
+        if held_out is not None and held_out.step == state.step:
+            self._write(
+                {
+                    "step": state.step,
+                    "tokens": state.tokens,
+                    "held_out_loss": held_out.loss,
+                    "bits_per_byte": held_out.bits_per_byte,
+                    "held_out_tokens": held_out.tokens,
+                    "seconds": round(state.seconds, 3),
+                }
+            )
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+        for reporter in self.reporters:
+            reporter.close()
+
+    def _write(self, values: dict[str, Any]) -> None:
+        assert self._opened is not None
+        try:
+            self._opened.write(json.dumps(values) + "\n")
+            self._opened.flush()
+        except OSError as error:
+            raise RunError(f"cannot be written: {error.strerror}", str(self.file), "free some space and resume") from error
+        for reporter in self.reporters:
+            reporter.add(values)
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that was cut by a kill is left out."""
+    lines = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                lines.append(values)
+    return lines
+
+
+def truncate_metrics(file: Path, step: int) -> None:
+    """Cut off what was written after `step`, the one to resume from."""
+    if file.is_file():
+        kept = [values for values in read_metrics(file) if values["step"] <= step]
+        with atomic_write(file) as opened:
+            opened.writelines(json.dumps(values) + "\n" for values in kept)

@@ -1,0 +1,160 @@
+"""When a run ends. `FixedSteps` counts; `TimeBudget` turns wall clock into a number of steps, once.
+
+The first steps of a session are slow (kernels are chosen, memory is touched), so they are not measured. Evaluations and
+checkpoints still to come are paid for in advance. If the machine slows down later, the end moves forward, the schedule
+is compressed to finish there, and the change is an event in the trainer's state.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from shoestring.train import parallel
+from shoestring.train.state import TrainerState
+
+WARM_STEPS = 2  # of each session, not measured
+MEASURED_STEPS = 5  # at least, before the number of steps is fixed
+MEASURED_SHARE = 0.04  # of the budget, at most; a longer look gives a better number
+TARGET = 0.985  # the share of the budget to plan for: noise has a long tail on one side only
+PATIENCE = 0.995  # a projected end beyond this share is acted upon
+_GUESS = 1000  # steps of the run before the first one has been measured
+
+Reserve = Callable[[int, int, float], float]  # (step, total, seconds of a step) -> seconds of what is still to be paid
+
+
+class Pace(Protocol):
+    """Decides before each step whether there is one, and how long the run is."""
+
+    def start(self, state: TrainerState) -> None: ...
+    def is_finished(self, state: TrainerState) -> bool: ...
+    def expected_steps(self, state: TrainerState) -> int: ...
+    def after_step(self, state: TrainerState, seconds: float, reserve: Reserve) -> None: ...
+    def seconds_left(self, state: TrainerState) -> float | None: ...
+
+
+class Clock:
+    """Seconds that a run has used, over all its sessions."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
+        self._now = now
+        self._start = now()
+        self._before = 0.0
+
+    def start(self, used: float) -> None:
+        self._start, self._before = self._now(), used
+
+    def __call__(self) -> float:
+        return self._before + self._now() - self._start
+
+
+class FixedSteps:
+    """Ends after `total` steps."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self._recent: deque[float] = deque(maxlen=20)
+
+    def start(self, state: TrainerState) -> None:
+        if state.total_steps is None:
+            state.plan(self.total)
+
+    def is_finished(self, state: TrainerState) -> bool:
+        return state.step >= self.total
+
+    def expected_steps(self, state: TrainerState) -> int:
+        return self.total
+
+    def after_step(self, state: TrainerState, seconds: float, reserve: Reserve) -> None:
+        self._recent.append(seconds)
+        self._reserve = reserve
+
+    def seconds_left(self, state: TrainerState) -> float | None:
+        if not self._recent:
+            return None
+        each = statistics.fmean(self._recent)
+        return (self.total - state.step) * each + self._reserve(state.step, self.total, each)
+
+
+class TimeBudget:
+    """Ends within `budget` seconds of wall clock. The number of steps is fixed from the first ones and kept in the state."""
+
+    def __init__(self, budget: float):
+        self.budget = budget
+        self._session_steps = 0
+        self._measured: deque[float] = deque(maxlen=400)
+
+    def start(self, state: TrainerState) -> None:
+        """Nothing is known yet, or the state knows it already."""
+
+    def is_finished(self, state: TrainerState) -> bool:
+        return state.total_steps is not None and state.step >= state.total_steps
+
+    def expected_steps(self, state: TrainerState) -> int:
+        """The fixed number, or an estimate while it is not fixed: the warmup needs one from the first step on."""
+        if state.planned_steps is not None:
+            return state.planned_steps
+        if not self._measured:
+            return _GUESS
+        return max(state.step + 1, int(self.budget / self._seconds_per_step()))
+
+    def after_step(self, state: TrainerState, seconds: float, reserve: Reserve) -> None:
+        self._session_steps += 1
+        # Until something better is known, a cold step counts: a single step may take most of the budget.
+        if self._session_steps == WARM_STEPS + 1:
+            self._measured.clear()
+        self._measured.append(seconds)
+        each = parallel.from_first(self._seconds_per_step())
+        used = parallel.from_first(state.seconds)
+        if state.total_steps is None:
+            looked = sum(self._measured)
+            warm = self._session_steps >= WARM_STEPS + MEASURED_STEPS
+            long_enough = warm and looked >= min(MEASURED_SHARE * self.budget, 20 * each)
+            # Very few steps fit: decide with what is known rather than never.
+            pressed = used + 2 * each + reserve(state.step, state.step + 2, each) > TARGET * self.budget
+            if parallel.from_first(long_enough or looked >= MEASURED_SHARE * self.budget and warm or pressed):
+                state.plan(self._steps_that_fit(state, used, each, reserve, TARGET))
+                state.events.append(
+                    {"event": "planned", "step": state.step, "steps": state.total_steps, "seconds_per_step": round(each, 4)}
+                )
+            return
+        left = state.total_steps - state.step
+        if left <= 0:
+            return
+        recent = parallel.from_first(self._recent_seconds_per_step())
+        projected = used + left * recent + reserve(state.step, state.total_steps, recent)
+        if parallel.from_first(projected > PATIENCE * self.budget):
+            fits = self._steps_that_fit(state, used, recent, reserve, TARGET)
+            if fits < state.total_steps:
+                state.shorten(fits)
+
+    def seconds_left(self, state: TrainerState) -> float | None:
+        return max(self.budget - state.seconds, 0.0)
+
+    def _seconds_per_step(self) -> float:
+        return statistics.fmean(self._measured)
+
+    def _recent_seconds_per_step(self) -> float:
+        """The mean of the last 5% of the budget: long enough that one disturbed step does not end the run."""
+        total, count = 0.0, 0
+        for seconds in reversed(self._measured):
+            total, count = total + seconds, count + 1
+            if count >= 8 and total > 0.05 * self.budget:
+                break
+        return total / max(count, 1)
+
+    def _steps_that_fit(
+        self, state: TrainerState, used: float, each: float, reserve: Reserve, share: float
+    ) -> int:
+        """The largest total whose steps and reserve end before `share` of the budget; at least the steps done."""
+        low, high = state.step, state.step + max(int((self.budget - used) / max(each, 1e-9)), 0)
+        if state.total_steps is not None:
+            high = min(high, state.total_steps)
+        while low < high:  # the reserve grows with the total, so bisection is right
+            middle = (low + high + 1) // 2
+            cost = used + (middle - state.step) * each + reserve(state.step, max(middle, 1), each)
+            low, high = (middle, high) if cost <= share * self.budget else (low, middle - 1)
+        return low

@@ -1,0 +1,287 @@
+"""`pretrain(recipe)`: from a recipe to a trained model in a run folder. What `shoestring pretrain` does.
+
+Resolves the data, builds or loads the model, trains with the one loop, measures held-out text beside `xz -9e`, and leaves
+a Hugging Face folder, its metrics and a plot. `resume` continues a run to bit-identical weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoestring.core import console
+from shoestring.core.device import resolve_device
+from shoestring.core.errors import BudgetError, ConfigError, RunError
+from shoestring.core.machine import matrix_peak, peak_rss_bytes
+from shoestring.core.seeds import seed_everything
+from shoestring.data.loader import PackedLoader, SequentialPass
+from shoestring.data.shards import ShardFolder
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.models.builder import build
+from shoestring.models.decoder import Decoder
+from shoestring.models.folder import load_model
+from shoestring.models.resolve import find_model
+from shoestring.train import parallel
+from shoestring.train.checkpoint import Checkpoint, checkpoints, clean, read_state, restore_optimizer
+from shoestring.train.config import InitFrom, Recipe
+from shoestring.train.dataset import open_dataset
+from shoestring.train.evaluation import Evaluation
+from shoestring.train.interrupt import Interrupted, StopRequest
+from shoestring.train.loop import NonFiniteLoss, train
+from shoestring.train.metrics import Metrics, flops_per_token, truncate_metrics
+from shoestring.train.objective import next_token
+from shoestring.train.optimizer import build_optimizer
+from shoestring.train.pace import FixedSteps, Pace, TimeBudget
+from shoestring.train.plot import write_plot
+from shoestring.train.progress import ProgressLine
+from shoestring.train.recipe import is_built_in, load_recipe, recipe_name
+from shoestring.train.report import RunResult, header, planned_steps
+from shoestring.train.reporters import build_reporters
+from shoestring.train.run_folder import find_run, new_run, resumed_recipe, save_recipe
+from shoestring.train.schedule import share
+from shoestring.train.state import TrainerState
+from shoestring.train.step import ResidentStep
+from shoestring.train.xz import xz_bits_per_byte
+
+_XZ_LIMIT = 30_000_000  # bytes of held-out text; xz -9e does about 3 MB a second
+_PLOT = "loss.png"
+
+
+def pretrain(
+    recipe: str | Path | Recipe | None = None,
+    resume: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out).
+
+    overrides: dotted settings, as on the command line; keywords are settings as well, with two underscores for a dot:
+    `pretrain("quickstart", train__time="2m", out="runs/mine")`. Progress goes to stderr. Raises ConfigError, DataError,
+    ModelFileError, RunError, and Interrupted when the user stopped the run.
+    """
+    changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
+    run = _open(recipe, resume, changed)
+    recipe, out = run.recipe, run.out
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    device = resolve_device(recipe.device)
+    if run.checkpoint is not None and read_state(run.checkpoint).finished:
+        console.err.print(f"{out} is finished; nothing is left to train")
+        return _result(run, read_state(run.checkpoint), load_model(run.checkpoint).parameter_count(), None)
+    model, shards = _model_and_data(run, device)
+    tokenizer = shards.tokenizer
+    compute = _compute_dtype(recipe, device)
+    state = TrainerState() if run.checkpoint is None else read_state(run.checkpoint)
+    console.err.print(header(recipe, run.origin, out, model.config, shards, state))
+    _train(run, state, model, shards, tokenizer, device, compute)
+    return _result(run, state, model.parameter_count(), shards)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """origin: where the recipe is from, for the header. checkpoint: to resume from."""
+
+    recipe: Recipe
+    origin: str
+    out: Path
+    checkpoint: Path | None
+
+
+def _open(recipe: str | Path | Recipe | None, resume: str | Path | None, changed: dict[str, Any]) -> _Run:
+    """The run folder, made or found, with what a killed process left half written removed."""
+    if resume is None and recipe is None:
+        raise ConfigError("give a recipe, or a run to resume", hint="shoestring recipe list names the built-in ones")
+    given = load_recipe(recipe, changed) if recipe is not None else None
+    if given is not None:
+        _check(given)
+    if resume is None:
+        assert given is not None and recipe is not None
+        name = recipe_name(recipe)
+        origin = f"{name} (built in)" if not isinstance(recipe, Recipe) and is_built_in(recipe) else str(name)
+        if parallel.rank() == 0:
+            given, out = new_run(given, name, None)
+        else:
+            out = Path()
+        out = Path(parallel.text_from_first(str(out)))
+        return _Run(given, origin, out, None)
+    out = find_run(resume)
+    wanted = resumed_recipe(out, given, changed)
+    if parallel.rank() == 0:
+        clean(out)
+        save_recipe(wanted, out)
+    parallel.wait()
+    found = checkpoints(out)
+    checkpoint = found[-1] if found else None
+    if parallel.rank() == 0:
+        truncate_metrics(out / "metrics.jsonl", read_state(checkpoint).step if checkpoint is not None else 0)
+    return _Run(wanted, f"of the run in {out}", out, checkpoint)
+
+
+def _check(recipe: Recipe) -> None:
+    """What cannot be kept is refused before any folder is made."""
+    if recipe.budget.memory is not None:
+        raise BudgetError(
+            "pretrain cannot promise a memory budget yet, so it refuses budget.memory",
+            hint="a smaller train.microbatch and train.checkpoint_blocks true take less memory",
+        )
+    rows, world = recipe.train.rows, parallel.world_size()
+    if rows % world:
+        raise ConfigError(f"the {rows} rows of a batch cannot be shared by {world} processes")
+    microbatch = recipe.train.microbatch
+    if microbatch is not None and (rows // world) % microbatch:
+        raise ConfigError(f"train.microbatch ({microbatch}) must divide the {rows // world} rows of each process")
+    if isinstance(recipe.model, InitFrom):
+        return
+    if recipe.train.sequence_length > recipe.model.context:
+        raise ConfigError(
+            f"train.sequence_length ({recipe.train.sequence_length}) is longer than model.context ({recipe.model.context})"
+        )
+
+
+def _model_and_data(run: _Run, device: torch.device) -> tuple[Decoder, ShardFolder]:
+    recipe = run.recipe
+    seed_everything(recipe.seed)
+    source = tokenizer = None
+    if isinstance(recipe.model, InitFrom):
+        source = find_model(recipe.model.init, say=_say)
+        tokenizer = Tokenizer.load(source)
+    shards = open_dataset(recipe.data, tokenizer, _say)
+    if run.checkpoint is not None:
+        model = load_model(run.checkpoint, device=device, dtype=torch.float32)
+    elif source is not None:
+        model = load_model(source, device=device, dtype=torch.float32)
+    else:
+        assert not isinstance(recipe.model, InitFrom)
+        _check_vocabulary(recipe.model.vocabulary, shards.vocabulary_size)
+        model = build(recipe.model, device=device, seed=recipe.seed)
+    _check_vocabulary(model.config.vocabulary, shards.vocabulary_size)
+    if recipe.train.sequence_length > model.config.context:
+        raise ConfigError(
+            f"train.sequence_length ({recipe.train.sequence_length}) is longer than the model's context"
+            f" ({model.config.context})"
+        )
+    model.checkpoint_blocks = recipe.train.checkpoint_blocks
+    return model, shards
+
+
+def _check_vocabulary(model: int, tokenizer: int) -> None:
+    if tokenizer > model:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer:,} ids and the model rows for {model:,}",
+            hint=f"set model.vocabulary to at least {tokenizer}, or data.tokenizer.vocabulary to at most {model}",
+        )
+
+
+def _train(
+    run: _Run,
+    state: TrainerState,
+    model: Decoder,
+    shards: ShardFolder,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    compute: torch.dtype,
+) -> None:
+    recipe, out, settings = run.recipe, run.out, run.recipe.train
+    rank, world = parallel.rank(), parallel.world_size()
+    rows = settings.rows // world
+    microbatch = settings.microbatch or rows
+    length, separate = settings.sequence_length, recipe.data.separate_documents
+    loader = PackedLoader(
+        shards, "train", length, microbatch, recipe.seed, rank, world, separate, recipe.data.prefetch
+    )
+
+    def held_out(tokens: int | None) -> SequentialPass:
+        return SequentialPass(shards, "validation", length, microbatch, separate, tokens, rank, world)
+
+    optimizer = build_optimizer(recipe.optimizer, model)
+    pace: Pace = TimeBudget(settings.time) if settings.time is not None else FixedSteps(planned_steps(recipe))
+    seed_everything(recipe.seed + 1)
+    if run.checkpoint is not None:
+        loader.restore(state.data)
+        restore_optimizer(run.checkpoint, model, optimizer)
+    peak, token_flops = matrix_peak(compute, device), flops_per_token(model.config, length)
+    evaluation = Evaluation(
+        model,
+        held_out(settings.evaluate_tokens),
+        held_out(settings.final_evaluate_tokens),
+        settings.evaluate_every,
+        settings.batch_tokens,
+        compute,
+    )
+    metrics = Metrics(
+        out / "metrics.jsonl", recipe.log.every, token_flops, peak, device, build_reporters(recipe, out), len(state.events)
+    )
+    saving = Checkpoint(
+        out, model, optimizer, tokenizer, loader.state, settings.checkpoint_every, settings.keep
+    )
+    line = ProgressLine(token_flops, peak, device)
+    model.train()
+    try:
+        with StopRequest() as stop:
+            train(
+                ResidentStep(model, next_token, compute),
+                loader,
+                optimizer,
+                lambda position, planned: share(recipe.schedule, position, planned),
+                pace,
+                state,
+                microbatches=rows // microbatch,
+                clip=settings.clip,
+                callbacks=[evaluation, metrics, saving, line],
+                device=device,
+                stop=stop,
+            )
+    except Interrupted as error:
+        raise Interrupted(f"{error.message}; saved in {out}", hint=f"continue with: shoestring pretrain --resume {out}") from None
+    except NonFiniteLoss as error:
+        whole = checkpoints(out)
+        kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
+        raise RunError(error.message, str(out), f"{kept}\na lower optimizer.learning_rate or a longer schedule.warmup may help") from None
+    finally:
+        line.close()
+        metrics.close()
+        loader.close()
+
+
+def _compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """"auto" takes bfloat16 when this machine multiplies matrices faster in it."""
+    compute = recipe.precision.compute
+    if compute == "auto":
+        faster = matrix_peak(torch.bfloat16, device) > 1.1 * matrix_peak(torch.float32, device)
+        return torch.bfloat16 if faster else torch.float32
+    return torch.bfloat16 if compute == "bfloat16" else torch.float32
+
+
+def _result(run: _Run, state: TrainerState, parameters: int, shards: ShardFolder | None) -> RunResult:
+    """Figures of a finished run. shards: to measure xz on; None leaves that out."""
+    out = run.out
+    peak = peak_rss_bytes()  # before xz and the plot add theirs
+    held_out, xz = state.held_out, None
+    if shards is not None and held_out is not None and parallel.rank() == 0:
+        every_document = held_out.documents == shards.document_count("validation")
+        if every_document and held_out.bytes <= _XZ_LIMIT and shards.tokenizer.is_byte_level:
+            xz = xz_bits_per_byte(shards)[2]
+    plot = None
+    if parallel.rank() == 0:
+        plot = write_plot(out / "metrics.jsonl", out / _PLOT, out.name)
+    return RunResult(
+        out=out,
+        checkpoint=checkpoints(out)[-1],
+        steps=state.step,
+        tokens=state.tokens,
+        seconds=state.seconds,
+        parameters=parameters,
+        bits_per_byte=held_out.bits_per_byte if held_out else None,
+        held_out_loss=held_out.loss if held_out else None,
+        held_out_bytes=held_out.bytes if held_out else 0,
+        xz_bytes=xz,
+        peak_memory=peak,
+        plot=plot,
+    )
+
+
+def _say(sentence: str) -> None:
+    console.err.print(sentence)

@@ -1,0 +1,98 @@
+"""Recipes by name or path: the built-in ones are YAML files in `shoestring/recipes`. Torch-free.
+
+A name is looked up among the built-ins, a path is read as it stands. Overrides are what the command line calls
+`--dotted.key value`; choosing another length (steps, tokens or time) drops the recipe's own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from shoestring.core.config import load_config
+from shoestring.core.document import Document, read_document
+from shoestring.core.errors import ConfigError
+from shoestring.train.config import Recipe
+
+_LENGTHS = ("train.steps", "train.tokens", "train.time")
+
+
+def recipe_folder() -> Path:
+    """Where the built-in recipes lie."""
+    return Path(__file__).parent.parent / "recipes"
+
+
+def list_recipes() -> dict[str, str]:
+    """Names of the built-in recipes and what each is for, in alphabetical order."""
+    files = sorted(recipe_folder().glob("*.yaml"))
+    return {file.stem: str(read_document(file).values.get("description", "")) for file in files}
+
+
+def is_built_in(name_or_path: str | Path) -> bool:
+    return isinstance(name_or_path, str) and (recipe_folder() / f"{name_or_path}.yaml").is_file()
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The YAML file of a built-in name, a file, or a run folder. Raises ConfigError with the nearest name."""
+    if is_built_in(name_or_path):
+        return recipe_folder() / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    names = list(list_recipes())
+    close = difflib.get_close_matches(str(name_or_path), names, 1)
+    lines = [f"did you mean {close[0]}?"] if close else []
+    lines.append(f"built-in recipes: {', '.join(names)}; or give the path of a YAML file")
+    raise ConfigError(f"there is no recipe {str(name_or_path)!r}", hint="\n".join(lines))
+
+
+def load_recipe(
+    name_or_path: str | Path | Document | Recipe, overrides: dict[str, Any] | None = None
+) -> Recipe:
+    """The validated recipe with overrides (dotted key -> value) applied. Raises ConfigError."""
+    overrides = _exclusive(dict(overrides or {}))
+    if isinstance(name_or_path, Recipe):
+        if not overrides:
+            return name_or_path
+        document: Document = Document(name_or_path.model_dump(mode="json", exclude_unset=True), name="recipe")
+        return load_config(Recipe, document, overrides)
+    if isinstance(name_or_path, Document):
+        return load_config(Recipe, name_or_path, overrides)
+    file = find_recipe(name_or_path)
+    hint = f"shoestring recipe show {name_or_path} lists all settings"
+    return load_config(Recipe, read_document(file, find=_extended(file)), overrides, hint=hint)
+
+
+def recipe_name(name_or_path: str | Path | Recipe) -> str:
+    """What a run of this recipe is called: the built-in's name or the file's stem."""
+    if isinstance(name_or_path, Recipe):
+        return "run"
+    path = Path(name_or_path)
+    if is_built_in(name_or_path) or path.name != "recipe.yaml":
+        return path.stem if path.suffix in (".yaml", ".yml") else path.name
+    return path.absolute().parent.name
+
+
+def _exclusive(overrides: dict[str, Any]) -> dict[str, Any]:
+    """One length given replaces the recipe's; a model to start from replaces the recipe's shapes."""
+    if any(overrides.get(key) is not None for key in _LENGTHS):
+        for key in _LENGTHS:
+            overrides.setdefault(key, None)
+    if overrides.get("model.init") is not None:
+        overrides["model"] = {"init": overrides.pop("model.init")}
+    return overrides
+
+
+def _extended(file: Path):
+    """`extends: NAME` means a recipe beside the file, else a built-in one."""
+
+    def find(name: str) -> Path:
+        for beside in (file.parent / name, file.parent / f"{name}.yaml"):
+            if beside.is_file():
+                return beside
+        return recipe_folder() / f"{name}.yaml"
+
+    return find

@@ -1,0 +1,102 @@
+"""What the trainer knows besides weights and moments: plain numbers, saved as `trainer/state.json`.
+
+Everything the next step depends on is here, in the optimizer's tensors or in the random generators' states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass
+class HeldOut:
+    """A measurement on held-out text: `loss` in nats per label, over `tokens` labels that stand for `bytes` of text."""
+
+    step: int
+    loss: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    documents: int
+
+
+@dataclass
+class TrainerState:
+    """step: optimizer steps done. seconds: wall clock used, over all sessions of the run.
+
+    total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such number, which
+    the schedule is made for. When a run is shortened at step `turn_step`, where its schedule stood at `turn_position`,
+    the rest of the schedule is walked in longer strides.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    total_steps: int | None = None
+    planned_steps: int | None = None
+    turn_step: int = 0
+    turn_position: float = 0.0
+    events: list[dict[str, Any]] = field(default_factory=list)
+    held_out: HeldOut | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    finished: bool = False
+
+    def plan(self, total: int) -> None:
+        """Fix the number of steps."""
+        self.total_steps = self.planned_steps = max(total, 1)
+
+    def shorten(self, total: int) -> None:
+        """End at step `total` instead, with the schedule finished; the change is logged in `events`."""
+        assert self.total_steps is not None and self.step <= total < self.total_steps
+        self.events.append(
+            {"event": "shortened", "step": self.step, "seconds": round(self.seconds, 1), "from": self.total_steps, "to": total}
+        )
+        self.turn_position = self.schedule_position()
+        self.turn_step = self.step
+        self.total_steps = total
+
+    def schedule_position(self) -> float:
+        """The step of the planned schedule that the next step stands for."""
+        assert self.total_steps is not None and self.planned_steps is not None
+        if self.total_steps == self.planned_steps:
+            return float(self.step)
+        left = self.planned_steps - self.turn_position
+        stride = left / max(self.total_steps - self.turn_step, 1)
+        return min(self.turn_position + (self.step - self.turn_step) * stride, self.planned_steps - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainerState:
+        """Raises ValueError when the format is another's."""
+        values = dict(values)
+        if values.pop("format", None) != FORMAT:
+            raise ValueError(f"not a trainer state of format {FORMAT}")
+        held_out = values.pop("held_out")
+        try:
+            return cls(held_out=HeldOut(**held_out) if held_out else None, **values)
+        except TypeError as error:
+            raise ValueError(f"not a trainer state: {error}") from error
+
+
+def is_due(step: int, total: int | None, every: int | None, times: int) -> bool:
+    """Whether something done `every` n steps, or `times` over the run when n is None, is done after step `step`.
+
+    Always after the last step.
+    """
+    if total is not None and step >= total:
+        return True
+    if every is not None:
+        return step % every == 0
+    return total is not None and step * times // total > (step - 1) * times // total
+
+
+def times_left(step: int, total: int, every: int | None, times: int) -> int:
+    """How often it is still due between `step` (not included) and the end, the last step not counted."""
+    if every is not None:
+        return (total - 1) // every - step // every
+    return times - 1 - step * times // total

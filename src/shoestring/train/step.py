@@ -1,0 +1,66 @@
+"""One optimizer step's forward and backward passes. `step(microbatches) -> Loss`, gradients left in `.grad`.
+
+The sums of all microbatches on all ranks are divided by their total count before going backward, so the gradient does
+not depend on how the batch was cut. Microbatches run one after another: only one's activations are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shoestring.data.batch import Batch
+from shoestring.models.decoder import Decoder
+from shoestring.train import parallel
+from shoestring.train.objective import Loss, Objective, label_count
+
+
+class Step(Protocol):
+    """What the loop needs: forward, backward, and the loss over all ranks."""
+
+    def __call__(self, microbatches: Sequence[Batch]) -> Loss: ...
+
+
+def forward_loss(
+    model: Decoder, objective: Objective, batch: Batch, compute: torch.dtype = torch.float32
+) -> tuple[Loss, dict[str, Tensor]]:
+    """The objective's loss, and the decoder's extra losses. compute: the dtype that matmuls run in."""
+    kind = batch.tokens_BT.device.type
+    with torch.autocast(kind, dtype=compute, enabled=compute != torch.float32):
+        hidden_BTD, aux = model(
+            batch.tokens_BT, batch.positions_BT, batch.segments_BT, external_BTE=batch.external_BTE
+        )
+        return objective(hidden_BTD, model.head, batch), aux
+
+
+class ResidentStep:
+    """The whole model in memory. compute: the dtype that matmuls run in (autocast); weights stay as they are.
+
+    Extra losses that the decoder returns (`aux`) are means over a microbatch: they weigh as much as its labels.
+    """
+
+    def __init__(self, model: Decoder, objective: Objective, compute: torch.dtype = torch.float32):
+        self.model = model
+        self.objective = objective
+        self.compute = compute
+
+    def __call__(self, microbatches: Sequence[Batch]) -> Loss:
+        counts = [label_count(batch) for batch in microbatches]
+        total = int(parallel.sum_numbers(sum(counts))[0])
+        summed, metrics = 0.0, dict[str, float]()
+        for batch, count in zip(microbatches, counts, strict=True):
+            if not count:
+                continue
+            loss, aux = forward_loss(self.model, self.objective, batch, self.compute)
+            objective = loss.sum + sum(aux.values()) * loss.count
+            (objective / total).backward()
+            summed += float(objective.detach())
+            loss.metrics.update({name: float(extra.detach()) * loss.count for name, extra in aux.items()})
+            for name, value in loss.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value
+        parallel.sum_gradients(self.model.parameters())
+        summed, *values = parallel.sum_numbers(summed, *metrics.values())
+        return Loss(torch.tensor(summed, dtype=torch.float64), total, dict(zip(metrics, values, strict=True)))
