@@ -61,11 +61,12 @@ def load_model(
     where = {name: file for file in files for name in file.infos}
     try:
         config = _settle_head(config, family, where)
-        _check_layers(config, where, folder)
+        _check_size(config, where, folder)
+        names = _match(build(config, device="meta"), family, where, folder)
         decoder = build(config, device=device, dtype=dtype or torch.float32)
-        sources = _match(decoder, family, where, folder)
-        for parameter, name in sources:
-            where[name].read_into(name, parameter)
+        parameters = dict(decoder.named_parameters())
+        for name, parameter in names:
+            where[name].read_into(name, parameters[parameter])
     finally:
         for file in files:
             file.__exit__()
@@ -120,52 +121,50 @@ def _settle_head(config: ModelConfig, family: Family, where: dict[str, TensorFil
         where[head].infos[embedding] = where[head].infos[head]
         where[embedding] = where.pop(head)
         return config
-    if torch.equal(where[embedding].read(embedding), where[head].read(head)):
+    one, other = where[embedding].read(embedding), where[head].read(head)
+    if one.dtype == other.dtype and torch.equal(one, other):
         where.pop(head)
         return config
     return config.model_copy(update={"tied_head": False})
 
 
-def _check_layers(config: ModelConfig, where: dict[str, TensorFile], folder: Path) -> None:
-    """Before anything is allocated: an absurd config must not ask for absurd memory."""
+def _check_size(config: ModelConfig, where: dict[str, TensorFile], folder: Path) -> None:
+    """First of all: an absurd config must not make an absurd number of modules, or overflow a shape."""
     held = {match.group(1) for name in where if (match := re.match(r"model\.layers\.(\d+)\.", name))}
     if config.layers != len(held):
+        counts = f"config.json says {config.layers:,} layers, the weights hold {len(held):,}"
+        raise ModelFileError(counts, str(folder), _MISMATCH)
+    if config.parameter_count() > 2**48:
         raise ModelFileError(
-            f"config.json says {config.layers:,} layers, the weights hold {len(held):,}",
-            str(folder),
-            _MISMATCH,
+            f"config.json asks for {config.parameter_count():,} parameters", str(folder), _MISMATCH
         )
-    size = sum(info.elements for file in set(where.values()) for info in file.infos.values())
-    if config.parameter_count() > size:
-        needed = f"{config.parameter_count():,} parameters, the weights hold {size:,}"
-        raise ModelFileError(f"config.json asks for {needed}", str(folder), _MISMATCH)
 
 
 _MISMATCH = "config.json and the weights do not belong together; fetch the model again"
 
 
 def _match(
-    decoder: Decoder, family: Family, where: dict[str, TensorFile], folder: Path
-) -> list[tuple[Tensor, str]]:
-    """(parameter, name in the files), in the order of the files; every tensor accounted for."""
-    wanted = {family.tensor_name(name): parameter for name, parameter in decoder.named_parameters()}
+    shapes: Decoder, family: Family, where: dict[str, TensorFile], folder: Path
+) -> list[tuple[str, str]]:
+    """(name in the files, name in the decoder) in the order of the files; every tensor accounted for."""
+    parameters = dict(shapes.named_parameters())
+    wanted = {family.tensor_name(name): name for name in parameters}
     if missing := [name for name in wanted if name not in where]:
         raise ModelFileError(f"{_some(missing)} missing from the weights", str(folder), _MISMATCH)
     if unknown := [name for name in where if name not in wanted and not _COMPUTED.fullmatch(name)]:
-        raise ModelFileError(
-            f"{_some(unknown)} not part of a {family.model_type} model", str(folder), _MISMATCH
-        )
+        message = f"{_some(unknown)} not part of a {family.model_type} model of this config"
+        raise ModelFileError(message, str(folder), _MISMATCH)
     for name, parameter in wanted.items():
-        info = where[name].infos[name]
-        if info.shape != tuple(parameter.shape):
-            shapes = f"has shape {list(info.shape)}, config.json asks for {list(parameter.shape)}"
-            raise ModelFileError(f"tensor {name} {shapes}", str(where[name].path), _MISMATCH)
+        info, shape = where[name].infos[name], tuple(parameters[parameter].shape)
+        if info.shape != shape:
+            message = f"tensor {name} has shape {list(info.shape)}, config.json asks for {list(shape)}"
+            raise ModelFileError(message, str(where[name].path), _MISMATCH)
         if info.dtype not in _FLOATS:
             kind = str(info.dtype).removeprefix("torch.")
             message = f"tensor {name} is {kind}: quantized weights cannot be read"
             raise ModelFileError(message, str(where[name].path), "use the model's unquantized weights")
     order = sorted(wanted, key=lambda name: (str(where[name].path), where[name].infos[name].offset))
-    return [(wanted[name], name) for name in order]
+    return [(name, wanted[name]) for name in order]
 
 
 def _some(names: list[str]) -> str:
