@@ -1,0 +1,62 @@
+"""How to choose the next token, and when to stop. Torch-free.
+
+The defaults suit small models: mild sampling, because greedy text of a small model soon repeats itself, and a
+fixed seed, so that the same command gives the same text.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from shoestring.core.config import Config
+from shoestring.core.errors import ConfigError
+
+
+class SamplingConfig(Config):
+    """Applied in this order, which is transformers': repetition penalty, temperature, top-k, top-p."""
+
+    max_tokens: int = Field(256, gt=0, description="new tokens at most")
+    temperature: float = Field(0.7, ge=0, allow_inf_nan=False, description="0: always the likeliest token")
+    top_k: int = Field(0, ge=0, description="choose among this many likeliest tokens; 0: all")
+    top_p: float = Field(
+        0.95, gt=0, le=1, description="choose among the likeliest with this total probability; 1: all"
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="above 1: tokens seen before become less likely (arXiv 1909.05858)",
+    )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="strings that end the text")
+    stop_tokens: tuple[int, ...] = Field(
+        (), description="token ids that end the text, besides the model's own"
+    )
+    seed: int = Field(0, description="same seed, same text")
+
+
+def sampling_config(defaults: dict[str, Any], options: dict[str, Any]) -> SamplingConfig:
+    """A `SamplingConfig` of `defaults` overridden by the `options` of a call. An option that is None is left
+    out.
+
+    `stop` may be one string. Raises ConfigError that names the option.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in SamplingConfig.model_fields:
+            near = difflib.get_close_matches(name, SamplingConfig.model_fields, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SamplingConfig.model_fields)}"
+            raise ConfigError(f"unknown generation option {name}", hint=hint)
+    if isinstance(given.get("stop"), str):
+        given["stop"] = (given["stop"],)
+    try:
+        return SamplingConfig(**{**defaults, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        meaning = SamplingConfig.model_fields[str(name)].description
+        raise ConfigError(
+            f"{name} {first['input']!r} cannot be used: {first['msg'].lower()}", hint=f"{name}: {meaning}"
+        ) from None

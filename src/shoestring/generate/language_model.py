@@ -1,0 +1,253 @@
+"""A model with its tokenizer: text in, text out. `shoestring.load(MODEL)` makes one.
+
+Plain prompts go through `generate` and `stream`, conversations through `chat` and `chat_stream`; all are
+`events`, one stream of text pieces from the decoding engine. Options are the fields of `SamplingConfig`;
+what the model's generation_config.json recommends stands in for those not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.errors import ConfigError, ModelFileError, TokenizerError
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.generate.config import SamplingConfig, sampling_config
+from shoestring.generate.engine import Decoding, Speed, StopReason, check_prompt
+from shoestring.generate.prefix import PrefixCache
+from shoestring.generate.text import TextStream
+from shoestring.models.decoder import Decoder
+from shoestring.models.folder import GenerationDefaults, load_model, read_generation_config
+from shoestring.models.resolve import Say, find_model
+
+Messages = str | Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TextEvent:
+    """A piece of a row's text, perhaps empty, and the token that brought it. reason: on the last event."""
+
+    row: int
+    text: str
+    token: int
+    reason: StopReason | None = None
+
+
+@dataclass
+class Completion:
+    """What one prompt became. tokens: new ids, a stop token included; text: without prompt and stop."""
+
+    prompt_tokens: int
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    reason: StopReason = "interrupted"
+
+
+class LanguageModel:
+    """stop_tokens: ids that end a text. recommended: the folder's own settings. speed: of the latest run."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        folder: Path | None = None,
+        defaults: GenerationDefaults | None = None,
+    ):
+        if tokenizer.vocabulary_size > decoder.config.vocabulary:
+            raise ModelFileError(
+                f"the tokenizer has {tokenizer.vocabulary_size:,} ids, "
+                f"the model's embedding {decoder.config.vocabulary:,} rows",
+                where=str(folder) if folder else None,
+                hint="tokenizer.json and the weights belong to different models",
+            )
+        self.decoder = decoder.eval()
+        self.tokenizer = tokenizer
+        self.folder = folder
+        if defaults is None:
+            defaults = GenerationDefaults.of_tokenizer(tokenizer)
+        self.recommended = _recommended(defaults.settings)
+        ends = (*defaults.eos_ids, tokenizer.eos_id, _end_of_reply(tokenizer))
+        self.stop_tokens = frozenset(token for token in ends if token is not None)
+        self.speed = Speed()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        say: Say | None = None,
+    ) -> LanguageModel:
+        """Load a model folder, run, GGUF file or known name (see `models.resolve.find_model`).
+
+        dtype "auto" is float32, which computes what the weights say. say: told in a sentence what is being
+        waited for. Raises ModelFileError, TokenizerError, NetworkError.
+        """
+        folder = find_model(model, say=say)
+        tokenizer = Tokenizer.load(folder)
+        number_format = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
+        decoder = load_model(folder, device=resolve_device(device), dtype=number_format)
+        return cls(decoder, tokenizer, folder, read_generation_config(folder))
+
+    # Plain text
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
+    def generate(self, prompt: str | list[str], **options: Any) -> str | list[str]:
+        """The continuation of a prompt, without the prompt, or a list of them for several, decoded together.
+
+        options: fields of `SamplingConfig`. Raises ConfigError for a wrong option and for a prompt that is
+        empty (when the model has no token to begin a text with) or longer than the context.
+        """
+        if isinstance(prompt, str):
+            return self.complete([prompt], **options)[0].text
+        return [completion.text for completion in self.complete(prompt, **options)]
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """The same text in pieces as they are written: no half characters, no part of a stop string."""
+        return self._pieces(self.encode_prompt(prompt), options)
+
+    def complete(self, prompts: Sequence[str], **options: Any) -> list[Completion]:
+        """`generate`, with the tokens and the reason why each text ended; `speed` holds the figures."""
+        return self.complete_ids([self.encode_prompt(prompt) for prompt in prompts], **options)
+
+    def complete_ids(self, prompts: list[list[int]], **options: Any) -> list[Completion]:
+        """The same for prompts that are token ids already."""
+        completions = [Completion(len(ids)) for ids in prompts]
+        for event in self.events(prompts, self.sampling(**options)):
+            completion = completions[event.row]
+            completion.text += event.text
+            completion.tokens.append(event.token)
+            completion.reason = event.reason or completion.reason
+        return completions
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a plain prompt, opened by bos where the tokenizer asks for it or there is nothing else."""
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(text)
+        bos = tokenizer.bos_id
+        if bos is None:
+            if not ids:
+                raise ConfigError("the prompt is empty, and this model has no token to begin a text with")
+            return ids
+        if not ids or tokenizer.config.get("add_bos_token") or bos in tokenizer.backend.encode("").ids[:1]:
+            ids = [bos, *ids]
+        return ids
+
+    # Conversations
+
+    def chat(self, messages: Messages, system: str | None = None, **options: Any) -> str:
+        """The model's reply to a question, or to messages [{"role": "user", "content": ...}, ...].
+
+        Raises TokenizerError when the model has no chat template, ConfigError when the conversation does not
+        fit its context.
+        """
+        return "".join(self.chat_stream(messages, system, **options))
+
+    def chat_stream(self, messages: Messages, system: str | None = None, **options: Any) -> Iterator[str]:
+        """The reply in pieces as they are written."""
+        return self._pieces(self.encode_chat(as_messages(messages, system)), options)
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Ids of a conversation in the model's chat template, up to where the model is to answer."""
+        if self.tokenizer.chat_template is None:
+            raise TokenizerError(
+                "this model has no chat template: it continues text and was not taught to answer",
+                where=str(self.folder) if self.folder else None,
+                hint='use generate instead: shoestring generate MODEL --prompt "Once upon a time"',
+            )
+        return self.tokenizer.encode(self.tokenizer.render_chat(list(messages)), specials=True)
+
+    # What both are made of
+
+    def sampling(self, **options: Any) -> SamplingConfig:
+        """These options, and for the others what the model recommends. Raises ConfigError."""
+        return sampling_config(self.recommended, options)
+
+    def events(
+        self, prompts: list[list[int]], sampling: SamplingConfig, prefix: PrefixCache | None = None
+    ) -> Iterator[TextEvent]:
+        """Decode token ids to pieces of text. prefix: cache of an earlier, similar prompt; then there must
+        be one prompt.
+
+        Every new token gives one event, also when it brings no text. Nothing runs before the first event is
+        asked for.
+        """
+        with_cache = prefix.prepare(prompts[0], sampling.max_tokens) if prefix is not None else None
+        vocabulary = self.tokenizer.vocabulary_size
+        decoding = Decoding(
+            self.decoder, prompts, sampling, self.stop_tokens, cache=with_cache, vocabulary=vocabulary
+        )
+        self.speed = decoding.speed
+        texts = [TextStream(self.tokenizer, sampling.stop) for _ in prompts]
+        fed = list(prompts[0]) if prefix is not None else []
+        try:
+            for event in decoding:
+                if prefix is not None:
+                    fed.append(event.token)
+                stream, reason, piece = texts[event.row], event.reason, ""
+                if reason != "stop_token":
+                    piece = stream.add(event.token)
+                if reason is not None and not stream.stopped:
+                    piece += stream.finish()
+                if stream.stopped:
+                    reason = "stop_string"
+                    decoding.stop(event.row)
+                yield TextEvent(event.row, piece, event.token, reason)
+        finally:  # also when the reader stops early or Ctrl-C arrives: the cache counts whole passes only
+            if prefix is not None:
+                prefix.remember(fed)
+
+    def _pieces(self, prompt: list[int], options: dict[str, Any]) -> Iterator[str]:
+        sampling = self.sampling(**options)
+        check_prompt(prompt, self.decoder.config.context)
+        return (event.text for event in self.events([prompt], sampling) if event.text)
+
+
+def load(
+    model: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> LanguageModel:
+    """`shoestring.load`: see `LanguageModel.load`."""
+    return LanguageModel.load(model, device, dtype)
+
+
+def as_messages(messages: Messages, system: str | None = None) -> list[dict[str, Any]]:
+    """A question or messages as a list, opened by the system message if there is one. Raises ConfigError."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or "role" not in message or "content" not in message:
+            raise ConfigError(
+                f"message {number} is not a dictionary with role and content",
+                hint='a message looks like {"role": "user", "content": "Hello"}',
+            )
+    return ([{"role": "system", "content": system}] if system else []) + list(messages)
+
+
+def _recommended(settings: dict[str, Any]) -> dict[str, Any]:
+    """The sampling settings of a generation_config.json that says to sample; transformers obeys them too."""
+    if not settings.get("do_sample"):
+        return {}
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    return {name: settings[name] for name in names if isinstance(settings.get(name), (int, float))}
+
+
+def _end_of_reply(tokenizer: Tokenizer) -> int | None:
+    """The special token that the chat template writes after a reply: some models name another one as eos."""
+    if tokenizer.chat_template is None:
+        return None
+    mark = "a reply"
+    conversation = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": mark}]
+    try:
+        rendered = tokenizer.render_chat(conversation, add_generation_prompt=False)
+    except TokenizerError:
+        return None  # a template that refuses even this will say why when it is used
+    after = tokenizer.encode(rendered.rpartition(mark)[2], specials=True)
+    return after[0] if after and after[0] in tokenizer.special_ids else None

@@ -1,0 +1,111 @@
+"""A conversation of many turns with one model: its messages, and the cache that makes a turn cost its new
+tokens.
+
+When the context is full the oldest turns are forgotten, a question with its answer at a time; the system
+message stays. Messages live here, never in the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoestring.core.errors import ConfigError
+from shoestring.core.files import atomic_write
+from shoestring.generate.config import SamplingConfig
+from shoestring.generate.engine import StopReason
+from shoestring.generate.language_model import LanguageModel, TextEvent
+from shoestring.generate.prefix import PrefixCache
+
+_LEAST_ROOM = 64  # tokens that an answer should have, when forgetting older turns can make room
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question made ready: its ids, and how many older turns had to be forgotten for it."""
+
+    prompt: list[int]
+    forgotten: int
+
+
+class Conversation:
+    """messages: roles system (first, optional), user, assistant."""
+
+    def __init__(self, model: LanguageModel, system: str | None = None):
+        self.model = model
+        self.messages: list[dict[str, Any]] = []
+        self.reason: StopReason | None = None  # why the latest reply ended
+        self._prefix = PrefixCache(model.decoder)
+        self.reset(system)
+        model.encode_chat([{"role": "user", "content": ""}])  # raises at once when the model cannot chat
+
+    def reset(self, system: str | None = None) -> None:
+        """Forget everything that was said."""
+        self.messages = [{"role": "system", "content": system}] if system else []
+
+    @property
+    def system(self) -> str | None:
+        """What the model was told to be."""
+        first = self.messages[0] if self.messages else {}
+        return first.get("content") if first.get("role") == "system" else None
+
+    def ask(self, text: str, sampling: SamplingConfig) -> Turn:
+        """Add a question, forgetting oldest turns until there is room for an answer.
+
+        Raises ConfigError, and leaves the conversation as it was, when the question alone is too long.
+        """
+        before = list(self.messages)
+        self.messages.append({"role": "user", "content": text})
+        context = self.model.decoder.config.context
+        room = min(sampling.max_tokens, max(_LEAST_ROOM, context // 4), context // 2)
+        forgotten = 0
+        try:
+            prompt = self.model.encode_chat(self.messages)
+            while len(prompt) + room > context and self._forget_oldest():
+                forgotten += 1
+                prompt = self.model.encode_chat(self.messages)
+            if len(prompt) >= context:
+                raise ConfigError(
+                    f"the message is too long: with it the conversation has {len(prompt):,} tokens, "
+                    f"and the model's context is {context:,}"
+                )
+        except BaseException:
+            self.messages = before
+            raise
+        return Turn(prompt, forgotten)
+
+    def reply(self, turn: Turn, sampling: SamplingConfig) -> Iterator[str]:
+        """The answer in pieces; what was said until then counts as the answer when the reader stops early."""
+        said: list[str] = []
+        self.reason = "interrupted"
+        try:
+            with contextlib.closing(self._events(turn, sampling)) as events:
+                for event in events:
+                    if event.reason is not None:
+                        self.reason = event.reason
+                    if event.text:
+                        said.append(event.text)
+                        yield event.text
+        finally:
+            self.messages.append({"role": "assistant", "content": "".join(said)})
+
+    def save(self, file: str | Path) -> None:
+        """Write the messages as one line of the JSONL that fine-tuning reads. Raises RunError."""
+        with atomic_write(file) as lines:
+            lines.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+
+    def _events(self, turn: Turn, sampling: SamplingConfig) -> Any:
+        events: Iterator[TextEvent] = self.model.events([turn.prompt], sampling, prefix=self._prefix)
+        return events
+
+    def _forget_oldest(self) -> bool:
+        """Drop the first question and its answer, never the latest question."""
+        users = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        if len(users) < 2:
+            return False
+        del self.messages[users[0] : users[1]]
+        return True
