@@ -89,6 +89,6 @@ def describe(found: dict[str, Any]) -> dict[str, str]:
         f" ({found['disk']})",
         "torch": f"{found['torch']}, {found['threads']} threads, {found['gpu'] or 'no GPU'}",
         "training": f"about {format_count(found['tokens_per_second'])} tokens/s at"
-        f" {format_count(EXAMPLE_PARAMETERS)} parameters; up to {format_count(found['largest_model'])} fit with"
-        f" AdamW; compute in {faster}",
+        f" {format_count(EXAMPLE_PARAMETERS)} parameters; up to {format_count(found['largest_model'])} fit"
+        f" with AdamW; compute in {faster}",
     }

@@ -32,6 +32,8 @@ VERBS = (
     Verb("tokenizer", "Data", "train a tokenizer on your text"),
     Verb("prepare", "Data", "turn documents into token shards"),
     Verb("pretrain", "Train", "train a model from a recipe"),
+    Verb("generate", "Use", "continue a text"),
+    Verb("chat", "Use", "talk with a model"),
 )
 
 
