@@ -8,7 +8,7 @@ BIN := .venv/Scripts
 else
 BIN := .venv/bin
 endif
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 PROJECT := pyproject.toml constraints.txt
 
 .PHONY: quickstart test test-all lint bench .venv

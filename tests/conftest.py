@@ -14,5 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _cache = Path(tempfile.gettempdir()) / f"shoestring-tests-{getpass.getuser()}"
 os.environ.setdefault("SHOESTRING_CACHE", str(_cache))
 os.environ.setdefault("MPLBACKEND", "agg")
+# Tests start interpreters of their own, which must find this source too.
+_source = str(Path(__file__).parents[1] / "src")
+os.environ["PYTHONPATH"] = os.pathsep.join([_source, *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ["NO_COLOR"] = "1"
 os.environ.pop("FORCE_COLOR", None)

@@ -1,0 +1,135 @@
+"""The house plan's directions: a room imports only smaller numbers, and light doors stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "shoestring"
+ROOMS = {
+    "core": 0,
+    "data": 1, "kernels": 1,
+    "nn": 2,
+    "models": 3,
+    "train": 4, "generate": 4,
+    "finetune": 5, "offload": 5, "compress": 5, "evaluate": 5, "export": 5,
+    "serve": 6, "plan": 6, "search": 6,
+    "cli": 7,
+}  # fmt: skip
+JUDGES = {"transformers", "peft"}
+HEAVY = {"torch", "numpy", "pydantic", "yaml", "rich", "cyclopts", "tokenizers"}
+
+
+def imported_names(tree: ast.AST, package: list[str]) -> list[tuple[int, str]]:
+    """Every module that an import statement or call names, at any depth, with its line."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                found.append((node.lineno, node.args[0].value))
+    return found
+
+
+def violations(file: Path, source: Path) -> list[str]:
+    parts = file.relative_to(source).parts
+    room = parts[0] if len(parts) > 1 else None
+    wrong = []
+    for line, name in imported_names(ast.parse(file.read_text()), ["shoestring", *parts[:-1]]):
+        words = name.split(".")
+        if words[0] in JUDGES:
+            wrong.append(f"{file.name}:{line}: {name} is the judge in tests, never imported by the package")
+        if words[0] != "shoestring" or len(words) < 2 or room is None:
+            continue
+        other = words[1]
+        if other in ROOMS and other != room and ROOMS[other] >= ROOMS[room]:
+            wrong.append(f"{file.name}:{line}: room {room} ({ROOMS[room]}) imports {other} ({ROOMS[other]})")
+    return wrong
+
+
+def test_no_room_imports_an_equal_or_larger_one():
+    files = sorted(SOURCE.rglob("*.py"))
+    assert len(files) > 20
+    assert [wrong for file in files for wrong in violations(file, SOURCE)] == []
+
+
+def test_every_folder_with_code_is_a_room_of_the_plan():
+    folders = {path.parent.name for path in SOURCE.glob("*/*.py")}
+    assert folders - set(ROOMS) == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from shoestring.train.loop import train",
+        "import shoestring.cli.main",
+        "def f():\n    from shoestring.models import decoder",
+        "from shoestring import nn, generate",
+        "from ..models.decoder import Decoder",
+        "import importlib\nimportlib.import_module('shoestring.serve.terminal')",
+        "def f():\n    import transformers",
+        "from peft import LoraConfig",
+    ],
+)
+def test_a_file_that_breaks_the_plan_is_caught(tmp_path, text):
+    file = tmp_path / "nn" / "bad.py"
+    file.parent.mkdir()
+    file.write_text(text)
+    assert violations(file, tmp_path)
+
+
+def test_allowed_imports_are_not_caught(tmp_path):
+    file = tmp_path / "nn" / "good.py"
+    file.parent.mkdir()
+    text = "import torch\nfrom shoestring.core.errors import ConfigError\nfrom shoestring.nn.rope import x\n"
+    file.write_text(text + "from . import y\n")
+    assert violations(file, tmp_path) == []
+
+
+def modules_after(code: str) -> set[str]:
+    """Names of the top packages that are loaded after `code` ran in a fresh interpreter."""
+    shown = f"import sys\n{code}\nprint('\\n'.join({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert modules_after("import shoestring") & HEAVY == set()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["no-such-verb"]])
+def test_the_overview_needs_neither_torch_nor_a_parser(arguments):
+    loaded = modules_after(f"from shoestring.cli.main import main\nmain({arguments})")
+    assert loaded & HEAVY == set()
+
+
+def test_every_verbs_help_comes_without_torch():
+    code = (
+        "from shoestring.cli.main import main\nfrom shoestring.cli.verbs import VERBS\n"
+        "for verb in VERBS: assert main([verb.name, '--help']) == 0"
+    )
+    assert "torch" not in modules_after(code)
+
+
+def test_configs_and_recipes_are_checked_without_torch():
+    configs = [f"shoestring.{file.parent.name}.config" for file in SOURCE.glob("*/config.py")]
+    assert "shoestring.core.config" in configs and "shoestring.train.config" in configs
+    lines = [f"import {name}" for name in [*configs, "shoestring.core.document", "shoestring.train.recipe"]]
+    assert modules_after("\n".join(lines)) & {"torch", "transformers", "tokenizers", "pyarrow"} == set()
+
+
+def test_a_config_error_comes_without_torch(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("train:\n  learning_rat: 1\n")
+    code = f"from shoestring.cli.main import main\nassert main(['recipe', 'check', {str(recipe)!r}]) == 2"
+    assert "torch" not in modules_after(code)
