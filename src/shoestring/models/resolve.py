@@ -25,7 +25,7 @@ def find_model(text: str | Path, say: Say | None = None) -> Path:
     """
     name = str(text)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return _folder(path)
     if path.is_file():
         target = resolve_pointer(path) if path.name == "latest" else path
@@ -42,11 +42,13 @@ def find_model(text: str | Path, say: Say | None = None) -> Path:
         # OWNER/NAME looks like a path too: a path that is close but wrong must not become a download.
         if path.parent.is_dir():
             raise ModelFileError(
-                f"no model {name!r}: there is no such folder", hint=f"for the hub write hf:{name}\n{known_names(name)}"
+                f"no model {name!r}: there is no such folder",
+                hint=f"for the hub write hf:{name}\n{known_names(name)}",
             )
         return cached(f"hf:{name}") or get(f"hf:{name}", say=say)
     raise ModelFileError(
-        f"no model {name!r}: it is no folder or file here ({Path.cwd()}) and no known name", hint=known_names(name)
+        f"no model {name!r}: it is no folder or file here ({Path.cwd()}) and no known name",
+        hint=known_names(name),
     )
 
 
@@ -58,9 +60,13 @@ def _folder(path: Path) -> Path:
         target = resolve_pointer(latest)
         if (target / "config.json").is_file() or (target / "adapter_config.json").is_file():
             return target
-        raise ModelFileError(f"its newest checkpoint {target.name!r} is not there or not whole", where=str(path))
+        raise ModelFileError(
+            f"its newest checkpoint {target.name!r} is not there or not whole", where=str(path)
+        )
     raise ModelFileError(
         "not a model folder: no config.json, adapter_config.json or latest in it",
         where=str(path),
-        hint="a run that was stopped before its first checkpoint has none" if (path / "recipe.yaml").is_file() else None,
+        hint="a run that was stopped before its first checkpoint has none"
+        if (path / "recipe.yaml").is_file()
+        else None,
     )

@@ -17,7 +17,10 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType, quants
 
-TEXT = "The quick brown fox's 12 jumps over 3456 lazy dogs.\n\nWe'll see: don't they?\tDEF x_1(y):\n    return x\n" * 3
+TEXT = (
+    "The quick brown fox's 12 jumps over 3456 lazy dogs.\n\nWe'll see: don't?\tDEF x_1(y):\n    return x\n"
+    * 3
+)
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 SPECIALS = ["<|begin|>", "<|im_end|>", "<|pad|>"]
 USER_DEFINED = "<think>"
@@ -25,7 +28,7 @@ USER_DEFINED = "<think>"
 
 @cache
 def vocabulary() -> tuple[list[str], list[str]]:
-    """Tokens (bytes, merged ones, specials, one user-defined, one unused) and merges of a small byte-level BPE."""
+    """Tokens (bytes, merged ones, specials, one user-defined, one unused) and merges of a small BPE."""
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -38,12 +41,24 @@ def vocabulary() -> tuple[list[str], list[str]]:
 
 def tiny_model(arch: str, seed: int = 0, **changes: Any) -> transformers.PreTrainedModel:
     """A random model of transformers: two layers, width 64, 4 query heads over 2 key/value heads of 16."""
-    configs = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
+    configs = {
+        "llama": transformers.LlamaConfig,
+        "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
+    }
     settings: dict[str, Any] = {
-        "vocab_size": len(vocabulary()[0]), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False, "initializer_range": 0.3, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-    }  # fmt: skip
+        "vocab_size": len(vocabulary()[0]),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    }
     if arch == "qwen3":
         settings["head_dim"] = 32
     torch.manual_seed(seed)
@@ -63,11 +78,18 @@ def permute(weights: np.ndarray, heads: int) -> np.ndarray:
 
 
 NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 
 
 def gguf_name(name: str) -> str:
@@ -99,7 +121,7 @@ def write_gguf(
     extra: dict[str, np.ndarray] | None = None,
     leave_out: tuple[str, ...] = (),
 ) -> Path:
-    """Write `model` as a GGUF file. metadata: more pairs (int, float, str, bool); extra: more float32 tensors."""
+    """Write `model` as a GGUF file. metadata: more pairs (int, float, str, bool); extra: more tensors."""
     config = model.config
     arch = config.model_type
     writer = gguf.GGUFWriter(path, arch)
@@ -117,12 +139,19 @@ def write_gguf(
         writer.add_value_length(config.head_dim)
     add_tokenizer(writer, pre)
     for key, value in (metadata or {}).items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
         add[type(value)](key, value)
     for name, parameter in model.named_parameters():
         values = parameter.detach().numpy()
         if permuted and arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            values = permute(values, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
+            values = permute(
+                values, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            )
         target = gguf_name(name)
         if target in leave_out:
             continue
@@ -130,7 +159,9 @@ def write_gguf(
         if type_of == GGMLQuantizationType.F32:
             writer.add_tensor(target, np.ascontiguousarray(values))
         else:
-            writer.add_tensor(target, quants.quantize(np.ascontiguousarray(values), type_of), raw_dtype=type_of)
+            writer.add_tensor(
+                target, quants.quantize(np.ascontiguousarray(values), type_of), raw_dtype=type_of
+            )
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -152,6 +183,8 @@ def add_tokenizer(writer: gguf.GGUFWriter, pre: str) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(merges)
-    for add, token in zip((writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id), SPECIALS, strict=True):
+    for add, token in zip(
+        (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id), SPECIALS, strict=True
+    ):
         add(tokens.index(token))
     writer.add_chat_template(TEMPLATE)

@@ -32,7 +32,9 @@ def read(folder: Path) -> transformers.PreTrainedModel:
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
-def test_converted_model_has_the_logits_of_the_model_that_was_stored(arch: str, kind: str, tmp_path: Path) -> None:
+def test_converted_model_has_the_logits_of_the_model_that_was_stored(
+    arch: str, kind: str, tmp_path: Path
+) -> None:
     model = tiny_model(arch)
     quantize_model(model, kind)
     folder = convert(write_gguf(tmp_path / "m.gguf", model, kind), tmp_path / "folder")
@@ -56,12 +58,18 @@ def test_head_is_tied_when_the_file_has_no_output_tensor(tmp_path: Path) -> None
 def test_heads_wider_than_the_model_are_unpermuted_by_their_own_width(tmp_path: Path) -> None:
     model = tiny_model("llama", head_dim=32)
     path = write_gguf(
-        tmp_path / "m.gguf", model, metadata={"llama.attention.key_length": 32, "llama.attention.value_length": 32}
+        tmp_path / "m.gguf",
+        model,
+        metadata={"llama.attention.key_length": 32, "llama.attention.value_length": 32},
     )
-    torch.testing.assert_close(logits(read(convert(path, tmp_path / "folder"))), logits(model), rtol=0, atol=0)
+    torch.testing.assert_close(
+        logits(read(convert(path, tmp_path / "folder"))), logits(model), rtol=0, atol=0
+    )
 
 
-def test_slices_smaller_than_a_tensor_give_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_smaller_than_a_tensor_give_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_gguf(tmp_path / "m.gguf", tiny_model("llama"), "Q8_0")
     whole = load_file(convert(path, tmp_path / "whole") / "model.safetensors")
     monkeypatch.setattr(dequantize, "SLICE_BYTES", 5000)
@@ -114,9 +122,13 @@ def llama3_divisors(head_dim: int, rope: dict) -> np.ndarray:
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_llama3_scaling_is_recovered_from_its_tensor(factor: float, tmp_path: Path) -> None:
     rope = {
-        "rope_type": "llama3", "rope_theta": 500000.0, "factor": factor, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-    }  # fmt: skip
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     model = tiny_model("llama", rope_parameters=rope)
     divisors = llama3_divisors(16, rope)
     path = write_gguf(tmp_path / "m.gguf", model, pre="llama-bpe", extra={"rope_freqs.weight": divisors})
@@ -159,10 +171,16 @@ def test_generation_config_has_the_ids_of_the_file(tmp_path: Path) -> None:
         ({"metadata": {"llama.expert_count": 8}}, "mixture of experts"),
         ({"metadata": {"llama.logit_scale": 2.0}}, "llama.logit_scale is not supported"),
         ({"metadata": {"llama.attention.sliding_window": 16}}, "only full causal attention"),
-        ({"metadata": {"llama.rope.dimension_count": 8}}, "rope.dimension_count differs from the head width 16"),
+        (
+            {"metadata": {"llama.rope.dimension_count": 8}},
+            "rope.dimension_count differs from the head width 16",
+        ),
         ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "'longrope' is not supported"),
         ({"extra": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}}, "'blk.0.attn_q.bias' is not known"),
-        ({"extra": {"blk.2.attn_norm.weight": np.zeros(64, np.float32)}}, "'blk.2.attn_norm.weight' is not known"),
+        (
+            {"extra": {"blk.2.attn_norm.weight": np.zeros(64, np.float32)}},
+            "'blk.2.attn_norm.weight' is not known",
+        ),
         ({"leave_out": ("blk.1.ffn_up.weight",)}, "'blk.1.ffn_up.weight' is missing"),
         (
             {"leave_out": ("output_norm.weight",), "extra": {"output_norm.weight": np.zeros(32, np.float32)}},
@@ -170,7 +188,9 @@ def test_generation_config_has_the_ids_of_the_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_would_compute_something_else_is_refused_by_name(change: dict, sentence: str, tmp_path: Path) -> None:
+def test_what_would_compute_something_else_is_refused_by_name(
+    change: dict, sentence: str, tmp_path: Path
+) -> None:
     path = write_gguf(tmp_path / "m.gguf", tiny_model("llama"), **change)
     with pytest.raises(ModelFileError, match=sentence) as error:
         convert(path, tmp_path / "folder")

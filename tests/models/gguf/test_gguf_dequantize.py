@@ -26,8 +26,12 @@ def sliced(raw: bytes, kind: GGMLQuantizationType, monkeypatch: pytest.MonkeyPat
     return list(dequantize.read_slices(file, info))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", sorted(dequantize.SUPPORTED - {GGMLQuantizationType.F64}), ids=lambda kind: kind.name)
-def test_slices_equal_gguf_on_random_bytes(kind: GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kind", sorted(dequantize.SUPPORTED - {GGMLQuantizationType.F64}), ids=lambda kind: kind.name
+)
+def test_slices_equal_gguf_on_random_bytes(
+    kind: GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     block, size = GGML_QUANT_SIZES[kind]
     raw = np.random.default_rng(int(kind)).integers(0, 256, ROWS * WIDTH // block * size, dtype=np.uint8)
     slices = sliced(raw.tobytes(), kind, monkeypatch)

@@ -33,11 +33,18 @@ def tensor(name: str, dims: list[int], kind: int = 0, offset: int = 0) -> bytes:
 
 
 def gguf_bytes(
-    pairs: list[bytes] | None = None, tensors: list[bytes] | None = None, data: int = 256, version: int = 3,
-    pair_count: int | None = None, tensor_count: int | None = None,
-) -> bytes:  # fmt: skip
+    pairs: list[bytes] | None = None,
+    tensors: list[bytes] | None = None,
+    data: int = 256,
+    version: int = 3,
+    pair_count: int | None = None,
+    tensor_count: int | None = None,
+) -> bytes:
     pairs, tensors = pairs or [], tensors or []
-    counts = len(tensors) if tensor_count is None else tensor_count, len(pairs) if pair_count is None else pair_count
+    counts = (
+        len(tensors) if tensor_count is None else tensor_count,
+        len(pairs) if pair_count is None else pair_count,
+    )
     header = b"GGUF" + struct.pack("<IQQ", version, *counts) + b"".join(pairs) + b"".join(tensors)
     return header + bytes(-len(header) % 32) + bytes(data)
 
@@ -63,14 +70,29 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "unknown value type": (gguf_bytes([pair("a", 13, bytes(8))]), "unknown value type 13"),
     "unknown item type": (gguf_bytes([pair("a", ARRAY, array(99, 1, bytes(8)))]), "unknown value type 99"),
     "truth of 2": (gguf_bytes([pair("a", BOOL, b"\2")]), "neither 0 nor 1"),
-    "string longer than the file": (gguf_bytes([pair("a", STRING, struct.pack("<Q", 10**6))]), "the file ends within"),
+    "string longer than the file": (
+        gguf_bytes([pair("a", STRING, struct.pack("<Q", 10**6))]),
+        "the file ends within",
+    ),
     "string of 2^64 - 1": (gguf_bytes([pair("a", STRING, b"\xff" * 8)]), "the file ends within"),
     "string not UTF-8": (gguf_bytes([pair("a", STRING, string(b"\xc3"))]), "'a' is not valid UTF-8"),
-    "array longer than the file": (gguf_bytes([pair("a", ARRAY, array(U32, 2**60, b""))]), "items, more than"),
+    "array longer than the file": (
+        gguf_bytes([pair("a", ARRAY, array(U32, 2**60, b""))]),
+        "items, more than",
+    ),
     "array of 2^64 - 1 bytes": (gguf_bytes([pair("a", ARRAY, array(0, 2**64 - 1, b""))]), "items, more than"),
-    "array of arrays": (gguf_bytes([pair("a", ARRAY, array(ARRAY, 1, array(U32, 1, bytes(4))))]), "array of arrays"),
-    "item longer than the file": (gguf_bytes([pair("a", ARRAY, array(STRING, 2, string("x") + b"\xff" * 8))]), "item 1"),
-    "item not UTF-8": (gguf_bytes([pair("a", ARRAY, array(STRING, 1, string(b"\xff")))]), "item 0 of .* UTF-8"),
+    "array of arrays": (
+        gguf_bytes([pair("a", ARRAY, array(ARRAY, 1, array(U32, 1, bytes(4))))]),
+        "array of arrays",
+    ),
+    "item longer than the file": (
+        gguf_bytes([pair("a", ARRAY, array(STRING, 2, string("x") + b"\xff" * 8))]),
+        "item 1",
+    ),
+    "item not UTF-8": (
+        gguf_bytes([pair("a", ARRAY, array(STRING, 1, string(b"\xff")))]),
+        "item 0 of .* UTF-8",
+    ),
     "alignment of 3": (gguf_bytes([pair("general.alignment", U32, b"\3\0\0\0")]), "power of two"),
     "alignment of 0": (gguf_bytes([pair("general.alignment", U32, bytes(4))]), "power of two"),
     "alignment a string": (gguf_bytes([pair("general.alignment", STRING, string("32"))]), "power of two"),
@@ -78,8 +100,14 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "five dimensions": (gguf_bytes(tensors=[tensor("w", [1] * 5)]), "5 dimensions"),
     "2^32 - 1 dimensions": (gguf_bytes(tensors=[string("w") + b"\xff" * 40]), "4294967295 dimensions"),
     "dimension of zero": (gguf_bytes(tensors=[tensor("w", [4, 0])]), "dimension of zero"),
-    "product beyond 64 bits": (gguf_bytes(tensors=[tensor("w", [2**40, 2**40])]), "more than the file can hold"),
-    "product that wraps to 4": (gguf_bytes(tensors=[tensor("w", [2**62 + 1, 4])]), "more than the file can hold"),
+    "product beyond 64 bits": (
+        gguf_bytes(tensors=[tensor("w", [2**40, 2**40])]),
+        "more than the file can hold",
+    ),
+    "product that wraps to 4": (
+        gguf_bytes(tensors=[tensor("w", [2**62 + 1, 4])]),
+        "more than the file can hold",
+    ),
     "unknown type": (gguf_bytes(tensors=[tensor("w", [4], 5)]), "unknown type 5"),
     "ragged blocks": (gguf_bytes(tensors=[tensor("w", [33], 8)]), "do not divide into Q8_0 blocks of 32"),
     "huge offset": (gguf_bytes(tensors=[tensor("w", [4], offset=2**64 - 32)]), "past the end of the file"),
@@ -87,7 +115,10 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "misaligned offset": (gguf_bytes(tensors=[tensor("w", [4], offset=16)]), "not a multiple of 32"),
     "overlap": (gguf_bytes(tensors=[tensor("w", [16]), tensor("v", [4], offset=32)]), "'w' and 'v' overlap"),
     "same place": (gguf_bytes(tensors=[tensor("w", [4]), tensor("v", [4])]), "overlap"),
-    "tensor twice": (gguf_bytes(tensors=[tensor("w", [4]), tensor("w", [4], offset=32)]), "'w' is there twice"),
+    "tensor twice": (
+        gguf_bytes(tensors=[tensor("w", [4]), tensor("w", [4], offset=32)]),
+        "'w' is there twice",
+    ),
     "long tensor name": (gguf_bytes(tensors=[tensor("w" * 65, [4])]), "claims 65 bytes"),
     "truncated data": (gguf_bytes(tensors=[tensor("w", [64])], data=255), "truncated or damaged"),
 }
@@ -118,14 +149,20 @@ def test_a_broken_file_is_one_sentence_that_names_it(what: str, tmp_path: Path) 
 
 def test_the_bytes_that_the_broken_files_are_made_of_are_a_good_file(tmp_path: Path) -> None:
     path = tmp_path / "good.gguf"
-    pairs = [pair("a", U32, struct.pack("<I", 7)), pair("b", ARRAY, array(STRING, 2, string("x") + string("é")))]
+    pairs = [
+        pair("a", U32, struct.pack("<I", 7)),
+        pair("b", ARRAY, array(STRING, 2, string("x") + string("é"))),
+    ]
     for version in (2, 3):
-        path.write_bytes(gguf_bytes(pairs, [tensor("w", [16, 2]), tensor("v", [4], offset=128)], version=version))
+        path.write_bytes(
+            gguf_bytes(pairs, [tensor("w", [16, 2]), tensor("v", [4], offset=128)], version=version)
+        )
         with GGUFFile(path) as file:
             assert file.metadata == {"a": 7, "b": ["x", "é"]}
             assert [(info.name, info.shape, info.nbytes) for info in file.tensors.values()] == [
-                ("w", (2, 16), 128), ("v", (4,), 16)
-            ]  # fmt: skip
+                ("w", (2, 16), 128),
+                ("v", (4,), 16),
+            ]
 
 
 def test_an_array_that_the_file_does_hold_is_still_bounded(tmp_path: Path) -> None:
@@ -146,12 +183,27 @@ def test_every_kind_of_metadata_and_tensor_reads_as_gguf_wrote_it(tmp_path: Path
     path = tmp_path / "all.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     scalars = {
-        "UINT8": 200, "INT8": -100, "UINT16": 60000, "INT16": -30000, "UINT32": 2**32 - 1, "INT32": -(2**31),
-        "UINT64": 2**64 - 1, "INT64": -(2**63), "FLOAT32": 0.5, "FLOAT64": 1e-300, "BOOL": True, "STRING": "a\n\u00e9",
-    }  # fmt: skip
+        "UINT8": 200,
+        "INT8": -100,
+        "UINT16": 60000,
+        "INT16": -30000,
+        "UINT32": 2**32 - 1,
+        "INT32": -(2**31),
+        "UINT64": 2**64 - 1,
+        "INT64": -(2**63),
+        "FLOAT32": 0.5,
+        "FLOAT64": 1e-300,
+        "BOOL": True,
+        "STRING": "a\n\u00e9",
+    }
     for name, value in scalars.items():
         writer.add_key_value(f"a.{name}", value, GGUFValueType[name])
-    arrays = {"integers": [1, -2, 3], "floats": [0.5, 1.5], "flags": [True, False], "words": ["", "b", "\U0001f600"]}
+    arrays = {
+        "integers": [1, -2, 3],
+        "floats": [0.5, 1.5],
+        "flags": [True, False],
+        "words": ["", "b", "\U0001f600"],
+    }
     for name, values in arrays.items():
         writer.add_array(f"a.{name}", values)
     writer.add_custom_alignment(64)

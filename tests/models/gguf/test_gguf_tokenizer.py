@@ -29,12 +29,38 @@ from tests.models.gguf.gguf_files import SPECIALS, TEMPLATE, add_tokenizer, voca
 LLAMA3_SPLIT = TikTokenConverter.__init__.__defaults__[1]
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 NASTY = [
-    "", " ", "  ", "\n", "\r\n\r\n  x", "\t\tx\n\n\ny  \n", "The quick brown fox", "don't DON'T I'LL 'Re 'VE x'd'm",
-    "'\u017f'S long s", "1", "12", "1234567", " 2024", "x2024y 3.14159", "a  12   345", "\u0663\u0664\u0665 \u00bd \u2167 \u00b2",
-    "def f(x_1):\n    return x**2  # !?\n", "...!!!\n\n???", "caf\u00e9 cafe\u0301 \ufb01 \u212b", "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u3000x", "\u00a0nbsp\u00a0\u00a0",
-    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7\u2764\ufe0f", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd", "a\u0000b", "\u2028x\u2029", "tr\u0131\u0307m",
-    "<|im_end|> as text", "<think>no</think>", "https://a.b/c?d=e&f=1", "e\u0301" * 30, "    \n    indented",
-]  # fmt: skip
+    "",
+    " ",
+    "  ",
+    "\n",
+    "\r\n\r\n  x",
+    "\t\tx\n\n\ny  \n",
+    "The quick brown fox",
+    "don't DON'T I'LL 'Re 'VE x'd'm",
+    "'\u017f'S long s",
+    "1",
+    "12",
+    "1234567",
+    " 2024",
+    "x2024y 3.14159",
+    "a  12   345",
+    "\u0663\u0664\u0665 \u00bd \u2167 \u00b2",
+    "def f(x_1):\n    return x**2  # !?\n",
+    "...!!!\n\n???",
+    "caf\u00e9 cafe\u0301 \ufb01 \u212b",
+    "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u3000x",
+    "\u00a0nbsp\u00a0\u00a0",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7\u2764\ufe0f",
+    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd",
+    "a\u0000b",
+    "\u2028x\u2029",
+    "tr\u0131\u0307m",
+    "<|im_end|> as text",
+    "<think>no</think>",
+    "https://a.b/c?d=e&f=1",
+    "e\u0301" * 30,
+    "    \n    indented",
+]
 
 
 def split_smollm(text: str) -> Iterator[str]:
@@ -108,13 +134,16 @@ def test_ids_equal_a_plain_bpe_on_nasty_texts(pre: str, tmp_path: Path) -> None:
 
 
 def test_the_oracles_of_the_three_splits_differ_on_the_nasty_texts() -> None:
-    assert len({str([expected(pre, text) for text in NASTY]) for pre in ("smollm", "llama-bpe", "qwen2")}) == 3
+    assert (
+        len({str([expected(pre, text) for text in NASTY]) for pre in ("smollm", "llama-bpe", "qwen2")}) == 3
+    )
 
 
 def test_qwen2_ids_equal_those_of_transformers_own_class(tmp_path: Path) -> None:
     tokens, merges = vocabulary()
     theirs = transformers.Qwen2Tokenizer(
-        vocab={token: i for i, token in enumerate(tokens)}, merges=[tuple(merge.split(" ")) for merge in merges]
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[tuple(merge.split(" ")) for merge in merges],
     )
     ours = tokenizer(tmp_path / "t.gguf", "qwen2")
     for text in NASTY:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from shoestring.core.errors import ModelFileError
 from shoestring.models.gguf.dequantize import read_slices
 from shoestring.models.gguf.reader import GGUFFile
 
@@ -23,12 +22,27 @@ ARCHITECTURES = {
 }
 # Keys below the architecture's name. All others are refused.
 _READ = {
-    "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
-    "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.freq_base",
-    "attention.layer_norm_rms_epsilon", "rope.dimension_count", "vocab_size", "expert_count", "expert_used_count",
-    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scale_linear",
-    "attention.causal", "attention.sliding_window",
-}  # fmt: skip
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "rope.freq_base",
+    "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count",
+    "vocab_size",
+    "expert_count",
+    "expert_used_count",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scale_linear",
+    "attention.causal",
+    "attention.sliding_window",
+}
 _HARMLESS = {"rope.scaling.finetuned", "tensor_data_layout"}
 _LLAMA3_FACTORS = (8.0, 32.0)
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1.0, 4.0, 8192
@@ -47,7 +61,9 @@ def read_config(file: GGUFFile) -> dict[str, Any]:
     if file.integer(f"{arch}.expert_count", 0):
         raise file.error(f"this {arch} model is a mixture of experts, which is not supported")
     if file.integer(f"{arch}.attention.sliding_window", 0) or not file.flag(f"{arch}.attention.causal", True):
-        raise file.error("only full causal attention is supported (attention.sliding_window, attention.causal)")
+        raise file.error(
+            "only full causal attention is supported (attention.sliding_window, attention.causal)"
+        )
 
     layers = positive(file, f"{arch}.block_count")
     hidden = positive(file, f"{arch}.embedding_length")
@@ -90,7 +106,9 @@ def read_config(file: GGUFFile) -> dict[str, Any]:
     }
     if arch == "qwen2":
         if head_dim * heads != hidden:
-            raise file.error(f"a qwen2 model with heads of {head_dim} is not supported: {heads} of them are not {hidden}")
+            raise file.error(
+                f"a qwen2 model with heads of {head_dim} is not supported: {heads} of them are not {hidden}"
+            )
         config |= {"use_sliding_window": False}
     else:
         config |= {"head_dim": head_dim, "attention_bias": False}
@@ -137,7 +155,9 @@ def rope_scaling(file: GGUFFile, arch: str, head_dim: int, theta: float) -> dict
     original = file.integer(f"{arch}.rope.scaling.original_context_length")
     if "rope_freqs.weight" in file.tensors:
         if kind != "none":
-            raise file.error(f"rope_freqs.weight together with {arch}.rope.scaling.type {kind!r} is not supported")
+            raise file.error(
+                f"rope_freqs.weight together with {arch}.rope.scaling.type {kind!r} is not supported"
+            )
         return _llama3_scaling(file, head_dim, theta, original or _LLAMA3_CONTEXT)
     if kind == "none":
         return None
@@ -167,13 +187,17 @@ def llama3_divisors(head_dim: int, theta: float, factor: float, original: int) -
 def _llama3_scaling(file: GGUFFile, head_dim: int, theta: float, original: int) -> dict[str, Any] | None:
     info = file.tensors["rope_freqs.weight"]
     if info.shape != (head_dim // 2,):
-        raise file.error(f"tensor 'rope_freqs.weight' has the shape {info.shape}, expected {(head_dim // 2,)}")
+        raise file.error(
+            f"tensor 'rope_freqs.weight' has the shape {info.shape}, expected {(head_dim // 2,)}"
+        )
     stored = np.concatenate(list(read_slices(file, info))).ravel()
     if (stored == 1).all():
         return None
     for factor in (float(stored.max()), *_LLAMA3_FACTORS):
         # The largest is the factor only if some wavelength is beyond the original context.
-        if factor > 1 and np.allclose(stored, llama3_divisors(head_dim, theta, factor, original), rtol=1e-4, atol=0):
+        if factor > 1 and np.allclose(
+            stored, llama3_divisors(head_dim, theta, factor, original), rtol=1e-4, atol=0
+        ):
             return {
                 "rope_type": "llama3",
                 "factor": factor,
@@ -181,7 +205,6 @@ def _llama3_scaling(file: GGUFFile, head_dim: int, theta: float, original: int) 
                 "high_freq_factor": _LLAMA3_HIGH,
                 "original_max_position_embeddings": original,
             }
-    raise ModelFileError(
-        "tensor 'rope_freqs.weight' holds a rotary scaling that is none of Llama 3's, which is not supported",
-        where=str(file.path),
+    raise file.error(
+        "tensor 'rope_freqs.weight' holds a rotary scaling that is none of Llama 3's, which is not supported"
     )

@@ -27,7 +27,11 @@ SHARD_BYTES = 5 * 10**9
 
 
 def convert(
-    path: str | Path, folder: str | Path, dtype: str = "auto", max_shard_bytes: int = SHARD_BYTES, replace: bool = False
+    path: str | Path,
+    folder: str | Path,
+    dtype: str = "auto",
+    max_shard_bytes: int = SHARD_BYTES,
+    replace: bool = False,
 ) -> Path:
     """Write the model in the GGUF file `path` as a Hugging Face folder and return that folder.
 

@@ -7,6 +7,7 @@ are fed in slices, so that the memory taken is that of a slice and not that of a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from gguf import quants
@@ -17,7 +18,7 @@ from shoestring.models.gguf.reader import GGUFFile, TensorInfo
 # Float32 bytes of one slice: large enough that numpy's overhead vanishes, small beside any model.
 SLICE_BYTES = 16 * 2**20
 
-_PLAIN = {
+_PLAIN: dict[GGMLQuantizationType, np.dtype[Any]] = {
     GGMLQuantizationType.F32: np.dtype("<f4"),
     GGMLQuantizationType.F16: np.dtype("<f2"),
     GGMLQuantizationType.F64: np.dtype("<f8"),
@@ -31,7 +32,7 @@ SUPPORTED = frozenset((*_PLAIN, *_BLOCKS))
 
 
 def dequantize(raw: memoryview | bytes, kind: GGMLQuantizationType, width: int) -> np.ndarray:
-    """Decode whole rows. raw: their bytes; width: values in a row. Returns float32 [rows, width], never a view."""
+    """Decode whole rows. raw: their bytes; width: values in a row. Returns a new float32 [rows, width]."""
     if kind in _PLAIN:
         return np.frombuffer(raw, _PLAIN[kind]).astype(np.float32).reshape(-1, width)
     packed = np.frombuffer(raw, np.uint8)
@@ -48,7 +49,9 @@ def read_slices(file: GGUFFile, info: TensorInfo, multiple: int = 1) -> Iterator
     """
     if info.type not in SUPPORTED:
         names = ", ".join(sorted(kind.name for kind in SUPPORTED))
-        raise file.error(f"tensor {info.name!r} has the unsupported type {info.type.name}", hint=f"supported: {names}")
+        raise file.error(
+            f"tensor {info.name!r} has the unsupported type {info.type.name}", hint=f"supported: {names}"
+        )
     width = info.shape[-1]
     rows = int(np.prod(info.shape[:-1], dtype=np.int64))
     row_bytes = info.nbytes // rows

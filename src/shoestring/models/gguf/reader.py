@@ -32,7 +32,7 @@ DEFAULT_ALIGNMENT = 32
 
 _UINT32, _UINT64 = struct.Struct("<I"), struct.Struct("<Q")
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-_SCALARS = {
+_SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"), 1: np.dtype("<i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
     5: np.dtype("<i4"), 6: np.dtype("<f4"), _BOOL: np.dtype("<u1"), 10: np.dtype("<u8"), 11: np.dtype("<i8"),
     12: np.dtype("<f8"),
@@ -45,7 +45,7 @@ Value = int | float | bool | str | list[str] | np.ndarray
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. shape: slowest dimension first (as torch has it); offset: bytes from the file's start."""
+    """Where a tensor lies. shape: slowest dimension first, as torch has it; offset: bytes from the start."""
 
     name: str
     shape: tuple[int, ...]
@@ -82,8 +82,9 @@ class GGUFFile:
             raise
 
     def error(self, message: str, hint: str | None = None) -> ModelFileError:
-        """The error that says `message` about this file."""
-        return ModelFileError(message, where=str(self.path), hint=hint)
+        """The error that says `message` about this file; names from the file stay on one line and short."""
+        plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:400])
+        return ModelFileError(plain, where=str(self.path), hint=hint)
 
     def raw(self, info: TensorInfo) -> memoryview:
         """The bytes of a tensor, as they lie in the file."""
@@ -278,7 +279,9 @@ class _Header:
         except (ValueError, KeyError):
             raise self.file.error(f"{what} has the unknown type {type_number}") from None
         if shape[-1] % block:
-            raise self.file.error(f"{what}: rows of {shape[-1]} values do not divide into {kind.name} blocks of {block}")
+            raise self.file.error(
+                f"{what}: rows of {shape[-1]} values do not divide into {kind.name} blocks of {block}"
+            )
         nbytes = number // block * block_bytes
         if nbytes > self.file.size:
             raise self.file.error(f"{what} claims {number} values, more than the file can hold")

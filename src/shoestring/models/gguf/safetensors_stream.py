@@ -83,5 +83,5 @@ def write_file(path: Path, tensors: Sequence[StreamedTensor], dtype: str) -> Non
         for tensor in tensors:
             before = file.tell()
             for values in tensor.slices():
-                file.write(memoryview(cast(values, dtype)).cast("B"))
+                file.write(cast(values, dtype).data.cast("B"))
             assert file.tell() - before == math.prod(tensor.shape) * width, tensor.name

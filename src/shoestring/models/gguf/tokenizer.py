@@ -45,14 +45,16 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
     if kind != "gpt2":
         name = {"llama": "SentencePiece", "bert": "WordPiece", "t5": "Unigram"}.get(kind, kind)
         raise TokenizerError(
-            f"{name} tokenizers (tokenizer.ggml.model {kind!r}) are not supported",
+            f"{name!s:.60} tokenizers (tokenizer.ggml.model {kind!r:.60}) are not supported",
             where,
             "byte-level BPE tokenizers are; use the model's Hugging Face folder instead",
         )
-    pre = file.text("tokenizer.ggml.pre", "default")
+    pre = file.text("tokenizer.ggml.pre") or "default"
     if pre not in PRE_TOKENIZERS:
         raise TokenizerError(
-            f"the pre-tokenizer {pre!r} is not supported", where, f"supported: {', '.join(PRE_TOKENIZERS)}"
+            f"the pre-tokenizer {pre!r:.60} is not supported",
+            where,
+            f"supported: {', '.join(PRE_TOKENIZERS)}",
         )
     tokens, types = _tokens(file)
     backend = _backend(file, pre, tokens, types)
@@ -144,7 +146,9 @@ def _merges(file: GGUFFile, vocabulary: dict[str, int]) -> list[tuple[str, str]]
             raise file.error(f"merge {index} of the tokenizer is not two tokens: {line!r:.60}")
         for token in (left, right, left + right):
             if token not in vocabulary:
-                raise file.error(f"merge {index} of the tokenizer names {token!r:.60}, which is not in the vocabulary")
+                raise file.error(
+                    f"merge {index} of the tokenizer names {token!r:.60}, which is not in the vocabulary"
+                )
         merges.append((left, right))
     return merges
 
