@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except ShoestringError as error:
-        _complain(f"error: {error}")
+        # A run that Ctrl-C ended has saved itself and says where: no error, but no success either.
+        _complain(str(error) if error.exit_code == INTERRUPTED else f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         _complain("interrupted")

@@ -1,23 +1,23 @@
-"""`shoestring pretrain RECIPE`: train a model, or `--resume OUT` to go on with a run that was stopped."""
+"""`shoestring pretrain RECIPE`: train a model; every setting of the recipe is a flag, `--dotted.key value`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
-from shoestring.core.errors import ConfigError
+from shoestring.core.errors import BudgetError, ConfigError
 from shoestring.train.recipe import load_recipe
 
 app = verb(
     "pretrain",
-    "Train a model from a recipe; any setting of the recipe can be given as --dotted.key value.",
+    "Train a model from a recipe. Every setting of the recipe is a flag too: --optimizer.learning_rate 1e-3.",
     (
-        "shoestring pretrain quickstart --time 3m",
-        "shoestring pretrain quickstart-smoke --optimizer.learning_rate 1e-3",
+        "shoestring pretrain quickstart --time 2m",
+        "shoestring pretrain quickstart-smoke --train.steps 5 --optimizer.learning_rate 1e-3",
     ),
 )
 
@@ -27,27 +27,30 @@ def pretrain(
     recipe: Annotated[str | None, Parameter(help="a built-in recipe, a YAML file, or a run folder")] = None,
     /,
     *,
-    resume: Annotated[Path | None, Parameter(help="the folder of a run to go on with")] = None,
-    time: Annotated[str | None, Parameter(help="stop within this wall clock, as 3m (train.time)")] = None,
-    out: Annotated[str | None, Parameter(help="the run's folder; default runs/NAME-N")] = None,
-    memory: Annotated[str | None, Parameter(help="peak of the whole process (budget.memory)")] = None,
+    resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
+    time: Annotated[str | None, Parameter(help="how long to train, such as 2m or 1h30m (train.time)")] = None,
+    memory: Annotated[str | None, Parameter(help="not offered yet: refused", show=False)] = None,
+    out: Annotated[str | None, Parameter(help="the run's folder (out); runs/RECIPE-N if not given")] = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
-    changed = dict(overrides or {})
-    for key, value in (("train.time", time), ("out", out), ("budget.memory", memory)):
-        if value is not None:
-            changed[key] = value
+    settings: dict[str, Any] = dict(overrides or {})
+    if memory is not None:
+        raise BudgetError(
+            "pretrain cannot keep to a memory budget yet, so it refuses --memory",
+            hint="a smaller train.microbatch and train.checkpoint_blocks true take less memory",
+        )
     if recipe is None and resume is None:
-        raise ConfigError("pretrain needs a recipe, or --resume OUT", hint="shoestring recipe list names them")
-    if resume is not None and out is not None:
-        raise ConfigError("a resumed run stays in its folder: --out cannot be given with --resume")
+        raise ConfigError("pretrain needs a recipe", hint="shoestring recipe list shows the built-in ones")
+    for flag, key, value in (("--time", "train.time", time), ("--out", "out", out)):
+        if value is not None and settings.setdefault(key, value) != value:
+            raise ConfigError(f"{flag} and --{key} say different things (command line)")
     if recipe is not None:
-        load_recipe(recipe, changed)  # a mistake is told before torch is imported
-    from shoestring.train.pretrain import pretrain as run
+        load_recipe(recipe, settings)  # a mistake is reported before torch is imported
+    from shoestring.train.pretrain import pretrain as train
 
-    result = run(recipe, resume, changed)
+    result = train(recipe, resume=resume, overrides=settings)
     if json:
         console.print_json(result.to_json())
     else:
-        console.out.print(str(result))
+        print(result)
