@@ -8,10 +8,28 @@ saved-tensor hooks; here that save is replaced by the recipe for making it, so n
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def recomputing_nothing() -> Iterator[None]:
+    """Inside, `recomputing` does nothing on this thread.
+
+    For a part that is checkpointed as a whole: only the innermost hooks see a saved tensor, so the ones of
+    `recomputing` would hide what the checkpoint is to drop, and it would keep everything.
+    """
+    before = getattr(_thread, "off", False)
+    _thread.off = True
+    try:
+        yield
+    finally:
+        _thread.off = before
 
 
 class _Recipe:
@@ -41,18 +59,19 @@ def recomputing(value: Tensor, function: Callable[..., Tensor], *inputs: Tensor)
     `function` must be deterministic, and `inputs` must not be changed in place before the backward pass.
     Without gradients this does nothing.
     """
-    if not (torch.is_grad_enabled() and value.requires_grad):
+    if not (torch.is_grad_enabled() and value.requires_grad) or getattr(_thread, "off", False):
         yield
         return
     recipe = _Recipe(function, tuple(x.detach() for x in inputs))
-    storage = value.untyped_storage().data_ptr()
+    # The hooks outlive this block, so they must not hold `value` itself: only what tells it apart while it lives.
+    storage, dtype, numbers = value.untyped_storage().data_ptr(), value.dtype, value.numel()
 
     def pack(tensor: Tensor):
-        same = tensor.dtype == value.dtype and tensor.numel() == value.numel()
+        same = tensor.dtype == dtype and tensor.numel() == numbers
         if same and tensor.untyped_storage().data_ptr() == storage and tensor.is_contiguous():
             recipe.consumers += 1
             return recipe, tensor.shape
-        return tensor
+        return tensor.detach()  # a node that saved its own output would own itself, and never be freed
 
     def unpack(packed):
         if isinstance(packed, Tensor):
