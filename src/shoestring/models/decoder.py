@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from shoestring.models.config import ModelConfig
-from shoestring.nn.cache import KVCache
-from shoestring.nn.context import make_context
+from shoestring.nn.cache import KVCache, LayerCache
+from shoestring.nn.context import Context, make_context
+from shoestring.nn.recompute import recomputing_nothing
 from shoestring.nn.rope import RotaryEmbedding
 
 
@@ -29,6 +30,12 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight)
+
+
+def _run_whole(block: nn.Module, x_BTD: Tensor, context: Context, cache: LayerCache | None):
+    """A block whose checkpoint drops everything that it would keep."""
+    with recomputing_nothing():
+        return block(x_BTD, context, cache)
 
 
 class Decoder(nn.Module):
@@ -73,7 +80,7 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks):
             layer_cache = cache.layer(i) if cache is not None else None
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                x_BTD, extra = checkpoint(block, x_BTD, context, layer_cache, use_reentrant=False)
+                x_BTD, extra = checkpoint(_run_whole, block, x_BTD, context, layer_cache, use_reentrant=False)
             else:
                 x_BTD, extra = block(x_BTD, context, layer_cache)
             for name, loss in extra.items():

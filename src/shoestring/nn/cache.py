@@ -29,6 +29,7 @@ class KVCache:
         shape = (batch, kv_heads, capacity, head_width)
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.written = [0] * layers  # columns that hold numbers in every row
 
     @property
     def batch(self) -> int:
@@ -69,6 +70,7 @@ class KVCache:
                 new = old.new_empty((len(rows), *old.shape[1:]))
                 new[:, :, :used] = old[:, :, :used].index_select(0, index)
                 tensors[i] = new
+        self.written = [min(columns, used) for columns in self.written]
         self.lengths = [self.lengths[row] for row in rows]
 
     def state(self) -> dict[str, Tensor]:
@@ -88,6 +90,7 @@ class KVCache:
         for i, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             keys[:, :, :used] = state[f"keys.{i}"]
             values[:, :, :used] = state[f"values.{i}"]
+        self.written = [used] * len(self.keys)
         self.lengths = lengths
 
 
@@ -106,12 +109,16 @@ class LayerCache:
         keys, values = self.cache.keys[self.index], self.cache.values[self.index]
         lengths = self.cache.lengths
         tokens = k_BKTC.shape[2]
+        longest = max(length + count for length, count in zip(lengths, counts, strict=True))
         if len(set(lengths)) == 1 and all(count == tokens for count in counts):
             keys[:, :, lengths[0] : lengths[0] + tokens] = k_BKTC
             values[:, :, lengths[0] : lengths[0] + tokens] = v_BKTC
         else:
+            # What was never written may read as NaN, and masking cannot help: 0 · NaN is NaN.
+            for tensor in (keys, values):
+                tensor[:, :, self.cache.written[self.index] : longest] = 0
             for row, (start, count) in enumerate(zip(lengths, counts, strict=True)):
                 keys[row, :, start : start + count] = k_BKTC[row, :, :count]
                 values[row, :, start : start + count] = v_BKTC[row, :, :count]
-        longest = max(length + count for length, count in zip(lengths, counts, strict=True))
+        self.cache.written[self.index] = max(self.cache.written[self.index], longest)
         return keys[:, :, :longest], values[:, :, :longest]
