@@ -14,7 +14,7 @@ QWEN = r"""{%- if tools %}
     {%- else %}
         {{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}
     {%- endif %}
-    {{- "\n\n# Tools\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>" }}
+    {{- "\n\n# Tools\n\nYou have function signatures within <tools></tools> XML tags:\n<tools>" }}
     {%- for tool in tools %}
         {{- "\n" }}
         {{- tool | tojson }}
@@ -28,7 +28,8 @@ QWEN = r"""{%- if tools %}
     {%- endif %}
 {%- endif %}
 {%- for message in messages %}
-    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}
+    {%- set plain = message.role == "assistant" and not message.tool_calls %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or plain %}
         {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
     {%- elif message.role == "assistant" %}
         {{- '<|im_start|>' + message.role }}
@@ -61,7 +62,7 @@ QWEN = r"""{%- if tools %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}
-"""  # noqa: E501
+"""
 
 LLAMA = r"""{{- bos_token }}
 {%- if not tools_in_user_message is defined %}
@@ -96,7 +97,7 @@ LLAMA = r"""{{- bos_token }}
         {%- set first_user_message = messages[0]['content']|trim %}
         {%- set messages = messages[1:] %}
     {%- else %}
-        {{- raise_exception("Cannot put tools in the first user message when there's no first user message!") }}
+        {{- raise_exception("Cannot put tools in the first user message without one!") }}
     {%- endif %}
     {{- '<|start_header_id|>user<|end_header_id|>\n\n' -}}
     {{- "Given the following functions, please respond with a JSON for a function call.\n\n" }}
@@ -108,7 +109,8 @@ LLAMA = r"""{{- bos_token }}
 {%- endif %}
 {%- for message in messages %}
     {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
     {%- elif 'tool_calls' in message %}
         {%- if not message.tool_calls|length == 1 %}
             {{- raise_exception("This model only supports single tool-calls at once!") }}
@@ -133,9 +135,9 @@ LLAMA = r"""{{- bos_token }}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
 {%- endif %}
-"""  # noqa: E501
+"""
 
-# Macros, namespaces, concatenation, loop controls, a set block and generation marks, with blank lines to be trimmed.
+# Macros, namespaces, concatenation, loop controls, a set block, generation marks, blank lines to be trimmed.
 EVERYTHING = r"""
 {% macro show(message, n) %}
   [{{ n }}] {{ message.role ~ ': ' ~ message.content }}
@@ -157,5 +159,6 @@ EVERYTHING = r"""
 {{ ns.seen | upper }} <é & "quotes">
 {% endset %}
 {{ block }}{{ {'b': 1, 'a': [none, true, 'é<']} | tojson }}{{ [3, 1, 2] | sort | join(', ') }}
-{{ '%s-%03d' | format('x', 7) }}{{ 'a-b-c'.split('-') | last }}{{ (0.5 + 1) * 2 }}{{ none }}{{ undefined_name }}
+{{ '%s-%03d' | format('x', 7) }}{{ 'a-b-c'.split('-') | last }}
+{{ (0.5 + 1) * 2 }}{{ none }}{{ undefined_name }}
 """

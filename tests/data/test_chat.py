@@ -5,11 +5,11 @@ import time
 import pytest
 import tokenizers
 import transformers
-from tests.data import templates
 
 from shoestring.core.errors import TokenizerError
 from shoestring.data.chat import render_chat
 from shoestring.data.tokenizer import Tokenizer
+from tests.data import templates
 
 PLAIN = [
     {"role": "user", "content": "  What is 7 + 8? <b>&amp;</b> é\n"},
@@ -42,6 +42,7 @@ TOOLS = [
         },
     }
 ]
+GROW = "{% set ns = namespace(s='xx', n=9) %}{% for i in range(60) %}"
 TEMPLATES = {
     "chatml": templates.CHATML,
     "qwen": templates.QWEN,
@@ -128,17 +129,16 @@ def test_the_messages_stay_as_they_were():
         "{{ '%10000000000d' | format(1) }}",
         "{{ '{:>10000000000}'.format(1) }}",
         "{{ '{:>{}}'.format(1, 10**10) }}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] | join %}{% endfor %}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = '%s%s' % (ns.s, ns.s) %}{% endfor %}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = '{0}{0}'.format(ns.s) %}{% endfor %}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set b %}{{ ns.s }}{{ ns.s }}{% endset %}"
-        "{% set ns.s = b %}{% endfor %}",
-        "{% set ns = namespace(s='xx') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('x', ns.s) %}{% endfor %}",
-        "{% set ns = namespace(s='xx') %}{% for i in range(60) %}{% set ns.s = ns.s|replace('x', ns.s) %}{% endfor %}",
-        "{% set ns = namespace(s='xx') %}{% for i in range(60) %}{% set ns.s = ns.s.join(ns.s) %}{% endfor %}",
-        "{% set ns = namespace(n=9) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+        GROW + "{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        GROW + "{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        GROW + "{% set ns.s = [ns.s, ns.s] | join %}{% endfor %}",
+        GROW + "{% set ns.s = '%s%s' % (ns.s, ns.s) %}{% endfor %}",
+        GROW + "{% set ns.s = '{0}{0}'.format(ns.s) %}{% endfor %}",
+        GROW + "{% set b %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = b %}{% endfor %}",
+        GROW + "{% set ns.s = ns.s.replace('x', ns.s) %}{% endfor %}",
+        GROW + "{% set ns.s = ns.s|replace('x', ns.s) %}{% endfor %}",
+        GROW + "{% set ns.s = ns.s.join(ns.s) %}{% endfor %}",
+        GROW + "{% set ns.n = ns.n * ns.n %}{% endfor %}",
         "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{% for m in messages recursive %}{{ loop(messages) }}{{ loop(messages) }}{% endfor %}",
@@ -146,9 +146,8 @@ def test_the_messages_stay_as_they_were():
         "{{ raise_exception('no') }}",
         "{{ messages | tojson(indent=10**9) }}",
         "{{ messages[0].content | indent(10**10) }}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns }}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}"
-        "{{ ns.s | tojson }}",
+        GROW + "{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns }}",
+        GROW + "{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}",
         "{% set s = 'x' * 10**6 %}{{ ('{0}' * 10**5).format(s) }}",
         "{% set s = 'x' * 10**6 %}{{ ([s] * 10**5) | join }}",
         "{{ ('x\t' * 10**6).expandtabs(90000) }}",

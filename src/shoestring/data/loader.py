@@ -51,7 +51,7 @@ class PackedLoader:
         self.samples_per_epoch = self._documents.tokens // sequence_length
         if self.samples_per_epoch == 0:
             raise DataError(
-                f"{self._documents.tokens:,} tokens in {split}, less than one sequence of {sequence_length:,}",
+                f"{self._documents.tokens:,} tokens in {split}, less than a sequence of {sequence_length:,}",
                 str(shards.folder),
                 "use more text or a shorter train.sequence_length",
             )

@@ -31,6 +31,7 @@ from shoestring.data.train_tokenizer import train_tokenizer
 
 JOURNAL = "journal.json"
 LOCK = ".lock"
+_ELSEWHERE = "give another --out, or remove this folder"
 BATCH_BYTES = 2_000_000
 BATCH_DOCUMENTS = 1024
 
@@ -47,12 +48,14 @@ def prepare(
     """Write the shards of a source into the folder `out`, or finish those begun there, and open them.
 
     tokenizer: one that exists, or what to train on the training split. A finished folder of the same inputs
-    is opened as it is. Raises TokenizerError when `out` holds shards of another tokenizer, DataError when
-    it holds other text or settings, and as Source does. A second process with the same `out` waits for the
-    first.
+    is opened as it is, an unfinished one of other text or settings is begun anew. Raises TokenizerError
+    when `out` holds shards of another tokenizer, DataError when it is a finished folder of other text or
+    settings, and as Source does. A second process with the same `out` waits for the first.
     """
     out = Path(out)
     opened = Source(source, text_field, validation, on_bad_line)
+    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+        raise DataError("the shards would be written among the text", str(out), "give another --out")
     inputs = {
         "source": opened.fingerprint(),
         "settings": {
@@ -63,16 +66,29 @@ def prepare(
         },
         "new_tokenizer": tokenizer.model_dump() if isinstance(tokenizer, NewTokenizerConfig) else None,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    with _exclusive(out / LOCK):
-        if (out / INDEX).is_file():
-            finished = ShardFolder(out)
-            _check_same(finished.index, inputs, tokenizer, out)
-            (out / JOURNAL).unlink(missing_ok=True)
-            return finished
-        journal = _open_journal(out, inputs, tokenizer, opened)
-        _write(opened, Tokenizer.load(out / "tokenizer"), out, journal)
-        return ShardFolder(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _exclusive(out / LOCK):
+            return _finish(opened, tokenizer, out, inputs)
+    except OSError as error:
+        sentence = f"cannot write the shards: {error.strerror or error}"
+        raise DataError(sentence, str(error.filename or out), "give another --out, or make room") from error
+
+
+def _finish(
+    source: Source, tokenizer: Tokenizer | NewTokenizerConfig, out: Path, inputs: dict[str, Any]
+) -> ShardFolder:
+    """Open the folder if it is finished, else write what is missing."""
+    if (out / INDEX).is_file():
+        finished = ShardFolder(out)
+        if changed := _difference(finished.index["inputs"], inputs):
+            raise DataError(f"this folder is finished, but {changed}", str(out), _ELSEWHERE)
+        _check_tokenizer(finished.index, inputs, tokenizer, out)
+        (out / JOURNAL).unlink(missing_ok=True)
+        return finished
+    journal = _open_journal(out, inputs, tokenizer, source)
+    _write(source, Tokenizer.load(out / "tokenizer"), out, journal)
+    return ShardFolder(out)
 
 
 def prepare_recipe(config: DataConfig, tokenizer: Tokenizer | None, out: str | Path) -> ShardFolder:
@@ -113,14 +129,18 @@ def _open_journal(
     if file.is_file():
         try:
             journal = json.loads(file.read_text(encoding="utf-8"))
-            _check_same(journal, inputs, tokenizer, out)
-            for entry in journal["shards"]:
-                check_size(out / f"{entry['name']}.offsets", 2 * (entry["documents"] + 1) * 8)
+            changed = _difference(journal["inputs"], inputs)
+            if not changed:
+                _check_tokenizer(journal, inputs, tokenizer, out)
+                return journal
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"the journal is damaged: {error}", str(file), "remove the folder and prepare again"
+                f"the journal is damaged: {error}", str(file), "remove the folder and try again"
             ) from error
-        return journal
+        console.err.print(f"{out} holds an unfinished run, but {changed}: starting over")
+        for pattern in (".*.partial", "*.bin", "*.offsets", JOURNAL):
+            for old in out.glob(pattern):
+                old.unlink()
     strangers = sorted(
         path.name for path in out.iterdir() if path.name not in (LOCK, "tokenizer") and path.name[0] != "."
     )
@@ -139,26 +159,25 @@ def _open_journal(
     return journal
 
 
-def _check_same(
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """How the text or the settings differ from those a folder was begun with."""
+    for name, value in now["settings"].items():
+        if before["settings"][name] != value:
+            return f"it was prepared with {name} {before['settings'][name]}, now it is {value}"
+    if before["source"] != now["source"]:
+        return "it was prepared from other text, or the text has changed since"
+    return None
+
+
+def _check_tokenizer(
     written: dict[str, Any], inputs: dict[str, Any], tokenizer: Tokenizer | NewTokenizerConfig, out: Path
 ) -> None:
-    """Raises TokenizerError or DataError unless a folder was begun with these inputs."""
-    before = written["inputs"]
     if isinstance(tokenizer, Tokenizer):
-        same_tokenizer = tokenizer.fingerprint() == written["tokenizer"]
+        same = tokenizer.fingerprint() == written["tokenizer"]
     else:
-        same_tokenizer = before["new_tokenizer"] == inputs["new_tokenizer"]
-    elsewhere = "give another --out, or remove this folder"
-    for name, value in inputs["settings"].items():
-        if before["settings"][name] != value:
-            now = f"this folder was prepared with {name} {before['settings'][name]}, now it is {value}"
-            raise DataError(now, str(out), elsewhere)
-    if before["source"] != inputs["source"]:
-        raise DataError(
-            "this folder was prepared from other text, or the text has changed since", str(out), elsewhere
-        )
-    if not same_tokenizer:
-        raise TokenizerError("this folder was prepared with another tokenizer", str(out), elsewhere)
+        same = written["inputs"]["new_tokenizer"] == inputs["new_tokenizer"]
+    if not same:
+        raise TokenizerError("this folder was prepared with another tokenizer", str(out), _ELSEWHERE)
 
 
 def _write(source: Source, tokenizer: Tokenizer, out: Path, journal: dict[str, Any]) -> None:

@@ -117,10 +117,13 @@ class Source:
         """SHA-256 over names and contents of all files, and the settings that decide what is read."""
         digest = hashlib.sha256(json.dumps([self.text_field, self.validation, self.on_bad_line]).encode())
         for name, file in self.files:
-            digest.update(f"\0{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
-            with open(file, "rb") as content:
-                while block := content.read(1 << 20):
-                    digest.update(block)
+            try:
+                digest.update(f"\0{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+                with open(file, "rb") as content:
+                    while block := content.read(1 << 20):
+                        digest.update(block)
+            except OSError as error:
+                raise DataError(f"cannot be read: {error.strerror or error}", str(file)) from error
         return digest.hexdigest()
 
     def _validation_file(self) -> str | None:

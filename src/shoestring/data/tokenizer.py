@@ -85,8 +85,14 @@ class Tokenizer:
         config = _read_object(folder / "tokenizer_config.json")
         for role, name in _read_object(folder / "special_tokens_map.json").items():
             config.setdefault(role, name)
-        _add_missing_tokens(backend, config.pop("added_tokens_decoder", None), folder)
-        return cls(backend, config, _chat_templates(folder, config.pop("chat_template", None)))
+        try:
+            _add_missing_tokens(backend, config.pop("added_tokens_decoder", None), folder)
+            return cls(backend, config, _chat_templates(folder, config.pop("chat_template", None)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            where = str(folder / "tokenizer_config.json")
+            raise TokenizerError(
+                f"not in the form that Hugging Face tools write: {error!r}", where
+            ) from error
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json as `transformers.AutoTokenizer` reads them."""
