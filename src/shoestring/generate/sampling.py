@@ -84,7 +84,7 @@ class Sampler:
         weights_BK, ids_BK = self._candidates(logits_BV)
         cumulative_BK = weights_BK.double().cumsum(-1)
         total_B1 = cumulative_BK[:, -1:].contiguous()
-        # right=True: never a candidate of weight 0, nor one behind the last when a draw rounds up to the total.
+        # right=True: never a candidate of weight 0; nor one behind the last, should a draw round up.
         index_B1 = torch.searchsorted(cumulative_BK, draw_B1 * total_B1, right=True)
         index_B1 = index_B1.minimum(torch.searchsorted(cumulative_BK, total_B1))
         return (index_B1 if ids_BK is None else ids_BK.gather(1, index_B1)).squeeze(1)

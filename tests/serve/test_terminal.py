@@ -1,0 +1,206 @@
+import io
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from shoestring.core.errors import TokenizerError
+from shoestring.generate.config import SamplingConfig
+from shoestring.serve.terminal import TerminalChat
+from tests.generate.tiny import Script, tiny_model
+
+ROOT = Path(__file__).parents[2]
+GREEDY = SamplingConfig(max_tokens=40, temperature=0)
+
+
+def chat(model, text, sampling=GREEDY, interactive=False, **options):
+    """-> (the chat, what it wrote, what it noted) after reading `text` to its end."""
+    output, notes = io.StringIO(), io.StringIO()
+    session = TerminalChat(
+        model, sampling, source=io.StringIO(text), output=output,
+        notes=Console(file=notes, width=200, no_color=True), interactive=interactive, **options,
+    )  # fmt: skip
+    session.run()
+    return session, output.getvalue(), notes.getvalue()
+
+
+def contents(session):
+    return [(message["role"], message["content"]) for message in session.conversation.messages]
+
+
+def test_each_line_of_a_pipe_is_a_turn_and_only_replies_are_printed():
+    model = tiny_model(context=400)
+    Script(model, b"first", b"second")
+    session, output, notes = chat(model, "one\n\ntwo")
+    assert output == "first\nsecond\n" and notes == ""
+    assert contents(session) == [
+        ("user", "one"),
+        ("assistant", "first"),
+        ("user", "two"),
+        ("assistant", "second"),
+    ]
+
+
+def test_a_turn_reads_only_its_new_tokens():
+    model = tiny_model(context=400)
+    Script(model, b"first", b"second")
+    widths = []
+    model.decoder.register_forward_pre_hook(lambda module, arguments: widths.append(arguments[0].shape[1]))
+    chat(model, "one\ntwo\n")
+    added = model.tokenizer.encode("<|end|><|bos|>user:two<|end|><|bos|>assistant:", specials=True)
+    assert [width for width in widths if width > 1][1:] == [len(added)]
+
+
+def test_replies_with_the_kept_cache_equal_replies_computed_anew():
+    sampling = GREEDY.model_copy(update={"max_tokens": 10})
+    session, output, _ = chat(tiny_model(context=400), "one\ntwo\nthree\n", sampling)
+    said = contents(session)
+    fresh = tiny_model(context=400)
+    for turn in range(3):
+        messages = [{"role": role, "content": content} for role, content in said[: 2 * turn + 1]]
+        assert fresh.chat(messages, temperature=0, max_tokens=10) == said[2 * turn + 1][1]
+    assert output == "".join(reply + "\n" for role, reply in said if role == "assistant")
+
+
+def test_reset_keeps_the_system_message_and_system_sets_it():
+    model = tiny_model(context=400)
+    Script(model, b"A", b"B")
+    session, _, _ = chat(model, "one\n/reset\n", system="S")
+    assert contents(session) == [("system", "S")]
+    session, _, notes = chat(model, "one\n/system be brief\n")
+    assert contents(session) == [("system", "be brief")] and "system message" in notes
+    session.handle("/system")
+    assert contents(session) == []
+
+
+def test_save_writes_the_conversation_as_a_line_of_jsonl(tmp_path):
+    model = tiny_model(context=400)
+    Script(model, "né".encode())
+    file = tmp_path / "talk.jsonl"
+    chat(model, f"one\n/save {file}\n")
+    assert json.loads(file.read_text("utf-8")) == {
+        "messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "né"}]
+    }
+
+
+def test_exit_leaves_and_help_and_unknown_commands_are_answered():
+    session, output, notes = chat(tiny_model(), "/help\n/dance\n/save\n/exit\nnever read\n")
+    assert "/reset" in notes and "unknown command /dance" in notes and "/save needs a file name" in notes
+    assert output == "" and session.source.readline() == "never read\n"
+
+
+def test_when_the_context_is_full_the_oldest_turns_go_and_it_is_said():
+    model = tiny_model(context=160)
+    Script(model, *[b"reply %d" % i for i in range(6)])
+    session, output, notes = chat(model, "".join(f"question {i}\n" for i in range(6)), system="S")
+    assert output == "".join(f"reply {i}\n" for i in range(6))
+    said = contents(session)
+    assert said[0] == ("system", "S") and said[1] != ("user", "question 0")
+    assert said[-2:] == [("user", "question 5"), ("assistant", "reply 5")]
+    assert "the oldest turn was forgotten" in notes
+
+
+def test_a_question_longer_than_the_context_is_refused_and_changes_nothing():
+    model = tiny_model(context=100)
+    Script(model, b"A", b"B")
+    session, output, notes = chat(model, "one\n" + "x" * 200 + "\ntwo\n")
+    assert output == "A\nB\n" and "error: the message is too long" in notes
+    assert [content for _, content in contents(session)] == ["one", "A", "two", "B"]
+
+
+def test_a_model_without_a_chat_template_is_refused_before_anything_is_read():
+    with pytest.raises(TokenizerError, match="shoestring generate"):
+        chat(tiny_model(chat_template=None), "one\n")
+
+
+def test_a_reply_that_was_cut_says_why():
+    model = tiny_model(context=400)
+    Script(model, b"a long reply")
+    _, output, notes = chat(model, "one\n", GREEDY.model_copy(update={"max_tokens": 6}))
+    assert output == "a long\n" and "cut after 6 tokens" in notes
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_ends_the_reply_keeps_what_was_said_and_leaves_the_cache_sound(moment):
+    model = tiny_model(context=400)
+    sampling = GREEDY.model_copy(update={"max_tokens": 12})
+    passes = []
+
+    def interrupt(*arguments):
+        passes.append(1)
+        if len(passes) == 6:
+            raise KeyboardInterrupt
+
+    register = model.decoder.blocks[1].register_forward_pre_hook if moment == "before" else None
+    handle = (register or model.decoder.register_forward_hook)(interrupt)
+    notes = io.StringIO()
+    session = TerminalChat(
+        model, sampling, source=io.StringIO(""), output=io.StringIO(),
+        notes=Console(file=notes, width=200), interactive=True,
+    )  # fmt: skip
+    assert session.handle("one")
+    handle.remove()
+    said = contents(session)
+    whole = tiny_model(context=400).chat("one", temperature=0, max_tokens=12)
+    assert said[1][0] == "assistant" and 0 < len(said[1][1]) < len(whole) and whole.startswith(said[1][1])
+    assert "(stopped)" in notes.getvalue()
+    session.handle("two")
+    messages = [{"role": role, "content": content} for role, content in contents(session)[:3]]
+    fresh = tiny_model(context=400).chat(messages, temperature=0, max_tokens=12)
+    assert contents(session)[3] == ("assistant", fresh)
+
+
+PROGRAM = """
+import time
+from shoestring.generate.config import SamplingConfig
+from shoestring.serve.terminal import TerminalChat
+from tests.generate.tiny import Script, tiny_model
+
+model = tiny_model(context=900)
+Script(model, b"endless " * 60)
+model.decoder.register_forward_hook(lambda *arguments: time.sleep(0.02))
+TerminalChat(model, SamplingConfig(max_tokens=400, temperature=0)).run()
+print("left")
+"""
+
+
+def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves():
+    import pty
+
+    ours, theirs = pty.openpty()
+    options = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, **options)
+    os.close(theirs)
+    try:
+        wait_for(ours, b"/help lists the commands")
+        wait_for(ours, b"> ")
+        os.write(ours, b"hello\n")
+        wait_for(ours, b"endless endless")
+        process.send_signal(signal.SIGINT)
+        seen = wait_for(ours, b"(stopped)")
+        seen += wait_for(ours, b"> ")
+        assert b"tokens/s" in seen and seen.count(b"endless") < 50
+        os.write(ours, b"\x04")
+        wait_for(ours, b"left")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def wait_for(terminal, text, seconds=60):
+    """What the terminal shows up to and with `text`."""
+    seen, end = b"", time.monotonic() + seconds
+    while text not in seen:
+        ready, _, _ = select.select([terminal], [], [], max(0, end - time.monotonic()))
+        assert ready, f"no {text!r} in {seconds} s, but {seen!r}"
+        seen += os.read(terminal, 1)
+    return seen
