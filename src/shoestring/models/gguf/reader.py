@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,10 @@ class GGUFFile:
 
     def close(self) -> None:
         if self._map is not None:
-            self._map.close()
+            # Where work on a slice failed, the error on its way up still holds a view of the map. The map
+            # then goes with that view; complaining about it here would hide the error.
+            with suppress(BufferError):
+                self._map.close()
             self._map = None
 
     def __enter__(self) -> GGUFFile:
