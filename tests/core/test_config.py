@@ -239,6 +239,17 @@ def test_text_that_looks_like_something_else_survives_writing(recipe, name):
     assert load_config(Settings, recipe(dump_yaml(Settings(model=Model(name=name))))).model.name == name
 
 
+def test_settings_written_with_explanations_are_read_back_equal(recipe):
+    class Explained(Config):
+        name: str = Field("x # y", description="what it is called: a name")
+        words: tuple[str, ...] = Field(("a\nb", "'"), description="lines")
+        inner: Optimizer = Optimizer()
+
+    text = dump_yaml(Explained(), comments=True)
+    assert "# what it is called: a name" in text and text.count("\n") == 5
+    assert load_config(Explained, recipe(text)) == Explained()
+
+
 def test_nearest_key_prefers_the_typed_section_and_gives_up_on_the_absurd():
     keys = setting_keys(Settings)
     assert "model.attention.rank" in keys and "model.attention.heads" in keys

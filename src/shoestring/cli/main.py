@@ -75,7 +75,10 @@ def run_verb(verb_app: App, tokens: list[str]) -> Any:
     app = verb("shoestring", "")
     app.command(verb_app)
     if "--help" in tokens or "-h" in tokens:
-        app.help_print([token for token in tokens if token not in ("--help", "-h")])
+        from shoestring.cli.help import page
+
+        chain, apps, _ = app.parse_commands([token for token in tokens if token not in ("--help", "-h")])
+        print(page(apps[-1], chain))
         return None
     chain, apps, rest = app.parse_commands(tokens)
     command, overrides = apps[-1], None
@@ -122,9 +125,12 @@ def _flags(command: App) -> dict[str, bool]:
     return flags
 
 
-def _sentence(error: Exception) -> str:
-    text = str(error).strip().splitlines()[0].rstrip(".")
-    return text[:1].lower() + text[1:]
+def _explain(error: Exception, chain: tuple[str, ...]) -> ConfigError:
+    """A parser's error in our form: its first sentence, its guess as a hint, and where to look."""
+    sentence, _, guess = str(error).strip().splitlines()[0].rstrip(".").partition(". Did you mean ")
+    hint = f"did you mean {guess}\n" if guess else ""
+    hint += f"shoestring {' '.join(chain)} --help shows what it takes"
+    return ConfigError(f"{sentence[:1].lower()}{sentence[1:]} (command line)", hint=hint)
 
 
 def _complain(text: str) -> None:

@@ -1,4 +1,4 @@
-"""`shoestring pretrain RECIPE`: train a model; every setting of the recipe is a flag, `--dotted.key value`."""
+"""`shoestring pretrain RECIPE`: train a model; the recipe's settings are flags, `--dotted.key value`."""
 
 from __future__ import annotations
 

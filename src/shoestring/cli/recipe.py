@@ -54,7 +54,7 @@ def show(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) ->
     if json:
         console.print_json(settings.model_dump(mode="json"))
     else:
-        print(dump_yaml(settings), end="")
+        print(dump_yaml(settings, comments=True), end="")
 
 
 @_check.default

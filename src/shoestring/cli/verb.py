@@ -23,8 +23,6 @@ def verb(name: str, help: str, examples: tuple[str, str] | tuple[()] = ()) -> Ap
         name=name,
         help=help,
         help_epilogue=epilogue,
-        help_format="plaintext",
-        help_formatter="plain",
         help_flags=[],
         version_flags=[],
         default_parameter=Parameter(negative=()),

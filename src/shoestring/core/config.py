@@ -24,6 +24,7 @@ from shoestring.core.errors import ConfigError
 
 C = TypeVar("C", bound="Config")
 _COMMAND_LINE = "(command line)"
+_DOCUMENT_END = "\n...\n"  # PyYAML marks the end after a bare scalar
 
 
 def _make_scalars_strict(schema: Any) -> None:
@@ -74,11 +75,27 @@ def load_config(
         raise _explain(error, cls, document, overrides or {}, hint) from None
 
 
-def dump_yaml(config: Config) -> str:
-    """The complete settings as YAML that `load_config` reads back to an equal object."""
-    return yaml.dump(
-        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-    )
+def dump_yaml(config: Config, comments: bool = False) -> str:
+    """The complete settings as YAML that `load_config` reads back to an equal object.
+
+    comments: explain each setting by its field's description.
+    """
+    return "\n".join(_yaml_lines(config, "", comments)) + "\n"
+
+
+def _yaml_lines(config: BaseModel, indent: str, comments: bool) -> typing.Iterator[str]:
+    plain = config.model_dump(mode="json")
+    for name, info in type(config).model_fields.items():
+        value, description = getattr(config, name), info.description
+        if isinstance(value, BaseModel) and type(value).model_fields:
+            yield f"{indent}{name}:"
+            yield from _yaml_lines(value, indent + "  ", comments)
+            continue
+        text = yaml.dump(
+            plain[name], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6
+        )
+        line = f"{indent}{name}: {text.removesuffix(_DOCUMENT_END).rstrip()}"
+        yield f"{line:<36}  # {description}" if comments and description else line
 
 
 def setting_keys(cls: type[BaseModel]) -> list[str]:
@@ -116,6 +133,11 @@ class _Dumper(yaml.SafeDumper):
     """PyYAML's own rules leave text such as 1e5 unquoted, which YAML 1.2 reads as a number."""
 
 
+def _one_line(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _one_line)
 _Dumper.yaml_implicit_resolvers = {
     first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
 }

@@ -109,8 +109,10 @@ def merge(base: Document, over: Document) -> Document:
     def merged(low: dict[str, Any], high: dict[str, Any], prefix: str) -> dict[str, Any]:
         result = dict(low)
         for key, value in high.items():
-            old, dotted = low.get(key), prefix + key
-            if isinstance(old, dict) and isinstance(value, dict) and value.get("kind") in (None, old.get("kind")):
+            old: Any = low.get(key)
+            dotted = prefix + key
+            both = isinstance(old, dict) and isinstance(value, dict)
+            if both and value.get("kind") in (None, old.get("kind")):
                 result[key] = merged(old, value, dotted + ".")
             else:
                 result[key] = value

@@ -1,0 +1,209 @@
+"""The frame of the command line: the overview, exit codes, and that every mistake is a sentence."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from shoestring.cli import main as cli
+from shoestring.cli.main import main, run_verb
+from shoestring.cli.verb import verb
+from shoestring.cli.verbs import GROUPS, VERBS, overview
+from shoestring.core.errors import DataError
+
+
+def said(capsys, *arguments):
+    """Exit code, stdout, stderr."""
+    code = main(list(arguments))
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def shoestring(*arguments, **options):
+    command = [sys.executable, "-m", "shoestring", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_overview_lists_the_verbs_in_the_order_of_a_models_life(capsys, arguments):
+    code, out, err = said(capsys, *arguments)
+    assert (code, err) == (0, "") and out == overview() + "\n"
+    lines = out.splitlines()
+    assert lines[0] == "Language models on a shoestring."
+    groups = [line.split()[0] for line in lines[2:-2]]
+    assert groups == [group for group in GROUPS if group in groups]
+    assert [name for line in lines[2:-2] for name in line.split()[1:]] == [
+        verb.name for group in GROUPS for verb in VERBS if verb.group == group
+    ]
+
+
+@pytest.mark.parametrize("name", [verb.name for verb in VERBS])
+def test_every_verb_has_help_with_two_examples_of_itself(capsys, name):
+    code, out, err = said(capsys, name, "--help")
+    assert (code, err) == (0, "") and out.startswith(f"usage: shoestring {name}")
+    examples = out.partition("Examples:\n")[2].splitlines()
+    assert len(examples) == 2
+    assert all(example.startswith(f"  shoestring {name}") for example in examples)
+
+
+def test_help_shows_flags_with_defaults_choices_and_what_is_required(capsys):
+    _, out, _ = said(capsys, "tokenizer", "train", "--help")
+    assert out.startswith("usage: shoestring tokenizer train SOURCE --out PATH [flags]\n")
+    flat = " ".join(out.split())
+    assert "--vocabulary N size, special tokens included [4096]" in flat
+    assert "--on-bad-line stop|skip" in flat and "--no-json" not in flat
+
+
+def test_the_version_is_printed(capsys):
+    from shoestring import __version__
+
+    assert said(capsys, "--version") == (0, f"shoestring {__version__}\n", "")
+
+
+def test_an_unknown_verb_names_the_nearest(capsys):
+    code, out, err = said(capsys, "pretrane")
+    assert (code, out) == (2, "")
+    assert (
+        err == "error: unknown verb pretrane\n  did you mean pretrain?\n  shoestring --help lists the verbs\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["recipe"], "shoestring recipe needs one of: list, show, check"),
+        (["recipe", "lst"], "shoestring recipe has no lst\n  did you mean list?"),
+        (["tokenizer", "train", "stdlib"], "--out"),
+        (["tokenizer", "train", "stdlib", "--out", "x", "--vocabulry", "3"], "did you mean --vocabulary?"),
+        (["tokenizer", "train", "stdlib", "--out", "x", "--vocabulary", "many"], "many"),
+        (["prepare", "stdlib", "--out", "x"], "give either --tokenizer FOLDER or --vocabulary N"),
+        (["doctor", "now"], "now"),
+        (["pretrain"], "pretrain needs a recipe"),
+        (["pretrain", "no-such-recipe"], "there is no recipe 'no-such-recipe'"),
+        (["pretrain", "quickstart", "--memory", "2GB"], "refuses --memory"),
+        (
+            ["pretrain", "quickstart", "--tim", "2m"],
+            "unknown flag --tim (command line)\n  did you mean --time?",
+        ),
+        (["pretrain", "quickstart", "--time", "soon"], "train.time: expected a duration such as 2m"),
+        (["pretrain", "quickstart", "--train.steps"], "--train.steps needs a value"),
+    ],
+)
+def test_a_mistake_is_one_error_on_stderr_and_exit_2(capsys, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = said(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and sentence in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_issues_own_example_of_a_config_error(capsys):
+    assert said(capsys, "pretrain", "elite-112m", "--train.learning_rat", "1") == (
+        2,
+        "",
+        "error: unknown setting train.learning_rat (command line)\n"
+        "  did you mean optimizer.learning_rate?\n"
+        "  shoestring recipe show elite-112m lists all settings\n",
+    )
+
+
+def test_place_and_hint_of_an_error_are_printed(capsys, monkeypatch):
+    def fail(tokens):
+        raise DataError("not a JSON object", where="mine.jsonl:418", hint="--on-bad-line skip counts them")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    code, _, err = said(capsys, "x")
+    assert (code, err) == (2, "error: mine.jsonl:418: not a JSON object\n  --on-bad-line skip counts them\n")
+
+
+def test_an_interrupt_is_exit_130_with_a_short_line(capsys, monkeypatch):
+    def interrupt(tokens):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupt)
+    assert said(capsys, "x") == (130, "", "interrupted\n")
+
+
+def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
+    def fail(tokens):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["x"])
+
+
+def test_a_reader_that_leaves_early_is_not_complained_about():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "shoestring", "recipe", "show", "quickstart"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_module_and_its_exit_code_work_as_a_process():
+    done = shoestring("recipe", "show", "quikstart")
+    assert done.returncode == 2 and done.stderr.startswith("error: there is no recipe 'quikstart'")
+    assert "did you mean quickstart?" in done.stderr
+
+
+def test_an_output_that_lacks_a_character_does_not_end_the_run():
+    done = shoestring(
+        "recipe",
+        "show",
+        "quickstart",
+        "--description",
+        "café ━",
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0 and "description" in done.stdout
+
+
+def test_a_verb_receives_settings_only_if_it_takes_them(capsys):
+    plain, seen = verb("plain", "A verb."), []
+
+    @plain.default
+    def run(name: str = "x") -> None:
+        seen.append(name)
+
+    run_verb(plain, ["plain", "y"])
+    assert seen == ["y"]
+    with pytest.raises(Exception, match="unknown option"):
+        run_verb(plain, ["plain", "--train.steps", "3"])
+
+
+def test_recipe_show_is_complete_and_checks_itself(capsys, tmp_path):
+    code, out, _ = said(capsys, "recipe", "show", "quickstart", "--train.steps", "7")
+    assert code == 0 and "steps: 7" in out and "learning_rate:" in out
+    (tmp_path / "mine.yaml").write_text(out)
+    assert said(capsys, "recipe", "check", str(tmp_path / "mine.yaml"))[0] == 0
+    assert said(capsys, "recipe", "show", str(tmp_path / "mine.yaml"))[1] == out
+
+
+def test_every_built_in_recipe_is_listed_and_right(capsys):
+    code, out, _ = said(capsys, "recipe", "list", "--json")
+    names = list(json.loads(out)["recipes"])
+    assert code == 0 and {"quickstart", "quickstart-smoke", "elite-112m", "elite-112m-smoke"} <= set(names)
+    for name in names:
+        assert said(capsys, "recipe", "check", name)[0] == 0
+
+
+def test_doctor_says_five_lines_and_one_json_object(capsys, monkeypatch):
+    from shoestring.core import machine
+
+    monkeypatch.setattr(
+        machine, "matrix_peak", lambda dtype, device: {"float32": 2e11, "bfloat16": 8e11}[dtype]
+    )
+    monkeypatch.setattr(machine, "memory_bandwidth", lambda: 4e10)
+    monkeypatch.setattr(machine, "disk_read_speed", lambda: 2e9)
+    code, out, _ = said(capsys, "doctor")
+    assert code == 0
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == ["processor", "memory", "disk", "torch", "training"]
+    assert "200 GFLOP/s" in out and "bfloat16" in out
+    figures = json.loads(said(capsys, "doctor", "--json")[1])
+    # half of 2e11 FLOP/s over 6 operations for each of 10M parameters
+    assert figures["tokens_per_second"] == pytest.approx(1666.67, abs=0.01)
