@@ -192,7 +192,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _metered(tree: nodes.Template) -> nodes.Template:
     """Put a call to `tick` into each loop and macro, and make `a ~ b` a call that checks its size."""
-    for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+    metered: list[Any] = list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
+    for node in metered:
         text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         call = _environment_call("tick", [nodes.Const(text)], node.lineno)
         node.body.insert(0, nodes.ExprStmt(call, lineno=node.lineno))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from shoestring.core.errors import TokenizerError
 from shoestring.data.chat import render_chat
 
 _ROLES = ("bos_token", "eos_token", "pad_token")
-_EXTRA_LISTS = ("additional_special_tokens", "extra_special_tokens")
 # Of the tokens that separate documents in known families this one is used by all that have it.
 _SEPARATOR_NAME = "<|endoftext|>"
 
@@ -170,13 +170,13 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         return self._special_ids
 
-    @property
+    @cached_property
     def is_byte_level(self) -> bool:
         """Whether its ids stand for bytes in GPT-2's alphabet."""
-        decoder = json.loads(self.backend.to_str())["decoder"] if self.backend.decoder is not None else None
-        if decoder is None:
+        if self.backend.decoder is None:
             return False
-        return any(d["type"] == "ByteLevel" for d in decoder.get("decoders", [decoder]))
+        decoder = json.loads(self.backend.decoder.__getstate__())  # its part of tokenizer.json
+        return any(part["type"] == "ByteLevel" for part in decoder.get("decoders", [decoder]))
 
     def token_bytes(self) -> np.ndarray:
         """int32 [V]: bytes of text per id; specials 0. Raises TokenizerError if not byte-level."""
