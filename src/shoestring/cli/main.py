@@ -91,9 +91,7 @@ def run_verb(verb_app: App, tokens: list[str]) -> Any:
     try:
         function, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        raise ConfigError(
-            _sentence(error), hint=f"shoestring {' '.join(chain)} --help shows what it takes"
-        ) from None
+        raise _explain(error, chain) from None
     if overrides is not None:
         return function(*bound.args, **bound.kwargs, overrides=overrides)
     return function(*bound.args, **bound.kwargs)
