@@ -27,7 +27,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # the reference's limit
-_CHUNK = 1 << 22  # elements converted at a time
+_CHUNK = 1 << 20  # elements converted at a time
 
 
 class TensorInfo(NamedTuple):
