@@ -194,10 +194,9 @@ def test_every_built_in_recipe_is_listed_and_right(capsys):
 def test_doctor_says_five_lines_and_one_json_object(capsys, monkeypatch):
     from shoestring.core import machine
 
-    monkeypatch.setattr(
-        machine, "matrix_peak", lambda dtype, device: {"float32": 2e11, "bfloat16": 8e11}[dtype]
-    )
-    monkeypatch.setattr(machine, "memory_bandwidth", lambda: 4e10)
+    peaks = {"float32": 2e11, "bfloat16": 8e11}
+    monkeypatch.setattr(machine, "matrix_peak", lambda dtype, device, refresh: peaks[dtype])
+    monkeypatch.setattr(machine, "memory_bandwidth", lambda refresh: 4e10)
     monkeypatch.setattr(machine, "disk_read_speed", lambda: 2e9)
     code, out, _ = said(capsys, "doctor")
     assert code == 0

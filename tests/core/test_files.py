@@ -95,6 +95,16 @@ def test_the_old_folder_comes_back_when_the_process_died_between_two_renames(tmp
     assert (folder / "weights").read_text() == "old" and not aside.exists()
 
 
+def test_a_link_to_a_folder_is_replaced_and_what_it_named_stays(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "x").write_text("old")
+    (tmp_path / "near").symlink_to("far")
+    with atomic_folder(tmp_path / "near", replace=True) as folder:
+        (folder / "x").write_text("new")
+    assert (tmp_path / "far" / "x").read_text() == "old" and (tmp_path / "near" / "x").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["far", "near"]
+
+
 def test_temporaries_of_living_processes_are_left_alone(tmp_path):
     living = tmp_path / f".a.{files._host()}-{os.getppid()}-0123abcd.tmp"
     dead = tmp_path / f".a.{files._host()}-{2**22 + 1}-0123abcd.tmp"

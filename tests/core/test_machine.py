@@ -18,6 +18,8 @@ def test_the_matrix_peak_is_measured_once_and_kept(cache, monkeypatch):
     assert len(measured) == 1
     machine.matrix_peak("bfloat16")
     assert len(measured) == 2 and len(json.loads(cache.read_text())) == 2
+    machine.matrix_peak("float32", refresh=True)
+    assert len(measured) == 3
 
 
 def test_another_torch_or_thread_count_is_measured_anew(cache, monkeypatch):

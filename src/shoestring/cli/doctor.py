@@ -45,7 +45,7 @@ def measure() -> dict[str, Any]:
 
     device = resolve_device("auto")
     cache = cache_dir()
-    peaks = {name: machine.matrix_peak(name, device) for name in ("float32", "bfloat16")}
+    peaks = {name: machine.matrix_peak(name, device, refresh=True) for name in ("float32", "bfloat16")}
     memory = machine.total_memory_bytes()
     training_memory, gpu = memory, None
     if device.type == "cuda":
@@ -60,7 +60,7 @@ def measure() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "matrix_peak": peaks,
         "memory": memory,
-        "memory_bandwidth": machine.memory_bandwidth(),
+        "memory_bandwidth": machine.memory_bandwidth(refresh=True),
         "disk": str(cache),
         "disk_free": shutil.disk_usage(cache).free,
         "disk_read_speed": machine.disk_read_speed(),

@@ -32,6 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
             reconfigure(errors="replace")
     tokens = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        return _answer(tokens)
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _answer(tokens: list[str]) -> int:
+    try:
         _run(tokens)
         sys.stdout.flush()
         return 0
@@ -42,10 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more when it ends, and would complain then
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
 
 
 def _run(tokens: list[str]) -> None:

@@ -45,14 +45,23 @@ def cache_dir() -> Path:
     elif xdg := os.environ.get("XDG_CACHE_HOME"):
         folder = Path(xdg) / "shoestring"
     elif sys.platform == "win32":
-        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "shoestring"
+        folder = Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "shoestring"
     elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Caches" / "shoestring"
+        folder = _home() / "Library" / "Caches" / "shoestring"
     else:
-        folder = Path.home() / ".cache" / "shoestring"
+        folder = _home() / ".cache" / "shoestring"
     with _clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise RunError(
+            "there is no home folder for the cache", hint="set SHOESTRING_CACHE to a folder"
+        ) from error
 
 
 @contextmanager
@@ -106,6 +115,8 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
             _put_in_place(temporary, path)
             _sync_folder(path.parent)
         finally:
+            if temporary.is_symlink():  # `path` was a link to a folder elsewhere, which stays
+                temporary.unlink()
             shutil.rmtree(temporary, ignore_errors=True)
             _forget(temporary)
 
@@ -264,7 +275,7 @@ def _check_replaceable(path: Path, replace: bool) -> None:
             where=str(path),
             hint="choose another --out, or remove it first",
         )
-    if Path.cwd().is_relative_to(path) or Path.home().is_relative_to(path):
+    if Path.cwd().is_relative_to(path) or _home().is_relative_to(path):
         raise RunError(
             "this folder would be replaced as a whole, and you are in it",
             where=str(path),

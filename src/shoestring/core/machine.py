@@ -143,11 +143,13 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def matrix_peak(dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> float:
+def matrix_peak(
+    dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu", refresh: bool = False
+) -> float:
     """FLOP/s of square matrix products in `dtype` on `device`: the median of many rounds, about 0.3 s once.
 
     2 n^3 operations for n x n by n x n. Cached in cache_dir()/machine.json under CPU model, threads and torch
-    version.
+    version; refresh: measure again, as `shoestring doctor` does (the first time may have met a busy machine).
     """
     import torch
 
@@ -158,22 +160,23 @@ def matrix_peak(dtype: str | torch.dtype = "float32", device: str | torch.device
     threads = torch.get_num_threads() if where.type == "cpu" else 0
     form = str(number).removeprefix("torch.")
     key = f"matrix_peak {name} | {threads} threads | torch {torch.__version__} | {form}"
-    return _cached(key, lambda: _measure_matrix_peak(number, where))
+    return _cached(key, lambda: _measure_matrix_peak(number, where), refresh)
 
 
 def _measure_matrix_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.3) -> float:
     import torch
 
+    from shoestring.core.matmul import product
+
     size = 1024 if device.type == "cpu" else 4096
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    product = torch.empty_like(left)
     rates: list[float] = []
-    torch.mm(left, right, out=product)  # first call: kernels are chosen, pages touched
+    product(left, right)  # first call: kernels are chosen, pages touched
     _synchronize(device)
     start = time.perf_counter()
     while len(rates) < 5 or (time.perf_counter() - start < seconds and len(rates) < 200):
         before = time.perf_counter()
-        torch.mm(left, right, out=product)
+        product(left, right)
         _synchronize(device)
         rates.append(2 * size**3 / (time.perf_counter() - before))
         if (
@@ -183,7 +186,7 @@ def _measure_matrix_peak(dtype: torch.dtype, device: torch.device, seconds: floa
     return statistics.median(rates)
 
 
-def memory_bandwidth() -> float:
+def memory_bandwidth(refresh: bool = False) -> float:
     """Bytes per second of reading memory: the sum of a float32 array of 256 MB, median of 5.
 
     Cached like the matrix peak.
@@ -191,7 +194,7 @@ def memory_bandwidth() -> float:
     import torch
 
     key = f"memory_bandwidth {cpu_model()} | {torch.get_num_threads()} threads | torch {torch.__version__}"
-    return _cached(key, _measure_memory_bandwidth)
+    return _cached(key, _measure_memory_bandwidth, refresh)
 
 
 def _measure_memory_bandwidth(count: int = 64_000_000) -> float:
@@ -242,8 +245,8 @@ def _synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _cached(key: str, measure: Any) -> float:
-    """The figure under `key` in machine.json, measured if absent.
+def _cached(key: str, measure: Any, refresh: bool) -> float:
+    """The figure under `key` in machine.json, measured if absent or if `refresh` asks for it.
 
     An unreadable or unwritable cache only costs time.
     """
@@ -256,7 +259,7 @@ def _cached(key: str, measure: Any) -> float:
     except (OSError, ValueError):
         known = {}
     figure = known.get(key)
-    if isinstance(figure, (int, float)) and figure > 0:
+    if not refresh and isinstance(figure, (int, float)) and figure > 0:
         return float(figure)
     known[key] = measure()
     try:
