@@ -38,7 +38,7 @@ def test_cached_greedy_decoding_equals_recomputation_without_a_cache():
         assert decode(decoder, [prompt])[0][0] == greedy_without_cache(decoder, prompt, 12)
 
 
-def test_the_continuation_depends_on_the_whole_prompt():  # or the test above could pass with a cache that forgets
+def test_the_continuation_depends_on_the_whole_prompt():  # else a cache that forgets would pass too
     decoder = tiny_decoder()
     rows, _ = decode(decoder, [[5, 6, 7], [4, 6, 7]])
     assert rows[0] != rows[1]

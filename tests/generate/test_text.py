@@ -7,7 +7,10 @@ from tests.generate.tiny import byte_tokenizer
 
 
 def cut_by_definition(text, stops):
-    """Read character by character; end where a stop string is first complete, before the longest such string."""
+    """Read character by character.
+
+    End where a stop string is first complete, before the longest such string.
+    """
     for end in range(1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:

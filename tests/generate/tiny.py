@@ -52,14 +52,14 @@ def tiny_model(context: int = 64, **options) -> LanguageModel:
 
 
 class Script(torch.nn.Module):
-    """Stands in for a decoder's head: makes the model say given bytes, so that texts can be chosen by a test."""
+    """A head that makes the model say given bytes, so that a test can choose the texts."""
 
     def __init__(self, model: LanguageModel, *replies: bytes):
         super().__init__()
         self.replies = [[*reply, END] for reply in replies]
         self.calls = 0
         self._left: list[int] = []
-        model.decoder.head = self
+        model.decoder.head = self  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, hidden_BD: torch.Tensor) -> torch.Tensor:
         if not self._left:

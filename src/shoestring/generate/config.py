@@ -18,23 +18,22 @@ from shoestring.core.errors import ConfigError
 class SamplingConfig(Config):
     """Applied in this order, which is transformers': repetition penalty, temperature, top-k, top-p."""
 
-    max_tokens: int = Field(256, gt=0, description="new tokens at most")
-    temperature: float = Field(0.7, ge=0, allow_inf_nan=False, description="0: always the likeliest token")
-    top_k: int = Field(0, ge=0, description="choose among this many likeliest tokens; 0: all")
+    max_tokens: int = Field(default=256, gt=0, description="new tokens at most")
+    temperature: float = Field(default=0.7, ge=0, description="0: always the likeliest token")
+    top_k: int = Field(default=0, ge=0, description="choose among this many likeliest tokens; 0: all")
     top_p: float = Field(
-        0.95, gt=0, le=1, description="choose among the likeliest with this total probability; 1: all"
+        default=0.95, gt=0, le=1, description="choose among the likeliest with this total probability; 1: all"
     )
     repetition_penalty: float = Field(
-        1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="above 1: tokens seen before become less likely (arXiv 1909.05858)",
+        default=1.0, gt=0, description="above 1: tokens seen before become less likely (arXiv 1909.05858)"
     )
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="strings that end the text")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="strings that end the text"
+    )
     stop_tokens: tuple[int, ...] = Field(
-        (), description="token ids that end the text, besides the model's own"
+        default=(), description="token ids that end the text, besides the model's own"
     )
-    seed: int = Field(0, description="same seed, same text")
+    seed: int = Field(default=0, description="same seed, same text")
 
 
 def sampling_config(defaults: dict[str, Any], options: dict[str, Any]) -> SamplingConfig:
