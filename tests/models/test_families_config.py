@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,10 +14,12 @@ from shoestring.core.errors import ModelFileError
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.registry import (
     config_fields,
+    family_named,
     family_of,
     read_config,
     read_config_and_ignored,
 )
+from shoestring.nn.rope import RotaryEmbedding
 
 SMOLLM2 = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
@@ -201,6 +204,44 @@ def test_a_broken_config_json_is_one_sentence(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(ModelFileError, match="config.json"):
         read_config(tmp_path)
+
+
+STRANGE = [
+    0,
+    -1,
+    1,
+    1.5,
+    True,
+    "x",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    10**400,
+    1e308,
+    1e-308,
+    float("nan"),
+    float("inf"),
+    None,
+]
+
+
+@pytest.mark.parametrize("values", [SMOLLM2, QWEN25, QWEN3], ids=["llama", "qwen2", "qwen3"])
+def test_strange_values_are_read_or_refused_in_a_sentence(values):
+    scaled = {**values, "rope_scaling": {**YARN, "beta_fast": 32, "beta_slow": 1, "attention_factor": 1.1}}
+    for name, strange in itertools.product(scaled, STRANGE):
+        read_or_refuse({**scaled, name: strange})
+    for name, strange in itertools.product(scaled["rope_scaling"], STRANGE):
+        read_or_refuse({**scaled, "rope_scaling": {**scaled["rope_scaling"], name: strange}})
+
+
+def read_or_refuse(values) -> None:
+    try:
+        config, _ = family_named(values["model_type"]).read_config(values)
+    except ModelFileError as error:
+        assert "\n" not in error.message
+        return
+    RotaryEmbedding(config.position, min(config.attention.head_width, 4096))
 
 
 def test_a_folder_without_a_model_says_so(tmp_path):

@@ -55,7 +55,7 @@ class RopeConfig(Config):
     """Rotary positions (arXiv 2104.09864), built by `nn.rope.RotaryEmbedding`."""
 
     kind: Literal["rope"] = "rope"
-    theta: float = Field(10_000.0, gt=0, description="base of the wavelengths")
+    theta: float = Field(10_000.0, gt=1, description="base of the wavelengths")
     scaling: RopeScaling | None = None
 
 

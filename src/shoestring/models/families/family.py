@@ -78,13 +78,13 @@ class Fields:
 
     def integer(self, name: str, default: Any = _REQUIRED) -> int:
         value = self._typed(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**63:
             raise self.fail(f"{name} must be a positive whole number, not {_show(value)}")
         return value
 
     def number(self, name: str, default: Any = _REQUIRED) -> float:
         value = self._typed(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 < value < 1e30:
             raise self.fail(f"{name} must be a positive number, not {_show(value)}")
         return float(value)
 
