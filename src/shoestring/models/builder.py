@@ -57,7 +57,10 @@ def build_block(config: ModelConfig) -> nn.Module:
 
 def _assemble(config: ModelConfig) -> Decoder:
     attention = config.attention
-    embedding = nn.Embedding(config.vocabulary, config.width)
+    # Given a weight, because drawing one on the meta device makes torch import its compiler: two seconds for nothing.
+    embedding = nn.Embedding(
+        config.vocabulary, config.width, _weight=torch.empty(config.vocabulary, config.width)
+    )
     weight = embedding.weight if config.tied_head else nn.Parameter(torch.empty_like(embedding.weight))
     make_cache = functools.partial(
         KVCache, layers=config.layers, kv_heads=attention.kv_heads, head_width=attention.head_width

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +17,7 @@ from shoestring.models.config import ModelConfig
 from shoestring.nn.cache import KVCache, LayerCache
 from shoestring.nn.context import Context, make_context
 from shoestring.nn.recompute import recomputing_nothing
+from shoestring.nn.linear import linear
 from shoestring.nn.rope import RotaryEmbedding
 
 
@@ -29,7 +29,7 @@ class Head(nn.Module):
         self.weight = weight_VD
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight)
+        return linear(hidden, self.weight)
 
 
 def _run_whole(block: nn.Module, x_BTD: Tensor, context: Context, cache: LayerCache | None):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoestring.nn.config import SwiGLUConfig
+from shoestring.nn.linear import Linear
 from shoestring.nn.recompute import recomputing
 
 
@@ -43,9 +44,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: SwiGLUConfig, width: int):
         super().__init__()
-        self.gate = nn.Linear(width, config.width, bias=config.bias)
-        self.up = nn.Linear(width, config.width, bias=config.bias)
-        self.down = nn.Linear(config.width, width, bias=config.bias)
+        self.gate = Linear(width, config.width, bias=config.bias)
+        self.up = Linear(width, config.width, bias=config.bias)
+        self.down = Linear(config.width, width, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.gate(x_BTD), self.up(x_BTD)

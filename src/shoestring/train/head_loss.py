@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shoestring.core.matmul import product
+
 IGNORED = -100
 CHUNK_BYTES = 100_000_000  # of float32 logits: large enough for full matmul speed, small beside the model
 
@@ -60,12 +62,12 @@ def _forward(ctx, rows_ND: Tensor, parameter: Tensor, weight_VD: Tensor, labels_
     wants_rows, wants_weight, _ = ctx.needs_input_grad
     ctx.rows_dtype = rows_ND.dtype
     rows_gradient = torch.empty_like(rows_ND) if wants_rows else None
-    weight_gradient = torch.zeros_like(parameter) if wants_weight else None
+    weight_gradient = None
     total = torch.zeros((), dtype=torch.float32, device=rows_ND.device)
     step = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
     for start in range(0, rows_ND.shape[0], step):
         rows, labels = rows_ND[start : start + step], labels_N[start : start + step].unsqueeze(1)
-        logits = (rows @ weight_VD.t()).float()
+        logits = product(rows, weight_VD).float()
         highest, where = logits.max(dim=1, keepdim=True)
         labelled = logits.gather(1, labels)
         torch.softmax(logits, dim=1, out=logits)
@@ -76,11 +78,9 @@ def _forward(ctx, rows_ND: Tensor, parameter: Tensor, weight_VD: Tensor, labels_
         logits.scatter_add_(1, labels, torch.full_like(labelled, -1.0))
         gradient = logits.to(rows.dtype)
         if rows_gradient is not None:
-            torch.mm(gradient, weight_VD, out=rows_gradient[start : start + step])
-        if weight_gradient is not None:
-            if weight_gradient.dtype == gradient.dtype:
-                weight_gradient.addmm_(gradient.t(), rows)
-            else:
-                weight_gradient += gradient.t() @ rows
+            rows_gradient[start : start + step] = product(gradient, weight_VD.t())
+        if wants_weight:
+            share_VD = product(gradient.t(), rows.t()).to(parameter.dtype)
+            weight_gradient = share_VD if weight_gradient is None else weight_gradient.add_(share_VD)
     ctx.gradients = (rows_gradient, weight_gradient)
     return total

@@ -12,6 +12,7 @@ from shoestring.nn.attention.core import attend
 from shoestring.nn.cache import LayerCache
 from shoestring.nn.config import GQAConfig
 from shoestring.nn.context import Context
+from shoestring.nn.linear import Linear
 from shoestring.nn.norm import RMSNorm
 from shoestring.nn.rope import rotate
 
@@ -23,10 +24,10 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         self.head_width = config.head_width
         queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
-        self.query = nn.Linear(width, queries, bias=config.qkv_bias)
-        self.key = nn.Linear(width, keys, bias=config.qkv_bias)
-        self.value = nn.Linear(width, keys, bias=config.qkv_bias)
-        self.output = nn.Linear(queries, width, bias=config.output_bias)
+        self.query = Linear(width, queries, bias=config.qkv_bias)
+        self.key = Linear(width, keys, bias=config.qkv_bias)
+        self.value = Linear(width, keys, bias=config.qkv_bias)
+        self.output = Linear(queries, width, bias=config.output_bias)
         self.query_norm = RMSNorm(config.head_width, epsilon) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(config.head_width, epsilon) if config.qk_norm else nn.Identity()
 
