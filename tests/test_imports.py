@@ -107,6 +107,15 @@ def test_importing_the_package_imports_nothing_heavy():
     assert modules_after("import shoestring") & HEAVY == set()
 
 
+def test_the_packages_names_are_found_on_first_use():
+    code = "import shoestring\nassert shoestring.load and shoestring.pretrain and 'load' in dir(shoestring)"
+    assert "torch" in modules_after(code)
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        import shoestring
+
+        _ = shoestring.laod
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["no-such-verb"]])
 def test_the_overview_needs_neither_torch_nor_a_parser(arguments):
     loaded = modules_after(f"from shoestring.cli.main import main\nmain({arguments})")

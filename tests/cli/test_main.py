@@ -1,17 +1,20 @@
 """The frame of the command line: the overview, exit codes, and that every mistake is a sentence."""
 
+import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from shoestring.cli import main as cli
-from shoestring.cli.main import main, run_verb
+from shoestring.cli.main import main, parse, run_verb
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import GROUPS, VERBS, overview
 from shoestring.core.errors import DataError
+from shoestring.train.recipe import load_recipe
 
 
 def said(capsys, *arguments):
@@ -46,6 +49,32 @@ def test_every_verb_has_help_with_two_examples_of_itself(capsys, name):
     examples = out.partition("Examples:\n")[2].splitlines()
     assert len(examples) == 2
     assert all(example.startswith(f"  shoestring {name}") for example in examples)
+
+
+def commands():
+    """Every verb and sub-verb: the App and how it is reached."""
+    for row in VERBS:
+        app = importlib.import_module(row.module_name).app
+        yield app, (row.name,)
+        for name in app:
+            yield app[name], (row.name, name)
+
+
+@pytest.mark.parametrize(("command", "chain"), list(commands()), ids=lambda value: "-".join(map(str, value)))
+def test_every_example_parses_and_its_recipe_is_right(command, chain):
+    root = verb("shoestring", "")
+    root.command(importlib.import_module(f"shoestring.cli.{chain[0]}").app)
+    examples = command.help_epilogue.splitlines()[1:]
+    assert len(examples) == 2
+    for example in examples:
+        name, *tokens = shlex.split(example)
+        assert (name, *tokens[: len(chain)]) == ("shoestring", *chain)
+        function, arguments, settings = parse(root, tokens)
+        if settings:
+            overrides = settings["overrides"]
+            if arguments.kwargs.get("time"):
+                overrides["train.time"] = arguments.kwargs["time"]
+            load_recipe(arguments.args[0], overrides)
 
 
 def test_help_shows_flags_with_defaults_choices_and_what_is_required(capsys):

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shoestring.cli.overrides import split_overrides
@@ -72,9 +73,7 @@ def _run(tokens: list[str]) -> None:
 
 
 def run_verb(verb_app: App, tokens: list[str]) -> Any:
-    """Parse a command line that begins with the verb and call its function."""
-    from cyclopts import CycloptsError
-
+    """Parse a command line that begins with the verb and call its function, or print its help."""
     from shoestring.cli.verb import verb
 
     app = verb("shoestring", "")
@@ -85,21 +84,28 @@ def run_verb(verb_app: App, tokens: list[str]) -> Any:
         chain, apps, _ = app.parse_commands([token for token in tokens if token not in ("--help", "-h")])
         print(page(apps[-1], chain))
         return None
+    function, arguments, settings = parse(app, tokens)
+    return function(*arguments.args, **arguments.kwargs, **settings)
+
+
+def parse(app: App, tokens: list[str]) -> tuple[Callable[..., Any], inspect.BoundArguments, dict[str, Any]]:
+    """The function that `tokens` ask for, its arguments, and `{"overrides": ...}` if it takes settings."""
+    from cyclopts import CycloptsError
+
     chain, apps, rest = app.parse_commands(tokens)
-    command, overrides = apps[-1], None
+    command = apps[-1]
     function = command.default_command
+    settings: dict[str, Any] = {}
     if function is None:
         _refuse_subcommand(command, chain, rest)
     if "overrides" in inspect.signature(function).parameters:
-        own, overrides = split_overrides(rest, _flags(command))
+        own, settings["overrides"] = split_overrides(rest, _flags(command))
         tokens = [*chain, *own]
     try:
-        function, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
+        function, arguments, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise _explain(error, chain) from None
-    if overrides is not None:
-        return function(*bound.args, **bound.kwargs, overrides=overrides)
-    return function(*bound.args, **bound.kwargs)
+    return function, arguments, settings
 
 
 def _refuse_subcommand(command: App, chain: tuple[str, ...], rest: list[str]) -> NoReturn:
