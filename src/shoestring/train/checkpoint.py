@@ -7,8 +7,8 @@
         trainer/optimizer.safetensors, trainer/random.safetensors
     OUT/latest                  names the newest step folder
 
-A step folder is written beside its place, flushed and renamed, so whatever instant the process is killed at, the newest
-folder that has a `trainer/state.json` is whole. Deleting begins with that file.
+A step folder is written beside its place, flushed and renamed, so whatever instant the process is killed
+at, the newest folder that has a `trainer/state.json` is whole. Deleting begins with that file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def write_checkpoint(
     tokenizer: Tokenizer | None,
     keep: int,
 ) -> Path:
-    """Write OUT/step-NNNNNN, point OUT/latest at it, delete all but the newest `keep`. Raises RunError (disk full)."""
+    """Write OUT/step-NNNNNN, point OUT/latest at it, delete all but the newest `keep`.
+
+    Raises RunError (disk full).
+    """
     folder = out / f"step-{state.step:06d}"
     with atomic_folder(folder, replace=True) as temporary:
         write_model_files(model, temporary, tokenizer)
@@ -86,7 +89,10 @@ def resume(folder: Path, device: torch.device) -> Decoder:
 
 
 def restore_optimizer(folder: Path, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
-    """Moments, step counts and the states of the random generators. Raises RunError when they do not fit."""
+    """Moments, step counts and the states of the random generators.
+
+    Raises RunError when they do not fit.
+    """
     _, numbers = _read_state(folder)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     try:
@@ -102,14 +108,18 @@ def restore_optimizer(folder: Path, model: Decoder, optimizer: torch.optim.Optim
         with TensorFile(folder / RANDOM) as file:
             restore_rng_state({name: file.read(name) for name in file.infos})
     except ModelFileError as error:
-        raise RunError(error.message, error.where, "remove this checkpoint folder to resume from the one before") from error
+        raise RunError(
+            error.message, error.where, "remove this checkpoint folder to resume from the one before"
+        ) from error
 
 
 def clean(out: Path) -> None:
-    """Delete what a killed process left half written, and let `latest` name the newest whole checkpoint."""
+    """Delete what a killed process left half written or half deleted; `latest` names the newest."""
     for path in list(out.iterdir()):
         if path.name.startswith(".") and path.suffix in (".tmp", ".old"):
             remove_stale(out / path.name[1:].rsplit(".", 2)[0])
+        elif _STEP_FOLDER.fullmatch(path.name) and not (path / STATE).is_file():
+            shutil.rmtree(path, ignore_errors=True)
     whole = checkpoints(out)
     if whole:
         replace_symlink_or_pointer(out / "latest", whole[-1].name)
@@ -168,11 +178,18 @@ def _optimizer_state(
 
 
 def _read(file: TensorFile, key: str, parameter: Tensor) -> Tensor:
-    """Moments lie like their parameter, on its device; scalars (step counts) where the optimizer made them."""
+    """Moments lie like their parameter, on its device.
+
+    Scalars (step counts) where the optimizer made them.
+    """
     info = file.infos[key]
-    device = parameter.device if info.shape == tuple(parameter.shape) or parameter.device.type != "cpu" else "cpu"
+    device = (
+        parameter.device if info.shape == tuple(parameter.shape) or parameter.device.type != "cpu" else "cpu"
+    )
     if info.shape not in (tuple(parameter.shape), ()):
-        raise RunError(f"{key} has the shape {list(info.shape)}, the parameter {list(parameter.shape)}", str(file.path))
+        raise RunError(
+            f"{key} has the shape {list(info.shape)}, the parameter {list(parameter.shape)}", str(file.path)
+        )
     target = torch.empty(info.shape, dtype=info.dtype, device=device)
     file.read_into(key, target)
     return target
@@ -184,7 +201,9 @@ def _read_state(folder: Path) -> tuple[TrainerState, dict[str, dict[str, float]]
         numbers = content.pop("optimizer")
         return TrainerState.from_json(content), numbers
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"not a trainer state: {error}", str(folder / STATE), "remove this checkpoint folder") from error
+        raise RunError(
+            f"not a trainer state: {error}", str(folder / STATE), "remove this checkpoint folder"
+        ) from error
 
 
 def _step_of(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """The recipe: everything that a training run needs, in one strict, complete, torch-free config.
 
-Sections are the design's: `model`, `data`, `train`, `optimizer`, `schedule`, `precision`, `budget`, `log`, `out`, `seed`.
-The class that each section builds is named in its docstring.
+Sections are the design's: `model`, `data`, `train`, `optimizer`, `schedule`, `precision`, `budget`, `log`,
+`out`, `seed`. The class that each section builds is named in its docstring.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class TrainConfig(Config):
             raise ValueError(f"give exactly one of steps, tokens and time, found {found}")
         if self.batch_tokens % self.sequence_length:
             raise ValueError(
-                f"batch_tokens ({self.batch_tokens}) must be a multiple of sequence_length ({self.sequence_length})"
+                f"batch_tokens ({self.batch_tokens}) must be a multiple"
+                f" of sequence_length ({self.sequence_length})"
             )
         rows = self.batch_tokens // self.sequence_length
         if self.microbatch is not None and rows % self.microbatch:

@@ -1,7 +1,7 @@
 """The recipe's section `data`, resolved: token shards and the tokenizer that made them.
 
-What is prepared goes into the cache under a name made from the text's fingerprint and the tokenizer's, so the second
-run of a recipe starts at once, and a change in either prepares anew.
+What is prepared goes into the cache under a name made from the text's fingerprint and the tokenizer's, so
+the second run of a recipe starts at once, and a change in either prepares anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def open_dataset(
 ) -> ShardFolder:
     """The shards of a recipe's data, prepared into the cache where need be.
 
-    tokenizer: of the model to continue from; it wins over `config.tokenizer`. Raises DataError when a split is empty.
+    tokenizer: of the model to continue from; it wins over `config.tokenizer`. Raises DataError when a split
+    is empty.
     """
     if tokenizer is None and isinstance(config.tokenizer, str):
         tokenizer = named_tokenizer(config.tokenizer, say)
@@ -36,7 +37,9 @@ def open_dataset(
     shards = prepare_recipe(config, tokenizer, folder)
     for split in ("train", "validation"):
         if not shards.token_count(split):
-            raise DataError(f"the {split} split is empty", config.source, "use more text, or another data.validation")
+            raise DataError(
+                f"the {split} split is empty", config.source, "use more text, or another data.validation"
+            )
     return shards
 
 

@@ -1,7 +1,7 @@
 """Held-out loss and bits per byte, measured while training and at its end.
 
-Bits per byte = nats of all labels / ln 2 / bytes of text they stand for (UTF-8): comparable between tokenizers and
-with compressors. Each document also pays for its end, the separator that follows it.
+Bits per byte = nats of all labels / ln 2 / bytes of text they stand for (UTF-8): comparable between
+tokenizers and with compressors. Each document also pays for its end, the separator that follows it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ TIMES = 10  # over a run, when no interval is set
 _FORWARD_SHARE = 0.4  # of a training step's time, a first estimate until an evaluation has been timed
 
 
-def measure(model: Decoder, text: SequentialPass, compute: torch.dtype = torch.float32, step: int = 0) -> HeldOut:
+def measure(
+    model: Decoder, text: SequentialPass, compute: torch.dtype = torch.float32, step: int = 0
+) -> HeldOut:
     """The model's loss on every label of `text`, summed over ranks."""
     device = next(model.parameters()).device
     training = model.training
@@ -43,7 +45,10 @@ def measure(model: Decoder, text: SequentialPass, compute: torch.dtype = torch.f
 
 
 class Evaluation(Callback):
-    """Measures `sample` every so often and `whole` after the last step; the result stands in the trainer's state."""
+    """Measures `sample` every so often and `whole` after the last step.
+
+    The result stands in the trainer's state.
+    """
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: finish the step, save, leave. A second Ctrl-C leaves at once.
 
-A signal handler may run between any two bytecodes, so it only sets a flag; the loop looks at it after each step.
+A signal handler may run between any two bytecodes, so it only sets a flag; the loop looks at it after each
+step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ class Interrupted(RunError):
 
 
 class StopRequest:
-    """`with StopRequest() as stop:` … `if stop.requested:`. In other threads than the main one nothing is caught."""
+    """`with StopRequest() as stop:` … `if stop.requested:`.
+
+    In other threads than the main one nothing is caught.
+    """
 
     def __init__(self) -> None:
         self.requested = False

@@ -2,15 +2,15 @@
 
     batches -> microbatches -> step (forward, backward) -> clip -> learning rate -> optimizer -> callbacks
 
-It knows nothing about models, objectives or files: a step leaves gradients in `.grad`, and whatever looks at the run
-(evaluation, log, checkpoints) is a callback, called in order after each step.
+It knows nothing about models, objectives or files: a step leaves gradients in `.grad`, and whatever looks
+at the run (evaluation, log, checkpoints) is a callback, called in order after each step.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +21,9 @@ from shoestring.train import parallel
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.objective import Loss
 from shoestring.train.pace import Clock, Pace
+from shoestring.train.schedule import Schedule
 from shoestring.train.state import TrainerState
 from shoestring.train.step import Step
-
-Schedule = Callable[[float, int], float]  # (position, planned steps) -> share of the learning rate
 
 
 class NonFiniteLoss(RunError):
@@ -33,7 +32,10 @@ class NonFiniteLoss(RunError):
 
 @dataclass
 class StepEvent:
-    """What callbacks see after a step. seconds: of this step alone. last: no step follows. stopping: the user asked."""
+    """What callbacks see after a step.
+
+    Seconds: of this step alone. last: no step follows. stopping: the user asked.
+    """
 
     state: TrainerState
     loss: Loss
@@ -74,8 +76,8 @@ def train(
 ) -> TrainerState:
     """Train until `pace` says so. `state` is advanced in place and returned.
 
-    microbatches: batches of one optimizer step. Raises NonFiniteLoss before the weights are touched, Interrupted once
-    the callbacks have run after the step during which the user asked to stop.
+    microbatches: batches of one optimizer step. Raises NonFiniteLoss before the weights are touched,
+    Interrupted once the callbacks have run after the step during which the user asked to stop.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     highest = [group["lr"] for group in optimizer.param_groups]
@@ -99,7 +101,9 @@ def train(
         loss = step(group)
         norm = _clip(parameters, clip)
         if not (math.isfinite(loss.mean) and math.isfinite(norm)):
-            raise NonFiniteLoss(f"at step {state.step + 1} the loss is {loss.mean} and its gradient's norm {norm}")
+            raise NonFiniteLoss(
+                f"at step {state.step + 1} the loss is {loss.mean} and its gradient's norm {norm}"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -1,8 +1,8 @@
 """metrics.jsonl: what happened, one JSON object a line, each with its `step`.
 
-A training line has tokens, loss (nats per label), lr, grad_norm, tokens_per_second, share_of_peak, memory and seconds; an
-evaluation line has held_out_loss and bits_per_byte; an event line has event. Lines after the checkpoint that a run
-resumes from are cut off, so no step appears twice.
+A training line has tokens, loss (nats per label), lr, grad_norm, tokens_per_second, share_of_peak, memory
+and seconds; an evaluation line has held_out_loss and bits_per_byte; an event line has event. Lines after
+the checkpoint that a run resumes from are cut off, so no step appears twice.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from shoestring.train.reporters import Reporter
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Operations of one training token, forward and backward, without any recomputation.
 
-    6 (N + V·D) + 6·L·H·C·T: two operations per weight forward and four backward, for the N weights of blocks and norms
-    and the head; attention scores and sums take 2·2·H·C·T/2 forward for a causal row of T tokens, and twice that
-    backward. After appendix B of PaLM (arXiv 2204.02311), with the causal half counted.
+    6 (N + V·D) + 6·L·H·C·T: two operations per weight forward and four backward, for the N weights of
+    blocks and norms and the head; attention scores and sums take 2·2·H·C·T/2 forward for a causal row of T
+    tokens, and twice that backward. After appendix B of PaLM (arXiv 2204.02311), with the causal half
+    counted.
     """
     parts = config.parameters()
     blocks = config.parameter_count() - parts["embedding"] - parts["head"]
@@ -43,7 +44,10 @@ def memory_bytes(device: torch.device | str = "cpu") -> int:
 
 
 class Metrics(Callback):
-    """Appends to metrics.jsonl and to the reporters that the recipe asks for. Comes after evaluation, before checkpoints."""
+    """Appends to metrics.jsonl and to the reporters that the recipe asks for.
+
+    Comes after evaluation, before checkpoints.
+    """
 
     def __init__(
         self,
@@ -110,7 +114,9 @@ class Metrics(Callback):
             self._opened.write(json.dumps(values) + "\n")
             self._opened.flush()
         except OSError as error:
-            raise RunError(f"cannot be written: {error.strerror}", str(self.file), "free some space and resume") from error
+            raise RunError(
+                f"cannot be written: {error.strerror}", str(self.file), "free some space and resume"
+            ) from error
         for reporter in self.reporters:
             reporter.add(values)
 

@@ -1,7 +1,7 @@
 """What a step minimizes. `objective(hidden_BTD, head, batch) -> Loss`: sums and counts, never means.
 
-Sums add up: over microbatches, packed rows and ranks they give the gradient of one large batch, whatever the
-number of ignored labels in each part. The step divides once, by the count of the whole group.
+Sums add up: over microbatches, packed rows and ranks they give the gradient of one large batch, whatever
+the number of ignored labels in each part. The step divides once, by the count of the whole group.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AdamW (arXiv 1711.05101) in two groups: matrices decay, norms and biases do not.
 
-The fused kernel updates weights and both moments in one pass over memory. The groups partition all trainable
-parameters by identity, a tied head counted once; anything else is a bug and asserted.
+The fused kernel updates weights and both moments in one pass over memory. The groups partition all
+trainable parameters by identity, a tied head counted once; anything else is a bug and asserted.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from shoestring.train.config import AdamWConfig
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(decayed, undecayed): parameters of two or more dimensions, and the others; frozen ones in neither."""
+    """(decayed, undecayed): parameters of two or more dimensions, and the others.
+
+    Frozen ones in neither.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trainable if parameter.ndim >= 2]
     undecayed = [parameter for parameter in trainable if parameter.ndim < 2]
     ids = [id(parameter) for parameter in decayed + undecayed]
     every = {id(p) for _, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    assert len(set(ids)) == len(ids) and set(ids) == every, "the groups must partition the trainable parameters"
+    assert len(set(ids)) == len(ids) and set(ids) == every, (
+        "the groups must partition the trainable parameters"
+    )
     return decayed, undecayed
 
 

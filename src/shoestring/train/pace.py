@@ -1,8 +1,9 @@
 """When a run ends. `FixedSteps` counts; `TimeBudget` turns wall clock into a number of steps, once.
 
-The first steps of a session are slow (kernels are chosen, memory is touched), so they are not measured. Evaluations and
-checkpoints still to come are paid for in advance. If the machine slows down later, the end moves forward, the schedule
-is compressed to finish there, and the change is an event in the trainer's state.
+The first steps of a session are slow (kernels are chosen, memory is touched), so they are not measured.
+Evaluations and checkpoints still to come are paid for in advance. If the machine slows down later, the end
+moves forward, the schedule is compressed to finish there, and the change is an event in the trainer's
+state.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ TARGET = 0.985  # the share of the budget to plan for: noise has a long tail on 
 PATIENCE = 0.995  # a projected end beyond this share is acted upon
 _GUESS = 1000  # steps of the run before the first one has been measured
 
-Reserve = Callable[[int, int, float], float]  # (step, total, seconds of a step) -> seconds of what is still to be paid
+Reserve = Callable[
+    [int, int, float], float
+]  # (step, total, seconds of a step) -> seconds of what is still to be paid
 
 
 class Pace(Protocol):
@@ -80,7 +83,10 @@ class FixedSteps:
 
 
 class TimeBudget:
-    """Ends within `budget` seconds of wall clock. The number of steps is fixed from the first ones and kept in the state."""
+    """Ends within `budget` seconds of wall clock.
+
+    The number of steps is fixed from the first ones and kept in the state.
+    """
 
     def __init__(self, budget: float):
         self.budget = budget
@@ -94,7 +100,7 @@ class TimeBudget:
         return state.total_steps is not None and state.step >= state.total_steps
 
     def expected_steps(self, state: TrainerState) -> int:
-        """The fixed number, or an estimate while it is not fixed: the warmup needs one from the first step on."""
+        """The fixed number, or an estimate until then: the warmup needs one from the first step on."""
         if state.planned_steps is not None:
             return state.planned_steps
         if not self._measured:
@@ -118,7 +124,12 @@ class TimeBudget:
             if parallel.from_first(long_enough or looked >= MEASURED_SHARE * self.budget and warm or pressed):
                 state.plan(self._steps_that_fit(state, used, each, reserve, TARGET))
                 state.events.append(
-                    {"event": "planned", "step": state.step, "steps": state.total_steps, "seconds_per_step": round(each, 4)}
+                    {
+                        "event": "planned",
+                        "step": state.step,
+                        "steps": state.total_steps,
+                        "seconds_per_step": round(each, 4),
+                    }
                 )
             return
         left = state.total_steps - state.step
@@ -149,7 +160,10 @@ class TimeBudget:
     def _steps_that_fit(
         self, state: TrainerState, used: float, each: float, reserve: Reserve, share: float
     ) -> int:
-        """The largest total whose steps and reserve end before `share` of the budget; at least the steps done."""
+        """The largest total whose steps and reserve end before `share` of the budget.
+
+        At least the steps done.
+        """
         low, high = state.step, state.step + max(int((self.budget - used) / max(each, 1e-9)), 0)
         if state.total_steps is not None:
             high = min(high, state.total_steps)

@@ -1,7 +1,9 @@
-"""Data parallelism by hand: every rank has the whole model; gradients, sums and decisions are exchanged here.
+"""Data parallelism by hand: every rank has the whole model; gradients, sums and decisions are exchanged
+here.
 
-Each function is the identity in a single process. Sums of gradients (not means) are exchanged, because the step has
-already divided by the count of all ranks. Started by torchrun, or by any launcher that initializes torch.distributed.
+Each function is the identity in a single process. Sums of gradients (not means) are exchanged, because the
+step has already divided by the count of all ranks. Started by torchrun, or by any launcher that initializes
+torch.distributed.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ def wait() -> None:
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace every `.grad` by its sum over all ranks, in buckets. A parameter without one on this rank counts as zero."""
+    """Replace every `.grad` by its sum over all ranks, in buckets.
+
+    A parameter without one on this rank counts as zero.
+    """
     if not is_parallel():
         return
     bucket: list[Tensor] = []
@@ -90,4 +95,8 @@ def _exchange(bucket: list[Tensor]) -> None:
 
 def _device() -> torch.device:
     """Where the backend exchanges small tensors: gloo on the CPU, NCCL on the current GPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if dist.get_backend() == "nccl"
+        else torch.device("cpu")
+    )

@@ -1,6 +1,7 @@
 """Pictures of a run from its metrics.jsonl: loss.png, and a small plot of characters for the terminal.
 
-Training loss is drawn in nats per token with a running mean, held-out text in bits per byte on its own axis.
+Training loss is drawn in nats per token with a running mean, held-out text in bits per byte on its own
+axis.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def write_plot(metrics: Path, file: Path, title: str = "") -> Path:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(tokens, loss, color="#9ab8d8", linewidth=0.8)
-    axes.plot(tokens, running_mean(loss), color="#1f5fa8", linewidth=1.6, label="training loss (nats per token)")
+    axes.plot(
+        tokens, running_mean(loss), color="#1f5fa8", linewidth=1.6, label="training loss (nats per token)"
+    )
     axes.set_xlabel("training tokens")
     axes.set_ylabel("nats per token")
     axes.grid(alpha=0.25)
@@ -40,7 +43,13 @@ def write_plot(metrics: Path, file: Path, title: str = "") -> Path:
     if bits:
         right = axes.twinx()
         right.plot(
-            held_out_tokens, bits, color="#c2571a", marker="o", markersize=3, linewidth=1.2, label="held-out (bits per byte)"
+            held_out_tokens,
+            bits,
+            color="#c2571a",
+            marker="o",
+            markersize=3,
+            linewidth=1.2,
+            label="held-out (bits per byte)",
         )
         right.set_ylabel("bits per byte")
         more, names = right.get_legend_handles_labels()

@@ -1,7 +1,8 @@
 """`pretrain(recipe)`: from a recipe to a trained model in a run folder. What `shoestring pretrain` does.
 
-Resolves the data, builds or loads the model, trains with the one loop, measures held-out text beside `xz -9e`, and leaves
-a Hugging Face folder, its metrics and a plot. `resume` continues a run to bit-identical weights.
+Resolves the data, builds or loads the model, trains with the one loop, measures held-out text beside `xz
+-9e`, and leaves a Hugging Face folder, its metrics and a plot. `resume` continues a run to bit-identical
+weights.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from shoestring.train.recipe import is_built_in, load_recipe, recipe_name
 from shoestring.train.report import RunResult, header, planned_steps
 from shoestring.train.reporters import build_reporters
 from shoestring.train.run_folder import find_run, new_run, resumed_recipe, save_recipe
-from shoestring.train.schedule import share
+from shoestring.train.schedule import build_schedule
 from shoestring.train.state import TrainerState
 from shoestring.train.step import ResidentStep
 from shoestring.train.xz import xz_bits_per_byte
@@ -58,9 +59,9 @@ def pretrain(
 ) -> RunResult:
     """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out).
 
-    overrides: dotted settings, as on the command line; keywords are settings as well, with two underscores for a dot:
-    `pretrain("quickstart", train__time="2m", out="runs/mine")`. Progress goes to stderr. Raises ConfigError, DataError,
-    ModelFileError, RunError, and Interrupted when the user stopped the run.
+    overrides: dotted settings, as on the command line; keywords are settings as well, with two underscores
+    for a dot: `pretrain("quickstart", train__time="2m", out="runs/mine")`. Progress goes to stderr. Raises
+    ConfigError, DataError, ModelFileError, RunError, and Interrupted when the user stopped the run.
     """
     changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
     run = _open(recipe, resume, changed)
@@ -93,7 +94,9 @@ class _Run:
 def _open(recipe: str | Path | Recipe | None, resume: str | Path | None, changed: dict[str, Any]) -> _Run:
     """The run folder, made or found, with what a killed process left half written removed."""
     if resume is None and recipe is None:
-        raise ConfigError("give a recipe, or a run to resume", hint="shoestring recipe list names the built-in ones")
+        raise ConfigError(
+            "give a recipe, or a run to resume", hint="shoestring recipe list names the built-in ones"
+        )
     given = load_recipe(recipe, changed) if recipe is not None else None
     if given is not None:
         _check(given)
@@ -132,12 +135,15 @@ def _check(recipe: Recipe) -> None:
         raise ConfigError(f"the {rows} rows of a batch cannot be shared by {world} processes")
     microbatch = recipe.train.microbatch
     if microbatch is not None and (rows // world) % microbatch:
-        raise ConfigError(f"train.microbatch ({microbatch}) must divide the {rows // world} rows of each process")
+        raise ConfigError(
+            f"train.microbatch ({microbatch}) must divide the {rows // world} rows of each process"
+        )
     if isinstance(recipe.model, InitFrom):
         return
     if recipe.train.sequence_length > recipe.model.context:
         raise ConfigError(
-            f"train.sequence_length ({recipe.train.sequence_length}) is longer than model.context ({recipe.model.context})"
+            f"train.sequence_length ({recipe.train.sequence_length}) is longer than model.context"
+            f" ({recipe.model.context})"
         )
 
 
@@ -171,7 +177,7 @@ def _check_vocabulary(model: int, tokenizer: int) -> None:
     if tokenizer > model:
         raise ConfigError(
             f"the tokenizer has {tokenizer:,} ids and the model rows for {model:,}",
-            hint=f"set model.vocabulary to at least {tokenizer}, or data.tokenizer.vocabulary to at most {model}",
+            hint=f"set model.vocabulary to at least {tokenizer}, or data.tokenizer.vocabulary to {model}",
         )
 
 
@@ -212,7 +218,13 @@ def _train(
         compute,
     )
     metrics = Metrics(
-        out / "metrics.jsonl", recipe.log.every, token_flops, peak, device, build_reporters(recipe, out), len(state.events)
+        out / "metrics.jsonl",
+        recipe.log.every,
+        token_flops,
+        peak,
+        device,
+        build_reporters(recipe, out),
+        len(state.events),
     )
     saving = Checkpoint(
         out, model, optimizer, tokenizer, loader.state, settings.checkpoint_every, settings.keep
@@ -225,7 +237,7 @@ def _train(
                 ResidentStep(model, next_token, compute),
                 loader,
                 optimizer,
-                lambda position, planned: share(recipe.schedule, position, planned),
+                build_schedule(recipe.schedule),
                 pace,
                 state,
                 microbatches=rows // microbatch,
@@ -235,11 +247,17 @@ def _train(
                 stop=stop,
             )
     except Interrupted as error:
-        raise Interrupted(f"{error.message}; saved in {out}", hint=f"continue with: shoestring pretrain --resume {out}") from None
+        raise Interrupted(
+            f"{error.message}; saved in {out}", hint=f"continue with: shoestring pretrain --resume {out}"
+        ) from None
     except NonFiniteLoss as error:
         whole = checkpoints(out)
         kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
-        raise RunError(error.message, str(out), f"{kept}\na lower optimizer.learning_rate or a longer schedule.warmup may help") from None
+        raise RunError(
+            error.message,
+            str(out),
+            f"{kept}\na lower optimizer.learning_rate or a longer schedule.warmup may help",
+        ) from None
     finally:
         line.close()
         metrics.close()
@@ -247,7 +265,7 @@ def _train(
 
 
 def _compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """"auto" takes bfloat16 when this machine multiplies matrices faster in it."""
+    """ "auto" takes bfloat16 when this machine multiplies matrices faster in it."""
     compute = recipe.precision.compute
     if compute == "auto":
         faster = matrix_peak(torch.bfloat16, device) > 1.1 * matrix_peak(torch.float32, device)

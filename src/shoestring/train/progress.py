@@ -1,6 +1,8 @@
-"""The line on stderr while a run trains: loss, held-out bits per byte, speed, share of the matrix peak, memory, time left.
+"""The line on stderr while a run trains: loss, held-out bits per byte, speed, share of the matrix peak,
+memory, time left.
 
-On a terminal one line is redrawn with a bar; elsewhere (a log file, a pipe) a plain line appears every few seconds.
+On a terminal one line is redrawn with a bar; elsewhere (a log file, a pipe) a plain line appears every few
+seconds.
 """
 
 from __future__ import annotations
@@ -58,10 +60,12 @@ class ProgressLine(Callback):
             console.err.print(line)
 
     def line(self, event: StepEvent) -> str:
-        """step 210/610  loss 3.21  held-out 2.31 bits/byte  41k tok/s  63% of matrix peak  0.88 GB  1:19 left"""
+        """Such as: step 210/610  loss 3.21  held-out 2.31 bits/byte  41k tok/s  63% of matrix peak  ..."""
         state = event.state
         total = f"{state.total_steps}" if state.total_steps is not None else "?"
-        rate = sum(tokens for tokens, _ in self._recent) / max(sum(seconds for _, seconds in self._recent), 1e-9)
+        rate = sum(tokens for tokens, _ in self._recent) / max(
+            sum(seconds for _, seconds in self._recent), 1e-9
+        )
         parts = [f"step {state.step:>{len(total)}}/{total}", f"loss {event.loss.mean:.2f}"]
         if state.held_out is not None:
             parts.append(f"held-out {state.held_out.bits_per_byte:.2f} bits/byte")

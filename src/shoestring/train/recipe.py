@@ -1,7 +1,7 @@
 """Recipes by name or path: the built-in ones are YAML files in `shoestring/recipes`. Torch-free.
 
-A name is looked up among the built-ins, a path is read as it stands. Overrides are what the command line calls
-`--dotted.key value`; choosing another length (steps, tokens or time) drops the recipe's own.
+A name is looked up among the built-ins, a path is read as it stands. Overrides are what the command line
+calls `--dotted.key value`; choosing another length (steps, tokens or time) drops the recipe's own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def is_built_in(name_or_path: str | Path) -> bool:
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The YAML file of a built-in name, a file, or a run folder. Raises ConfigError with the nearest name."""
+    """The YAML file of a built-in name, a file, or a run folder.
+
+    Raises ConfigError with the nearest name.
+    """
     if is_built_in(name_or_path):
         return recipe_folder() / f"{name_or_path}.yaml"
     path = Path(name_or_path)

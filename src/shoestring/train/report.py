@@ -16,10 +16,12 @@ from shoestring.train.state import TrainerState
 
 @dataclass(frozen=True)
 class RunResult:
-    """out: the run folder. checkpoint: the newest model in it. seconds: wall clock of training, over all sessions.
+    """out: the run folder. checkpoint: the newest model in it. seconds: wall clock of training, over all
+    sessions.
 
-    bits_per_byte: the model's on `held_out_bytes` bytes of held-out text. xz_bytes: what `xz -9e` makes of the same
-    documents one by one; None where that was not measured. peak_memory: the process's largest resident set, in bytes.
+    bits_per_byte: the model's on `held_out_bytes` bytes of held-out text. xz_bytes: what `xz -9e` makes of
+    the same documents one by one; None where that was not measured. peak_memory: the process's largest
+    resident set, in bytes.
     """
 
     out: Path
@@ -52,9 +54,9 @@ class RunResult:
                 text += f" (xz -9e, document by document: {xz:.2f})"
             lines.append(f"{text} · {format_seconds(self.seconds)} · peak {format_bytes(self.peak_memory)}")
             if self.xz_bytes is not None:
-                own = self.bits_per_byte * self.held_out_bytes / 8
+                own = format_bytes(self.bits_per_byte * self.held_out_bytes / 8)
                 lines.append(
-                    f"          {format_bytes(self.held_out_bytes)} of text: {format_bytes(own)} by the model,"
+                    f"          {format_bytes(self.held_out_bytes)} of text: {own} by the model,"
                     f" {format_bytes(self.xz_bytes)} by xz"
                 )
         lines.append(f"model     {self.out / 'latest'}")
@@ -64,18 +66,21 @@ class RunResult:
         return "\n".join(lines)
 
 
-def header(recipe: Recipe, origin: str, out: Path, config: ModelConfig, shards: ShardFolder, state: TrainerState) -> str:
+def header(
+    recipe: Recipe, origin: str, out: Path, config: ModelConfig, shards: ShardFolder, state: TrainerState
+) -> str:
     """The aligned lines before training. origin: "quickstart (built in)"."""
     attention = config.attention
     shape = f"{config.layers} layers × {config.width}, GQA {attention.heads}/{attention.kv_heads}"
-    held_out, train = shards.token_count("validation"), shards.token_count("train")
+    size = format_count(config.parameter_count())
+    train, held_out = (format_count(shards.token_count(split)) for split in ("train", "validation"))
     # Weights, their gradients and two moments, in float32.
     state_bytes = 16 * config.parameter_count()
     lines = [
         f"recipe    {origin}",
         f"out       {out}",
-        f"model     {format_count(config.parameter_count())} parameters, {shape}, vocabulary {config.vocabulary:,}",
-        f"data      {recipe.data.source}: {format_count(train)} tokens train, {format_count(held_out)} held out",
+        f"model     {size} parameters, {shape}, vocabulary {config.vocabulary:,}",
+        f"data      {recipe.data.source}: {train} tokens train, {held_out} held out",
         f"memory    {format_bytes(state_bytes)} for weights, gradients and optimizer, activations on top;"
         f" {format_bytes(total_memory_bytes())} here",
         f"time      {_length(recipe)}",
@@ -89,7 +94,7 @@ def _length(recipe: Recipe) -> str:
     train = recipe.train
     portion = f"{train.batch_tokens:,} tokens"
     if train.time is not None:
-        return f"{format_seconds(train.time)} min, in steps of {portion}; the first ones tell how many fit"
+        return f"{format_seconds(train.time)}, in steps of {portion}; the first ones tell how many fit"
     steps = planned_steps(recipe)
     return f"{steps:,} steps of {portion}"
 

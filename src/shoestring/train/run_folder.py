@@ -1,6 +1,7 @@
 """Starting a run's folder, and continuing one: what a resume may change and what it may not.
 
-A run that continued with other settings would be neither run, so anything that its numbers depend on must be equal.
+A run that continued with other settings would be neither run, so anything that its numbers depend on must
+be equal.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from shoestring.core.config import dump_yaml
 from shoestring.core.errors import RunError
-from shoestring.core.files import atomic_write, resolve_pointer
+from shoestring.core.files import atomic_write
 from shoestring.train.config import Recipe
 from shoestring.train.recipe import load_recipe
 
@@ -21,14 +22,19 @@ _MAY_CHANGE_SECTION = "log."
 
 
 def new_run(recipe: Recipe, name: str, out: str | Path | None) -> tuple[Recipe, Path]:
-    """The recipe with its `out`, and the folder made: `out`, or the first free runs/NAME-N. Raises RunError if taken."""
+    """The recipe with its `out`, and the folder made: `out`, or the first free runs/NAME-N.
+
+    Raises RunError if taken.
+    """
     chosen = out if out is not None else recipe.out
     folder = Path(chosen) if chosen is not None else _next_free(Path("runs"), name)
     if folder.exists() and not folder.is_dir():
         raise RunError("this is a file, not a folder", str(folder), "choose another --out")
     if (folder / RECIPE).exists():
         raise RunError(
-            "there is a run in this folder already", str(folder), f"continue it with --resume {folder}, or choose another --out"
+            "there is a run in this folder already",
+            str(folder),
+            f"continue it with --resume {folder}, or choose another --out",
         )
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RunError("this folder is not empty", str(folder), "choose another --out")
@@ -46,10 +52,13 @@ def save_recipe(recipe: Recipe, folder: Path) -> None:
 def find_run(text: str | Path) -> Path:
     """The run folder that OUT, OUT/latest or OUT/step-N names. Raises RunError."""
     path = Path(text)
-    for candidate in (path, resolve_pointer(path).parent if path.exists() else path.parent):
-        if (candidate / RECIPE).is_file():
-            return candidate
-    raise RunError("no run to resume here: there is no recipe.yaml", str(path), "give the --out folder of a run")
+    if (path / RECIPE).is_file():
+        return path
+    if (path.name == "latest" or path.name.startswith("step-")) and (path.parent / RECIPE).is_file():
+        return path.parent
+    raise RunError(
+        "no run to resume here: there is no recipe.yaml", str(path), "give the --out folder of a run"
+    )
 
 
 def resumed_recipe(folder: Path, given: Recipe | None, overrides: dict[str, Any] | None) -> Recipe:
@@ -63,9 +72,13 @@ def resumed_recipe(folder: Path, given: Recipe | None, overrides: dict[str, Any]
     if differing:
         before, now = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
         lines = [f"{key}: {_show(before, key)} in the run, {_show(now, key)} now" for key in differing]
-        lines.append("a resume may change only log.*, train.keep and description; for anything else start a new run,")
+        lines.append(
+            "a resume may change only log.*, train.keep and description; for anything else start a new run,"
+        )
         lines.append("or continue from this model with --model.init")
-        raise RunError(f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines))
+        raise RunError(
+            f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines)
+        )
     return wanted.model_copy(update={"out": saved.out})
 
 

@@ -1,22 +1,33 @@
-"""Learning rates as pure functions: `share(config, step, total)` is the fraction of the highest learning rate.
+"""Learning rates as pure functions: `schedule(step, total)` is the fraction of the highest learning rate.
 
-Nothing is remembered between steps, so a resumed run cannot disagree with an uninterrupted one. `step` counts from 0
-and may be fractional: a run that must finish early walks the rest of its schedule in longer strides.
+Nothing is remembered between steps, so a resumed run cannot disagree with an uninterrupted one. `step` counts
+from 0 and may be fractional: a run that must finish early walks the rest of its schedule in longer strides.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 from shoestring.train.config import CosineConfig, WSDConfig
 
+Schedule = Callable[[float, int], float]
 
-def share(config: CosineConfig | WSDConfig, step: float, total: int) -> float:
-    """The share for the step that starts at `step` of `total`: rises to 1 after the warmup, falls towards `final`."""
-    warmup = _steps(config.warmup, total)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return _AFTER_WARMUP[type(config)](config, step, total, warmup)
+
+def build_schedule(config: CosineConfig | WSDConfig) -> Schedule:
+    """The share for the step that starts at `step` of `total`: up to 1, then towards `final`."""
+    after: Callable[[float, int, float], float]
+    if isinstance(config, CosineConfig):
+        after = functools.partial(_cosine, config)
+    else:
+        after = functools.partial(_wsd, config)
+
+    def schedule(step: float, total: int) -> float:
+        warmup = _steps(config.warmup, total)
+        return (step + 1) / (warmup + 1) if step < warmup else after(step, total, warmup)
+
+    return schedule
 
 
 def _cosine(config: CosineConfig, step: float, total: int, warmup: float) -> float:
@@ -30,9 +41,6 @@ def _wsd(config: WSDConfig, step: float, total: int, warmup: float) -> float:
     if left > decay:
         return 1.0
     return config.final + (1 - config.final) * max(left, 0.0) / (decay + 1)
-
-
-_AFTER_WARMUP = {CosineConfig: _cosine, WSDConfig: _wsd}
 
 
 def _steps(length: float, total: int) -> float:

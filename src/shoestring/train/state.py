@@ -13,7 +13,7 @@ FORMAT = 1
 
 @dataclass
 class HeldOut:
-    """A measurement on held-out text: `loss` in nats per label, over `tokens` labels that stand for `bytes` of text."""
+    """A measurement on held-out text. loss: nats per label, of `tokens` labels for `bytes` of text."""
 
     step: int
     loss: float
@@ -27,9 +27,9 @@ class HeldOut:
 class TrainerState:
     """step: optimizer steps done. seconds: wall clock used, over all sessions of the run.
 
-    total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such number, which
-    the schedule is made for. When a run is shortened at step `turn_step`, where its schedule stood at `turn_position`,
-    the rest of the schedule is walked in longer strides.
+    total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such
+    number, which the schedule is made for. When a run is shortened at step `turn_step`, where its schedule
+    stood at `turn_position`, the rest of the schedule is walked in longer strides.
     """
 
     step: int = 0
@@ -52,7 +52,13 @@ class TrainerState:
         """End at step `total` instead, with the schedule finished; the change is logged in `events`."""
         assert self.total_steps is not None and self.step <= total < self.total_steps
         self.events.append(
-            {"event": "shortened", "step": self.step, "seconds": round(self.seconds, 1), "from": self.total_steps, "to": total}
+            {
+                "event": "shortened",
+                "step": self.step,
+                "seconds": round(self.seconds, 1),
+                "from": self.total_steps,
+                "to": total,
+            }
         )
         self.turn_position = self.schedule_position()
         self.turn_step = self.step
@@ -84,7 +90,8 @@ class TrainerState:
 
 
 def is_due(step: int, total: int | None, every: int | None, times: int) -> bool:
-    """Whether something done `every` n steps, or `times` over the run when n is None, is done after step `step`.
+    """Whether something done `every` n steps, or `times` over the run when n is None, is done after step
+    `step`.
 
     Always after the last step.
     """
@@ -99,4 +106,5 @@ def times_left(step: int, total: int, every: int | None, times: int) -> int:
     """How often it is still due between `step` (not included) and the end, the last step not counted."""
     if every is not None:
         return (total - 1) // every - step // every
-    return times - 1 - step * times // total
+    times = min(times, total)
+    return (total - 1) * times // total - step * times // total

@@ -1,7 +1,9 @@
-"""One optimizer step's forward and backward passes. `step(microbatches) -> Loss`, gradients left in `.grad`.
+"""One optimizer step's forward and backward passes. `step(microbatches) -> Loss`, gradients left in
+`.grad`.
 
-The sums of all microbatches on all ranks are divided by their total count before going backward, so the gradient does
-not depend on how the batch was cut. Microbatches run one after another: only one's activations are held.
+The sums of all microbatches on all ranks are divided by their total count before going backward, so the
+gradient does not depend on how the batch was cut. Microbatches run one after another: only one's
+activations are held.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ def forward_loss(
 
 
 class ResidentStep:
-    """The whole model in memory. compute: the dtype that matmuls run in (autocast); weights stay as they are.
+    """The whole model in memory. compute: the dtype that matmuls run in (autocast); weights stay as they
+    are.
 
-    Extra losses that the decoder returns (`aux`) are means over a microbatch: they weigh as much as its labels.
+    Extra losses that the decoder returns (`aux`) are means over a microbatch: they weigh as much as its
+    labels.
     """
 
     def __init__(self, model: Decoder, objective: Objective, compute: torch.dtype = torch.float32):

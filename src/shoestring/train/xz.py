@@ -1,7 +1,7 @@
 """The yardstick for bits per byte: `xz -9e` on each held-out document separately, as the model reads them.
 
-A compressor that has seen nothing else but the document is what the model has to beat. The sizes are those of .xz
-files (container included), as the command line tool writes them.
+A compressor that has seen nothing else but the document is what the model has to beat. The sizes are those
+of .xz files (container included), as the command line tool writes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from shoestring.data.shards import ShardFolder
 
 
 def xz_bits_per_byte(shards: ShardFolder, split: str = "validation") -> tuple[float, int, int]:
-    """(bits per byte, bytes of text, bytes compressed) over the documents of a split. Raises TokenizerError if not byte-level."""
+    """(bits per byte, bytes of text, bytes compressed) over the documents of a split.
+
+    Raises TokenizerError if not byte-level.
+    """
     pieces = shards.tokenizer.pieces()
     text = compressed = 0
     for document in shards.documents_of(split):

@@ -1,0 +1,84 @@
+"""A time budget, with a clock that the test turns: on time, schedule finished, changes logged."""
+
+import pytest
+
+from shoestring.train.pace import FixedSteps, TimeBudget
+from shoestring.train.state import TrainerState
+
+
+def run(budget, seconds_of_step, reserve_seconds=0.0, state=None, sessions=None):
+    """Steps whose length is a function of the step's number. Returns the state, with the clock in it."""
+    state = state or TrainerState()
+    pace = TimeBudget(budget)
+    pace.start(state)
+    session = 0
+    while not pace.is_finished(state):
+        pace.expected_steps(state)
+        if state.total_steps is not None:
+            state.schedule_position()
+        seconds = seconds_of_step(state.step)
+        state.seconds += seconds
+        state.step += 1
+        session += 1
+        pace.after_step(state, seconds, lambda *_: reserve_seconds)
+        if sessions is not None and session == sessions:
+            return state
+    state.seconds += reserve_seconds
+    return state
+
+
+def shortened(state):
+    return [event for event in state.events if event["event"] == "shortened"]
+
+
+def test_even_steps_fill_the_budget_without_passing_it():
+    state = run(100, lambda step: 0.5, reserve_seconds=10)
+    assert 0.96 * 100 <= state.seconds <= 100 and not shortened(state)
+    assert state.total_steps == state.planned_steps == state.step
+
+
+def test_slow_first_steps_do_not_count():
+    state = run(100, lambda step: 5.0 if step < 2 else 0.5)
+    assert 0.96 * 100 <= state.seconds <= 100
+
+
+def test_a_machine_that_slows_down_shortens_the_run_and_says_so():
+    state = run(100, lambda step: 0.5 if step < 80 else 1.0, reserve_seconds=5)
+    assert state.seconds <= 101 and state.seconds > 90
+    assert shortened(state) and state.step == state.total_steps < state.planned_steps
+
+
+def test_a_long_pause_near_the_end_is_at_most_its_own_length_late():
+    state = run(100, lambda step: 4.0 if step == 190 else 0.5)
+    assert state.seconds <= 102
+
+
+def test_noise_does_not_shorten_the_run_much():
+    state = run(100, lambda step: 0.5 * (1.0 + 0.3 * ((step * 7919) % 11 - 5) / 5))
+    assert 0.94 * 100 <= state.seconds <= 100.5
+
+
+def test_one_step_that_takes_most_of_the_budget_is_the_only_one():
+    assert run(10, lambda step: 7.0).step == 1
+
+
+def test_a_resume_counts_the_time_already_used():
+    state = run(100, lambda step: 0.5, sessions=50)
+    planned = state.planned_steps
+    state = run(100, lambda step: 0.5, state=state)
+    assert state.planned_steps == planned and 0.96 * 100 <= state.seconds <= 100
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_evaluations_to_come_are_paid_in_advance(share):
+    state = run(100, lambda step: 0.25, reserve_seconds=100 * share)
+    assert 94 <= state.seconds <= 100
+
+
+def test_fixed_steps_ignore_the_clock():
+    state, pace = TrainerState(), FixedSteps(7)
+    pace.start(state)
+    while not pace.is_finished(state):
+        state.step += 1
+        pace.after_step(state, 1000.0, lambda *_: 0.0)
+    assert state.step == 7 and not state.events

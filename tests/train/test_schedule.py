@@ -1,0 +1,63 @@
+"""Shapes of the learning rate, and what a run that is shortened walks through."""
+
+import math
+
+import pytest
+
+from shoestring.train.config import CosineConfig, WSDConfig
+from shoestring.train.schedule import build_schedule
+from shoestring.train.state import TrainerState, is_due, times_left
+
+
+def shares(config, total):
+    schedule = build_schedule(config)
+    return [schedule(step, total) for step in range(total)]
+
+
+def test_cosine_rises_to_one_and_falls_to_final():
+    values = shares(CosineConfig(warmup=10, final=0.1), 100)
+    assert values[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
+    assert max(values) == values[10] == 1.0 and values[-1] == pytest.approx(0.1)
+    assert values[10:] == sorted(values[10:], reverse=True)
+    middle = 0.1 + 0.9 * (1 + math.cos(math.pi * 40 / 89)) / 2
+    assert values[50] == pytest.approx(middle)
+
+
+def test_wsd_is_flat_and_then_falls_in_a_straight_line():
+    values = shares(WSDConfig(warmup=0.1, decay=0.2), 100)
+    assert set(values[10:80]) == {1.0} and values[80] < 1
+    steps = [a - b for a, b in zip(values[80:], values[81:], strict=False)]
+    assert steps == pytest.approx([1 / 21] * len(steps)) and values[-1] == pytest.approx(1 / 21)
+
+
+@pytest.mark.parametrize(
+    "config", [CosineConfig(warmup=0.0), WSDConfig(warmup=0.5, decay=0.9), CosineConfig(warmup=50)]
+)
+@pytest.mark.parametrize("total", [1, 2, 7])
+def test_runs_of_a_few_steps_have_shares_above_zero(config, total):
+    assert all(0 < value <= 1 for value in shares(config, total))
+
+
+def test_a_shortened_run_finishes_its_schedule_without_a_jump():
+    schedule = build_schedule(WSDConfig(warmup=0.0, decay=0.5))
+    state = TrainerState()
+    state.plan(100)
+    walked = []
+    while state.step < state.total_steps:
+        walked.append(schedule(state.schedule_position(), state.planned_steps))
+        state.step += 1
+        if state.step == 60:
+            state.shorten(80)
+    assert len(walked) == 80 and state.events[-1]["event"] == "shortened"
+    changes = [a - b for a, b in zip(walked, walked[1:], strict=False)]
+    assert max(changes) <= 2.1 / 51 and walked[-1] < 0.07
+
+
+def test_what_is_due_a_number_of_times_is_done_that_often():
+    for total in (1, 4, 10, 37, 100):
+        done = [step for step in range(1, total + 1) if is_due(step, total, None, 4)]
+        assert len(done) == min(4, total) and done[-1] == total
+        for step in range(total):
+            assert times_left(step, total, None, 4) == sum(d > step and d != total for d in done)
+            every = [s for s in range(1, total + 1) if is_due(s, total, 3, 4)]
+            assert times_left(step, total, 3, 4) == sum(d > step and d != total for d in every)
