@@ -1,6 +1,6 @@
 # The two commands: `make quickstart` (a model trained and one talked to) and `make test`.
-# On Linux plain torch brings CUDA's libraries along; without an NVIDIA GPU a smaller build does:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make quickstart
+# On Linux plain torch brings CUDA's libraries along. Without an NVIDIA GPU a much smaller build does: set
+# PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds (pytorch.org, "Get started") before the first make.
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
