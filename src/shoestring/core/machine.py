@@ -154,11 +154,14 @@ def matrix_peak(
     import torch
 
     from shoestring.core.device import resolve_device, resolve_dtype
+    from shoestring.core.matmul import prefers_onednn
 
     where, number = resolve_device(device), resolve_dtype(dtype)
     name = cpu_model() if where.type == "cpu" else _device_name(where)
     threads = torch.get_num_threads() if where.type == "cpu" else 0
     form = str(number).removeprefix("torch.")
+    if where.type == "cpu" and number == torch.float32 and prefers_onednn():
+        form += " by oneDNN"
     key = f"matrix_peak {name} | {threads} threads | torch {torch.__version__} | {form}"
     return _cached(key, lambda: _measure_matrix_peak(number, where), refresh)
 
