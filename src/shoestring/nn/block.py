@@ -31,5 +31,6 @@ class SequentialBlock(nn.Module):
             x_BTD = x_BTD + self.attention(normed_BTD, context, cache)
         normed_BTD = self.feed_forward_norm(x_BTD)
         with recomputing(normed_BTD, self.feed_forward_norm, x_BTD):
-            x_BTD = x_BTD + self.feed_forward(normed_BTD)
-        return x_BTD, {}
+            y_BTD, aux = self.feed_forward(normed_BTD)
+            x_BTD = x_BTD + y_BTD
+        return x_BTD, aux

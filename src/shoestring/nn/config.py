@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shoestring.core.config import Config
+from shoestring.nn.feed_forward_config import SwiGLUConfig as SwiGLUConfig
 
 
 class LinearScaling(Config):
@@ -80,11 +81,3 @@ class GQAConfig(Config):
         if self.head_width % 2:
             raise ValueError(f"head_width ({self.head_width}) must be even: rotary positions turn pairs")
         return self
-
-
-class SwiGLUConfig(Config):
-    """Gated feed-forward (arXiv 2002.05202), built by `nn.feed_forward.SwiGLU`."""
-
-    kind: Literal["swiglu"] = "swiglu"
-    width: int = Field(gt=0, description="inner width F")
-    bias: bool = False

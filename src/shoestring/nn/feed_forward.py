@@ -1,18 +1,24 @@
-"""Feed-forward layers. SwiGLU (arXiv 2002.05202): down(silu(gate(x)) · up(x)), with inner width F.
+"""Dense feed-forward layers, x_BTD -> (y_BTD, aux): SwiGLU, GELU, squared ReLU, each with inner width F.
 
-The product is recomputed in the backward pass instead of kept, and its gradient is written by one fused function,
-so a layer keeps 2F numbers per token instead of 4F. `silu_product_plain` is the twin.
+`aux` holds extra losses, and is empty here. What stands before the last product is recomputed in the backward
+pass instead of kept, so SwiGLU keeps 2F numbers per token instead of 4F, the others F instead of 2F.
+SwiGLU's gradient is written by one fused function; `silu_product_plain` is the twin.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoestring.nn.config import SwiGLUConfig
+from shoestring.nn.feed_forward_config import GELUConfig, SquaredReLUConfig, SwiGLUConfig
 from shoestring.nn.linear import Linear
 from shoestring.nn.recompute import recomputing
+
+MakeLinear = Callable[..., nn.Module]
+Aux = dict[str, Tensor]
 
 
 def silu_product_plain(gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
@@ -20,7 +26,8 @@ def silu_product_plain(gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
     return F.silu(gate_BTF) * up_BTF
 
 
-def _silu_product(gate: Tensor, up: Tensor) -> Tensor:
+def silu_product_out(gate: Tensor, up: Tensor) -> Tensor:
+    """The value alone, without a graph."""
     return F.silu(gate).mul_(up)
 
 
@@ -28,7 +35,7 @@ class _SiluProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return _silu_product(gate, up)
+        return silu_product_out(gate, up)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -39,17 +46,74 @@ class _SiluProduct(torch.autograd.Function):
         return gate_gradient, up_gradient
 
 
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, keeping nothing but its inputs."""
+    return _SiluProduct.apply(gate, up)
+
+
 class SwiGLU(nn.Module):
-    """x_BTD -> y_BTD."""
+    """down(silu(gate(x)) · up(x)) (arXiv 2002.05202)."""
 
-    def __init__(self, config: SwiGLUConfig, width: int):
+    def __init__(self, config: SwiGLUConfig, width: int, make_linear: MakeLinear = Linear):
         super().__init__()
-        self.gate = Linear(width, config.width, bias=config.bias)
-        self.up = Linear(width, config.width, bias=config.bias)
-        self.down = Linear(config.width, width, bias=config.bias)
+        self.gate = make_linear(width, config.width, bias=config.bias)
+        self.up = make_linear(width, config.width, bias=config.bias)
+        self.down = make_linear(config.width, width, bias=config.bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Aux]:
         gate_BTF, up_BTF = self.gate(x_BTD), self.up(x_BTD)
-        product_BTF = _SiluProduct.apply(gate_BTF, up_BTF)
-        with recomputing(product_BTF, _silu_product, gate_BTF, up_BTF):
-            return self.down(product_BTF)
+        product_BTF = silu_product(gate_BTF, up_BTF)
+        with recomputing(product_BTF, silu_product_out, gate_BTF, up_BTF):
+            return self.down(product_BTF), {}
+
+
+class GELU(nn.Module):
+    """down(gelu(up(x))) (arXiv 1606.08415)."""
+
+    def __init__(self, config: GELUConfig, width: int, make_linear: MakeLinear = Linear):
+        super().__init__()
+        self.approximate = "tanh" if config.tanh else "none"
+        self.up = make_linear(width, config.width, bias=config.bias)
+        self.down = make_linear(config.width, width, bias=config.bias)
+
+    def _activate(self, inner: Tensor) -> Tensor:
+        return F.gelu(inner, approximate=self.approximate)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Aux]:
+        inner_BTF = self.up(x_BTD)
+        active_BTF = self._activate(inner_BTF)
+        with recomputing(active_BTF, self._activate, inner_BTF):
+            return self.down(active_BTF), {}
+
+
+def _squared_relu(inner: Tensor) -> Tensor:
+    return F.relu(inner).square_()
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """Keeps its input alone: autograd would also keep the ReLU."""
+
+    @staticmethod
+    def forward(ctx, inner: Tensor) -> Tensor:
+        ctx.save_for_backward(inner)
+        return _squared_relu(inner)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        (inner,) = ctx.saved_tensors
+        return F.relu(inner).mul_(2).mul_(gradients[0])
+
+
+class SquaredReLU(nn.Module):
+    """down(max(up(x), 0)²) (Primer, arXiv 2109.08668)."""
+
+    def __init__(self, config: SquaredReLUConfig, width: int, make_linear: MakeLinear = Linear):
+        super().__init__()
+        self.up = make_linear(width, config.width, bias=config.bias)
+        self.down = make_linear(config.width, width, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Aux]:
+        inner_BTF = self.up(x_BTD)
+        active_BTF = _SquaredReLU.apply(inner_BTF)
+        with recomputing(active_BTF, _squared_relu, inner_BTF):
+            return self.down(active_BTF), {}
