@@ -1,7 +1,7 @@
 """What this machine can do, measured: matrix products, memory and disk speed; and this process's memory.
 
 Peaks are the ceilings that progress lines and plans compare with, so they are measured with the same library
-that trains (torch's matmul), not read from a data sheet; the median of several rounds, cached per CPU,
+that trains (torch's matmul), not read from a data sheet; the best of several rounds, cached per CPU,
 threads and torch. Memory of the process is what the kernel counts: VmHWM and VmRSS of /proc, elsewhere the
 nearest thing there is.
 """
@@ -146,7 +146,7 @@ def cpu_count() -> int:
 def matrix_peak(
     dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu", refresh: bool = False
 ) -> float:
-    """FLOP/s of square matrix products in `dtype` on `device`: the median of many rounds, about 0.3 s once.
+    """FLOP/s of square matrix products in `dtype` on `device`: the best of many rounds, about 0.3 s once.
 
     2 n^3 operations for n x n by n x n. Cached in cache_dir()/machine.json under CPU model, threads and torch
     version; refresh: measure again, as `shoestring doctor` does (the first time may have met a busy machine).
@@ -186,7 +186,7 @@ def _measure_matrix_peak(dtype: torch.dtype, device: torch.device, seconds: floa
             len(rates) == 2 and time.perf_counter() - start > 4 * seconds
         ):  # a format this processor emulates slowly
             break
-    return statistics.median(rates)
+    return max(rates)  # a ceiling: what a busy machine gives at times is not one
 
 
 def memory_bandwidth(refresh: bool = False) -> float:

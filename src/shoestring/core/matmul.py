@@ -1,9 +1,9 @@
 """Float32 matrix products on CPUs through the faster of the two libraries that torch carries.
 
-torch sends float32 products to MKL, which keeps its fast kernels for Intel's processors: on an AMD Zen 5 it reaches about
-half of what oneDNN does with the same cores. So on an x86 CPU of another maker, products go to oneDNN; everywhere
-else torch's own choice stands. The choice depends on the processor alone, never on a timing, so that a resumed run repeats it.
-SHOESTRING_MATMUL=mkl|onednn overrides it (for comparisons).
+torch sends float32 products to MKL, which keeps its fast kernels for Intel's processors: on an AMD Zen 5 it
+reaches about half of what oneDNN does with the same cores. So on an x86 CPU of another maker, products go to
+oneDNN; everywhere else torch's own choice stands. The choice depends on the processor alone, never on a timing,
+so that a resumed run repeats it. SHOESTRING_MATMUL=mkl|onednn overrides it (for comparisons).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A block reads nothing else, so that one block can be built, filled and run alone
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,12 +32,12 @@ class Visibility:
 
 @dataclass(frozen=True)
 class Context:
-    """positions_BT: int64. counts: tokens that each row appends to the cache, None without a cache."""
+    """positions_BT: int64. counts: tokens that each row appends to the cache, empty without one."""
 
     positions_BT: Tensor
     rotary: RotaryTables | None
     visibility: Visibility
-    counts: list[int] | None = None
+    counts: list[int] = field(default_factory=list)
     external_BTE: Tensor | None = None
 
 
@@ -59,7 +59,7 @@ def make_context(
         if positions_BT is None:
             positions_BT = torch.arange(tokens, device=tokens_BT.device).unsqueeze(0)
         visibility = _of_segments(segments_BT)
-        counts = None
+        counts: list[int] = []
     else:
         counts = [tokens] * batch
         if segments_BT is not None:

@@ -1,7 +1,7 @@
 """The dense linear: y = x·Wᵀ + b, with float32 products through the faster CPU library (`core.matmul`).
 
-x: [..., in], W: [out, in], y: [..., out]. A subclass of torch's, so that whatever knows `nn.Linear` knows it. The twin is
-`torch.nn.functional.linear`.
+x: [..., in], W: [out, in], y: [..., out]. A subclass of torch's, so that whatever knows `nn.Linear` knows it.
+The twin is `torch.nn.functional.linear`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rotary positions (RoFormer, arXiv 2104.09864) and the scalings that lengthen a model's context.
 
-A head of width C is turned in C/2 planes; plane i pairs component i with component i + C/2 (Llama's "halves", not
-GPT-J's neighbours). Tables are computed in float32 from positions, so any position works and nothing is stored.
-Scalings: linear (arXiv 2306.15595), Llama 3.1's, YaRN (arXiv 2309.00071).
+A head of width C is turned in C/2 planes; plane i pairs component i with component i + C/2 (Llama's "halves",
+not GPT-J's neighbours). Tables are computed in float32 from positions, so any position works and nothing is
+stored. Scalings: linear (arXiv 2306.15595), Llama 3.1's, YaRN (arXiv 2309.00071).
 """
 
 from __future__ import annotations

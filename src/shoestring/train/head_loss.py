@@ -1,8 +1,8 @@
 """Output head and cross-entropy in one function, in row chunks: the [N, V] logits never exist as a whole.
 
-Each chunk computes its logits, its loss, and at once the gradients for the hidden states and the head's weight, so the
-backward pass is a scaling and nothing is computed twice. Serves the resident and the streamed step. `head_loss_plain` is
-the twin. The idea of fusing the two is from Liger Kernel (arXiv 2410.10989).
+Each chunk computes its logits, its loss, and at once the gradients for the hidden states and the head's weight,
+so the backward pass is a scaling and nothing is computed twice. Serves the resident and the streamed step.
+`head_loss_plain` is the twin. The idea of fusing the two is from Liger Kernel (arXiv 2410.10989).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ CHUNK_BYTES = 100_000_000  # of float32 logits: large enough for full matmul spe
 def head_loss(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor) -> tuple[Tensor, int]:
     """Sum of the cross-entropy in nats over labels that are not −100, as a float32 scalar, and their number.
 
-    `head` must be a bias-free projection with a `weight` [V, D]. Differentiable in both; a frozen head costs no weight gradient.
+    `head` must be a bias-free projection with a `weight` [V, D]. Differentiable in both; a frozen head costs no
+    weight gradient.
     """
     rows = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     labels = labels_BT.reshape(-1)

@@ -1,0 +1,1 @@
+"""Measurements beside peers: `python -m benchmarks.NAME [--quick]` prints a table and, last, one JSON line."""
