@@ -26,6 +26,7 @@ class Verb(NamedTuple):
 GROUPS = ("Start", "Data", "Train", "Shrink", "Measure", "Use")
 
 VERBS = (
+    Verb("quickstart", "Start", "train a small model and talk to a real one, in a few minutes"),
     Verb("get", "Start", "fetch a model, once, into the cache"),
     Verb("recipe", "Start", "list, show and check recipes"),
     Verb("doctor", "Start", "what this machine has, and what that means for training"),

@@ -1,0 +1,172 @@
+"""`shoestring quickstart`: the whole way once, in a few minutes, with a report of where everything is.
+
+Each part prints a heading and what it found, and returns what `--json` tells; the rooms do the work. Only
+the part that needs the network may fail: then a sentence says so, and the rest still stands.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time as clock
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from shoestring.cli.verb import Json, verb
+from shoestring.core import console
+from shoestring.core.errors import ShoestringError
+from shoestring.core.units import format_bytes, format_count, format_seconds
+from shoestring.train.recipe import load_recipe
+
+app = verb(
+    "quickstart",
+    "Train a small model on Python's own source, see what it learned, then ask a real one a question.",
+    ("shoestring quickstart", "shoestring quickstart --time 1m --out runs/first"),
+)
+
+PROMPT = "def "
+INSTRUCT_MODEL = "smollm2-135m"
+QUESTION = "What is the capital of France?"
+
+
+@app.default
+def quickstart(
+    *,
+    out: Annotated[str | None, Parameter(help="the run's folder; runs/RECIPE-N if not given")] = None,
+    time: Annotated[str | None, Parameter(help="how long to train (the recipe says 2m)")] = None,
+    recipe: Annotated[str, Parameter(help="what to train: a built-in recipe or a YAML file")] = "quickstart",
+    json: Json = False,
+) -> None:
+    started = clock.perf_counter()
+    settings = {key: value for key, value in (("out", out), ("train.time", time)) if value is not None}
+    load_recipe(recipe, settings)  # a mistake is reported before torch is imported
+    report = _Report(silent=json)
+    training = report.results["training"] = pretrain(recipe, settings, report)
+    report.results["sample"] = sample(training["out"], report)
+    report.results["chat"] = chat(report)
+
+    from shoestring.core.machine import peak_rss_bytes
+
+    report.results |= {
+        "seconds": round(clock.perf_counter() - started, 1),
+        "peak_memory": peak_rss_bytes(),
+    }
+    if json:
+        console.print_json(report.results)
+    else:
+        closing(report.results, report)
+
+
+class _Report:
+    """What the parts say, numbered headings included (nothing under --json), and what they found."""
+
+    def __init__(self, silent: bool):
+        self.silent, self.parts, self.results = silent, 0, {}
+
+    def heading(self, text: str) -> None:
+        self.parts += 1
+        self.say(f"\n{self.parts}. {text}\n", style="bold")
+
+    def say(self, text: Any = "", style: str | None = None) -> None:
+        if not self.silent:
+            console.out.print(text, style=style)
+
+    def quote(self, text: str) -> None:
+        """A model's text, indented, without what could steer the terminal."""
+        from shoestring.generate.text import without_controls
+
+        for line in without_controls(text).splitlines():
+            self.say(f"    {line}")
+
+
+def pretrain(recipe: str, settings: dict[str, Any], report: _Report) -> dict[str, Any]:
+    """Train, then show the curve and the comparison with xz."""
+    from shoestring.train.metrics import read_metrics
+    from shoestring.train.plot import text_plot
+    from shoestring.train.pretrain import pretrain as train
+
+    report.heading("Training a small model, from nothing, on the source of Python's standard library")
+    result = train(recipe, overrides=settings)
+    losses = [line["loss"] for line in read_metrics(result.out / "metrics.jsonl") if "loss" in line]
+    report.say(f"\ntraining loss in nats per token, {format_count(result.tokens)} tokens in all\n")
+    report.say(text_plot(losses, width=64, height=10, name=f"step 1 to {result.steps:,}"))
+    if result.bits_per_byte is not None:
+        rows = [("this model", result.bits_per_byte * result.held_out_bytes / 8, result.bits_per_byte)]
+        if result.xz_bytes is not None:
+            rows.append(("xz -9e", result.xz_bytes, result.xz_bits_per_byte))
+        cells = [(name, f"{size:,.0f}", f"{bits:.3f}") for name, size, bits in rows]
+        size = f"{result.held_out_bytes:,} bytes"
+        report.say(f"\n{size} of documents that it was not trained on, each compressed by itself:\n")
+        columns = ("", "bytes", "bits per byte")
+        report.say(console.table(columns, cells, right=columns[1:]))
+        report.say("\nThe model has read other Python files before, xz has not; its bytes are what an arithmetic")
+        report.say("coder would write with its predictions.")
+    return result.to_json()
+
+
+def sample(run: str, report: _Report) -> dict[str, Any]:
+    """A continuation by the model just trained."""
+    from shoestring.generate.language_model import LanguageModel
+
+    report.heading("What it writes now")
+    text = LanguageModel.load(run).generate(PROMPT, max_tokens=120)
+    report.quote(PROMPT + text)
+    return {"prompt": PROMPT, "text": text}
+
+
+def chat(report: _Report) -> dict[str, Any]:
+    """One question to an instruct model, in its own chat template; it may have to be fetched first."""
+    from shoestring.generate.language_model import LanguageModel
+    from shoestring.models.resolve import find_model
+
+    report.heading("Asking a model that was trained on two trillion tokens: SmolLM2-135M-Instruct")
+    try:
+        folder = find_model(INSTRUCT_MODEL, say=console.err.print)
+    except ShoestringError as error:
+        report.say(f"It could not be fetched, so nobody is asked: {error.message}.")
+        return {"model": INSTRUCT_MODEL, "error": str(error)}
+    answer = LanguageModel.load(folder).chat(QUESTION, temperature=0, max_tokens=60)
+    report.quote(f"> {QUESTION}\n{answer}")
+    return {"model": INSTRUCT_MODEL, "folder": str(folder), "question": QUESTION, "answer": answer}
+
+
+def closing(results: dict[str, Any], report: _Report) -> None:
+    """Where everything is, and what to try next, as commands that work where they are read."""
+    training, chat = results["training"], results["chat"]
+    run, me = training["out"], _command()
+    report.heading("Done")
+    memory = format_bytes(results["peak_memory"])
+    report.say(f"{format_seconds(results['seconds'])} in all, {memory} of memory at most\n")
+    places = [
+        ("model", f"{run}/latest", "a Hugging Face folder: transformers reads it too"),
+        ("plot", training["plot"], ""),
+        ("metrics", f"{run}/metrics.jsonl", "one line of JSON a step"),
+        ("recipe", f"{run}/recipe.yaml", "every setting of this run"),
+    ]
+    if "folder" in chat:
+        places.append(("SmolLM2", chat["folder"], ""))
+    width = max(len(str(place)) for _, place, _ in places)
+    for name, place, note in places:
+        report.say(f"{name:<10}{place!s:<{width}}  {note}".rstrip())
+    report.say("\ntry next", style="bold")
+    talk = f"{me} chat {INSTRUCT_MODEL}" if "folder" in chat else f"{me} get {INSTRUCT_MODEL}"
+    for line in (
+        f'{me} generate {run} --prompt "class "',
+        talk,
+        f"{me} pretrain quickstart --time 10m",
+        f"{me} pretrain quickstart --data.source FOLDER_OF_YOUR_TEXT",
+    ):
+        report.say(f"  {line}")
+
+
+def _command() -> str:
+    """How `shoestring` is called from here: a fresh .venv is not on the PATH."""
+    if shutil.which("shoestring"):
+        return "shoestring"
+    beside = shutil.which("shoestring", path=str(Path(sys.executable).parent))
+    if beside is None:
+        return f"{Path(sys.executable).name} -m shoestring"
+    return min(beside, os.path.relpath(beside), key=len)
