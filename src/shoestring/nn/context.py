@@ -51,8 +51,8 @@ def make_context(
 ) -> Context:
     """Without a cache, tokens see earlier tokens of their own segment; with one, also all that their row holds.
 
-    segments_BT: any integers, equal within a document; PADDING marks the unused tail of a row. With a cache, rows may differ
-    only in their padding: a cache row is one document.
+    segments_BT: any integers, equal within a document; PADDING marks the unused tail of a row. With a cache, rows may
+    differ only in their padding: a cache row is one document.
     """
     batch, tokens = tokens_BT.shape
     if cache is None:
