@@ -154,8 +154,8 @@ def _report(ours: list[dict], theirs: list[dict]) -> None:
     peak = max(result["matrix_peak"] for result in ours)
     limit = peak / first["flops_per_token"]
     held = 16.0 * first["parameters"]  # float32 weights, gradients and two moments
-    pairs = zip((loss for r in ours for loss in r["losses"]), (loss for r in theirs for loss in r["losses"]), strict=True)
-    apart = max(abs(mine - other) / other for mine, other in pairs)
+    mine, other = ([loss for result in results for loss in result["losses"]] for results in (ours, theirs))
+    apart = max(abs(a - b) / b for a, b in zip(mine, other, strict=True))
     rows = [
         [name, f"{rate(results):.0f}", f"{rate(results) / limit:.0%}", f"{median(results, 'peak') / 1e6:,.0f}",
          f"{results[0]['losses'][0]:.4f} → {results[0]['losses'][-1]:.4f}"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # Below this many multiply-adds the call costs more than the product, and MKL's call is the cheaper one.
-WORTHWHILE = 1 << 22
+WORTHWHILE = 1 << 20
 
 
 def product(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
