@@ -20,6 +20,10 @@ class SwiGLUConfig(Config):
     width: int = Field(gt=0, description="inner width F")
     bias: bool = False
 
+    def linears(self, width: int) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the matrices that the model's linear kind may replace."""
+        return [(width, self.width), (width, self.width), (self.width, width)]
+
     def parameters(self, width: int) -> int:
         """Of one layer of a model of width D: three D × F matrices."""
         return 3 * width * self.width + (2 * self.width + width) * self.bias
@@ -36,6 +40,10 @@ class GELUConfig(Config):
     bias: bool = False
     tanh: bool = Field(False, description="GELU's tanh approximation, which GPT-2 was trained with")
 
+    def linears(self, width: int) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the matrices that the model's linear kind may replace."""
+        return [(width, self.width), (self.width, width)]
+
     def parameters(self, width: int) -> int:
         """Of one layer of a model of width D: two D × F matrices."""
         return 2 * width * self.width + (self.width + width) * self.bias
@@ -50,6 +58,10 @@ class SquaredReLUConfig(Config):
     kind: Literal["relu2"] = "relu2"
     width: int = Field(gt=0, description="inner width F")
     bias: bool = False
+
+    def linears(self, width: int) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the matrices that the model's linear kind may replace."""
+        return [(width, self.width), (self.width, width)]
 
     def parameters(self, width: int) -> int:
         """Of one layer of a model of width D: two D × F matrices."""
@@ -83,6 +95,11 @@ class MoEConfig(Config):
         if self.active > self.experts:
             raise ValueError(f"active ({self.active}) must be at most experts ({self.experts})")
         return self
+
+    def linears(self, width: int) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the matrices that the model's linear kind may replace: not the router."""
+        widths = [self.width] * self.experts + [self.shared_width] * (self.shared_width > 0)
+        return [shape for inner in widths for shape in SwiGLUConfig(width=inner).linears(width)]
 
     def parameters(self, width: int) -> int:
         """Of one layer of a model of width D: the experts, the shared one, the router and its bias."""
