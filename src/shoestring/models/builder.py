@@ -1,25 +1,54 @@
 """The one place that looks at kinds: from a `ModelConfig` to a `Decoder` of ready parts.
 
-To add a kind: give it a config in `nn/config.py`, a module in `nn/`, and a case here.
+To add a kind: give it a config in `nn/`, a module in `nn/`, a place in `ModelConfig`, and a row in a table here. Tables go from
+config class to module class; modules of one table are built and called alike.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from shoestring.core.seeds import generator
 from shoestring.models.config import ModelConfig
-from shoestring.models.decoder import Decoder, Head
+from shoestring.models.decoder import Decoder, Head, SoftcappedHead
 from shoestring.nn.attention.gqa import GroupedQueryAttention
 from shoestring.nn.block import SequentialBlock
 from shoestring.nn.cache import KVCache
-from shoestring.nn.feed_forward import SwiGLU
+from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig
+from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
+from shoestring.nn.feed_forward_config import GELUConfig, SquaredReLUConfig, SwiGLUConfig
+from shoestring.nn.linear import Linear
+from shoestring.nn.low_rank import LowRankLinear
 from shoestring.nn.norm import RMSNorm
+from shoestring.nn.position import LearnedPositions
+from shoestring.nn.reversible import ReversibleBlock, ReversibleRun
 from shoestring.nn.rope import RotaryEmbedding
+from shoestring.nn.stack import SequentialRun, block_order
+
+# Kind(config, width, epsilon, make_linear): (x_BTD, context, cache) -> y_BTD
+ATTENTION: dict[type, Callable[..., nn.Module]] = {
+    GQAConfig: GroupedQueryAttention,
+}
+# Kind(config, width, make_linear): x_BTD -> (y_BTD, aux)
+FEED_FORWARD: dict[type, Callable[..., nn.Module]] = {
+    SwiGLUConfig: SwiGLU,
+    GELUConfig: GELU,
+    SquaredReLUConfig: SquaredReLU,
+}
+BLOCK = {"sequential": SequentialBlock, "reversible": ReversibleBlock}
+RUN = {"sequential": SequentialRun, "reversible": ReversibleRun}
+# (config, layers) -> what makes a cache of (batch, capacity, device, dtype)
+CACHE: dict[type, Callable[..., Callable[..., KVCache]]] = {
+    GQAConfig: lambda config, layers: functools.partial(
+        KVCache, layers=layers, kv_heads=config.kv_heads, head_width=config.head_width
+    ),
+}
 
 
 def build(
@@ -47,12 +76,26 @@ def build(
 
 def build_block(config: ModelConfig) -> nn.Module:
     """One block, on the current default device; every layer has the same shape."""
-    return SequentialBlock(
+    attention, feed_forward = config.attention, config.feed_forward
+    make_linear = linear_maker(config.linear)
+    return BLOCK[config.block](
         attention_norm=RMSNorm(config.width, config.norm_epsilon),
-        attention=GroupedQueryAttention(config.attention, config.width, config.norm_epsilon),
+        attention=ATTENTION[type(attention)](attention, config.width, config.norm_epsilon, make_linear),
         feed_forward_norm=RMSNorm(config.width, config.norm_epsilon),
-        feed_forward=SwiGLU(config.feed_forward, config.width),
+        feed_forward=FEED_FORWARD[type(feed_forward)](feed_forward, config.width, make_linear),
     )
+
+
+def linear_maker(config: LinearConfig) -> Callable[..., nn.Module]:
+    """make_linear(inputs, outputs, bias=False) -> a linear of the configured kind."""
+
+    def make_linear(inputs: int, outputs: int, bias: bool = False) -> nn.Module:
+        rank = config.rank_of(inputs, outputs)
+        if rank is None:
+            return Linear(inputs, outputs, bias=bias)
+        return LowRankLinear(inputs, outputs, rank, bias=bias)
+
+    return make_linear
 
 
 def _assemble(config: ModelConfig) -> Decoder:
@@ -62,36 +105,55 @@ def _assemble(config: ModelConfig) -> Decoder:
         config.vocabulary, config.width, _weight=torch.empty(config.vocabulary, config.width)
     )
     weight = embedding.weight if config.tied_head else nn.Parameter(torch.empty_like(embedding.weight))
-    make_cache = functools.partial(
-        KVCache, layers=config.layers, kv_heads=attention.kv_heads, head_width=attention.head_width
-    )
+    rotary = isinstance(config.position, RopeConfig)
+    inputs: dict[str, nn.Module] = {}
+    if config.has_learned_positions:
+        inputs["positions"] = LearnedPositions(config.context, config.width)
     return Decoder(
         config,
         embedding=embedding,
-        blocks=[build_block(config) for _ in range(config.layers)],
+        inputs=inputs,
+        blocks=[build_block(config) for _ in range(config.unique_layers)],
+        run=RUN[config.block](block_order(config.layers, config.sharing)),
         norm=RMSNorm(config.width, config.norm_epsilon),
-        head=Head(weight),
-        rotary=RotaryEmbedding(config.position, attention.head_width),
-        make_cache=make_cache,
+        head=Head(weight) if config.logit_softcap is None else SoftcappedHead(weight, config.logit_softcap),
+        rotary=RotaryEmbedding(config.position, attention.rotary_width) if rotary else None,
+        make_cache=CACHE[type(attention)](attention, config.layers),
     )
+
+
+# Projections into the residual stream, of whatever linear kind.
+_INTO_RESIDUAL = re.compile(r"blocks\.\d+\.(attention\.output|feed_forward\.(.+\.)?down)")
 
 
 @torch.no_grad()
 def initialize(decoder: Decoder, seed: int) -> None:
     """Fresh weights: normal with the config's range, projections into the residual stream narrower by √(2L).
 
-    The narrowing is GPT-2's (Radford et al. 2019, section 2.3): the stream's variance stays put as depth grows.
+    The narrowing is GPT-2's (Radford et al. 2019, section 2.3): the stream's variance stays put as depth grows. Norms are
+    one, biases zero. A module with a method `initialize(random, std)` fills all of its own parameters instead.
     """
     config = decoder.config
     random = generator(seed, "initialize")
-    narrow = config.initializer_range / math.sqrt(2 * config.layers)
-    for name, parameter in decoder.named_parameters():
-        if name.endswith("norm.weight"):
-            parameter.fill_(1.0)
-        elif name.endswith("bias"):
-            parameter.zero_()
-        else:
-            into_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
-            std = narrow if into_residual else config.initializer_range
-            values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=random)
-            parameter.copy_(values)
+    narrow = 0.0 if config.zero_init_output else config.initializer_range / math.sqrt(2 * config.layers)
+    filled: set[int] = set()
+    for name, module in decoder.named_modules():
+        std = narrow if _INTO_RESIDUAL.fullmatch(name) else config.initializer_range
+        own = getattr(module, "initialize", None)
+        if own is not None:
+            own(random, std)
+            filled.update(id(parameter) for parameter in module.parameters())
+        for last, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in filled:
+                filled.add(id(parameter))
+                _fill(f"{name}.{last}", parameter, random, std)
+
+
+def _fill(name: str, parameter: torch.Tensor, random: torch.Generator, std: float) -> None:
+    if name.endswith("norm.weight"):
+        parameter.fill_(1.0)
+    elif name.endswith("bias"):
+        parameter.zero_()
+    else:
+        values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=random)
+        parameter.copy_(values)

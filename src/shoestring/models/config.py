@@ -1,15 +1,45 @@
-"""The config of a decoder: sizes, and one config for each kind of part. Torch-free.
+"""The config of a decoder: sizes, one config for each kind of part, and options. Torch-free.
 
-`parameters()` counts from the shapes alone, so that a recipe can be sized and refused before torch is imported;
-a test holds it to what the builder really allocates.
+Parts are told apart by `kind`; an attention without one is `gqa`, a feed-forward `swiglu`, positions `rope`. Combinations that
+make no sense are refused here, with the reason. `parameters()` counts from the shapes alone, so that a recipe can be
+sized and refused before torch is imported; a test holds it to what the builder really allocates.
 """
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from shoestring.core.config import Config
-from shoestring.nn.config import GQAConfig, RopeConfig, SwiGLUConfig
+from shoestring.nn.config import (
+    DenseConfig,
+    GQAConfig,
+    LearnedPositionConfig,
+    LinearConfig,
+    PositionConfig,
+    RopeConfig,
+    RopeLearnedConfig,
+    SharingConfig,
+)
+from shoestring.nn.feed_forward_config import GELUConfig, SquaredReLUConfig, SwiGLUConfig
+
+
+def _usual(kind: str) -> BeforeValidator:
+    """The kind of a section that does not name one."""
+
+    def fill(value: Any) -> Any:
+        return {"kind": kind, **value} if isinstance(value, dict) and "kind" not in value else value
+
+    return BeforeValidator(fill)
+
+
+AttentionPart = Annotated[GQAConfig, _usual("gqa")]
+FeedForwardPart = Annotated[
+    Annotated[SwiGLUConfig | GELUConfig | SquaredReLUConfig, Field(discriminator="kind")], _usual("swiglu")
+]
+PositionPart = Annotated[PositionConfig, _usual("rope")]
+LinearPart = Annotated[LinearConfig, _usual("dense")]
 
 
 class ModelConfig(Config):
@@ -19,27 +49,64 @@ class ModelConfig(Config):
     width: int = Field(gt=0, description="model width D")
     layers: int = Field(gt=0)
     context: int = Field(gt=0, description="longest sequence that the model is meant for, in tokens")
-    attention: GQAConfig
-    feed_forward: SwiGLUConfig
-    position: RopeConfig = RopeConfig()
+    attention: AttentionPart
+    feed_forward: FeedForwardPart
+    position: PositionPart = RopeConfig()
+    block: Literal["sequential", "reversible"] = Field(
+        "sequential", description="reversible: activation memory that does not grow with depth (arXiv 2001.04451)"
+    )
+    sharing: SharingConfig | None = Field(None, description="fewer blocks than layers (arXiv 1909.11942)")
+    linear: LinearPart = Field(DenseConfig(), description="kind of the matrices inside blocks")
     norm_epsilon: float = Field(1e-5, gt=0)
-    tied_head: bool = Field(True, description="the output head is the embedding matrix")
+    tied_head: bool = Field(True, description="the output head is the embedding matrix (arXiv 1608.05859)")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of fresh weights")
+    zero_init_output: bool = Field(
+        False, description="projections into the residual stream start at zero (Fixup, arXiv 1901.09321)"
+    )
+    logit_softcap: float | None = Field(
+        None, gt=0, description="logits become cap·tanh(logits/cap) (Gemma 2, arXiv 2408.00118)"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> ModelConfig:
+        if self.sharing is not None and self.sharing.unique_layers > self.layers:
+            raise ValueError(
+                f"sharing.unique_layers ({self.sharing.unique_layers}) must be at most layers ({self.layers})"
+            )
+        return self
+
+    @property
+    def unique_layers(self) -> int:
+        """Blocks that exist; with sharing fewer than the positions they fill."""
+        return self.layers if self.sharing is None else self.sharing.unique_layers
 
     def parameters(self) -> dict[str, int]:
-        """Parameters by part; the values add up to the whole model."""
-        d, a, f = self.width, self.attention, self.feed_forward
-        queries, keys = a.heads * a.head_width, a.kv_heads * a.head_width
-        attention = d * queries * 2 + d * keys * 2
-        attention += (queries + 2 * keys) * a.qkv_bias + d * a.output_bias + 2 * a.head_width * a.qk_norm
-        feed_forward = 3 * d * f.width + (2 * f.width + d) * f.bias
-        return {
-            "embedding": self.vocabulary * d,
-            "attention": self.layers * attention,
-            "feed-forward": self.layers * feed_forward,
-            "norms": (2 * self.layers + 1) * d,
-            "head": 0 if self.tied_head else self.vocabulary * d,
+        """Parameters by part; the values add up to the whole model. A shared block counts once."""
+        parts = {
+            "embedding": self.vocabulary * self.width,
+            "positions": self.context * self.width * self.has_learned_positions,
+            "attention": self.unique_layers * self._part(self.attention),
+            "feed-forward": self.unique_layers * self._part(self.feed_forward),
+            "norms": (2 * self.unique_layers + 1) * self.width,
+            "head": 0 if self.tied_head else self.vocabulary * self.width,
         }
+        optional = ("positions",)
+        return {name: count for name, count in parts.items() if count or name not in optional}
 
     def parameter_count(self) -> int:
         return sum(self.parameters().values())
+
+    @property
+    def has_learned_positions(self) -> bool:
+        return isinstance(self.position, (LearnedPositionConfig, RopeLearnedConfig))
+
+    def _part(self, part: Any) -> int:
+        """Parameters of one attention or feed-forward, its matrices of the configured linear kind."""
+        count = part.parameters(self.width)
+        if isinstance(self.linear, DenseConfig):
+            return count
+        for inputs, outputs in part.linears(self.width):
+            rank = self.linear.rank_of(inputs, outputs)
+            if rank is not None:
+                count += rank * (inputs + outputs) - inputs * outputs
+        return count

@@ -1,6 +1,7 @@
 """The decoder: embed, then every block, then the final norm. The head is separate.
 
-tokens_BT -> (hidden_BTD, aux). Callers that want logits call `decoder.head(hidden)`; training goes through the chunked
+`blocks` are the unique ones; how they run (order, sharing, what is recomputed) is `nn.stack`'s or `nn.reversible`'s. tokens_BT ->
+(hidden_BTD, aux). Callers that want logits call `decoder.head(hidden)`; training goes through the chunked
 head-and-loss function instead, which never holds [B, T, V]. No `forward` here tests a kind: `models.builder` has
 decided what the parts are.
 """
@@ -11,18 +12,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from shoestring.models.config import ModelConfig
-from shoestring.nn.cache import KVCache, LayerCache
-from shoestring.nn.context import Context, make_context
-from shoestring.nn.recompute import recomputing_nothing
+from shoestring.nn.cache import KVCache
+from shoestring.nn.config import Recompute
+from shoestring.nn.context import make_context
 from shoestring.nn.linear import linear
 from shoestring.nn.rope import RotaryEmbedding
+from shoestring.nn.stack import Run
 
 
 class Head(nn.Module):
     """hidden [..., D] -> logits [..., V]. Its weight [V, D] may be the embedding's."""
+
+    softcap: float | None = None
 
     def __init__(self, weight_VD: nn.Parameter):
         super().__init__()
@@ -32,10 +35,15 @@ class Head(nn.Module):
         return linear(hidden, self.weight)
 
 
-def _run_whole(block: nn.Module, x_BTD: Tensor, context: Context, cache: LayerCache | None):
-    """A block whose checkpoint drops everything that it would keep."""
-    with recomputing_nothing():
-        return block(x_BTD, context, cache)
+class SoftcappedHead(Head):
+    """logits become cap · tanh(logits / cap) (Gemma 2, arXiv 2408.00118)."""
+
+    def __init__(self, weight_VD: nn.Parameter, softcap: float):
+        super().__init__(weight_VD)
+        self.softcap = softcap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(super().forward(hidden) / self.softcap) * self.softcap
 
 
 class Decoder(nn.Module):
@@ -45,7 +53,9 @@ class Decoder(nn.Module):
         self,
         config: ModelConfig,
         embedding: nn.Embedding,
+        inputs: dict[str, nn.Module],
         blocks: list[nn.Module],
+        run: Run,
         norm: nn.Module,
         head: Head,
         rotary: RotaryEmbedding | None,
@@ -54,12 +64,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = embedding
+        self.inputs = nn.ModuleDict(inputs)  # what is added to the embedding: (x_BTD, context) -> x_BTD
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self.head = head
         self.rotary = rotary
+        self._run = run
         self._make_cache = make_cache
-        self.checkpoint_blocks = False  # keep only each block's input, and run it again going backward
+        self.checkpoint_blocks: Recompute = "selective"  # what going backward computes again instead of having kept it
 
     def forward(
         self,
@@ -76,15 +88,9 @@ class Decoder(nn.Module):
         """
         context = make_context(tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE)
         x_BTD = self.embedding(tokens_BT)
-        aux: dict[str, Tensor] = {}
-        for i, block in enumerate(self.blocks):
-            layer_cache = cache.layer(i) if cache is not None else None
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                x_BTD, extra = checkpoint(_run_whole, block, x_BTD, context, layer_cache, use_reentrant=False)
-            else:
-                x_BTD, extra = block(x_BTD, context, layer_cache)
-            for name, loss in extra.items():
-                aux[name] = aux[name] + loss if name in aux else loss
+        for add in self.inputs.values():
+            x_BTD = add(x_BTD, context)
+        x_BTD, aux = self._run(self.blocks, x_BTD, context, cache, self.checkpoint_blocks)
         if cache is not None:
             cache.advance(context.counts)
         return self.norm(x_BTD), aux

@@ -60,6 +60,66 @@ class RopeConfig(Config):
     scaling: RopeScaling | None = None
 
 
+class LearnedPositionConfig(Config):
+    """One learned vector for each position up to the model's context, built by `nn.position.LearnedPositions`."""
+
+    kind: Literal["learned"] = "learned"
+
+
+class RopeLearnedConfig(RopeConfig):
+    """Rotary positions in the attention and learned ones on the embedding, together (EfficientLM)."""
+
+    kind: Literal["rope_learned"] = "rope_learned"  # type: ignore[assignment]
+
+
+class NoPositionConfig(Config):
+    """No positions: causal attention alone tells earlier from later (arXiv 2305.19466)."""
+
+    kind: Literal["none"] = "none"
+
+
+PositionConfig = Annotated[
+    RopeConfig | LearnedPositionConfig | RopeLearnedConfig | NoPositionConfig, Field(discriminator="kind")
+]
+
+
+class DenseConfig(Config):
+    """One matrix, built by `nn.linear.Linear`."""
+
+    kind: Literal["dense"] = "dense"
+
+    def rank_of(self, inputs: int, outputs: int) -> int | None:
+        """None: not factorized."""
+        return None
+
+
+class LowRankConfig(Config):
+    """W ≈ B·A of rank r (arXiv 1406.3269's factorization), built by `nn.low_rank.LowRankLinear`.
+
+    A matrix that two factors of this rank would not make smaller stays dense.
+    """
+
+    kind: Literal["low_rank"] = "low_rank"
+    rank: int = Field(gt=0)
+
+    def rank_of(self, inputs: int, outputs: int) -> int | None:
+        """The rank of the factors of a matrix of this shape; None where it stays dense."""
+        return self.rank if self.rank * (inputs + outputs) < inputs * outputs else None
+
+
+LinearConfig = Annotated[DenseConfig | LowRankConfig, Field(discriminator="kind")]
+
+
+class SharingConfig(Config):
+    """Fewer blocks than layers: `unique_layers` blocks fill all positions (ALBERT, arXiv 1909.11942)."""
+
+    unique_layers: int = Field(gt=0)
+    order: Literal["cycle", "repeat"] = Field("cycle", description="cycle: 0 1 0 1; repeat: 0 0 1 1")
+
+
+Recompute = Literal["none", "selective", "full"]
+
+
 class GQAConfig(Config):
     """Grouped-query attention (arXiv 2305.13245), built by `nn.attention.GroupedQueryAttention`.
 
@@ -81,3 +141,19 @@ class GQAConfig(Config):
         if self.head_width % 2:
             raise ValueError(f"head_width ({self.head_width}) must be even: rotary positions turn pairs")
         return self
+
+    @property
+    def rotary_width(self) -> int:
+        """Components of a head that rotary positions turn."""
+        return self.head_width
+
+    def linears(self, width: int) -> list[tuple[int, int]]:
+        """(inputs, outputs) of each of its matrices."""
+        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        return [(width, queries), (width, keys), (width, keys), (queries, width)]
+
+    def parameters(self, width: int) -> int:
+        """Of one layer of a model of width D, its matrices dense."""
+        biases = (self.heads + 2 * self.kv_heads) * self.head_width * self.qkv_bias + width * self.output_bias
+        matrices = sum(inputs * outputs for inputs, outputs in self.linears(width))
+        return matrices + biases + 2 * self.head_width * self.qk_norm

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from shoestring.core.config import Config
 from shoestring.core.units import Bytes, Seconds
 from shoestring.data.config import DataConfig
 from shoestring.models.config import ModelConfig
+from shoestring.nn.config import Recompute
 
 
 class InitFrom(Config):
@@ -30,6 +31,11 @@ def _model_section(value: Any) -> str:
 ModelSection = Annotated[
     Annotated[InitFrom, Tag("init")] | Annotated[ModelConfig, Tag("shape")], Discriminator(_model_section)
 ]
+
+
+def _recompute(value: Any) -> Any:
+    """true and false, as the setting's name suggests."""
+    return {True: "full", False: "selective"}[value] if isinstance(value, bool) else value
 
 
 class TrainConfig(Config):
@@ -49,7 +55,11 @@ class TrainConfig(Config):
     )
     checkpoint_every: int | None = Field(None, gt=0, description="steps; null: four times over the run")
     keep: int = Field(2, gt=0, description="newest checkpoints kept")
-    checkpoint_blocks: bool = Field(False, description="recompute blocks going backward: less memory, slower")
+    checkpoint_blocks: Annotated[Recompute, BeforeValidator(_recompute)] = Field(
+        "selective",
+        description="what going backward computes again: none, selective (what is cheap), or full (whole blocks:"
+        " least memory, slower; also true)",
+    )
 
     @model_validator(mode="after")
     def _portions(self) -> TrainConfig:

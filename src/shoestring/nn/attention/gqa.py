@@ -6,6 +6,8 @@ each query and key head before the rotation (Qwen3). Cache: 2·K·C numbers per 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from shoestring.nn.attention.core import attend
@@ -20,14 +22,16 @@ from shoestring.nn.rope import rotate
 class GroupedQueryAttention(nn.Module):
     """x_BTD -> y_BTD."""
 
-    def __init__(self, config: GQAConfig, width: int, epsilon: float):
+    def __init__(
+        self, config: GQAConfig, width: int, epsilon: float, make_linear: Callable[..., nn.Module] = Linear
+    ):
         super().__init__()
         self.head_width = config.head_width
         queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
-        self.query = Linear(width, queries, bias=config.qkv_bias)
-        self.key = Linear(width, keys, bias=config.qkv_bias)
-        self.value = Linear(width, keys, bias=config.qkv_bias)
-        self.output = Linear(queries, width, bias=config.output_bias)
+        self.query = make_linear(width, queries, bias=config.qkv_bias)
+        self.key = make_linear(width, keys, bias=config.qkv_bias)
+        self.value = make_linear(width, keys, bias=config.qkv_bias)
+        self.output = make_linear(queries, width, bias=config.output_bias)
         self.query_norm = RMSNorm(config.head_width, epsilon) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(config.head_width, epsilon) if config.qk_norm else nn.Identity()
 

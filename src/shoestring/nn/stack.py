@@ -1,0 +1,90 @@
+"""How blocks run: in which order, and what is kept of them for the backward pass.
+
+`run(blocks, x_BTD, context, cache, recompute) -> (x_BTD, aux)`, chosen once by the builder. `blocks` are the unique ones;
+`order[position]` says which of them stands at each of the L positions (parameter sharing: ALBERT, arXiv
+1909.11942; Universal Transformer, 1807.03819). Every position has its own part of the cache. What is recomputed:
+nothing, the cheap parts (`nn.recompute`), or whole blocks (arXiv 1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from shoestring.nn.config import Recompute, SharingConfig
+from shoestring.nn.context import Context
+from shoestring.nn.recompute import recomputing_nothing
+from shoestring.nn.replay import Replay
+
+Aux = dict[str, Tensor]
+
+
+class Run(Protocol):
+    """What the decoder calls."""
+
+    def __call__(
+        self, blocks: Sequence[nn.Module], x_BTD: Tensor, context: Context, cache, recompute: Recompute
+    ) -> tuple[Tensor, Aux]: ...
+
+
+def block_order(layers: int, sharing: SharingConfig | None) -> tuple[int, ...]:
+    """The block at each position: 0 1 2 0 1 2 for cycle, 0 0 1 1 2 2 for repeat."""
+    if sharing is None:
+        return tuple(range(layers))
+    unique = sharing.unique_layers
+    if sharing.order == "cycle":
+        return tuple(position % unique for position in range(layers))
+    return tuple(position * unique // layers for position in range(layers))
+
+
+def add_losses(total: Aux, extra: Aux) -> None:
+    """Sum extra losses over layers, in place."""
+    for name, loss in extra.items():
+        total[name] = total[name] + loss if name in total else loss
+
+
+class SequentialRun:
+    """Block after block on one stream."""
+
+    def __init__(self, order: tuple[int, ...]):
+        self.order = order
+
+    def __call__(
+        self, blocks: Sequence[nn.Module], x_BTD: Tensor, context: Context, cache, recompute: Recompute
+    ) -> tuple[Tensor, Aux]:
+        # A cache must be appended to once, so nothing that touches it runs again.
+        call = keeping(recompute if cache is None and torch.is_grad_enabled() else "selective")
+        aux: Aux = {}
+        for position, index in enumerate(self.order):
+            layer_cache = cache.layer(position) if cache is not None else None
+            x_BTD, extra = call(blocks[index], x_BTD, context, layer_cache)
+            add_losses(aux, extra)
+        return x_BTD, aux
+
+
+def keeping(recompute: Recompute) -> Callable[..., tuple[Tensor, ...]]:
+    """How to call a block: call(block, *its inputs) -> its outputs."""
+    return {"none": _keep_all, "selective": _keep_costly, "full": _keep_inputs}[recompute]
+
+
+def _keep_all(block: nn.Module, *inputs):
+    with recomputing_nothing():
+        return block(*inputs)
+
+
+def _keep_costly(block: nn.Module, *inputs):
+    return block(*inputs)
+
+
+def _keep_inputs(block: nn.Module, *inputs):
+    return checkpoint(_run_again, Replay(), block, *inputs, use_reentrant=False)
+
+
+def _run_again(choices: Replay, block: nn.Module, *inputs):
+    # Only the innermost saved-tensor hooks see a tensor: those of `recomputing` would hide what is to be dropped.
+    with choices.run(), recomputing_nothing():
+        return block(*inputs)
