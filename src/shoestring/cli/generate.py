@@ -34,7 +34,10 @@ TopP = Annotated[
     float | None, Parameter(help="choose among the likeliest with this total probability (0.95)")
 ]
 RepetitionPenalty = Annotated[float | None, Parameter(help="above 1: tokens seen before become less likely")]
-Stop = Annotated[list[str] | None, Parameter(help="a string that ends the text; may be given several times")]
+Stop = Annotated[
+    list[str] | None,
+    Parameter(help="a string that ends the text; may be given several times", allow_leading_hyphen=True),
+]
 Seed = Annotated[int | None, Parameter(help="same seed, same text (0)")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")]
 Dtype = Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")]
@@ -46,7 +49,10 @@ def generate(
     /,
     *,
     prompt: Annotated[
-        list[str] | None, Parameter(help="text to continue, - for stdin; may be given several times")
+        list[str] | None,
+        Parameter(
+            help="text to continue, - for stdin; may be given several times", allow_leading_hyphen=True
+        ),
     ] = None,
     file: Annotated[Path | None, Parameter(help="a file with one prompt a line")] = None,
     max_tokens: MaxTokens = None,

@@ -57,5 +57,5 @@ def sampling_config(defaults: dict[str, Any], options: dict[str, Any]) -> Sampli
         name = first["loc"][0]
         meaning = SamplingConfig.model_fields[str(name)].description
         raise ConfigError(
-            f"{name} {first['input']!r} cannot be used: {first['msg'].lower()}", hint=f"{name}: {meaning}"
+            f"{name} {first['input']!r} cannot be used: {first['msg'].lower()}", hint=meaning
         ) from None

@@ -129,7 +129,6 @@ class Decoding:
         capacity = max(len(prompt) + limit for prompt, limit in zip(self.prompts, self.limits, strict=True))
         if self.cache is None:
             self.cache = self.decoder.new_cache(len(self.prompts), capacity)
-            _clear_unused(self.cache)
         rest = [prompt[held:] for prompt, held in zip(self.prompts, self.cache.lengths, strict=True)]
         if not all(rest):
             raise ValueError("the cache holds a whole prompt: nothing is left to compute the next token from")
@@ -169,21 +168,9 @@ class Decoding:
         if going and len(going) < len(self._active):
             assert self.cache is not None
             self.cache.reorder(going)
-            _clear_unused(self.cache)
             self._sampler.keep(going)
         self._active = [self._active[index] for index in going]
         return [tokens[index] for index in going]
-
-
-def _clear_unused(cache: KVCache) -> None:
-    """Rows of unequal length are read up to the longest: masked or not, what stands there must be finite.
-
-    A score or value that is not a number stays one through the mask, and fresh memory may hold any bits.
-    """
-    if cache.batch > 1:
-        used = max(cache.lengths)
-        for tensor in (*cache.keys, *cache.values):
-            tensor[:, :, used:].zero_()
 
 
 def check_prompt(prompt: list[int], context: int) -> None:

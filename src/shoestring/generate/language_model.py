@@ -7,7 +7,7 @@ what the model's generation_config.json recommends stands in for those not given
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -173,7 +173,7 @@ class LanguageModel:
 
     def events(
         self, prompts: list[list[int]], sampling: SamplingConfig, prefix: PrefixCache | None = None
-    ) -> Iterator[TextEvent]:
+    ) -> Generator[TextEvent, None, None]:
         """Decode token ids to pieces of text. prefix: cache of an earlier, similar prompt; then there must
         be one prompt.
 

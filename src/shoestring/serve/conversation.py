@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.core.files import atomic_write
 from shoestring.generate.config import SamplingConfig
 from shoestring.generate.engine import StopReason
-from shoestring.generate.language_model import LanguageModel, TextEvent
+from shoestring.generate.language_model import LanguageModel
 from shoestring.generate.prefix import PrefixCache
 
 _LEAST_ROOM = 64  # tokens that an answer should have, when forgetting older turns can make room
@@ -78,12 +78,12 @@ class Conversation:
             raise
         return Turn(prompt, forgotten)
 
-    def reply(self, turn: Turn, sampling: SamplingConfig) -> Iterator[str]:
+    def reply(self, turn: Turn, sampling: SamplingConfig) -> Generator[str, None, None]:
         """The answer in pieces; what was said until then counts as the answer when the reader stops early."""
         said: list[str] = []
         self.reason = "interrupted"
         try:
-            with contextlib.closing(self._events(turn, sampling)) as events:
+            with contextlib.closing(self.model.events([turn.prompt], sampling, self._prefix)) as events:
                 for event in events:
                     if event.reason is not None:
                         self.reason = event.reason
@@ -97,10 +97,6 @@ class Conversation:
         """Write the messages as one line of the JSONL that fine-tuning reads. Raises RunError."""
         with atomic_write(file) as lines:
             lines.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
-
-    def _events(self, turn: Turn, sampling: SamplingConfig) -> Any:
-        events: Iterator[TextEvent] = self.model.events([turn.prompt], sampling, prefix=self._prefix)
-        return events
 
     def _forget_oldest(self) -> bool:
         """Drop the first question and its answer, never the latest question."""

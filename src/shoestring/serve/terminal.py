@@ -90,7 +90,7 @@ class TerminalChat:
             self._note(
                 f"the context is full: the oldest {turns} were forgotten".replace("turn were", "turn was")
             )
-        with contextlib.closing(self.conversation.reply(turn, sampling)) as pieces:  # type: ignore[type-var]
+        with contextlib.closing(self.conversation.reply(turn, sampling)) as pieces:
             try:
                 for piece in pieces:
                     self.output.write(without_controls(piece) if self.output.isatty() else piece)
