@@ -12,6 +12,7 @@ import datetime
 import functools
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence, Sized, ValuesView
 from collections.abc import Set as AnySet
@@ -43,16 +44,18 @@ def render_chat(
     messages: list[dict[str, Any]],
     tools: list[Any] | None = None,
     add_generation_prompt: bool = True,
+    generation_marks: tuple[str, str] | None = None,
     **variables: Any,
 ) -> str:
     """Render a conversation. variables: what else the template may read (bos_token, enable_thinking, ...).
 
+    generation_marks: texts put around what stands in `{% generation %}` blocks, to find it again; None: nothing.
     Raises TokenizerError when the template is broken, refuses the conversation or exceeds its limits.
     """
-    environment = _Environment()
     variables = {"documents": None, **variables}
     try:
-        compiled = environment.from_string(_metered(environment.parse(template)))
+        environment, compiled = _compiled(template, generation_marks, threading.get_ident())
+        environment.restart()
         values = {
             **variables,
             "messages": messages,
@@ -61,15 +64,30 @@ def render_chat(
         }
         return "".join(compiled.generate(**values))
     except jinja2.TemplateSyntaxError as error:
-        raise TokenizerError(
-            f"the chat template is broken at its line {error.lineno}: {error.message}"
-        ) from error
+        raise TokenizerError(f"the chat template is broken at its line {error.lineno}: {error.message}") from error
     except _TooMuch as error:
         raise TokenizerError(f"the chat template was stopped: {error}") from error
     except jinja2.TemplateError as error:
         raise TokenizerError(f"the chat template refuses this conversation: {error}") from error
     except Exception as error:  # a template is a program: it can fail in any way
         raise TokenizerError(f"the chat template fails: {type(error).__name__}: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(
+    template: str, generation_marks: tuple[str, str] | None, thread: int
+) -> tuple[_Environment, jinja2.Template]:
+    """Kept, because compiling costs more than rendering, and a data set renders one template many times.
+
+    Each thread has its own: the environment counts.
+    """
+    environment = _Environment()
+    tree = environment.parse(template)
+    if generation_marks is not None:
+        for scope in tree.find_all(nodes.Scope):  # only our tag makes them
+            before, after = (nodes.Output([nodes.TemplateData(mark)]) for mark in generation_marks)
+            scope.body = [before, *scope.body, after]
+    return environment, environment.from_string(_metered(tree))
 
 
 class _TooMuch(Exception):
@@ -88,7 +106,7 @@ class _GenerationTag(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with meters. One per rendering, since it counts."""
+    """Jinja's sandbox with meters, which `restart` sets to zero for each rendering."""
 
     intercepted_binops = frozenset(["*", "**", "+", "%"])
 
@@ -99,14 +117,17 @@ class _Environment(ImmutableSandboxedEnvironment):
             extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
             finalize=self._count_output,
         )
-        self._steps = 0
-        self._written = 0
-        self._deadline = time.monotonic() + SECONDS_LIMIT
+        self.restart()
         self.filters["tojson"] = _tojson
         self.filters = {name: self._metered_filter(name, f) for name, f in self.filters.items()}
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
+
+    def restart(self) -> None:
+        self._steps = 0
+        self._written = 0
+        self._deadline = time.monotonic() + SECONDS_LIMIT
 
     def tick(self, text_length: int) -> str:
         """Called in each loop iteration and macro call, with the length of the constant text inside."""

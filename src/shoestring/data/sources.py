@@ -27,7 +27,7 @@ PIECE_BYTES = 4 * 2**20
 LINE_LIMIT = 64 * 2**20  # a JSONL line longer than this is not a line of text
 
 _TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 _UTF8_HINT = (
     "the text must be UTF-8; iconv -f LATIN1 -t UTF-8 FILE converts a Latin-1 file\n"
     "--on-bad-line skip leaves it out"
@@ -203,7 +203,7 @@ class Source:
                 offset += len(piece)
 
     def _jsonl(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
-        for number, line in enumerate(_lines(file), 1):
+        for number, line in enumerate(jsonl_lines(file), 1):
             if line.isspace():
                 continue
             try:
@@ -254,7 +254,7 @@ def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]
     return text, str(identity) if isinstance(identity, (str, int)) else None
 
 
-def _lines(file: Path) -> Iterator[bytes]:
+def jsonl_lines(file: Path) -> Iterator[bytes]:
     """Lines of a plain, gzip or zstd file; one that is longer than LINE_LIMIT comes cut off there."""
     try:
         with open(file, "rb") as raw:
@@ -300,7 +300,7 @@ def _blocks(content: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def _is_jsonl(file: Path) -> bool:
-    return file.name.lower().endswith(_JSONL)
+    return file.name.lower().endswith(JSONL_SUFFIXES)
 
 
 def _is_binary(file: Path) -> bool:
