@@ -6,12 +6,14 @@ A block reads nothing else, so that one block can be built, filled and run alone
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from shoestring.nn.cache import KVCache
+from shoestring.nn.cache import Cache
 from shoestring.nn.rope import RotaryEmbedding, RotaryTables
 
 PADDING = -1  # the segment of tokens that are not there
@@ -23,6 +25,7 @@ class Visibility:
 
     mask_B1TS: True where query t of row b sees key s; None when `causal` says it all, or when every key is seen.
     documents: (row, start, end) spans that cover all tokens, each causal within itself; None for one span per row.
+    Where both are given they say the same, and a kind takes the one that suits it.
     """
 
     causal: bool
@@ -39,6 +42,13 @@ class Context:
     visibility: Visibility
     counts: list[int] = field(default_factory=list)
     external_BTE: Tensor | None = None
+    made: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """`make()` in the first layer that asks for `key`, its result in the others: for what has no gradient."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
 
 def make_context(
@@ -46,7 +56,7 @@ def make_context(
     rotary: RotaryEmbedding | None,
     positions_BT: Tensor | None = None,
     segments_BT: Tensor | None = None,
-    cache: KVCache | None = None,
+    cache: Cache | None = None,
     external_BTE: Tensor | None = None,
 ) -> Context:
     """Without a cache, tokens see earlier tokens of their own segment; with one, also all that their row holds.
@@ -83,15 +93,16 @@ def _of_segments(segments_BT: Tensor | None) -> Visibility:
     borders = segments_BT[:, 1:] != segments_BT[:, :-1]
     if segments_BT.device.type == "meta" or not bool(borders.any()):
         return Visibility(causal=True)
-    if segments_BT.device.type != "cpu":  # spans of unequal length are slow on a GPU
-        same = segments_BT.unsqueeze(2) == segments_BT.unsqueeze(1)
-        return Visibility(causal=False, mask_B1TS=same.tril().unsqueeze(1))
     spans = []
     tokens = segments_BT.shape[1]
-    for row, cuts in enumerate(borders):
+    for row, cuts in enumerate(borders.cpu()):
         edges = [0, *(cuts.nonzero().flatten() + 1).tolist(), tokens]
         spans.extend((row, start, end) for start, end in zip(edges[:-1], edges[1:], strict=True))
-    return Visibility(causal=True, documents=tuple(spans))
+    mask = None
+    if segments_BT.device.type != "cpu":  # spans of unequal length are slow on a GPU
+        documents_BT = torch.nn.functional.pad(borders.cumsum(1), (1, 0))
+        mask = (documents_BT.unsqueeze(2) == documents_BT.unsqueeze(1)).tril().unsqueeze(1)
+    return Visibility(causal=True, mask_B1TS=mask, documents=tuple(spans))
 
 
 def _of_cache(lengths: list[int], counts: list[int], tokens: int, device: torch.device) -> Visibility:

@@ -1,6 +1,6 @@
 """Root-mean-square norm (arXiv 1910.07467): y = x / sqrt(mean(x²) + ε) · weight, over the last dimension.
 
-Computed in float32 whatever the input's dtype, then cast back, as Llama does. The fast path keeps x and one
+Computed in float32 (float64 for float64 inputs), then cast back, as Llama does. The fast path keeps x and one
 number per row for the backward pass; `rms_norm_plain` is its twin and defines what it must compute.
 """
 
@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in at least float32: half-precision sums lose too much."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rms_norm_plain(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """The definition, in ordinary autograd operations. x: [..., D], weight: [D]."""
-    x32 = x.float()
+    x32 = wide(x)
     normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + epsilon)
     return normed.to(x.dtype) * weight
 
@@ -20,7 +25,7 @@ def rms_norm_plain(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        x32 = x.float()
+        x32 = wide(x)
         # linalg.vecdot sums x·x without writing the squares to memory.
         scale = torch.rsqrt(torch.linalg.vecdot(x32, x32).div_(x.shape[-1]).add_(epsilon)).unsqueeze(-1)
         ctx.save_for_backward(x, weight, scale)
@@ -29,8 +34,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         x, weight, scale = ctx.saved_tensors
-        gradient = gradients[0].float()
-        normed = x.float() * scale
+        gradient = wide(gradients[0])
+        normed = wide(x) * scale
         weight_gradient = None
         if ctx.needs_input_grad[1]:
             weight_gradient = (gradient * normed).flatten(0, -2).sum(0).to(weight.dtype)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shoestring.nn.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
+from shoestring.nn.norm import wide
 
 
 class RotaryTables(NamedTuple):
@@ -77,7 +78,7 @@ def _yarn(frequencies: Tensor, scaling: YarnScaling, theta: float, width: int) -
 
 def rotate_plain(x_BHTC: Tensor, tables: RotaryTables) -> Tensor:
     """The definition, in ordinary autograd operations."""
-    a, b = x_BHTC.float().chunk(2, dim=-1)
+    a, b = wide(x_BHTC).chunk(2, dim=-1)
     rotated = torch.cat([a * tables.cos - b * tables.sin, b * tables.cos + a * tables.sin], dim=-1)
     return rotated.to(x_BHTC.dtype)
 
@@ -97,7 +98,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    x32 = x.float()
+    x32 = wide(x)
     half = x.shape[-1] // 2
     a, b = x32[..., :half], x32[..., half:]
     out = torch.empty_like(x32)  # keeps x's strides: heads stay interleaved with tokens

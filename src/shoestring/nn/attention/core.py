@@ -16,8 +16,13 @@ from shoestring.nn.context import Visibility
 
 
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen: Visibility, scale: float) -> Tensor:
-    """-> [B, H, T, C'], laid out so that [B, T, H·C'] is a view."""
-    if seen.documents is not None:
+    """-> [B, H, T, C'], laid out so that [B, T, H·C'] is a view where C' = C."""
+    if q_BHTC.shape[-1] > v_BKSC.shape[-1]:
+        # The kernels that never hold the scores want one width; the definition's way would be slower than the padding.
+        width = v_BKSC.shape[-1]
+        v_BKSC = F.pad(v_BKSC, (0, q_BHTC.shape[-1] - width))
+        return attend(q_BHTC, k_BKSC, v_BKSC, seen, scale)[..., :width]
+    if seen.documents is not None and seen.mask_B1TS is None:
         return _attend_documents(q_BHTC, k_BKSC, v_BKSC, seen.documents, scale)
     return _sdpa(q_BHTC, k_BKSC, v_BKSC, seen.mask_B1TS, seen.causal, scale)
 
@@ -36,10 +41,12 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
 
 
 def _attend_documents(q: Tensor, k: Tensor, v: Tensor, spans, scale: float) -> Tensor:
-    outputs = [
-        _sdpa(q[b : b + 1, :, i:j], k[b : b + 1, :, i:j], v[b : b + 1, :, i:j], None, True, scale).transpose(1, 2)
-        for b, i, j in spans
-    ]
+    sizes = [[end - start for row, start, end in spans if row == b] for b in range(q.shape[0])]
+    # Split, not sliced: the gradient of a slice is as large as the whole tensor, once for every document.
+    parts = (
+        zip(*(rows[b : b + 1].split(sizes[b], dim=2) for rows in (q, k, v)), strict=True) for b in range(q.shape[0])
+    )
+    outputs = [_sdpa(*part, None, True, scale).transpose(1, 2) for row in parts for part in row]
     batch, heads, tokens, _ = q.shape
     return torch.cat(outputs, dim=1).view(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
 
