@@ -54,8 +54,8 @@ def sampling_config(defaults: dict[str, Any], options: dict[str, Any]) -> Sampli
         return SamplingConfig(**{**defaults, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        name = first["loc"][0]
-        meaning = SamplingConfig.model_fields[str(name)].description
+        name = str(first["loc"][0])
+        meaning = SamplingConfig.model_fields[name].description
         raise ConfigError(
             f"{name} {first['input']!r} cannot be used: {first['msg'].lower()}", hint=meaning
         ) from None
