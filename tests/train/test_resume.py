@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from shoestring.core.errors import RunError
-from shoestring.train import checkpoint
+from shoestring.core.errors import DataError, RunError
+from shoestring.train import checkpoint, evaluation
+from shoestring.train.interrupt import Interrupted
 from shoestring.train.metrics import read_metrics
 from shoestring.train.pretrain import pretrain
 from tests.train import tiny
@@ -164,3 +165,27 @@ def test_an_interrupt_saves_and_the_resumed_run_is_the_whole_one(source, tmp_pat
     assert f"shoestring pretrain --resume {out}" in told and "Traceback" not in told
     saved = checkpoint.checkpoints(out)
     assert len(saved) == 1 and read_metrics(metrics)[-1]["step"] == checkpoint.read_state(saved[0]).step
+
+
+def test_a_resume_on_changed_text_is_refused(tmp_path):
+    folder = tiny.corpus(tmp_path / "text")
+    (tmp_path / "recipe.yaml").write_text(tiny.recipe_text(folder, steps=300))
+    monitor = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        stop_at(tmp_path / "recipe.yaml", monitor)
+    (folder / "part03.py").write_text("changed = True\n" * 50)
+    with pytest.raises(DataError, match="has changed since this run began"):
+        pretrain(resume=monitor)
+
+
+def stop_at(recipe: Path, out: Path) -> None:
+    """Train, and raise the signal in this process while the first evaluation runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        measure = evaluation.measure
+
+        def measure_and_stop(*arguments):
+            signal.raise_signal(signal.SIGINT)
+            return measure(*arguments)
+
+        patch.setattr(evaluation, "measure", measure_and_stop)
+        pretrain(recipe, out=str(out))

@@ -47,9 +47,14 @@ def pretrain(
             raise ConfigError(f"{flag} and --{key} say different things (command line)")
     if recipe is not None:
         load_recipe(recipe, settings)  # a mistake is reported before torch is imported
+    from shoestring.train.interrupt import Interrupted
     from shoestring.train.pretrain import pretrain as train
 
-    result = train(recipe, resume=resume, overrides=settings)
+    try:
+        result = train(recipe, resume=resume, overrides=settings)
+    except Interrupted as stopped:  # what the user asked for is not an error
+        console.err.print(str(stopped))
+        raise SystemExit(stopped.exit_code) from None
     if json:
         console.print_json(result.to_json())
     else:

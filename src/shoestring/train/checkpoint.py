@@ -151,6 +151,7 @@ class Checkpoint(Callback):
         state.finished = event.last
         if parallel.rank() == 0:
             write_checkpoint(self.out, state, self.model, self.optimizer, self.tokenizer, self.keep)
+        parallel.wait()
         self._seconds = time.perf_counter() - started
 
     def seconds_ahead(self, step: int, total: int, step_seconds: float) -> float:

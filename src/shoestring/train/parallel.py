@@ -8,6 +8,7 @@ torch.distributed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import torch
@@ -15,6 +16,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 BUCKET_NUMBERS = 16 * 2**20  # numbers exchanged at once: large enough for the link, small beside the model
+
+
+def start() -> None:
+    """Join the processes that torchrun started, if it did and nobody has joined them yet."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def is_parallel() -> bool:

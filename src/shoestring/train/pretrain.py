@@ -15,7 +15,7 @@ import torch
 
 from shoestring.core import console
 from shoestring.core.device import resolve_device
-from shoestring.core.errors import BudgetError, ConfigError, RunError
+from shoestring.core.errors import BudgetError, ConfigError, DataError, RunError
 from shoestring.core.machine import matrix_peak, peak_rss_bytes
 from shoestring.core.seeds import seed_everything
 from shoestring.data.loader import PackedLoader, SequentialPass
@@ -64,19 +64,20 @@ def pretrain(
     ConfigError, DataError, ModelFileError, RunError, and Interrupted when the user stopped the run.
     """
     changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
+    parallel.start()
     run = _open(recipe, resume, changed)
     recipe, out = run.recipe, run.out
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     device = resolve_device(recipe.device)
     if run.checkpoint is not None and read_state(run.checkpoint).finished:
-        console.err.print(f"{out} is finished; nothing is left to train")
+        _say(f"{out} is finished; nothing is left to train")
         return _result(run, read_state(run.checkpoint), load_model(run.checkpoint).parameter_count(), None)
     model, shards = _model_and_data(run, device)
     tokenizer = shards.tokenizer
     compute = _compute_dtype(recipe, device)
     state = TrainerState() if run.checkpoint is None else read_state(run.checkpoint)
-    console.err.print(header(recipe, run.origin, out, model.config, shards, state))
+    _say(header(recipe, run.origin, out, model.config, shards, state))
     _train(run, state, model, shards, tokenizer, device, compute)
     return _result(run, state, model.parameter_count(), shards)
 
@@ -206,6 +207,12 @@ def _train(
     pace: Pace = TimeBudget(settings.time) if settings.time is not None else FixedSteps(planned_steps(recipe))
     seed_everything(recipe.seed + 1)
     if run.checkpoint is not None:
+        if state.data.get("shards") != shards.index["sha256"]:
+            raise DataError(
+                "the text or its preparation has changed since this run began",
+                recipe.data.source,
+                "continue from its model with --model.init instead",
+            )
         loader.restore(state.data)
         restore_optimizer(run.checkpoint, model, optimizer)
     peak, token_flops = matrix_peak(compute, device), flops_per_token(model.config, length)
@@ -226,8 +233,12 @@ def _train(
         build_reporters(recipe, out),
         len(state.events),
     )
+
+    def data_state() -> dict[str, Any]:
+        return {**loader.state(), "shards": shards.index["sha256"]}
+
     saving = Checkpoint(
-        out, model, optimizer, tokenizer, loader.state, settings.checkpoint_every, settings.keep
+        out, model, optimizer, tokenizer, data_state, settings.checkpoint_every, settings.keep
     )
     line = ProgressLine(token_flops, peak, device)
     model.train()
@@ -302,4 +313,5 @@ def _result(run: _Run, state: TrainerState, parameters: int, shards: ShardFolder
 
 
 def _say(sentence: str) -> None:
-    console.err.print(sentence)
+    if parallel.rank() == 0:
+        console.err.print(sentence)

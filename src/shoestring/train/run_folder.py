@@ -56,9 +56,7 @@ def find_run(text: str | Path) -> Path:
         return path
     if (path.name == "latest" or path.name.startswith("step-")) and (path.parent / RECIPE).is_file():
         return path.parent
-    raise RunError(
-        "no run to resume here: there is no recipe.yaml", str(path), "give the --out folder of a run"
-    )
+    raise RunError("no run to resume here: there is no recipe.yaml", str(path), "give the --out folder of a run")
 
 
 def resumed_recipe(folder: Path, given: Recipe | None, overrides: dict[str, Any] | None) -> Recipe:
@@ -68,17 +66,18 @@ def resumed_recipe(folder: Path, given: Recipe | None, overrides: dict[str, Any]
     """
     saved = load_recipe(folder / RECIPE)
     wanted = given if given is not None else load_recipe(folder / RECIPE, overrides)
+    if wanted.out is not None and Path(wanted.out).absolute() not in (
+        folder.absolute(),
+        Path(saved.out or "").absolute(),
+    ):
+        raise RunError("a resumed run stays in its folder", str(folder), "leave out --out")
     differing = [key for key in _differences(saved, wanted) if not _may_change(key)]
     if differing:
         before, now = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
         lines = [f"{key}: {_show(before, key)} in the run, {_show(now, key)} now" for key in differing]
-        lines.append(
-            "a resume may change only log.*, train.keep and description; for anything else start a new run,"
-        )
+        lines.append("a resume may change only log.*, train.keep and description; for anything else start a new run,")
         lines.append("or continue from this model with --model.init")
-        raise RunError(
-            f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines)
-        )
+        raise RunError(f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines))
     return wanted.model_copy(update={"out": saved.out})
 
 
