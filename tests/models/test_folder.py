@@ -335,10 +335,18 @@ def test_a_failed_save_leaves_the_old_folder_whole(folder, monkeypatch):
     assert [child.name for child in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_model_without_a_family_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ModelFileError, match="family"):
-        save_model(build(tiny(output_bias=True), seed=0), tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+def test_a_model_that_transformers_has_no_kind_for_is_saved_under_our_own_name_and_refused_by_theirs(tmp_path):
+    from transformers import AutoConfig
+
+    model = build(tiny(output_bias=True), seed=0)
+    save_model(model, tmp_path / "model")
+    content = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert content["model_type"] == "shoestring" and "shoestring.load" in content["note"]
+    loaded = load_model(tmp_path / "model")
+    assert loaded.config == model.config
+    assert_same_weights(loaded, model)
+    with pytest.raises(ValueError, match="shoestring"):
+        AutoConfig.from_pretrained(tmp_path / "model")
 
 
 def test_saving_copies_no_weights(tmp_path, monkeypatch):

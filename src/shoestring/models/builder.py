@@ -1,7 +1,7 @@
 """The one place that looks at kinds: from a `ModelConfig` to a `Decoder` of ready parts.
 
-To add a kind: give it a config in `nn/`, a module in `nn/`, a place in `ModelConfig`, and a row in a table here. Tables go from
-config class to module class; modules of one table are built and called alike.
+To add a kind: give it a config in `nn/`, a module in `nn/`, a place in `ModelConfig`, and a row in a table
+here. Tables go from config class to module class; modules of one table are built and called alike.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from shoestring.nn.block import SequentialBlock
 from shoestring.nn.cache import KVCache
 from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig
 from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
-from shoestring.nn.feed_forward_config import GELUConfig, SquaredReLUConfig, SwiGLUConfig
+from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
 from shoestring.nn.linear import Linear
 from shoestring.nn.low_rank import LowRankLinear
+from shoestring.nn.moe import MixtureOfExperts
 from shoestring.nn.norm import RMSNorm
 from shoestring.nn.position import LearnedPositions
 from shoestring.nn.reversible import ReversibleBlock, ReversibleRun
 from shoestring.nn.rope import RotaryEmbedding
-from shoestring.nn.stack import SequentialRun, block_order
+from shoestring.nn.stack import Run, SequentialRun, block_order
 
 # Kind(config, width, epsilon, make_linear): (x_BTD, context, cache) -> y_BTD
 ATTENTION: dict[type, Callable[..., nn.Module]] = {
@@ -40,9 +41,10 @@ FEED_FORWARD: dict[type, Callable[..., nn.Module]] = {
     SwiGLUConfig: SwiGLU,
     GELUConfig: GELU,
     SquaredReLUConfig: SquaredReLU,
+    MoEConfig: MixtureOfExperts,
 }
-BLOCK = {"sequential": SequentialBlock, "reversible": ReversibleBlock}
-RUN = {"sequential": SequentialRun, "reversible": ReversibleRun}
+BLOCK: dict[str, Callable[..., nn.Module]] = {"sequential": SequentialBlock, "reversible": ReversibleBlock}
+RUN: dict[str, Callable[..., Run]] = {"sequential": SequentialRun, "reversible": ReversibleRun}
 # (config, layers) -> what makes a cache of (batch, capacity, device, dtype)
 CACHE: dict[type, Callable[..., Callable[..., KVCache]]] = {
     GQAConfig: lambda config, layers: functools.partial(
@@ -100,12 +102,15 @@ def linear_maker(config: LinearConfig) -> Callable[..., nn.Module]:
 
 def _assemble(config: ModelConfig) -> Decoder:
     attention = config.attention
-    # Given a weight, because drawing one on the meta device makes torch import its compiler: two seconds for nothing.
+    # Given a weight, because drawing one on the meta device makes torch import its compiler: two seconds
+    # for nothing.
     embedding = nn.Embedding(
         config.vocabulary, config.width, _weight=torch.empty(config.vocabulary, config.width)
     )
     weight = embedding.weight if config.tied_head else nn.Parameter(torch.empty_like(embedding.weight))
-    rotary = isinstance(config.position, RopeConfig)
+    rotary = None
+    if isinstance(config.position, RopeConfig):
+        rotary = RotaryEmbedding(config.position, attention.rotary_width)
     inputs: dict[str, nn.Module] = {}
     if config.has_learned_positions:
         inputs["positions"] = LearnedPositions(config.context, config.width)
@@ -117,7 +122,7 @@ def _assemble(config: ModelConfig) -> Decoder:
         run=RUN[config.block](block_order(config.layers, config.sharing)),
         norm=RMSNorm(config.width, config.norm_epsilon),
         head=Head(weight) if config.logit_softcap is None else SoftcappedHead(weight, config.logit_softcap),
-        rotary=RotaryEmbedding(config.position, attention.rotary_width) if rotary else None,
+        rotary=rotary,
         make_cache=CACHE[type(attention)](attention, config.layers),
     )
 
@@ -130,8 +135,9 @@ _INTO_RESIDUAL = re.compile(r"blocks\.\d+\.(attention\.output|feed_forward\.(.+\
 def initialize(decoder: Decoder, seed: int) -> None:
     """Fresh weights: normal with the config's range, projections into the residual stream narrower by √(2L).
 
-    The narrowing is GPT-2's (Radford et al. 2019, section 2.3): the stream's variance stays put as depth grows. Norms are
-    one, biases zero. A module with a method `initialize(random, std)` fills all of its own parameters instead.
+    The narrowing is GPT-2's (Radford et al. 2019, section 2.3): the stream's variance stays put as depth
+    grows. Norms are one, biases zero. A module with a method `initialize(random, std)` fills all of its own
+    parameters instead.
     """
     config = decoder.config
     random = generator(seed, "initialize")

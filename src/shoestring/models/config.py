@@ -1,8 +1,9 @@
 """The config of a decoder: sizes, one config for each kind of part, and options. Torch-free.
 
-Parts are told apart by `kind`; an attention without one is `gqa`, a feed-forward `swiglu`, positions `rope`. Combinations that
-make no sense are refused here, with the reason. `parameters()` counts from the shapes alone, so that a recipe can be
-sized and refused before torch is imported; a test holds it to what the builder really allocates.
+Parts are told apart by `kind`; an attention without one is `gqa`, a feed-forward `swiglu`, positions
+`rope`. Combinations that make no sense are refused here, with the reason. `parameters()` counts from the
+shapes alone, so that a recipe can be sized and refused before torch is imported; a test holds it to what
+the builder really allocates.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from shoestring.nn.config import (
     RopeLearnedConfig,
     SharingConfig,
 )
-from shoestring.nn.feed_forward_config import GELUConfig, SquaredReLUConfig, SwiGLUConfig
+from shoestring.nn.feed_forward_config import FeedForwardConfig
 
 
 def _usual(kind: str) -> BeforeValidator:
@@ -35,9 +36,7 @@ def _usual(kind: str) -> BeforeValidator:
 
 
 AttentionPart = Annotated[GQAConfig, _usual("gqa")]
-FeedForwardPart = Annotated[
-    Annotated[SwiGLUConfig | GELUConfig | SquaredReLUConfig, Field(discriminator="kind")], _usual("swiglu")
-]
+FeedForwardPart = Annotated[FeedForwardConfig, _usual("swiglu")]
 PositionPart = Annotated[PositionConfig, _usual("rope")]
 LinearPart = Annotated[LinearConfig, _usual("dense")]
 

@@ -1,9 +1,9 @@
 """The decoder: embed, then every block, then the final norm. The head is separate.
 
-`blocks` are the unique ones; how they run (order, sharing, what is recomputed) is `nn.stack`'s or `nn.reversible`'s. tokens_BT ->
-(hidden_BTD, aux). Callers that want logits call `decoder.head(hidden)`; training goes through the chunked
-head-and-loss function instead, which never holds [B, T, V]. No `forward` here tests a kind: `models.builder` has
-decided what the parts are.
+`blocks` are the unique ones; how they run (order, sharing, what is recomputed) is `nn.stack`'s or
+`nn.reversible`'s. tokens_BT -> (hidden_BTD, aux). Callers that want logits call `decoder.head(hidden)`;
+training goes through the chunked head-and-loss function instead, which never holds [B, T, V]. No `forward`
+here tests a kind: `models.builder` has decided what the parts are.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from shoestring.nn.stack import Run
 class Head(nn.Module):
     """hidden [..., D] -> logits [..., V]. Its weight [V, D] may be the embedding's."""
 
-    softcap: float | None = None
+    softcap: float | None = None  # for whoever computes the logits itself
 
-    def __init__(self, weight_VD: nn.Parameter):
+    def __init__(self, weight_VD: Tensor):
         super().__init__()
         self.weight = weight_VD
 
@@ -38,9 +38,9 @@ class Head(nn.Module):
 class SoftcappedHead(Head):
     """logits become cap · tanh(logits / cap) (Gemma 2, arXiv 2408.00118)."""
 
-    def __init__(self, weight_VD: nn.Parameter, softcap: float):
+    def __init__(self, weight_VD: Tensor, softcap: float):
         super().__init__(weight_VD)
-        self.softcap = softcap
+        self.softcap: float = softcap
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.tanh(super().forward(hidden) / self.softcap) * self.softcap
@@ -71,7 +71,8 @@ class Decoder(nn.Module):
         self.rotary = rotary
         self._run = run
         self._make_cache = make_cache
-        self.checkpoint_blocks: Recompute = "selective"  # what going backward computes again instead of having kept it
+        # What going backward computes again instead of having kept it.
+        self.checkpoint_blocks: Recompute = "selective"
 
     def forward(
         self,
@@ -83,8 +84,9 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """-> hidden_BTD after the final norm, and the extra losses summed over the layers.
 
-        positions_BT defaults to 0, 1, ... (after what the cache holds). segments_BT separates packed documents; −1
-        marks padding on the right. With a cache, all tokens that are not padding are appended to it.
+        positions_BT defaults to 0, 1, ... (after what the cache holds). segments_BT separates packed
+        documents; −1 marks padding on the right. With a cache, all tokens that are not padding are appended
+        to it.
         """
         context = make_context(tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE)
         x_BTD = self.embedding(tokens_BT)

@@ -131,8 +131,8 @@ def _settle_head(config: ModelConfig, family: Family, where: dict[str, TensorFil
 def _check_size(config: ModelConfig, where: dict[str, TensorFile], folder: Path) -> None:
     """First of all: an absurd config must not make an absurd number of modules, or overflow a shape."""
     held = {match.group(1) for name in where if (match := re.match(r"model\.layers\.(\d+)\.", name))}
-    if config.layers != len(held):
-        counts = f"config.json says {config.layers:,} layers, the weights hold {len(held):,}"
+    if config.unique_layers != len(held):
+        counts = f"config.json says {config.unique_layers:,} layers, the weights hold {len(held):,}"
         raise ModelFileError(counts, str(folder), _MISMATCH)
     if config.parameter_count() > 2**48:
         raise ModelFileError(

@@ -1,8 +1,8 @@
 """Low-rank linear: y = B(A x) + b with A [r, in] and B [out, r], in place of one matrix [out, in].
 
-From scratch, or from a dense weight: the truncated SVD is the best factorization of W itself (Eckart and Young), and with
-the second moment M = E[x xᵀ] of the inputs the factors minimize E‖Wx − BAx‖² instead (as in SVD-LLM, arXiv 2403.07378). For the
-latter, W·M^½ is truncated and M^−½ multiplied back.
+From scratch, or from a dense weight: the truncated SVD is the best factorization of W itself (Eckart and
+Young), and with the second moment M = E[x xᵀ] of the inputs the factors minimize E‖Wx − BAx‖² instead (as
+in SVD-LLM, arXiv 2403.07378). For the latter, W·M^½ is truncated and M^−½ multiplied back.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Learned absolute positions, added to the embedding (GPT-2; Vaswani et al., arXiv 1706.03762, section 3.5).
 
-(x_BTD, context) -> x_BTD. A table of `context` rows of width D, read at each token's position within its document, so
-packed documents start at row 0. Usable alone or together with rotary positions.
+(x_BTD, context) -> x_BTD. A table of `context` rows of width D, read at each token's position within its
+document, so packed documents start at row 0. Usable alone or together with rotary positions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Replacing a linear by one of another kind: `from_linear(linear, config)` and `to_linear()`, in a validated order.
 
-Each kind has a stage: dense 0, factorized 1, quantized 2, adapted 3. A linear may only be replaced by one of a later stage:
-a quantized base under an adapter is QLoRA, while quantizing an adapter's linear would bury the adapter. A kind joins
-with `@linear_kind(ItsConfig, stage)` on a module that has both methods.
+Each kind has a stage: dense 0, factorized 1, quantized 2, adapted 3. A linear may only be replaced by one
+of a later stage: a quantized base under an adapter is QLoRA, while quantizing an adapter's linear would
+bury the adapter. A kind joins with `@linear_kind(ItsConfig, stage)` on a module that has both methods.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def stage_of(linear: nn.Module) -> int:
 def from_linear(linear: nn.Module, config: Config, **data: Any) -> nn.Module:
     """The replacement of `linear` that `config` describes, computing the same or nearly so.
 
-    data: what the kind can use besides, such as `second_moment` of the inputs. Raises ConfigError for an order that
-    makes no sense, as quantizing what is adapted.
+    data: what the kind can use besides, such as `second_moment` of the inputs. Raises ConfigError for an
+    order that makes no sense, as quantizing what is adapted.
     """
     module, stage = _KINDS[type(config)]
     before = stage_of(linear)
@@ -73,11 +73,11 @@ def replace_linears(
     root: nn.Module, config: Config, chosen: Callable[[str, nn.Module], bool], **data: Any
 ) -> list[str]:
     """Replace in place each linear below `root` for which chosen(dotted name, linear); -> their names."""
-    found = [
-        name
-        for name, module in root.named_modules()
-        if isinstance(module, (nn.Linear, *(kind for kind, _ in _KINDS.values()))) and chosen(name, module)
-    ]
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear, *(kind for kind, _ in _KINDS.values()))
+    found = []
+    for name, module in root.named_modules():
+        if isinstance(module, kinds) and chosen(name, module):
+            found.append(name)
     for name in found:
         parent, _, last = name.rpartition(".")
         owner = root.get_submodule(parent)

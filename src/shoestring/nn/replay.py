@@ -1,8 +1,8 @@
 """Choices made once: what a recomputed part decided in its first run is read back in the second, not decided again.
 
-Reversible blocks rebuild their inputs, which then differ in the last bits and can flip an expert router's top-k; a
-memory bank has changed between the two runs. A part that chooses wraps the choice in `replayed`, and whoever runs it
-twice wraps both runs in one `Replay`.
+Reversible blocks rebuild their inputs, which then differ in the last bits and can flip an expert router's
+top-k; a memory bank has changed between the two runs. A part that chooses wraps the choice in `replayed`,
+and whoever runs it twice wraps both runs in one `Replay`.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Reversible blocks (RevNet, arXiv 1707.04585; Reformer, 2001.04451): activation memory that does not grow with depth.
 
-Two streams of width D, both starting as the embedding: y1 = x1 + F(x2), y2 = x2 + G(y1), F attention and G feed-forward, each
-with its norm inside. The forward pass keeps only the last pair; going backward, each block rebuilds its inputs from its
-outputs: x2 = y2 − G(y1), x1 = y1 − F(x2). Streams are float32 at least, so that subtracting gives back what was added.
-`ReversibleRun.plain` is the twin: the same function in ordinary autograd.
+Two streams of width D, both starting as the embedding: y1 = x1 + F(x2), y2 = x2 + G(y1), F attention and G
+feed-forward, each with its norm inside. The forward pass keeps only the last pair; going backward, each
+block rebuilds its inputs from its outputs: x2 = y2 − G(y1), x1 = y1 − F(x2). Streams are float32 at least,
+so that subtracting gives back what was added. `ReversibleRun.plain` is the twin: the same function in
+ordinary autograd.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class ReversibleRun:
         self.order = order
 
     def __call__(
-        self, blocks: Sequence[nn.Module], x_BTD: Tensor, context: Context, cache, recompute: Recompute
+        self, blocks: nn.ModuleList, x_BTD: Tensor, context: Context, cache, recompute: Recompute
     ) -> tuple[Tensor, Aux]:
         if cache is not None or not torch.is_grad_enabled():
             return self.plain(blocks, x_BTD, context, cache)
@@ -71,14 +72,14 @@ class ReversibleRun:
         aux: Aux = {}
         for index in self.order:
             block = blocks[index]
-            call = _Call(block, context, last, recompute == "selective")
+            call = _Call(cast(ReversibleBlock, block), context, last, recompute == "selective")
             weights = [p for p in block.parameters() if p.requires_grad]
             y1, y2, *losses = _Rebuilt.apply(call, y1, y2, *weights)
             add_losses(aux, dict(zip(call.losses, losses, strict=True)))
         return _Join.apply(last, y1, y2).to(x_BTD.dtype), aux
 
     def plain(
-        self, blocks: Sequence[nn.Module], x_BTD: Tensor, context: Context, cache=None
+        self, blocks: nn.ModuleList, x_BTD: Tensor, context: Context, cache=None
     ) -> tuple[Tensor, Aux]:
         y1 = y2 = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
         aux: Aux = {}
@@ -117,7 +118,7 @@ class _Join(torch.autograd.Function):
 class _Call:
     """One block at one position: what its second run must repeat."""
 
-    block: nn.Module
+    block: ReversibleBlock
     context: Context
     last: _LastPair
     selective: bool

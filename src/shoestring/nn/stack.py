@@ -1,15 +1,15 @@
 """How blocks run: in which order, and what is kept of them for the backward pass.
 
-`run(blocks, x_BTD, context, cache, recompute) -> (x_BTD, aux)`, chosen once by the builder. `blocks` are the unique ones;
-`order[position]` says which of them stands at each of the L positions (parameter sharing: ALBERT, arXiv
-1909.11942; Universal Transformer, 1807.03819). Every position has its own part of the cache. What is recomputed:
-nothing, the cheap parts (`nn.recompute`), or whole blocks (arXiv 1604.06174).
+`run(blocks, x_BTD, context, cache, recompute) -> (x_BTD, aux)`, chosen once by the builder. `blocks` are
+the unique ones; `order[position]` says which of them stands at each of the L positions (parameter sharing:
+ALBERT, arXiv 1909.11942; Universal Transformer, 1807.03819). Every position has its own part of the cache.
+What is recomputed: nothing, the cheap parts (`nn.recompute`), or whole blocks (arXiv 1604.06174).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Run(Protocol):
     """What the decoder calls."""
 
     def __call__(
-        self, blocks: Sequence[nn.Module], x_BTD: Tensor, context: Context, cache, recompute: Recompute
+        self, blocks: nn.ModuleList, x_BTD: Tensor, context: Context, cache, recompute: Recompute
     ) -> tuple[Tensor, Aux]: ...
 
 
@@ -54,7 +54,7 @@ class SequentialRun:
         self.order = order
 
     def __call__(
-        self, blocks: Sequence[nn.Module], x_BTD: Tensor, context: Context, cache, recompute: Recompute
+        self, blocks: nn.ModuleList, x_BTD: Tensor, context: Context, cache, recompute: Recompute
     ) -> tuple[Tensor, Aux]:
         # A cache must be appended to once, so nothing that touches it runs again.
         call = keeping(recompute if cache is None and torch.is_grad_enabled() else "selective")
@@ -66,7 +66,7 @@ class SequentialRun:
         return x_BTD, aux
 
 
-def keeping(recompute: Recompute) -> Callable[..., tuple[Tensor, ...]]:
+def keeping(recompute: Recompute) -> Callable[..., Any]:
     """How to call a block: call(block, *its inputs) -> its outputs."""
     return {"none": _keep_all, "selective": _keep_costly, "full": _keep_inputs}[recompute]
 
@@ -85,6 +85,7 @@ def _keep_inputs(block: nn.Module, *inputs):
 
 
 def _run_again(choices: Replay, block: nn.Module, *inputs):
-    # Only the innermost saved-tensor hooks see a tensor: those of `recomputing` would hide what is to be dropped.
+    # Only the innermost saved-tensor hooks see a tensor: those of `recomputing` would hide what is to be
+    # dropped.
     with choices.run(), recomputing_nothing():
         return block(*inputs)

@@ -10,6 +10,7 @@ from shoestring.core.machine import total_memory_bytes
 from shoestring.core.units import format_bytes, format_count, format_seconds
 from shoestring.data.shards import ShardFolder
 from shoestring.models.config import ModelConfig
+from shoestring.nn.config import GQAConfig
 from shoestring.train.config import Recipe
 from shoestring.train.state import TrainerState
 
@@ -71,7 +72,8 @@ def header(
 ) -> str:
     """The aligned lines before training. origin: "quickstart (built in)"."""
     attention = config.attention
-    shape = f"{config.layers} layers × {config.width}, GQA {attention.heads}/{attention.kv_heads}"
+    heads = f"{attention.heads}/{attention.kv_heads}" if isinstance(attention, GQAConfig) else f"{attention.heads}"
+    shape = f"{config.layers} layers × {config.width}, {attention.kind.upper()} {heads}"
     size = format_count(config.parameter_count())
     train, held_out = (format_count(shards.token_count(split)) for split in ("train", "validation"))
     # Weights, their gradients and two moments, in float32.

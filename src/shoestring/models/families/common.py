@@ -10,6 +10,7 @@ from typing import Any
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.family import Fields
 from shoestring.models.families.rotary import write_rope
+from shoestring.nn.config import GQAConfig, RopeConfig, SwiGLUConfig
 
 
 def read_sizes(fields: Fields, default_context: int) -> dict[str, Any]:
@@ -25,16 +26,33 @@ def read_sizes(fields: Fields, default_context: int) -> dict[str, Any]:
     }
 
 
+def is_ordinary(config: ModelConfig) -> bool:
+    """Nothing that transformers has no field for: one plain stream, every block its own, rotary positions alone."""
+    kinds = config.block == "sequential" and config.position.kind == "rope" and config.linear.kind == "dense"
+    return kinds and config.sharing is None and config.logit_softcap is None
+
+
+def dense_parts(config: ModelConfig) -> tuple[GQAConfig, SwiGLUConfig] | None:
+    """The two parts of a block as Llama and its dense descendants have them; None when the config has others."""
+    attention, feed_forward = config.attention, config.feed_forward
+    if is_ordinary(config) and isinstance(attention, GQAConfig) and isinstance(feed_forward, SwiGLUConfig):
+        return attention, feed_forward
+    return None
+
+
 def common_fields(config: ModelConfig) -> dict[str, Any]:
-    """What every family here writes."""
-    attention = config.attention
+    """What every dense family here writes."""
+    parts = dense_parts(config)
+    assert parts is not None and isinstance(config.position, RopeConfig)
+    attention, feed_forward = parts
     return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
-        "intermediate_size": config.feed_forward.width,
+        "intermediate_size": feed_forward.width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_width,
         "hidden_act": "silu",
         "max_position_embeddings": config.context,
         "initializer_range": config.initializer_range,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoestring.models.config import ModelConfig
-from shoestring.models.families.common import common_fields, read_sizes
+from shoestring.models.families.common import common_fields, dense_parts, read_sizes
 from shoestring.models.families.family import BLOCK_NAMES, OUTER_NAMES, Family, Fields
 from shoestring.models.families.rotary import read_rope
 from shoestring.nn.config import GQAConfig, SwiGLUConfig
@@ -33,18 +33,20 @@ def _read(fields: Fields) -> ModelConfig:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
+    parts = dense_parts(config)
+    assert parts is not None
+    attention, feed_forward = parts
     return {
         **common_fields(config),
-        "head_dim": config.attention.head_width,
-        "attention_bias": config.attention.qkv_bias,
-        "mlp_bias": config.feed_forward.bias,
+        "attention_bias": attention.qkv_bias,
+        "mlp_bias": feed_forward.bias,
         "pretraining_tp": 1,
     }
 
 
 def _expresses(config: ModelConfig) -> bool:
-    attention = config.attention
-    return not attention.qk_norm and attention.qkv_bias == attention.output_bias
+    parts = dense_parts(config)
+    return parts is not None and not parts[0].qk_norm and parts[0].qkv_bias == parts[0].output_bias
 
 
 LLAMA = Family("llama", "LlamaForCausalLM", _read, _write, _expresses, BLOCK_NAMES, OUTER_NAMES)

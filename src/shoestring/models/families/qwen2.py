@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoestring.models.config import ModelConfig
-from shoestring.models.families.common import common_fields, read_sizes, refuse_windows, window_fields
+from shoestring.models.families.common import common_fields, dense_parts, read_sizes, refuse_windows, window_fields
 from shoestring.models.families.family import BLOCK_NAMES, OUTER_NAMES, Family, Fields
 from shoestring.models.families.rotary import read_rope
 from shoestring.nn.config import GQAConfig, SwiGLUConfig
@@ -28,14 +28,19 @@ def _read(fields: Fields) -> ModelConfig:
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     values = {**common_fields(config), **window_fields(config)}
-    if config.attention.head_width * config.attention.heads != config.width:
-        values["head_dim"] = config.attention.head_width
+    parts = dense_parts(config)
+    assert parts is not None
+    if parts[0].head_width * parts[0].heads == config.width:
+        del values["head_dim"]  # its own default, and older readers do not know the field
     return values
 
 
 def _expresses(config: ModelConfig) -> bool:
-    attention = config.attention
-    biases = attention.qkv_bias and not attention.output_bias and not config.feed_forward.bias
+    parts = dense_parts(config)
+    if parts is None:
+        return False
+    attention, feed_forward = parts
+    biases = attention.qkv_bias and not attention.output_bias and not feed_forward.bias
     return biases and not attention.qk_norm
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoestring.models.config import ModelConfig
-from shoestring.models.families.common import common_fields, read_sizes, refuse_windows, window_fields
+from shoestring.models.families.common import common_fields, dense_parts, read_sizes, refuse_windows, window_fields
 from shoestring.models.families.family import BLOCK_NAMES, OUTER_NAMES, Family, Fields
 from shoestring.models.families.rotary import read_rope
 from shoestring.nn.config import GQAConfig, SwiGLUConfig
@@ -29,17 +29,21 @@ def _read(fields: Fields) -> ModelConfig:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
+    parts = dense_parts(config)
+    assert parts is not None
     return {
         **common_fields(config),
         **window_fields(config),
-        "head_dim": config.attention.head_width,
-        "attention_bias": config.attention.qkv_bias,
+        "attention_bias": parts[0].qkv_bias,
     }
 
 
 def _expresses(config: ModelConfig) -> bool:
-    attention = config.attention
-    return attention.qk_norm and attention.qkv_bias == attention.output_bias and not config.feed_forward.bias
+    parts = dense_parts(config)
+    if parts is None:
+        return False
+    attention, feed_forward = parts
+    return attention.qk_norm and attention.qkv_bias == attention.output_bias and not feed_forward.bias
 
 
 QWEN3 = Family("qwen3", "Qwen3ForCausalLM", _read, _write, _expresses, BLOCK_NAMES, OUTER_NAMES)

@@ -12,19 +12,15 @@ from shoestring.models.families.family import Family
 from shoestring.models.families.llama import LLAMA
 from shoestring.models.families.qwen2 import QWEN2
 from shoestring.models.families.qwen3 import QWEN3
+from shoestring.models.families.shoestring import SHOESTRING
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN3, QWEN2, LLAMA)}
+# The first that can express a config writes it: ours comes last, because transformers cannot read it.
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN3, QWEN2, LLAMA, SHOESTRING)}
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family that can express this config. Raises ModelFileError when none can."""
-    for family in FAMILIES.values():
-        if family.expresses(config):
-            return family
-    raise ModelFileError(
-        "no Hugging Face model family has this combination of biases and norms",
-        hint="llama: biases on all attention projections or none; qwen2: qkv_bias alone; qwen3: qk_norm",
-    )
+    """The first family that can express this config; our own can express all."""
+    return next(family for family in FAMILIES.values() if family.expresses(config))
 
 
 def family_named(model_type: Any, where: str | None = None) -> Family:

@@ -1,0 +1,101 @@
+"""Random valid configs of tiny decoders over all kinds and options, for the property test.
+
+A draw that ModelConfig refuses is drawn again: which combinations are impossible is the config's to say.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from pydantic import ValidationError
+
+from shoestring.models.config import ModelConfig
+
+VOCABULARY, CONTEXT = 61, 32
+
+
+def draw_config(seed: int) -> ModelConfig:
+    """The config of this seed."""
+    rng = random.Random(seed)
+    for _ in range(100):
+        try:
+            return ModelConfig.model_validate(_draw(rng))
+        except ValidationError:
+            continue
+    raise AssertionError(f"seed {seed}: no valid config in 100 draws")
+
+
+def _draw(rng: random.Random) -> dict[str, Any]:
+    layers = rng.randint(1, 4)
+    linear = rng.choice([{"kind": "dense"}, {"kind": "dense"}, {"kind": "low_rank", "rank": rng.choice([2, 5])}])
+    sharing = {"unique_layers": rng.randint(1, layers), "order": rng.choice(["cycle", "repeat"])}
+    return {
+        "vocabulary": VOCABULARY,
+        "width": rng.choice([16, 24, 32]),
+        "layers": layers,
+        "context": CONTEXT,
+        "attention": rng.choice(ATTENTIONS)(rng),
+        "feed_forward": rng.choice(FEED_FORWARDS)(rng),
+        "position": rng.choice(POSITIONS),
+        "block": rng.choice(["sequential", "reversible"]),
+        "sharing": rng.choice([None, sharing]),
+        "linear": linear,
+        "tied_head": rng.random() < 0.5,
+        "logit_softcap": rng.choice([None, None, 5.0]),
+        "zero_init_output": rng.random() < 0.2,
+        "norm_epsilon": rng.choice([1e-5, 1e-3]),
+    }
+
+
+def _flip(rng: random.Random) -> bool:
+    return rng.random() < 0.5
+
+
+def _gqa(rng: random.Random) -> dict[str, Any]:
+    kv_heads = rng.choice([1, 2])
+    return {
+        "kind": "gqa",
+        "heads": kv_heads * rng.choice([1, 2]),
+        "kv_heads": kv_heads,
+        "head_width": rng.choice([4, 8]),
+        "qkv_bias": _flip(rng),
+        "output_bias": _flip(rng),
+        "qk_norm": _flip(rng),
+    }
+
+
+def _swiglu(rng: random.Random) -> dict[str, Any]:
+    return {"kind": "swiglu", "width": rng.choice([16, 40]), "bias": _flip(rng)}
+
+
+def _gelu(rng: random.Random) -> dict[str, Any]:
+    return {"kind": "gelu", "width": rng.choice([16, 40]), "bias": _flip(rng), "tanh": _flip(rng)}
+
+
+def _relu2(rng: random.Random) -> dict[str, Any]:
+    return {"kind": "relu2", "width": rng.choice([16, 40]), "bias": _flip(rng)}
+
+
+def _moe(rng: random.Random) -> dict[str, Any]:
+    experts = rng.choice([1, 2, 4])
+    return {
+        "kind": "moe",
+        "width": 16,
+        "experts": experts,
+        "active": rng.randint(1, experts),
+        "shared_width": rng.choice([0, 8]),
+        "normalize": _flip(rng),
+        "balance": rng.choice(["loss", "bias", "none"]),
+    }
+
+
+ATTENTIONS = [_gqa]
+FEED_FORWARDS = [_swiglu, _gelu, _relu2, _moe]
+POSITIONS = [
+    {"kind": "rope"},
+    {"kind": "rope", "theta": 500.0, "scaling": {"kind": "linear", "factor": 2.0}},
+    {"kind": "learned"},
+    {"kind": "rope_learned"},
+    {"kind": "none"},
+]
