@@ -255,6 +255,12 @@ def test_training_is_deterministic_and_endoftext_is_id_0(trained):
     assert trained.vocabulary_size == 300
 
 
+def test_transformers_begins_a_prompt_as_training_begins_a_document(trained, tmp_path):
+    trained.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("def f").input_ids == [trained.separator_id, *trained.encode("def f")]
+
+
 def test_digits_are_split_one_by_one():
     tokenizer = train_tokenizer(["12345 12345 2024 2024 7777"] * 50, vocabulary=300)
     assert [tokenizer.decode([i]) for i in tokenizer.encode("2024 12345")] == list("2024") + [" "] + list(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -44,7 +44,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    tokenizer = Tokenizer.from_backend(backend, bos=END_OF_TEXT, eos=END_OF_TEXT)
+    # Documents begin with the separator in training, so a prompt must begin with it as well, in any tool.
+    first = (END_OF_TEXT, backend.token_to_id(END_OF_TEXT))
+    backend.post_processor = processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[first])
+    config = {"add_bos_token": True}
+    tokenizer = Tokenizer.from_backend(backend, bos=END_OF_TEXT, eos=END_OF_TEXT, config=config)
     if tokenizer.vocabulary_size < vocabulary:
         found = f"{tokenizer.vocabulary_size:,} of {vocabulary:,} tokens"
         console.err.print(

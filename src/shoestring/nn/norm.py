@@ -22,14 +22,20 @@ def rms_norm_plain(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return normed.to(x.dtype) * weight
 
 
+def _normalize(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The normed x, and the factor of each row [..., 1]."""
+    x32 = wide(x)
+    # linalg.vecdot sums x·x without writing the squares to memory.
+    scale = torch.rsqrt(torch.linalg.vecdot(x32, x32).div_(x.shape[-1]).add_(epsilon)).unsqueeze(-1)
+    return (x32 * scale).to(x.dtype).mul_(weight), scale
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        x32 = wide(x)
-        # linalg.vecdot sums x·x without writing the squares to memory.
-        scale = torch.rsqrt(torch.linalg.vecdot(x32, x32).div_(x.shape[-1]).add_(epsilon)).unsqueeze(-1)
+        y, scale = _normalize(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return (x32 * scale).to(x.dtype).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -54,4 +60,6 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # decoding: the autograd wrapper would cost more than the norm
+            return _normalize(x, self.weight, self.epsilon)[0]
         return _RMSNorm.apply(x, self.weight, self.epsilon)
