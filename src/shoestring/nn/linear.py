@@ -16,7 +16,7 @@ from shoestring.core.matmul import goes_to_onednn, product
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)  # a frozen weight needs no x
         y = product(x, weight)
         return y if bias is None else y.add_(bias)
 

@@ -1,0 +1,280 @@
+"""An adapter on disk is a PEFT folder, adapter_config.json and adapter_model.safetensors, as peft reads and writes it.
+
+Tensors are called base_model.model.MODULE.lora_A.weight [r, in], .lora_B.weight [out, r] and
+.lora_magnitude_vector [out] (DoRA), with Hugging Face's module names. What we do not compute (other adapter types, trained biases or whole modules,
+initializations that change the base) is refused by name, never skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shoestring.core.errors import ModelFileError, NetworkError
+from shoestring.core.files import atomic_folder
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.models.adapters import DEFAULT, adapted_linears, adapter_names, attach_to, switch
+from shoestring.models.decoder import Decoder
+from shoestring.models.families.registry import family_of, read_json
+from shoestring.models.folder import load_model
+from shoestring.models.resolve import Say, find_model
+from shoestring.models.weights import TensorFile
+from shoestring.nn.lora import LoRA
+from shoestring.nn.lora_config import LoRAConfig
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
+_PARTS = {"first": "lora_A.weight", "second": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+
+# Fields that change what an adapter computes, and the values with which they do not.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "lora_bias": (False,),
+    "modules_to_save": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (False,),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+}
+_CHANGES_BASE = re.compile(r"pissa.*|olora|corda|loftq|lora_ga", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What adapter_config.json says. base: a path or a name on the hub.
+
+    The patterns are peft's: regular expressions for the ends of module names, with the rank or alpha of those modules.
+    """
+
+    base: str | None
+    lora: LoRAConfig
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+
+    def of(self, module: str) -> LoRAConfig:
+        """The config of one module, by Hugging Face's name."""
+        rank, alpha = (
+            next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), None)
+            for pattern in (self.rank_pattern, self.alpha_pattern)
+        )
+        changed = {"rank": rank, "alpha": alpha}
+        return self.lora.model_copy(update={key: value for key, value in changed.items() if value is not None})
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether this is the folder of an adapter and not of a whole model."""
+    folder = Path(folder)
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def read_adapter_config(folder: str | Path) -> AdapterConfig:
+    """Raises ModelFileError with the field that is wrong or not supported."""
+    file = Path(folder) / CONFIG
+    values = read_json(file)
+    for key, neutral in _NEUTRAL.items():
+        if key in values and values[key] not in neutral:
+            message = f"{key} is {values[key]!r}, which is not supported"
+            raise ModelFileError(message, str(file), f"only {neutral[0]!r} is")
+    start = values.get("init_lora_weights", True)
+    if isinstance(start, str) and _CHANGES_BASE.fullmatch(start):
+        raise ModelFileError(
+            f"init_lora_weights is {start!r}, which changes the base model's weights", str(file),
+            "have peft convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+        )  # fmt: skip
+    try:
+        lora = LoRAConfig(
+            rank=values.get("r", 8),
+            alpha=float(values.get("lora_alpha", 8)),
+            dropout=float(values.get("lora_dropout", 0.0)),
+            rank_stabilized=values.get("use_rslora", False),
+            dora=values.get("use_dora", False),
+        )
+        ranks = {str(key): int(value) for key, value in (values.get("rank_pattern") or {}).items()}
+        alphas = {str(key): float(value) for key, value in (values.get("alpha_pattern") or {}).items()}
+        for key in (*ranks, *alphas):
+            re.compile(key)
+    except (ValidationError, TypeError, ValueError, AttributeError, re.error) as error:
+        raise ModelFileError(f"not a usable adapter config: {error}", str(file)) from error
+    base = values.get("base_model_name_or_path")
+    return AdapterConfig(base if isinstance(base, str) and base else None, lora, ranks, alphas)
+
+
+def find_base(folder: str | Path, say: Say | None = None) -> Path:
+    """The folder of the model that an adapter belongs to. Raises ModelFileError when it is not named or not there."""
+    base = read_adapter_config(folder).base
+    where = str(Path(folder) / CONFIG)
+    if base is None:
+        raise ModelFileError("base_model_name_or_path does not name the base model", where)
+    try:
+        return find_model(base, say=say)
+    except (ModelFileError, NetworkError) as error:
+        hint = f"set base_model_name_or_path in {where} to where the base model is now"
+        raise ModelFileError(f"the adapter's base model is not there: {error.message}", error.where, hint) from error
+
+
+def load_adapter(decoder: Decoder, folder: str | Path, name: str = DEFAULT) -> list[str]:
+    """Attach the adapter in a PEFT folder, frozen base and all, and make it active; -> the linears' names.
+
+    Raises ModelFileError with what is missing, unexpected or misshapen.
+    """
+    folder = Path(folder)
+    config = read_adapter_config(folder)
+    if name in adapter_names(decoder):
+        raise ModelFileError(f"an adapter named {name!r} is attached already", str(folder))
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise ModelFileError(
+            "the adapter is pickled, and a pickle can run any program" if pickled else f"no {WEIGHTS} in this folder",
+            str(folder), "save it with safetensors",
+        )  # fmt: skip
+    ours = _module_names(decoder)
+    with TensorFile(folder / WEIGHTS) as file:
+        held: dict[str, set[str]] = {}
+        for tensor in file.infos:
+            match = _TENSOR.fullmatch(tensor)
+            if match is None or match[1] not in ours:
+                raise ModelFileError(f"tensor {tensor} does not belong to this model's linears", str(file.path))
+            held.setdefault(match[1], set()).add(match[2])
+        if not held:
+            raise ModelFileError("there are no adapters in this file", str(file.path))
+        wanted = {"lora_A.weight", "lora_B.weight"} | ({"lora_magnitude_vector"} if config.lora.dora else set())
+        for module, parts in held.items():
+            if parts != wanted:
+                differing = sorted(parts ^ wanted)[0]
+                kind = "is missing" if differing in wanted else "is there, but use_dora is false"
+                raise ModelFileError(f"tensor {_PREFIX}{module}.{differing} {kind}", str(file.path))
+            of_module = config.of(module)
+            rank = file.infos[f"{_PREFIX}{module}.lora_A.weight"].shape[0]
+            if rank != of_module.rank:
+                message = f"the adapter of {module} has rank {rank}, {CONFIG} says {of_module.rank}"
+                raise ModelFileError(message, str(file.path))
+        decoder.requires_grad_(False)
+        for module in held:
+            adapter = attach_to(decoder, ours[module], config.of(module), name)
+            for part, tensor in _tensors(adapter, module).items():
+                if file.infos[part].shape != tuple(tensor.shape):
+                    message = f"tensor {part} has shape {list(file.infos[part].shape)}, not {list(tensor.shape)}"
+                    raise ModelFileError(message, str(file.path), "the adapter belongs to another model")
+                file.read_into(part, tensor)
+    switch(decoder, name)
+    return [ours[module] for module in held]
+
+
+def load_adapted(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    say: Say | None = None,
+) -> tuple[Decoder, Path]:
+    """-> the base model with the adapter of a PEFT folder attached, and the base model's folder."""
+    base = find_base(folder, say)
+    decoder = load_model(base, device=device, dtype=dtype)
+    load_adapter(decoder, folder)
+    return decoder, base
+
+
+def save_adapter(
+    decoder: Decoder,
+    folder: str | Path,
+    base: str | Path | None,
+    name: str = DEFAULT,
+    tokenizer: Tokenizer | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a PEFT folder that appears whole or not at all. base: what peft and we find the base model by."""
+    with atomic_folder(folder, replace=replace) as temporary:
+        write_adapter_files(decoder, temporary, base, name, tokenizer)
+
+
+def write_adapter_files(
+    decoder: Decoder,
+    folder: str | Path,
+    base: str | Path | None,
+    name: str = DEFAULT,
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Write the files of a PEFT folder into an existing folder, which the caller makes appear at once."""
+    folder = Path(folder)
+    theirs = {ours: module for module, ours in _module_names(decoder).items()}
+    adapters: dict[str, LoRA] = {}
+    for linear, module in adapted_linears(decoder).items():
+        if name in module.adapters:
+            adapter = module.adapters[name]
+            assert isinstance(adapter, LoRA)
+            adapters[theirs[linear]] = adapter
+    assert adapters, f"there is no adapter {name!r}"
+    tensors = {key: tensor for module, adapter in adapters.items() for key, tensor in _tensors(adapter, module).items()}
+    on_cpu = {key: tensor.to("cpu").contiguous() for key, tensor in tensors.items()}
+    save_file(on_cpu, folder / WEIGHTS, metadata={"format": "pt"})
+    fields = _config_fields(adapters, set(theirs.values()), base)
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def _config_fields(adapters: dict[str, LoRA], every: set[str], base: str | Path | None) -> dict[str, Any]:
+    """adapter_config.json, with exceptions from the usual rank and alpha as patterns."""
+    first = next(iter(adapters.values())).config
+    rank = Counter(adapter.config.rank for adapter in adapters.values()).most_common(1)[0][0]
+    alpha = Counter(adapter.config.strength for adapter in adapters.values()).most_common(1)[0][0]
+    short = {module.rpartition(".")[2] for module in adapters}
+    whole = {module for module in every if module.rpartition(".")[2] in short} == set(adapters)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None if base is None else str(base),
+        "revision": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": first.dropout,
+        "use_rslora": first.rank_stabilized,
+        "use_dora": first.dora,
+        "target_modules": sorted(short if whole else adapters),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {re.escape(m): a.config.rank for m, a in adapters.items() if a.config.rank != rank},
+        "alpha_pattern": {re.escape(m): a.config.strength for m, a in adapters.items() if a.config.strength != alpha},
+    }
+
+
+def _module_names(decoder: Decoder) -> dict[str, str]:
+    """Hugging Face's name -> ours, for every linear of the blocks, adapted or not."""
+    family = family_of(decoder.config)
+    adapted = adapted_linears(decoder)
+    names = {}
+    for name, module in decoder.named_modules():
+        if name.startswith("blocks.") and hasattr(module, "in_features"):
+            if not any(name.startswith(f"{outer}.") for outer in adapted):
+                try:
+                    names[family.tensor_name(f"{name}.weight").removesuffix(".weight")] = name
+                except KeyError:
+                    continue  # a part of a linear that is not one matrix
+    return names
+
+
+def _tensors(adapter: LoRA, module: str) -> dict[str, Tensor]:
+    return {
+        f"{_PREFIX}{module}.{_PARTS[part]}": parameter.detach()
+        for part, parameter in adapter.named_parameters(recurse=False)
+    }

@@ -1,0 +1,51 @@
+"""A frozen linear as two products without a graph: x·Wᵀ going forward, g·W going backward.
+
+x: [..., in], g: [..., out]. Adapters train beside any base that has both: dense, low-rank, int8 or 4-bit.
+Each kind says how with `@frozen_products.register`; a quantized base makes its weights dense for one product.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from shoestring.core.matmul import product
+from shoestring.nn.low_rank import LowRankLinear
+
+
+class FrozenProducts(NamedTuple):
+    """forward: [..., in] -> [..., out], backward: [..., out] -> [..., in], both without bias; the result is the caller's."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor], Tensor]
+
+
+@functools.singledispatch
+def frozen_products(linear: nn.Module) -> FrozenProducts:
+    """The products of a linear of this kind."""
+    raise TypeError(f"{type(linear).__name__} has no frozen products")
+
+
+@frozen_products.register
+def _(linear: nn.Linear) -> FrozenProducts:
+    return FrozenProducts(
+        lambda x: product(x, linear.weight.detach().to(x.dtype)),
+        lambda g: product(g, linear.weight.detach().to(g.dtype).t()),
+    )
+
+
+@frozen_products.register
+def _(linear: LowRankLinear) -> FrozenProducts:
+    first, second = frozen_products(linear.first), frozen_products(linear.second)
+    return FrozenProducts(
+        lambda x: second.forward(first.forward(x)), lambda g: first.backward(second.backward(g))
+    )
+
+
+def frozen_bias(linear: nn.Module) -> Tensor | None:
+    """The bias that the products leave out."""
+    bias = linear.second.bias if isinstance(linear, LowRankLinear) else linear.bias
+    return None if bias is None else bias.detach()  # type: ignore[union-attr, operator, return-value]
