@@ -15,6 +15,7 @@ from shoestring.data.shards import ShardFolder
 from shoestring.train.metrics import read_metrics
 from shoestring.train.plot import text_plot
 from shoestring.train.pretrain import pretrain
+from shoestring.train.recipe import load_recipe
 from shoestring.train.xz import xz_bits_per_byte
 from tests.train import tiny
 
@@ -124,3 +125,11 @@ def test_a_time_budget_plans_once_and_finishes_its_schedule(recipe, tmp_path):
     assert planned[0]["steps"] >= int(result.checkpoint.name.removeprefix("step-")) == result.steps
     rates = [line["lr"] for line in lines if "loss" in line]
     assert rates[-1] < 0.4 * max(rates), "the schedule is finished"
+
+
+def test_automatic_precision_is_settled_in_the_runs_recipe(tmp_path):
+    out = tmp_path / "run"
+    pretrain("quickstart-smoke", train__steps=1, precision__compute="auto", out=str(out))
+    settled = load_recipe(out / "recipe.yaml").precision.compute
+    assert settled in ("float32", "bfloat16")
+    assert pretrain("quickstart-smoke", resume=out, train__steps=1, precision__compute="auto").steps == 1

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from shoestring.core import console
-from shoestring.core.device import resolve_device
+from shoestring.core.allocator import map_large_tensors
+from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError, ConfigError, DataError, RunError
 from shoestring.core.machine import matrix_peak, peak_rss_bytes
 from shoestring.core.seeds import seed_everything
@@ -65,6 +66,7 @@ def pretrain(
     """
     changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
     parallel.start()
+    map_large_tensors()
     run = _open(recipe, resume, changed)
     recipe, out = run.recipe, run.out
     if recipe.threads is not None:
@@ -75,7 +77,7 @@ def pretrain(
         return _result(run, read_state(run.checkpoint), load_model(run.checkpoint).parameter_count(), None)
     model, shards = _model_and_data(run, device)
     tokenizer = shards.tokenizer
-    compute = _compute_dtype(recipe, device)
+    compute = resolve_dtype(recipe.precision.compute)
     state = TrainerState() if run.checkpoint is None else read_state(run.checkpoint)
     _say(header(recipe, run.origin, out, model.config, shards, state))
     _train(run, state, model, shards, tokenizer, device, compute)
@@ -105,6 +107,7 @@ def _open(recipe: str | Path | Recipe | None, resume: str | Path | None, changed
         assert given is not None and recipe is not None
         name = recipe_name(recipe)
         origin = f"{name} (built in)" if not isinstance(recipe, Recipe) and is_built_in(recipe) else str(name)
+        given = _settled(given)
         if parallel.rank() == 0:
             given, out = new_run(given, name, None)
         else:
@@ -275,13 +278,17 @@ def _train(
         loader.close()
 
 
-def _compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """ "auto" takes bfloat16 when this machine multiplies matrices faster in it."""
-    compute = recipe.precision.compute
-    if compute == "auto":
-        faster = matrix_peak(torch.bfloat16, device) > 1.1 * matrix_peak(torch.float32, device)
-        return torch.bfloat16 if faster else torch.float32
-    return torch.bfloat16 if compute == "bfloat16" else torch.float32
+def _settled(recipe: Recipe) -> Recipe:
+    """The recipe with `precision.compute: auto` replaced by the faster format on this machine.
+
+    Settled before the recipe is saved, so that a resumed run computes as it began.
+    """
+    if recipe.precision.compute != "auto":
+        return recipe
+    device = resolve_device(recipe.device)
+    faster = matrix_peak(torch.bfloat16, device) > 1.1 * matrix_peak(torch.float32, device)
+    compute = "bfloat16" if parallel.from_first(faster) else "float32"
+    return recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"compute": compute})})
 
 
 def _result(run: _Run, state: TrainerState, parameters: int, shards: ShardFolder | None) -> RunResult:

@@ -66,6 +66,8 @@ def resumed_recipe(folder: Path, given: Recipe | None, overrides: dict[str, Any]
     """
     saved = load_recipe(folder / RECIPE)
     wanted = given if given is not None else load_recipe(folder / RECIPE, overrides)
+    if wanted.precision.compute == "auto":  # the run has settled that
+        wanted = wanted.model_copy(update={"precision": saved.precision})
     if wanted.out is not None and Path(wanted.out).absolute() not in (
         folder.absolute(),
         Path(saved.out or "").absolute(),
