@@ -119,7 +119,7 @@ class PackedLoader:
         if epoch not in self._streams:
             self._streams = {e: s for e, s in self._streams.items() if e == epoch - 1}
             self._streams[epoch] = _Stream(
-                self._documents, _permutation(self._seed, epoch, self._documents.count)
+                self._documents, permutation(self._seed, epoch, self._documents.count)
             )
         return self._streams[epoch]
 
@@ -147,7 +147,7 @@ class SequentialPass:
         documents = _Documents(shards, split)
         order = np.arange(documents.count)
         if max_tokens is not None and documents.tokens > max_tokens:
-            chosen = _permutation(0, 0, documents.count)
+            chosen = permutation(0, 0, documents.count)
             enough = int(np.searchsorted(np.cumsum(documents.lengths[chosen]), max_tokens)) + 1
             order = np.sort(chosen[:enough])
         self._stream = _Stream(documents, order)
@@ -241,7 +241,7 @@ def _to_batch(
     return Batch(*(torch.from_numpy(array) for array in (inputs, labels, positions, segments)))
 
 
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of documents in an epoch: sorted by a hash (splitmix64) of (seed, epoch, document).
 
     Not numpy's generators: their streams may change between versions, and a resumed run must not.

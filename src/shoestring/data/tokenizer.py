@@ -133,6 +133,24 @@ class Tokenizer:
             )
         return [encoding.ids for encoding in encodings]
 
+    def encode_with_starts(self, texts: Sequence[str], specials: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each text its ids, int64 [n], and the index of the character where each begins, int64 [n].
+
+        A token that begins in the middle of a character has that character's index; one that takes in white
+        space before a word begins with it.
+        """
+        with self._switch:
+            self.backend.encode_special_tokens = not specials
+            encodings = self.backend.encode_batch([_scalars(text) for text in texts], add_special_tokens=False)
+        return [(np.array(e.ids, np.int64), self._starts(e.offsets)) for e in encodings]
+
+    def _starts(self, offsets: list[tuple[int, int]]) -> np.ndarray:
+        spans = np.array(offsets, np.int64).reshape(-1, 2)
+        if not self.is_byte_level or not len(spans):
+            return spans[:, 0]
+        # Some leave the space before a word out of its span, but a byte-level text has no gaps.
+        return np.minimum(spans[:, 0], np.concatenate([[0], spans[:-1, 1]]))
+
     def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
         for i in ids:
@@ -209,6 +227,26 @@ class Tokenizer:
     @property
     def chat_template(self) -> str | None:
         return self.chat_templates.get("default")
+
+    @cached_property
+    def end_of_reply_id(self) -> int | None:
+        """The special token that the chat template writes after a reply: some models name another one as eos."""
+        if self.chat_template is None:
+            return None
+        mark = "a reply"
+        conversation = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": mark}]
+        try:
+            rendered = self.render_chat(conversation, add_generation_prompt=False)
+        except TokenizerError:
+            return None  # a template that refuses even this will say why when it is used
+        after = self.encode(rendered.rpartition(mark)[2], specials=True)
+        return after[0] if after and after[0] in self._special_ids else None
+
+    def opens_with_bos(self) -> bool:
+        """Whether a plain text is to begin with bos."""
+        if self.bos_id is None:
+            return False
+        return bool(self.config.get("add_bos_token")) or self.bos_id in self.backend.encode("").ids[:1]
 
     def render_chat(
         self,

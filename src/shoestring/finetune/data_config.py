@@ -1,0 +1,58 @@
+"""The section `data` of a fine-tuning recipe: which examples, how they are read, and what is learned from them.
+
+Torch-free, so that a mistake in a recipe is reported before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from shoestring.core.config import Config
+
+Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text"]
+Supervise = Literal["assistant", "last", "all"]
+TemplateChoice = Literal["auto", "none"]
+OnBadLine = Literal["stop", "skip"]
+Layout = Literal["packed", "padded", "flat"]
+
+
+class SupervisedDataConfig(Config):
+    """Built by `finetune.supervise.prepare_dataset` and, from `layout` on, by `finetune.batches`."""
+
+    source: str = Field(
+        min_length=1,
+        description="a .jsonl(.gz, .zst), .json or .parquet file, a folder of them, or hf:OWNER/NAME",
+    )
+    format: Format = Field("auto", description="auto: told from the first rows")
+    template: TemplateChoice = Field(
+        "auto",
+        description="auto: the tokenizer's chat template, or a plain one when it has none;"
+        " none: prompt and completion joined as they are",
+    )
+    supervise: Supervise = Field(
+        "assistant", description="what is learned: the assistant's turns, the last one, or all"
+    )
+    system: str | None = Field(None, description="system message for conversations that have none")
+    date: str = Field("2024-07-26", description="today's date, for templates that write it: the same on every day")
+    validation: float = Field(
+        0.05, ge=0, lt=1, description="share of the examples held out, chosen by a hash of the question"
+    )
+    validation_source: str | None = Field(None, description="a file of held-out examples, instead of a share")
+    on_bad_line: OnBadLine = Field("stop", description="rows that cannot be used; skip leaves them out and counts them")
+    layout: Layout = Field(
+        "packed",
+        description="packed: several examples in a row, apart from each other; padded: one in a row;"
+        " flat: a whole microbatch end to end in one row",
+    )
+    longest_first: bool = Field(
+        True, description="the largest batch comes first, so that memory runs out at once or not at all"
+    )
+
+    @field_validator("date")
+    @classmethod
+    def _is_date(cls, value: str) -> str:
+        datetime.date.fromisoformat(value)
+        return value

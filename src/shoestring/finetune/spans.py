@@ -1,0 +1,253 @@
+"""A conversation to the text that the model reads, and which characters of it the model is to learn.
+
+Templates are programs, and say nothing about who wrote what. An assistant's turn begins where the same
+conversation, cut before that turn and with the generation prompt added, ends: exactly what the model sees when
+it has to answer. It ends with the first stop token after that. `{% generation %}` blocks win where a template
+has them. What a template leaves out, or moves about, is found and refused.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from shoestring.core.errors import DataError, TokenizerError
+from shoestring.data.tokenizer import Tokenizer
+
+Message = dict[str, Any]
+Span = tuple[int, int]
+
+# Marks in rendered text: noncharacters, which no text should contain.
+_MARKS = ("\ufdd0", "\ufdd1")
+
+_PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message.role | capitalize }}:\n{{ message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+
+
+def plain_template(tokenizer: Tokenizer) -> str:
+    """A chat template for a tokenizer that has none: roles by name, answers end with eos."""
+    return ("{{ bos_token }}" if tokenizer.opens_with_bos() else "") + _PLAIN_TEMPLATE
+
+
+class DroppedContent(DataError):
+    """The template leaves out part of a conversation."""
+
+
+class MovedContent(DataError):
+    """The template changes a conversation so that the assistant's words cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """text, and the character spans [start, end) to be learned: one for each turn, in order."""
+
+    text: str
+    spans: list[Span]
+
+
+class ChatRenderer:
+    """Conversations through one tokenizer's template. stops: the tokens that end a reply, as text.
+
+    date: what templates that ask for today's date are told, so that the same data gives the same text tomorrow.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[str], date: datetime.date) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._variables = {"date_string": date.strftime("%d %b %Y"), "strftime_now": date.strftime}
+        self._marked = any("endgeneration" in template for template in tokenizer.chat_templates.values())
+        self._proven: set[Any] = set()
+
+    def render(self, messages: list[Message], tools: list[Any] | None, learned: list[int], where: str) -> Rendered:
+        """learned: indices of the messages to be learned, all of the assistant's.
+
+        Raises DroppedContent and MovedContent, and TokenizerError when the template refuses the conversation.
+        """
+        try:
+            full = self._text(messages, tools, False)
+            # What stands before the first learned turn of a cut conversation may be shortened as the template likes.
+            needed = [i for i, m in enumerate(messages) if i in learned or m["role"] != "assistant"]
+            self._prove(messages, tools, needed, where)
+            spans = self._generation_blocks(full, messages, tools, learned) if self._marked else None
+            if spans is None:
+                spans = [self._span(full, messages, tools, index, where) for index in learned]
+        except TokenizerError as error:
+            raise TokenizerError(error.message, where, error.hint) from error
+        for index in needed:
+            content = full[slice(*spans[learned.index(index)])] if index in learned else full
+            self._check_present(messages[index], index, content, where)
+        return Rendered(full, spans)
+
+    def _text(self, messages: list[Message], tools: list[Any] | None, prompt: bool, **more: Any) -> str:
+        return self._tokenizer.render_chat(messages, tools, prompt, **self._variables, **more)
+
+    # Where a turn stands
+
+    def _generation_blocks(
+        self, full: str, messages: list[Message], tools: list[Any] | None, learned: list[int]
+    ) -> list[Span] | None:
+        if any(mark in full for mark in _MARKS):
+            return None
+        marked = self._text(messages, tools, False, generation_marks=_MARKS)
+        if "".join(part for part in _split_marks(marked)) != full:
+            return None  # the template looked at its own output, and the marks changed it
+        spans, at = [], 0
+        for number, part in enumerate(_split_marks(marked)):
+            if number % 2:
+                spans.append((at, self._with_stop(full, at + len(part))))
+            at += len(part)
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        if len(spans) == len(turns):
+            return [spans[turns.index(index)] for index in learned]
+        return spans if learned == turns else None
+
+    def _with_stop(self, full: str, end: int) -> int:
+        """Blocks that leave out the end token take it in: without it a model learns to talk on for ever."""
+        if full[:end].endswith(tuple(self._stops)):
+            return end
+        return end + max((len(stop) for stop in self._stops if full.startswith(stop, end)), default=0)
+
+    def _span(self, full: str, messages: list[Message], tools: list[Any] | None, index: int, where: str) -> Span:
+        start = self._start(full, messages, tools, index)
+        if start is not None:
+            limit, exact = self._limit(full, messages, tools, index, start)
+            ends = [at + len(stop) for stop in self._stops if (at := full.find(stop, start, limit)) >= 0]
+            if ends:
+                return start, min(ends)
+            if exact:
+                return start, start + len(full[start:limit].rstrip())
+        span = self._search(full, messages, tools, index)
+        if span is None:
+            raise MovedContent(
+                f"the chat template rearranges this conversation, so that what message {index + 1} (assistant) became"
+                " cannot be told from the rest",
+                where,
+                "data.supervise last learns only the last turn; data.template none joins prompt and completion",
+            )
+        return span
+
+    def _start(self, full: str, messages: list[Message], tools: list[Any] | None, index: int) -> int | None:
+        """Where the model begins to write: after the generation prompt."""
+        try:
+            prompt = self._text(messages[:index], tools, True)
+            if full.startswith(prompt):
+                return len(prompt)
+            before = self._text(messages[:index], tools, False)
+        except TokenizerError:  # some refuse a conversation that begins with the assistant
+            return None
+        if not full.startswith(before):
+            return None
+        # A generation prompt that says more than training text does (an opened <think>): up to where they agree.
+        start = len(os.path.commonprefix([prompt, full]))
+        content = messages[index]["content"].strip()
+        found = full.find(content, len(before)) if content else -1
+        return min(start, found) if found >= 0 else start
+
+    def _limit(
+        self, full: str, messages: list[Message], tools: list[Any] | None, index: int, start: int
+    ) -> tuple[int, bool]:
+        """An end that the turn cannot pass, and whether it is the turn's own."""
+        if index == len(messages) - 1:
+            return len(full), True
+        after = self._text(messages[: index + 1], tools, False)
+        if full.startswith(after) and len(after) >= start:
+            return len(after), True
+        # Templates that write the last turn differently: the same up to somewhere in the next message.
+        following = {**messages[index + 1], "content": _MARKS[0]}
+        probe = self._text([*messages[: index + 1], following, *messages[index + 2 :]], tools, False)
+        return max(start, len(os.path.commonprefix([full, probe]))), False
+
+    def _search(self, full: str, messages: list[Message], tools: list[Any] | None, index: int) -> Span | None:
+        """The content itself, found by marks put around it; for templates that rearrange what is before it."""
+        content = messages[index]["content"]
+        for inner in (content, content.strip()):
+            if not inner:
+                return None
+            changed = [*messages]
+            changed[index] = {**messages[index], "content": inner.join(_MARKS)}
+            try:
+                parts = _split_marks(self._text(changed, tools, False))
+            except TokenizerError:
+                return None
+            if len(parts) == 3 and "".join(parts) == full:
+                return len(parts[0]), self._with_stop(full, len(parts[0]) + len(parts[1]))
+        return None
+
+    # What a template leaves out
+
+    def _prove(self, messages: list[Message], tools: list[Any] | None, needed: list[int], where: str) -> None:
+        """Once for each shape of conversation: words that stand nowhere else must all come through."""
+        shape = (tuple((m["role"], *sorted(m)) for m in messages), bool(tools), tuple(needed))
+        if shape in self._proven:
+            return
+        probe = [_with_words(message, number) for number, message in enumerate(messages)]
+        text = self._text(probe, tools, False)
+        for index in needed:
+            for part, word in _words(messages[index], index).items():
+                if word not in text:
+                    raise _dropped(part, index, messages[index]["role"], where)
+        if tools and self._text(probe, None, False) == text:
+            raise DroppedContent(
+                "the chat template leaves out the tools",
+                where,
+                "this model was not taught tools: use another model, or leave them out of the data",
+            )
+        self._proven.add(shape)
+
+    def _check_present(self, message: Message, index: int, text: str, where: str) -> None:
+        content = message["content"]
+        if content.strip() in text:
+            return
+        squeezed = _squeeze(text)
+        forms = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
+        if any(_squeeze(form) in squeezed for form in forms):
+            return
+        if message["role"] == "assistant":
+            for stop in self._stops:
+                if stop in content:
+                    raise DroppedContent(
+                        f"message {index + 1} (assistant) contains {stop}, which ends its turn there",
+                        where,
+                        "take the token's name out of the text; the template writes it",
+                    )
+        raise _dropped("content", index, message["role"], where)
+
+
+def _dropped(part: str, index: int, role: str, where: str) -> DroppedContent:
+    what = {"content": "text", "reasoning_content": "reasoning", "thinking": "thinking"}.get(part, part)
+    hint = "a model would learn, or learn from, other text than yours: use another model or change the data"
+    if role == "assistant":
+        hint = "data.supervise last learns only the last turn, if earlier ones may be shortened"
+    elif role == "system":
+        hint = "put the system message's text into the first question"
+    return DroppedContent(f"the chat template drops {what} of message {index + 1} ({role})", where, hint)
+
+
+def _with_words(message: Message, index: int) -> Message:
+    words = _words(message, index)
+    changed = {**message, **{part: word for part, word in words.items() if part in message and part != "tool_calls"}}
+    if "tool_calls" in words:
+        call = {"type": "function", "function": {"name": words["tool_calls"], "arguments": {"x": "y"}}}
+        changed["tool_calls"] = [{**message["tool_calls"][0], **call}, *message["tool_calls"][1:]]
+    return changed
+
+
+def _words(message: Message, index: int) -> dict[str, str]:
+    """A word of its own for each part of a message that must not be lost."""
+    parts = [part for part in ("content", "reasoning_content", "thinking") if message.get(part)]
+    parts += ["tool_calls"] if message.get("tool_calls") else []
+    return {part: f"zq{part.replace('_', '')}{index}qz" for part in parts}
+
+
+def _split_marks(text: str) -> list[str]:
+    return text.replace(_MARKS[1], _MARKS[0]).split(_MARKS[0])
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())

@@ -1,0 +1,278 @@
+"""Examples to token ids and the mask of those that are learned.
+
+    row -> messages -> text with character spans -> ids [n] and supervised [n] (bool), cut to sequence_length
+
+A conversation is encoded once, as a whole, and a token is learned if it begins inside a span: a token that the
+prompt shares is not, because the model never has to write it. What would train silently on nothing stops here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shoestring.core.errors import DataError, TokenizerError
+from shoestring.data.sources import Skipped
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.finetune.data_config import SupervisedDataConfig
+from shoestring.finetune.dataset import DatasetBuilder, SupervisedDataset
+from shoestring.finetune.formats import Example
+from shoestring.finetune.rows import ExampleSource
+from shoestring.finetune.spans import ChatRenderer, Rendered, Span, plain_template
+from shoestring.models.folder import read_config, read_generation_config
+from shoestring.models.resolve import find_model
+
+_AT_ONCE = 256  # examples encoded together, on all cores
+_SKIP = "--on-bad-line skip leaves such examples out and counts them"
+Say = Callable[[str], None]
+
+
+class NothingSupervised(DataError):
+    """An example, or all of them, without a token to learn."""
+
+
+class StopNeverSupervised(DataError):
+    """No answer ends with a token that ends a reply: the model would never learn to stop."""
+
+
+class AllTruncated(DataError):
+    """The cut to sequence_length leaves nothing to learn."""
+
+
+@dataclass(frozen=True)
+class ModelSide:
+    """What of a model the data depends on.
+
+    stop_ids: tokens that end a reply when generating. context: longest sequence, None if unknown.
+    """
+
+    tokenizer: Tokenizer
+    stop_ids: frozenset[int]
+    context: int | None = None
+
+    @classmethod
+    def of(cls, model: str | Path | Tokenizer, say: Say | None = None) -> ModelSide:
+        """model: a MODEL as everywhere, or a tokenizer alone."""
+        if isinstance(model, Tokenizer):
+            return cls(model, _stops(model, ()))
+        folder = find_model(model, say=say)
+        tokenizer = Tokenizer.load(folder)
+        if not (folder / "config.json").is_file():  # an adapter: its base is not needed to read data
+            return cls(tokenizer, _stops(tokenizer, ()))
+        ends = read_generation_config(folder).eos_ids
+        return cls(tokenizer, _stops(tokenizer, ends), read_config(folder).context)
+
+
+def prepare_dataset(
+    data: str | Path | SupervisedDataConfig,
+    model: str | Path | Tokenizer,
+    sequence_length: int | None = None,
+    say: Say | None = None,
+    **settings: object,
+) -> SupervisedDataset:
+    """Examples of `data` as `model` is to learn them. settings: fields of SupervisedDataConfig.
+
+    sequence_length: longer examples are cut on the right; None: the model's context. The result's `counts` say
+    what was found. Raises DataError subclasses for data from which nothing, or not to stop, would be learned.
+    """
+    if isinstance(data, SupervisedDataConfig):
+        config = data.model_copy(update=settings) if settings else data
+    else:
+        config = SupervisedDataConfig.model_validate({"source": str(data), **settings})
+    side = ModelSide.of(model, say)
+    length = sequence_length or side.context
+    supervisor = Supervisor(side, config)
+    source = ExampleSource(config.source, config.format, config.on_bad_line, say)
+    share = 0.0 if config.validation_source else config.validation
+    builder = DatasetBuilder(config.source, source.form, supervisor.tokenizer, side.stop_ids, length)
+    skipped = Skipped()
+    for example, learned in supervisor.run(source.examples(skipped), length, skipped):
+        builder.add(learned.ids, learned.supervised, learned.full_length, example.where, fraction(example.question()))
+    builder.split(share)
+    if config.validation_source:
+        held_out = ExampleSource(config.validation_source, config.format, config.on_bad_line, say)
+        for example, learned in supervisor.run(held_out.examples(skipped), length, skipped):
+            builder.add(learned.ids, learned.supervised, learned.full_length, example.where, held_out=True)
+    dataset = builder.build(skipped)
+    _check(dataset, config, supervisor)
+    return dataset
+
+
+def fraction(text: str) -> float:
+    """A hash of `text` in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
+
+
+@dataclass(frozen=True)
+class Learned:
+    """ids int64 [n], supervised bool [n]; full_length: tokens before the cut."""
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    full_length: int
+
+
+@dataclass
+class Supervisor:
+    """Applies one model's template and one config to examples. turns, ended: learned turns, and those with a stop."""
+
+    side: ModelSide
+    config: SupervisedDataConfig
+    turns: int = 0
+    ended: int = 0
+    cut_away: int = 0
+    tokenizer: Tokenizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokenizer = self.side.tokenizer
+        if tokenizer.chat_template is None:
+            tokenizer = Tokenizer(
+                tokenizer.backend, tokenizer.config, {**tokenizer.chat_templates, "default": plain_template(tokenizer)}
+            )
+        self.tokenizer = tokenizer
+        self._templateless = self.side.tokenizer.chat_template is None
+        stops = [tokenizer.decode([i], skip_specials=False) for i in sorted(self.side.stop_ids)]
+        self._renderer = ChatRenderer(tokenizer, stops, datetime.date.fromisoformat(self.config.date))
+
+    def run(
+        self, examples: Iterator[Example], length: int | None, skipped: Skipped
+    ) -> Iterator[tuple[Example, Learned]]:
+        """Each example with what is learned of it, in order. Raises DataError, or counts it in `skipped`."""
+        rendered = self._rendered(examples, skipped)
+        while chunk := list(itertools.islice(rendered, _AT_ONCE)):
+            encoded = self.tokenizer.encode_with_starts([r.text for _, r in chunk if r is not None], specials=True)
+            following = iter(encoded)
+            for example, text in chunk:
+                ids, mask = self._plain(example) if text is None else self._mask(*next(following), text.spans)
+                try:
+                    yield example, self._cut(ids, mask, length, example)
+                except DataError as error:
+                    if self.config.on_bad_line == "stop":
+                        raise
+                    reason = "cut before anything learned" if isinstance(error, AllTruncated) else "nothing to learn"
+                    skipped.add(reason, example.where)
+
+    def _rendered(self, examples: Iterator[Example], skipped: Skipped) -> Iterator[tuple[Example, Rendered | None]]:
+        for example in examples:
+            try:
+                yield example, self._render(example)
+            except (DataError, TokenizerError):
+                if self.config.on_bad_line == "stop":
+                    raise
+                skipped.add("examples that the template cannot show whole", example.where)
+
+    def _render(self, example: Example) -> Rendered | None:
+        """None: prompt and completion are joined as they are."""
+        if self._is_plain(example):
+            return None
+        messages, learn = example.messages, example.learn
+        if self.config.system is not None and messages[0]["role"] not in ("system", "developer"):
+            messages = [{"role": "system", "content": self.config.system}, *messages]
+            learn = [False, *learn]
+        if self.config.supervise == "all":
+            text = self._renderer.render(messages, example.tools, [], example.where).text
+            return Rendered(text, [(0, len(text))])
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and learn[i]]
+        if self.config.supervise == "last":
+            turns = turns[-1:]
+        if not turns:
+            raise NothingSupervised("no assistant turn to learn from", example.where, _SKIP)
+        return self._renderer.render(messages, example.tools, turns, example.where)
+
+    def _is_plain(self, example: Example) -> bool:
+        if not example.messages:
+            return True
+        if self.config.template == "none":
+            if example.plain is None:
+                raise DataError(
+                    "a conversation cannot be joined without a template", example.where, "use data.template auto"
+                )
+            return True
+        return self._templateless and example.plain is not None
+
+    def _plain(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """bos where the tokenizer opens texts with it, prompt, completion, eos.
+
+        Prompt and completion are encoded apart, because that is how the model will get the prompt.
+        """
+        assert example.plain is not None
+        tokenizer = self.tokenizer
+        if tokenizer.eos_id is None:
+            raise TokenizerError(
+                "this tokenizer has no eos token to end an answer with",
+                example.where,
+                "name one as eos_token in tokenizer_config.json",
+            )
+        prompt, completion = (tokenizer.encode(part) for part in example.plain)
+        opening = [tokenizer.bos_id] if tokenizer.opens_with_bos() or not prompt else []
+        opening = [i for i in opening if i is not None]
+        ids = np.array([*opening, *prompt, *completion, tokenizer.eos_id], np.int64)
+        mask = np.zeros(len(ids), bool)
+        mask[0 if self.config.supervise == "all" else len(opening) + len(prompt) :] = True
+        if not example.plain[1]:
+            mask[:] = False  # an end alone teaches silence
+        self.turns += 1
+        self.ended += bool(mask.any())
+        return ids, mask
+
+    def _mask(self, ids: np.ndarray, starts: np.ndarray, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        mask = np.zeros(len(ids), bool)
+        for begin, end in spans:
+            first, last = np.searchsorted(starts, (begin, end))
+            mask[first:last] = True
+            self.turns += 1
+            self.ended += bool(last > first) and int(ids[last - 1]) in self.side.stop_ids
+        return ids, mask
+
+    def _cut(self, ids: np.ndarray, mask: np.ndarray, length: int | None, example: Example) -> Learned:
+        # The first token of a row has none before it that could predict it.
+        if not mask[1:].any():
+            raise NothingSupervised("no token of this example would be learned", example.where, _SKIP)
+        kept = mask[:length].copy()
+        if not kept[1:].any():
+            self.cut_away += 1
+            raise AllTruncated(
+                f"nothing to learn is left of its {len(ids):,} tokens: the first {length:,} are all prompt",
+                example.where,
+                f"use a longer train.sequence_length\n{_SKIP}",
+            )
+        return Learned(ids[:length], kept, len(ids))
+
+
+def _check(dataset: SupervisedDataset, config: SupervisedDataConfig, supervisor: Supervisor) -> None:
+    counts = dataset.counts
+    if not counts.examples:
+        left_out = f": {dataset.skipped}" if dataset.skipped.counts else ""
+        if supervisor.cut_away and supervisor.cut_away == sum(dataset.skipped.counts.values()):
+            raise AllTruncated(
+                f"every example is cut before anything to learn{left_out}",
+                config.source,
+                "use a longer train.sequence_length",
+            )
+        raise NothingSupervised(f"no example is left to learn from{left_out}", config.source)
+    if counts.stops:
+        return
+    if supervisor.ended and counts.truncated:
+        raise AllTruncated(
+            f"all {counts.truncated:,} examples are cut before their end, so that the model would never learn to stop",
+            config.source,
+            "use a longer train.sequence_length",
+        )
+    names = ", ".join(supervisor.tokenizer.decode([i], skip_specials=False) for i in sorted(supervisor.side.stop_ids))
+    raise StopNeverSupervised(
+        f"no answer ends with a stop token ({names or 'this tokenizer has none'}): the model would never learn to stop",
+        config.source,
+        "the chat template or eos_token in tokenizer_config.json is wrong for this model",
+    )
+
+
+def _stops(tokenizer: Tokenizer, ends: tuple[int, ...]) -> frozenset[int]:
+    """As generation stops: the model's own ends, eos, and what the template writes after a reply."""
+    found = (*ends, tokenizer.eos_id, tokenizer.end_of_reply_id)
+    return frozenset(i for i in found if i is not None and i < tokenizer.vocabulary_size)
