@@ -76,7 +76,7 @@ class SentenceEncoder(nn.Module):
         mean_BD = (x_BTD * weights_BT1).sum(1) / weights_BT1.sum(1)
         return F.normalize(mean_BD, dim=-1)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: its tensors could not stand in a training batch
     def encode(self, texts: Sequence[str], batch: int = 32) -> Tensor:
         """-> float32 [len(texts), E] on the CPU. Texts of about one length share a batch."""
         device = self.segment.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from shoestring.core.config import Config
+from shoestring.data.external_config import ExternalConfig
 
 
 class InputAdapterConfig(Config):
@@ -12,6 +13,9 @@ class InputAdapterConfig(Config):
 
     external_width: int = Field(gt=0, description="width E of the external embeddings; 384 for all-MiniLM-L6-v2")
     width: int = Field(64, gt=0, description="inner width of the bottleneck")
+    source: ExternalConfig | None = Field(
+        None, description="the model that gives the vectors; null: whoever calls the decoder gives them"
+    )
 
     def parameters(self, width: int) -> int:
         """Of a model of width D: down E × r, up r × D. No biases: where there is no vector, nothing is added."""
