@@ -1,7 +1,7 @@
 """Grouped-query attention (arXiv 2305.13245): H query heads share K key and value heads of width C.
 
-Multi-head (K = H) and multi-query (K = 1) attention are its ends. Options: biases on the projections (Qwen2), an RMSNorm over
-each query and key head before the rotation (Qwen3). Cache: 2·K·C numbers per token.
+Multi-head (K = H) and multi-query (K = 1) attention are its ends. Options: biases on the projections (Qwen2), an
+RMSNorm over each query and key head before the rotation (Qwen3). Cache: 2·K·C numbers per token.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from shoestring.nn.rope import rotate
 class GroupedQueryAttention(nn.Module):
     """x_BTD -> y_BTD."""
 
-    def __init__(
-        self, config: GQAConfig, width: int, epsilon: float, make_linear: Callable[..., nn.Module] = Linear
-    ):
+    def __init__(self, config: GQAConfig, width: int, epsilon: float, make_linear: Callable[..., nn.Module] = Linear):
         super().__init__()
         self.head_width = config.head_width
         queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width

@@ -46,6 +46,8 @@ class LatentAttention(nn.Module):
         self.expand = Linear(self.rank, self.heads * (self.content + self.value), bias=False)
         self.output = make_linear(self.heads * self.value, width, bias=config.bias)
         self.pairs = neighbours_to_halves if config.rope_interleave else _as_it_is
+        # MTLA's options: nothing here.
+        self.content_norm = self.rotary_norm = self.rotary_key_norm = self.rotary_scale = _as_it_is
 
     def turn(self, x_BHTC: Tensor, context: Context) -> Tensor:
         """Rotary positions on queries or keys."""
@@ -55,12 +57,14 @@ class LatentAttention(nn.Module):
         """-> content part [B, H, T, Cn], rotary part [B, H, T, Cr], turned."""
         q_BHTC = self.query(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         content, rotary = q_BHTC.split([self.content, self.rotary], dim=-1)
-        return content, self.turn(rotary, context)
+        rotary = self.rotary_scale(self.turn(self.rotary_norm(rotary), context))
+        return self.content_norm(content), rotary
 
     def latents(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """-> latent [B, T, R], normed; rotary key [B, T, Cr], turned."""
         latent, rotary = self.latent(x_BTD).split([self.rank, self.rotary], dim=-1)
-        return self.latent_norm(latent), self.turn(rotary.unsqueeze(1), context).squeeze(1)
+        rotary = self.turn(self.rotary_key_norm(rotary).unsqueeze(1), context).squeeze(1)
+        return self.latent_norm(latent), rotary
 
     def keys_and_values(self, latents_BSR: Tensor, rotary_BSC: Tensor) -> tuple[Tensor, Tensor]:
         """-> k [B, H, S, Cn+Cr], v [B, H, S, Cv] of each head."""
