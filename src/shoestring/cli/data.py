@@ -1,0 +1,75 @@
+"""`shoestring data show FILE`: what a model would learn from it. `shoestring data make KIND`: exercises to learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from shoestring.cli.verb import Json, verb
+from shoestring.core import console
+
+_SHOW = "shoestring data show sums/train.jsonl --model smollm2-135m -n 1"
+_MAKE = "shoestring data make arithmetic --n 2000 --seed 1 --out sums"
+
+app = verb("data", "Look at training examples as a model learns them, and make exercises.", (_MAKE, _SHOW))
+_show = verb(
+    "show",
+    "Print examples as the model reads them, with the tokens that are learned marked and counted.",
+    (_SHOW, f"{_SHOW} --supervise all --json"),
+)
+_make = verb(
+    "make",
+    "Write synthetic exercises with their answers, train and test apart, as chat messages.",
+    (_MAKE, "shoestring data make comparisons --n 500 --out comparisons"),
+)
+app.command(_show)
+app.command(_make)
+
+
+@_show.default
+def show(
+    source: Annotated[str, Parameter(help="a .jsonl, .json or .parquet file, a folder of them, or hf:OWNER/NAME")],
+    /,
+    *,
+    model: Annotated[str, Parameter(help="the MODEL whose tokenizer and chat template to use")],
+    n: Annotated[int, Parameter(name=["-n", "--n"], help="examples to print")] = 3,
+    format: Annotated[
+        Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text"],
+        Parameter(help="the form of the rows; auto tells it from the first ones"),
+    ] = "auto",
+    template: Annotated[
+        Literal["auto", "none"], Parameter(help="none joins prompt and completion as they are")
+    ] = "auto",
+    supervise: Annotated[
+        Literal["assistant", "last", "all"], Parameter(help="what is learned: the assistant's turns, the last, or all")
+    ] = "assistant",
+    system: Annotated[str | None, Parameter(help="system message for conversations that have none")] = None,
+    sequence_length: Annotated[int | None, Parameter(help="longer examples are cut [the model's context]")] = None,
+    on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used; skip counts")] = "stop",
+    json: Json = False,
+) -> None:
+    from shoestring.finetune.show import example_json, example_text, header_line
+    from shoestring.finetune.supervise import prepare_dataset
+
+    dataset = prepare_dataset(
+        source,
+        model,
+        sequence_length,
+        console.err.print,
+        format=format,
+        template=template,
+        supervise=supervise,
+        system=system,
+        on_bad_line=on_bad_line,
+    )
+    shown = range(min(max(n, 0), len(dataset)))
+    if json:
+        console.print_json({**dataset.header(), "shown": [example_json(dataset, index) for index in shown]})
+        return
+    console.out.print(header_line(dataset))
+    for index in shown:
+        note = " (supervised tokens in bold, between ‹ ›)" if index == 0 else ""
+        console.out.print(f"example {index + 1}{note}")
+        console.out.print(example_text(dataset, index))

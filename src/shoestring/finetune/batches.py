@@ -1,0 +1,220 @@
+"""Batches of supervised examples, as an endless stream with exact resume, and as one pass for measuring.
+
+An epoch's samples stand in an order that (seed, epoch) decide. A sample is one row: several examples (packed) or
+one (padded, flat). A batch takes the next samples of that order, so that (seed, epoch, next_sample) is all the
+state there is, and any number of ranks and any microbatch goes on where others stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoestring.core.errors import DataError
+from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch
+from shoestring.data.loader import permutation
+from shoestring.finetune.data_config import Layout
+from shoestring.finetune.dataset import SupervisedDataset
+from shoestring.finetune.packing import best_fit_decreasing
+
+_WINDOW = 32  # groups among which examples of like length are brought together
+_OTHER_SHUFFLE = 2**32  # added to the epoch, so that rows are not shuffled as their examples were
+_MULTIPLE = 8  # rows are padded to a multiple of this
+
+
+class SupervisedStream:
+    """An endless iterator of Batch over a split. rows: samples in a batch (the microbatch).
+
+    group: samples of one optimizer step over all ranks. layout "packed": examples share rows of
+    sequence_length; "padded": one in a row, groups made of like lengths, rows padded to the longest of the batch;
+    "flat": like padded, but a batch's examples stand end to end in one row [1, T]. longest_first: the first group
+    is the one that needs most memory. Row b of rank r is sample `next_sample + b * world + r`. Raises DataError
+    when the split is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: SupervisedDataset,
+        sequence_length: int | None = None,
+        rows: int = 1,
+        group: int | None = None,
+        layout: Layout = "packed",
+        seed: int = 1,
+        split: str = "train",
+        rank: int = 0,
+        world: int = 1,
+        longest_first: bool = True,
+    ) -> None:
+        assert rows > 0 and 0 <= rank < world
+        self._dataset, self._rows, self._seed, self._layout = dataset, rows, seed, layout
+        self._rank, self._world, self._longest_first = rank, world, longest_first
+        self._group = group or rows * world
+        self._examples = dataset.indices(split)
+        if not len(self._examples):
+            raise DataError(f"the {split} split has no examples", dataset.source, "use more data, or data.validation")
+        longest = int(dataset.lengths[self._examples].max())
+        self._length = max(sequence_length or dataset.sequence_length or longest, longest)
+        self._split = split
+        self._epochs: dict[int, list[list[int]]] = {}
+        self.samples_per_epoch = len(self._epoch(0))
+        self._next = 0  # the next sample, counted over all epochs
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        samples = []
+        for row in range(self._rows):
+            epoch, sample = divmod(self._next + row * self._world + self._rank, self.samples_per_epoch)
+            samples.append(self._epoch(epoch)[sample])
+        self._next += self._rows * self._world
+        return to_batch(self._dataset, _flattened(samples) if self._layout == "flat" else samples)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data that the batches taken amount to."""
+        return self._next / self.samples_per_epoch
+
+    def state(self) -> dict[str, Any]:
+        """JSON: where the next batch begins."""
+        epoch, sample = divmod(self._next, self.samples_per_epoch)
+        return {"epoch": epoch, "next_sample": sample, **self._identity()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken, with any microbatch and number of ranks.
+
+        Raises DataError for other data.
+        """
+        for key, own in self._identity().items():
+            if state.get(key) != own:
+                raise DataError(
+                    f"the stream to resume has {key} {state.get(key)}, this one {own}",
+                    hint="resume with the data and settings of the run",
+                )
+        self._next = state["epoch"] * self.samples_per_epoch + state["next_sample"]
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides the order of samples."""
+        return {
+            "seed": self._seed,
+            "layout": self._layout,
+            "sequence_length": self._length,
+            "group": self._group,
+            "longest_first": self._longest_first,
+            "split": self._split,
+            "data": self._dataset.fingerprint,
+        }
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        """The samples of an epoch, each a list of examples."""
+        if epoch not in self._epochs:
+            self._epochs = {e: samples for e, samples in self._epochs.items() if e == epoch - 1}
+            self._epochs[epoch] = self._order(epoch)
+        return self._epochs[epoch]
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        lengths = self._dataset.lengths[self._examples]
+        shuffled = permutation(self._seed, epoch, len(lengths))
+        if self._layout == "packed":
+            rows = best_fit_decreasing(lengths, self._length, shuffled)
+            order = permutation(self._seed, epoch + _OTHER_SHUFFLE, len(rows))
+            if self._longest_first and epoch == 0:
+                sizes = np.array([lengths[rows[n]].sum() for n in order])
+                fullest = np.argsort(-sizes, kind="stable")[: self._group]
+                order = np.concatenate([order[fullest], np.delete(order, fullest)])
+            samples = [rows[n] for n in order]
+        else:
+            groups = _like_lengths(lengths, shuffled, self._group)
+            whole = len(lengths) // self._group  # a last, smaller group stays last, or it would shift all others
+            order = permutation(self._seed, epoch + _OTHER_SHUFFLE, whole)
+            groups = [groups[n] for n in order] + groups[whole:]
+            if self._longest_first and epoch == 0:
+                largest = max(range(len(groups)), key=lambda n: int(lengths[groups[n]].max()))
+                groups.insert(0, groups.pop(largest))
+            samples = [[int(n)] for group in groups for n in group]
+        return [[int(self._examples[n]) for n in sample] for sample in samples]
+
+
+class SupervisedPass:
+    """One pass over a split for measuring: every supervised token is a label exactly once.
+
+    Rank r takes every world-th row. tokens: labels; bytes: text they stand for (0 if the tokenizer is not byte-level); documents: examples.
+    max_examples: measure only so many, chosen by hash.
+    """
+
+    def __init__(
+        self,
+        dataset: SupervisedDataset,
+        split: str = "validation",
+        sequence_length: int | None = None,
+        rows: int = 1,
+        layout: Layout = "packed",
+        max_examples: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        examples = dataset.indices(split)
+        if max_examples is not None and len(examples) > max_examples:
+            examples = np.sort(examples[permutation(0, 0, len(examples))[:max_examples]])
+        lengths = dataset.lengths[examples]
+        longest = int(lengths.max()) if len(lengths) else 1
+        if layout == "packed":
+            capacity = max(sequence_length or dataset.sequence_length or longest, longest)
+            packed = best_fit_decreasing(lengths, capacity, np.arange(len(examples)))
+        else:
+            packed = [[int(n)] for n in np.argsort(-lengths, kind="stable")]
+        self._samples = [[int(examples[n]) for n in row] for row in packed]
+        self._dataset, self._rows, self._layout = dataset, rows, layout
+        self._rank, self._world = rank, world
+        labels = [ids[1:][mask[1:]] for ids, mask in map(dataset.example, examples.tolist())]
+        self.tokens = sum(map(len, labels))
+        byte_level = dataset.tokenizer.is_byte_level
+        sizes = dataset.tokenizer.token_bytes() if byte_level else np.zeros(dataset.tokenizer.vocabulary_size, np.int32)
+        self.bytes = int(sum(sizes[part].sum() for part in labels))
+        self.documents = len(examples)
+
+    def __iter__(self) -> Iterator[Batch]:
+        own = self._samples[self._rank :: self._world]
+        for first in range(0, len(own), self._rows):
+            samples = own[first : first + self._rows]
+            yield to_batch(self._dataset, _flattened(samples) if self._layout == "flat" else samples)
+
+
+def to_batch(dataset: SupervisedDataset, rows: Sequence[Sequence[int]]) -> Batch:
+    """Each row's examples one after another -> Batch [rows, T], T the longest row, rounded up.
+
+    An example is its own segment, and its positions begin at 0; it needs `dataset.lengths` inputs.
+    """
+    width = max(int(dataset.lengths[list(row)].sum()) for row in rows)
+    shape = (len(rows), -(-width // _MULTIPLE) * _MULTIPLE)
+    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    labels, segments = np.full(shape, IGNORED, np.int64), np.full(shape, PADDING_SEGMENT, np.int64)
+    for r, row in enumerate(rows):
+        at = 0
+        for segment, index in enumerate(row):
+            ids, supervised = dataset.example(index)
+            n = int(dataset.lengths[index])
+            place = slice(at, at + n)
+            tokens[r, place] = ids[:n]
+            labels[r, place] = np.where(supervised[1 : n + 1], ids[1 : n + 1], IGNORED)
+            positions[r, place] = np.arange(n)
+            segments[r, place] = segment
+            at += n
+    return Batch(*(torch.from_numpy(array) for array in (tokens, labels, positions, segments)))
+
+
+def _like_lengths(lengths: np.ndarray, shuffled: np.ndarray, group: int) -> list[np.ndarray]:
+    """Groups of like length, longest first inside each: within windows, so that the order stays random."""
+    groups: list[np.ndarray] = []
+    for first in range(0, len(shuffled), _WINDOW * group):
+        window = shuffled[first : first + _WINDOW * group]
+        window = window[np.argsort(-lengths[window], kind="stable")]
+        groups += [window[n : n + group] for n in range(0, len(window), group)]
+    return groups
+
+
+def _flattened(samples: list[list[int]]) -> list[list[int]]:
+    return [[index for sample in samples for index in sample]]
