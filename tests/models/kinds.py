@@ -41,6 +41,8 @@ def _draw(rng: random.Random) -> dict[str, Any]:
         "block": rng.choice(["sequential", "reversible"]),
         "sharing": rng.choice([None, sharing]),
         "linear": linear,
+        "input_adapter": rng.choice([None, None, {"external_width": 6, "width": 4}]),
+        "bottleneck": rng.choice([None, None, {"width": 4}]),
         "tied_head": rng.random() < 0.5,
         "logit_softcap": rng.choice([None, None, 5.0]),
         "zero_init_output": rng.random() < 0.2,
@@ -62,6 +64,21 @@ def _gqa(rng: random.Random) -> dict[str, Any]:
         "qkv_bias": _flip(rng),
         "output_bias": _flip(rng),
         "qk_norm": _flip(rng),
+    }
+
+
+def _mla(rng: random.Random) -> dict[str, Any]:
+    return {
+        "kind": "mla",
+        "heads": rng.choice([1, 2, 3]),
+        "latent_rank": rng.choice([4, 12]),
+        "content_width": rng.choice([4, 6]),
+        "rotary_width": rng.choice([2, 4]),
+        "value_width": rng.choice([4, 6]),
+        "query_rank": rng.choice([None, 8]),
+        "bias": _flip(rng),
+        "rope_interleave": _flip(rng),
+        "mscale": rng.choice([1.0, 1.2]),
     }
 
 
@@ -90,7 +107,7 @@ def _moe(rng: random.Random) -> dict[str, Any]:
     }
 
 
-ATTENTIONS = [_gqa]
+ATTENTIONS = [_gqa, _mla]
 FEED_FORWARDS = [_swiglu, _gelu, _relu2, _moe]
 POSITIONS = [
     {"kind": "rope"},

@@ -41,9 +41,18 @@ def tokens(rows: int, count: int, seed: int) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (rows, count), generator=torch.Generator().manual_seed(seed))
 
 
+def external(decoder: Decoder, tokens_BT: torch.Tensor) -> torch.Tensor | None:
+    """For a model that takes them, a vector for each token, which has seen nothing but the token."""
+    adapter = decoder.config.input_adapter
+    if adapter is None:
+        return None
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(VOCABULARY, adapter.external_width, generator=random, dtype=torch.float64)[tokens_BT]
+
+
 @torch.no_grad()
 def hidden(decoder: Decoder, tokens_BT: torch.Tensor, **given) -> torch.Tensor:
-    return decoder(tokens_BT, **given)[0]
+    return decoder(tokens_BT, external_BTE=external(decoder, tokens_BT), **given)[0]
 
 
 def check_count(decoder: Decoder) -> None:
@@ -54,7 +63,10 @@ def check_count(decoder: Decoder) -> None:
 def check_loss_and_gradients(decoder: Decoder, tokens_BT: torch.Tensor) -> None:
     rows, count = tokens_BT.shape
     positions = torch.arange(count - 1).expand(rows, count - 1)
-    batch = Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], positions, torch.zeros_like(positions))
+    inputs = tokens_BT[:, :-1]
+    batch = Batch(
+        inputs, tokens_BT[:, 1:], positions, torch.zeros_like(positions), external(decoder, inputs)
+    )
     for recompute in ("none", "selective", "full"):
         decoder.checkpoint_blocks = recompute  # type: ignore[assignment]
         decoder.zero_grad()
@@ -132,7 +144,7 @@ def test_every_kind_is_drawn():
     """Or the properties above would hold of nothing."""
     found = [draw_config(seed) for seed in FEW]
     for part, kinds in {
-        "attention": {"gqa"},
+        "attention": {"gqa", "mla"},
         "feed_forward": {"swiglu", "gelu", "relu2", "moe"},
         "position": {"rope", "learned", "rope_learned", "none"},
         "linear": {"dense", "low_rank"},

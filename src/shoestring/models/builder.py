@@ -17,12 +17,17 @@ from torch import nn
 from shoestring.core.seeds import generator
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder, Head, SoftcappedHead
+from shoestring.nn.attention.config import MLAConfig
 from shoestring.nn.attention.gqa import GroupedQueryAttention
+from shoestring.nn.attention.mla import MultiHeadLatentAttention
 from shoestring.nn.block import SequentialBlock
-from shoestring.nn.cache import KVCache
+from shoestring.nn.bottleneck import Bottleneck
+from shoestring.nn.cache import Cache, KVCache
 from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig
 from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
 from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
+from shoestring.nn.input_adapter import InputAdapter
+from shoestring.nn.latent_cache import LatentCache
 from shoestring.nn.linear import Linear
 from shoestring.nn.low_rank import LowRankLinear
 from shoestring.nn.moe import MixtureOfExperts
@@ -35,6 +40,7 @@ from shoestring.nn.stack import Run, SequentialRun, block_order
 # Kind(config, width, epsilon, make_linear): (x_BTD, context, cache) -> y_BTD
 ATTENTION: dict[type, Callable[..., nn.Module]] = {
     GQAConfig: GroupedQueryAttention,
+    MLAConfig: MultiHeadLatentAttention,
 }
 # Kind(config, width, make_linear): x_BTD -> (y_BTD, aux)
 FEED_FORWARD: dict[type, Callable[..., nn.Module]] = {
@@ -46,9 +52,12 @@ FEED_FORWARD: dict[type, Callable[..., nn.Module]] = {
 BLOCK: dict[str, Callable[..., nn.Module]] = {"sequential": SequentialBlock, "reversible": ReversibleBlock}
 RUN: dict[str, Callable[..., Run]] = {"sequential": SequentialRun, "reversible": ReversibleRun}
 # (config, layers) -> what makes a cache of (batch, capacity, device, dtype)
-CACHE: dict[type, Callable[..., Callable[..., KVCache]]] = {
+CACHE: dict[type, Callable[..., Callable[..., Cache]]] = {
     GQAConfig: lambda config, layers: functools.partial(
         KVCache, layers=layers, kv_heads=config.kv_heads, head_width=config.head_width
+    ),
+    MLAConfig: lambda config, layers: functools.partial(
+        LatentCache, layers=layers, numbers=config.latent_rank + config.rotary_width
     ),
 }
 
@@ -81,11 +90,17 @@ def build_block(config: ModelConfig) -> nn.Module:
     attention, feed_forward = config.attention, config.feed_forward
     make_linear = linear_maker(config.linear)
     return BLOCK[config.block](
+        attention_bottleneck=_bottleneck(config),
+        feed_forward_bottleneck=_bottleneck(config),
         attention_norm=RMSNorm(config.width, config.norm_epsilon),
         attention=ATTENTION[type(attention)](attention, config.width, config.norm_epsilon, make_linear),
         feed_forward_norm=RMSNorm(config.width, config.norm_epsilon),
         feed_forward=FEED_FORWARD[type(feed_forward)](feed_forward, config.width, make_linear),
     )
+
+
+def _bottleneck(config: ModelConfig) -> nn.Module:
+    return nn.Identity() if config.bottleneck is None else Bottleneck(config.bottleneck, config.width)
 
 
 def linear_maker(config: LinearConfig) -> Callable[..., nn.Module]:
@@ -114,6 +129,8 @@ def _assemble(config: ModelConfig) -> Decoder:
     inputs: dict[str, nn.Module] = {}
     if config.has_learned_positions:
         inputs["positions"] = LearnedPositions(config.context, config.width)
+    if config.input_adapter is not None:
+        inputs["adapter"] = InputAdapter(config.input_adapter, config.width)
     return Decoder(
         config,
         embedding=embedding,
@@ -127,6 +144,8 @@ def _assemble(config: ModelConfig) -> Decoder:
     )
 
 
+# What begins by adding nothing: a fresh adapter changes no output.
+_ZERO = re.compile(r"inputs\.adapter\.up|blocks\.\d+\.\w+_bottleneck\.up")
 # Projections into the residual stream, of whatever linear kind.
 _INTO_RESIDUAL = re.compile(r"blocks\.\d+\.(attention\.output|feed_forward\.(.+\.)?down)")
 
@@ -145,6 +164,7 @@ def initialize(decoder: Decoder, seed: int) -> None:
     filled: set[int] = set()
     for name, module in decoder.named_modules():
         std = narrow if _INTO_RESIDUAL.fullmatch(name) else config.initializer_range
+        std = 0.0 if _ZERO.fullmatch(name) else std
         own = getattr(module, "initialize", None)
         if own is not None:
             own(random, std)

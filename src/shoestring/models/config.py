@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from shoestring.core.config import Config
+from shoestring.nn.adapter_config import BottleneckConfig, InputAdapterConfig
+from shoestring.nn.attention.config import MLAConfig, MTLAConfig
 from shoestring.nn.config import (
     DenseConfig,
     GQAConfig,
@@ -35,7 +37,9 @@ def _usual(kind: str) -> BeforeValidator:
     return BeforeValidator(fill)
 
 
-AttentionPart = Annotated[GQAConfig, _usual("gqa")]
+AttentionPart = Annotated[
+    Annotated[GQAConfig | MLAConfig | MTLAConfig, Field(discriminator="kind")], _usual("gqa")
+]
 FeedForwardPart = Annotated[FeedForwardConfig, _usual("swiglu")]
 PositionPart = Annotated[PositionConfig, _usual("rope")]
 LinearPart = Annotated[LinearConfig, _usual("dense")]
@@ -56,6 +60,12 @@ class ModelConfig(Config):
     )
     sharing: SharingConfig | None = Field(None, description="fewer blocks than layers (arXiv 1909.11942)")
     linear: LinearPart = Field(DenseConfig(), description="kind of the matrices inside blocks")
+    input_adapter: InputAdapterConfig | None = Field(
+        None, description="adds another model's embeddings to the input (EfficientLM)"
+    )
+    bottleneck: BottleneckConfig | None = Field(
+        None, description="transfer adapters inside blocks (arXiv 1902.00751)"
+    )
     norm_epsilon: float = Field(1e-5, gt=0)
     tied_head: bool = Field(True, description="the output head is the embedding matrix (arXiv 1608.05859)")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of fresh weights")
@@ -84,12 +94,16 @@ class ModelConfig(Config):
         parts = {
             "embedding": self.vocabulary * self.width,
             "positions": self.context * self.width * self.has_learned_positions,
+            "input adapter": 0 if self.input_adapter is None else self.input_adapter.parameters(self.width),
             "attention": self.unique_layers * self._part(self.attention),
             "feed-forward": self.unique_layers * self._part(self.feed_forward),
+            "bottlenecks": 0
+            if self.bottleneck is None
+            else 2 * self.unique_layers * self.bottleneck.parameters(self.width),
             "norms": (2 * self.unique_layers + 1) * self.width,
             "head": 0 if self.tied_head else self.vocabulary * self.width,
         }
-        optional = ("positions",)
+        optional = ("positions", "input adapter", "bottlenecks")
         return {name: count for name, count in parts.items() if count or name not in optional}
 
     def parameter_count(self) -> int:

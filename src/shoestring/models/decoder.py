@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.models.config import ModelConfig
-from shoestring.nn.cache import KVCache
+from shoestring.nn.cache import Cache
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import make_context
 from shoestring.nn.linear import linear
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         norm: nn.Module,
         head: Head,
         rotary: RotaryEmbedding | None,
-        make_cache: Callable[..., KVCache],
+        make_cache: Callable[..., Cache],
     ):
         super().__init__()
         self.config = config
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         external_BTE: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """-> hidden_BTD after the final norm, and the extra losses summed over the layers.
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
             cache.advance(context.counts)
         return self.norm(x_BTD), aux
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
+    def new_cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` rows of at most `capacity` tokens, in the weights' dtype and on their device."""
         weight = self.embedding.weight
         return self._make_cache(batch=batch, capacity=capacity, device=weight.device, dtype=weight.dtype)

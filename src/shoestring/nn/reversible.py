@@ -1,4 +1,4 @@
-"""Reversible blocks (RevNet, arXiv 1707.04585; Reformer, 2001.04451): activation memory that does not grow with depth.
+"""Reversible blocks (RevNet, arXiv 1707.04585; Reformer, 2001.04451): memory that depth does not raise.
 
 Two streams of width D, both starting as the embedding: y1 = x1 + F(x2), y2 = x2 + G(y1), F attention and G
 feed-forward, each with its norm inside. The forward pass keeps only the last pair; going backward, each
@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from shoestring.nn.block import BlockParts
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import Context
 from shoestring.nn.recompute import recomputing_nothing
@@ -23,25 +24,18 @@ from shoestring.nn.replay import Replay
 from shoestring.nn.stack import Aux, add_losses
 
 
-class ReversibleBlock(nn.Module):
-    """F and G of one block. The parts have the names of a sequential block's, and so the same weights."""
-
-    def __init__(self, attention_norm: nn.Module, attention: nn.Module, feed_forward_norm: nn.Module,
-                 feed_forward: nn.Module):  # fmt: skip
-        super().__init__()
-        self.attention_norm = attention_norm
-        self.attention = attention
-        self.feed_forward_norm = feed_forward_norm
-        self.feed_forward = feed_forward
+class ReversibleBlock(BlockParts):
+    """F and G of one block, each with its norm and, where the model has them, its bottleneck."""
 
     def attend(self, x_BTD: Tensor, context: Context, cache=None) -> Tensor:
         """F: what the attention adds to the first stream."""
-        return self.attention(_normed(self.attention_norm, x_BTD), context, cache).to(x_BTD.dtype)
+        y_BTD = self.attention(_normed(self.attention_norm, x_BTD), context, cache)
+        return self.attention_bottleneck(y_BTD).to(x_BTD.dtype)
 
     def feed(self, x_BTD: Tensor) -> tuple[Tensor, Aux]:
         """G: what the feed-forward adds to the second stream, and its extra losses."""
         y_BTD, aux = self.feed_forward(_normed(self.feed_forward_norm, x_BTD))
-        return y_BTD.to(x_BTD.dtype), aux
+        return self.feed_forward_bottleneck(y_BTD).to(x_BTD.dtype), aux
 
     def forward(self, x1_BTD: Tensor, x2_BTD: Tensor, context: Context, cache=None):
         """-> (y1_BTD, y2_BTD, aux), in ordinary autograd."""

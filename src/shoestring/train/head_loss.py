@@ -20,8 +20,8 @@ CHUNK_BYTES = 100_000_000  # of float32 logits: large enough for full matmul spe
 def head_loss(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor) -> tuple[Tensor, int]:
     """Sum of the cross-entropy in nats over labels that are not −100, as a float32 scalar, and their number.
 
-    `head` must be a bias-free projection with a `weight` [V, D]. Differentiable in both; a frozen head costs no
-    weight gradient.
+    `head` must be a bias-free projection with a `weight` [V, D] and a `softcap` (None: none). Differentiable in
+    both; a frozen head costs no weight gradient.
     """
     rows = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     labels = labels_BT.reshape(-1)
@@ -29,7 +29,7 @@ def head_loss(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor) -> t
     count = int(kept.sum())
     if count < labels.numel():
         rows, labels = rows[kept], labels[kept]
-    return _HeadLoss.apply(rows, head.weight, labels), count
+    return _HeadLoss.apply(rows, head.weight, labels, head.softcap), count
 
 
 def head_loss_plain(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor) -> tuple[Tensor, int]:
@@ -41,11 +41,11 @@ def head_loss_plain(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+    def forward(ctx, rows_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, softcap: float | None) -> Tensor:
         kind = rows_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows_ND.dtype
         with torch.autocast(kind, enabled=False):
-            return _forward(ctx, rows_ND.to(dtype), weight_VD, weight_VD.to(dtype), labels_N)
+            return _forward(ctx, rows_ND.to(dtype), weight_VD, weight_VD.to(dtype), labels_N, softcap)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -56,11 +56,13 @@ class _HeadLoss(torch.autograd.Function):
             rows_gradient = rows_gradient.mul_(scale).to(ctx.rows_dtype)
         if weight_gradient is not None:
             weight_gradient = weight_gradient.mul_(scale)
-        return rows_gradient, weight_gradient, None
+        return rows_gradient, weight_gradient, None, None
 
 
-def _forward(ctx, rows_ND: Tensor, parameter: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
-    wants_rows, wants_weight, _ = ctx.needs_input_grad
+def _forward(
+    ctx, rows_ND: Tensor, parameter: Tensor, weight_VD: Tensor, labels_N: Tensor, softcap: float | None
+) -> Tensor:
+    wants_rows, wants_weight, *_ = ctx.needs_input_grad
     ctx.rows_dtype = rows_ND.dtype
     rows_gradient = torch.empty_like(rows_ND) if wants_rows else None
     weight_gradient = None
@@ -69,6 +71,11 @@ def _forward(ctx, rows_ND: Tensor, parameter: Tensor, weight_VD: Tensor, labels_
     for start in range(0, rows_ND.shape[0], step):
         rows, labels = rows_ND[start : start + step], labels_N[start : start + step].unsqueeze(1)
         logits = product(rows, weight_VD).float()
+        slope = None
+        if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
+            logits.div_(softcap).tanh_()
+            slope = 1 - logits.square() if wants_rows or wants_weight else None
+            logits.mul_(softcap)
         highest, where = logits.max(dim=1, keepdim=True)
         labelled = logits.gather(1, labels)
         torch.softmax(logits, dim=1, out=logits)
@@ -77,7 +84,7 @@ def _forward(ctx, rows_ND: Tensor, parameter: Tensor, weight_VD: Tensor, labels_
         if not (wants_rows or wants_weight):
             continue
         logits.scatter_add_(1, labels, torch.full_like(labelled, -1.0))
-        gradient = logits.to(rows.dtype)
+        gradient = (logits if slope is None else logits.mul_(slope)).to(rows.dtype)
         if rows_gradient is not None:
             rows_gradient[start : start + step] = product(gradient, weight_VD.t())
         if wants_weight:

@@ -29,7 +29,8 @@ def read_sizes(fields: Fields, default_context: int) -> dict[str, Any]:
 def is_ordinary(config: ModelConfig) -> bool:
     """Nothing that transformers has no field for: one plain stream, every block its own, rotary positions alone."""
     kinds = config.block == "sequential" and config.position.kind == "rope" and config.linear.kind == "dense"
-    return kinds and config.sharing is None and config.logit_softcap is None
+    extras = (config.sharing, config.logit_softcap, config.input_adapter, config.bottleneck)
+    return kinds and all(extra is None for extra in extras)
 
 
 def dense_parts(config: ModelConfig) -> tuple[GQAConfig, SwiGLUConfig] | None:
