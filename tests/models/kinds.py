@@ -82,6 +82,17 @@ def _mla(rng: random.Random) -> dict[str, Any]:
     }
 
 
+def _mtla(rng: random.Random) -> dict[str, Any]:
+    return {
+        **_mla(rng),
+        "kind": "mtla",
+        "stride": rng.choice([1, 2, 3, 4]),
+        "rotary_scale": _flip(rng),
+        "part_norms": _flip(rng),
+        "rollback": rng.choice([2, 5]),
+    }
+
+
 def _swiglu(rng: random.Random) -> dict[str, Any]:
     return {"kind": "swiglu", "width": rng.choice([16, 40]), "bias": _flip(rng)}
 
@@ -107,7 +118,7 @@ def _moe(rng: random.Random) -> dict[str, Any]:
     }
 
 
-ATTENTIONS = [_gqa, _mla]
+ATTENTIONS = [_gqa, _mla, _mtla]
 FEED_FORWARDS = [_swiglu, _gelu, _relu2, _moe]
 POSITIONS = [
     {"kind": "rope"},

@@ -91,13 +91,21 @@ def check_causality(decoder: Decoder, tokens_BT: torch.Tensor, place: int) -> No
 
 
 def check_cache(decoder: Decoder, tokens_BT: torch.Tensor, seed: int) -> None:
-    """A prompt, then appends of one and several tokens, against the whole sequence."""
+    """A prompt, appends of one and several tokens, a cut and a swap of rows, against the whole sequence."""
     whole = hidden(decoder, tokens_BT)
     cache = decoder.new_cache(len(tokens_BT), CONTEXT)
     cuts = [0, 1 + seed % 4, 2 + seed % 4, 3 + seed % 4, TOKENS]
     for start, end in zip(cuts[:-1], cuts[1:], strict=True):
         assert_close(hidden(decoder, tokens_BT[:, start:end], cache=cache), whole[:, start:end])
     assert cache.lengths == [TOKENS] * len(tokens_BT)
+    shorter = cache.truncatable([TOKENS - 2, TOKENS - 1])
+    cache.truncate(shorter)
+    cache.reorder([1, 0])
+    for row, length in ((0, shorter[1]), (1, shorter[0])):
+        assert cache.lengths[row] == length
+    following = torch.stack([tokens_BT[1 - row, length] for row, length in enumerate(cache.lengths)])
+    after = hidden(decoder, following.unsqueeze(1), cache=cache)[:, 0]
+    assert_close(after, torch.stack([whole[1, shorter[1]], whole[0, shorter[0]]]))
 
 
 def check_packing(decoder: Decoder, tokens_BT: torch.Tensor, seed: int) -> None:
@@ -144,7 +152,7 @@ def test_every_kind_is_drawn():
     """Or the properties above would hold of nothing."""
     found = [draw_config(seed) for seed in FEW]
     for part, kinds in {
-        "attention": {"gqa", "mla"},
+        "attention": {"gqa", "mla", "mtla"},
         "feed_forward": {"swiglu", "gelu", "relu2", "moe"},
         "position": {"rope", "learned", "rope_learned", "none"},
         "linear": {"dense", "low_rank"},

@@ -17,9 +17,10 @@ from torch import nn
 from shoestring.core.seeds import generator
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder, Head, SoftcappedHead
-from shoestring.nn.attention.config import MLAConfig
+from shoestring.nn.attention.config import MLAConfig, MTLAConfig
 from shoestring.nn.attention.gqa import GroupedQueryAttention
 from shoestring.nn.attention.mla import MultiHeadLatentAttention
+from shoestring.nn.attention.mtla import TemporalLatentAttention
 from shoestring.nn.block import SequentialBlock
 from shoestring.nn.bottleneck import Bottleneck
 from shoestring.nn.cache import Cache, KVCache
@@ -36,11 +37,13 @@ from shoestring.nn.position import LearnedPositions
 from shoestring.nn.reversible import ReversibleBlock, ReversibleRun
 from shoestring.nn.rope import RotaryEmbedding
 from shoestring.nn.stack import Run, SequentialRun, block_order
+from shoestring.nn.temporal_cache import TemporalCache
 
 # Kind(config, width, epsilon, make_linear): (x_BTD, context, cache) -> y_BTD
 ATTENTION: dict[type, Callable[..., nn.Module]] = {
     GQAConfig: GroupedQueryAttention,
     MLAConfig: MultiHeadLatentAttention,
+    MTLAConfig: TemporalLatentAttention,
 }
 # Kind(config, width, make_linear): x_BTD -> (y_BTD, aux)
 FEED_FORWARD: dict[type, Callable[..., nn.Module]] = {
@@ -58,6 +61,14 @@ CACHE: dict[type, Callable[..., Callable[..., Cache]]] = {
     ),
     MLAConfig: lambda config, layers: functools.partial(
         LatentCache, layers=layers, numbers=config.latent_rank + config.rotary_width
+    ),
+    MTLAConfig: lambda config, layers: functools.partial(
+        TemporalCache,
+        layers=layers,
+        rank=config.latent_rank,
+        numbers=config.latent_rank + config.rotary_width,
+        stride=config.stride,
+        rollback=config.rollback,
     ),
 }
 
