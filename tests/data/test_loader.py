@@ -82,7 +82,7 @@ def _reference_row(stream: list[int], first: int, length: int, separate: bool) -
 def _reference_stream(shards: ShardFolder, loader: PackedLoader, epoch: int) -> list[int]:
     """The stream of an epoch, from its labels: each document is recognised by its first token."""
     documents = [document.tokens.tolist() for document in shards.documents_of("train")]
-    order = loader._stream(epoch)._order
+    order = loader._epoch(epoch)[0]._order
     assert sorted(order) == list(range(len(documents)))
     return [token for n in order for token in [SEPARATOR, *documents[n]]] + [SEPARATOR]
 
@@ -97,8 +97,10 @@ def test_batches_equal_a_plain_reference(shards, length, separate):
     expected = []
     for epoch in range(3):
         stream = _reference_stream(shards, loader, epoch)
-        for sample in range(loader.samples_per_epoch):
-            expected.append(_reference_row(stream, sample * length, length, separate))
+        cuts = loader._epoch(epoch)[1].tolist()
+        assert sorted(cuts) == list(range(loader.samples_per_epoch))
+        for cut in cuts:
+            expected.append(_reference_row(stream, cut * length, length, separate))
     assert found[: len(expected)] == expected[: len(found)]
 
 
@@ -125,10 +127,19 @@ def test_every_label_is_seen_once_per_epoch_but_the_tail(shards):
 def test_the_order_follows_seed_and_epoch(tmp_path):
     shards = _shards(tmp_path, [5] * 60)
     loaders = [PackedLoader(shards, "train", 6, 1, seed) for seed in (0, 1)]
-    orders = [loader._stream(epoch)._order.tolist() for loader in loaders for epoch in (0, 1)]
+    orders = [loader._epoch(epoch)[0]._order.tolist() for loader in loaders for epoch in (0, 1)]
+    cuts = [loader._epoch(epoch)[1].tolist() for loader in loaders for epoch in (0, 1)]
+    assert len({tuple(order) for order in cuts}) == 4 and not set(map(tuple, cuts)) & set(map(tuple, orders))
     assert len({tuple(order) for order in orders}) == 4
     # Fixed for all time: a run that is resumed by a later version must see the same order.
     assert orders[0][:8] == [57, 43, 31, 50, 2, 21, 29, 6]
+
+
+def test_the_rows_of_a_batch_come_from_different_documents(tmp_path):
+    shards = _shards(tmp_path, [999] * 50)  # 50 rows of 20 to a document
+    batch = next(PackedLoader(shards, "train", 20, 16, seed=0))
+    documents = {(row.max().item() - 1) // 999 for row in batch.tokens_BT}
+    assert len(documents) > 10
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

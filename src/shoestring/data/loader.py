@@ -1,16 +1,17 @@
 """From token shards to packed batches, with exact resume.
 
 The documents of a split, permuted by (seed, epoch), form one stream: separator, tokens, separator, tokens,
-... Sample k of an epoch is the stream's tokens kT .. (k+1)T, of which the last is only a label; the stream
-ends with one more separator, the label of its last token. A batch takes the next samples of the global
-order, so nothing but (seed, epoch, next_sample) has to be kept, and any number of ranks continues where any
-other number stopped.
+... Cut k of it is its tokens kT .. (k+1)T, of which the last is only a label; the stream ends with one more
+separator, the label of its last token. The cuts are permuted as well, because neighbours come from the same
+document, and a batch of them is nearly one example: its gradient is so noisy that training barely moves. A
+batch takes the next samples of this global order, so nothing but (seed, epoch, next_sample) has to be kept,
+and any number of ranks continues where any other number stopped.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +22,10 @@ from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch
 from shoestring.data.shards import ShardFolder
 
+_CUTS = 2**63  # added to the seed: cuts are not permuted as documents are
+# (number of a document in its split, its tokens, start, stop) -> vectors [stop - start, E] of those tokens.
+ExternalVectors = Callable[[int, np.ndarray, int, int], np.ndarray]
+
 
 class PackedLoader:
     """An endless iterator of Batch [microbatch, sequence_length] over a split.
@@ -28,8 +33,8 @@ class PackedLoader:
     Row b of rank r is sample `next_sample + b * world + r` of the global order; an epoch's samples end
     where the next epoch's begin, and the few tokens after the last whole sample of an epoch are left out.
     separate_documents: positions and segments restart at each document, otherwise a row is one segment.
-    prefetch: batches made ahead by a thread. Raises DataError when the split has fewer tokens than one
-    sample.
+    prefetch: batches made ahead by a thread. external: gives Batch.external_BTE. Raises DataError when the
+    split has fewer tokens than one sample.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class PackedLoader:
         world: int = 1,
         separate_documents: bool = True,
         prefetch: int = 0,
+        external: ExternalVectors | None = None,
     ) -> None:
         assert 0 <= rank < world and sequence_length > 0 and microbatch > 0
         self._documents = _Documents(shards, split)
+        self._external = external
         self._length, self._rows, self._seed = sequence_length, microbatch, seed
         self._rank, self._world, self._separate = rank, world, separate_documents
         self.samples_per_epoch = self._documents.tokens // sequence_length
@@ -56,7 +63,7 @@ class PackedLoader:
                 "use more text or a shorter train.sequence_length",
             )
         self._next = 0  # the next sample, counted over all epochs
-        self._streams: dict[int, _Stream] = {}
+        self._epochs: dict[int, tuple[_Stream, np.ndarray]] = {}
         self._prefetch = prefetch
         self._ahead: deque[Future[Batch]] = deque()
         self._thread = ThreadPoolExecutor(1, "loader") if prefetch else None
@@ -110,18 +117,24 @@ class PackedLoader:
     def _batch(self, first: int) -> Batch:
         shape = (self._rows, self._length + 1)
         tokens, starts = np.empty(shape, np.int64), np.zeros(shape, bool)
+        external: list[np.ndarray] = []
         for row in range(self._rows):
             epoch, sample = divmod(first + row * self._world + self._rank, self.samples_per_epoch)
-            self._stream(epoch).read(sample * self._length, tokens[row], starts[row])
-        return _to_batch(tokens, starts, self._separate)
+            stream, cuts = self._epoch(epoch)
+            position = int(cuts[sample]) * self._length
+            stream.read(position, tokens[row], starts[row])
+            if self._external is not None:
+                external.append(stream.external(position, self._length, self._external))
+        return _to_batch(tokens, starts, self._separate, external=external)
 
-    def _stream(self, epoch: int) -> _Stream:
-        if epoch not in self._streams:
-            self._streams = {e: s for e, s in self._streams.items() if e == epoch - 1}
-            self._streams[epoch] = _Stream(
-                self._documents, permutation(self._seed, epoch, self._documents.count)
-            )
-        return self._streams[epoch]
+    def _epoch(self, epoch: int) -> tuple[_Stream, np.ndarray]:
+        """The documents of an epoch in its order, and the order of the cuts."""
+        if epoch not in self._epochs:
+            self._epochs = {e: order for e, order in self._epochs.items() if e == epoch - 1}
+            documents = permutation(self._seed, epoch, self._documents.count)
+            cuts = permutation(self._seed + _CUTS, epoch, self.samples_per_epoch)
+            self._epochs[epoch] = _Stream(self._documents, documents), cuts
+        return self._epochs[epoch]
 
 
 class SequentialPass:
@@ -130,7 +143,7 @@ class SequentialPass:
     Iterating gives Batch [<= microbatch, T]; the last row is padded with segment -1 and label -100.
     `tokens` is the number of labels and `bytes` the text they stand for, so that bits per byte = sum of
     losses / ln 2 / bytes. max_tokens: keep whole documents, chosen by hash, until they have that many. Rank
-    r takes every world-th row.
+    r takes every world-th row. external: gives Batch.external_BTE.
     """
 
     def __init__(
@@ -143,6 +156,7 @@ class SequentialPass:
         max_tokens: int | None = None,
         rank: int = 0,
         world: int = 1,
+        external: ExternalVectors | None = None,
     ) -> None:
         documents = _Documents(shards, split)
         order = np.arange(documents.count)
@@ -152,7 +166,7 @@ class SequentialPass:
             order = np.sort(chosen[:enough])
         self._stream = _Stream(documents, order)
         self._length, self._rows, self._separate = sequence_length, microbatch, separate_documents
-        self._rank, self._world = rank, world
+        self._rank, self._world, self._external = rank, world, external
         self.tokens = self._stream.tokens
         self.bytes = int(documents.bytes[order].sum())
         self.documents = len(order)
@@ -166,7 +180,10 @@ class SequentialPass:
             used = np.empty(len(group), np.int64)
             for n, row in enumerate(group):
                 used[n] = self._stream.read(row * self._length, tokens[n], starts[n]) - 1
-            yield _to_batch(tokens, starts, self._separate, used)
+            external = []
+            if self._external is not None:
+                external = [self._stream.external(row * self._length, self._length, self._external) for row in group]
+            yield _to_batch(tokens, starts, self._separate, used, external)
 
 
 class _Documents:
@@ -219,11 +236,34 @@ class _Stream:
             filled += 1
         return filled
 
+    def external(self, position: int, length: int, of_document: ExternalVectors) -> np.ndarray:
+        """float32 [length, E]: the vectors of `read`'s tokens, zeros behind the stream's end."""
+        documents, begins = self._documents, self._begins
+        end = min(position + length, self.tokens)
+        first = int(np.searchsorted(begins, position, "right")) - 1
+        last = int(np.searchsorted(begins, end, "left"))
+        parts = []
+        for n in range(first, last):
+            document, begin = int(self._order[n]), int(begins[n])
+            low, high = max(position, begin), min(end, int(begins[n + 1]))
+            start, size = int(documents.start[document]), int(documents.lengths[document])
+            ids = documents.data[documents.shard[document]][start : start + size]
+            parts.append(of_document(document, ids, low - begin, high - begin))
+        joined = np.concatenate(parts)
+        return np.pad(joined, ((0, length - len(joined)), (0, 0)))
+
 
 def _to_batch(
-    tokens: np.ndarray, starts: np.ndarray, separate: bool, used: np.ndarray | None = None
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    separate: bool,
+    used: np.ndarray | None = None,
+    external: Sequence[np.ndarray] = (),
 ) -> Batch:
-    """tokens, starts [B, T + 1] -> Batch [B, T]. used [B]: labels in each row, the rest is padding."""
+    """tokens, starts [B, T + 1] -> Batch [B, T]. used [B]: labels in each row, the rest is padding.
+
+    external: [T, E] for each row, or nothing.
+    """
     rows, length = tokens.shape[0], tokens.shape[1] - 1
     labels = tokens[:, 1:]
     positions = np.broadcast_to(np.arange(length), (rows, length))
@@ -238,11 +278,12 @@ def _to_batch(
         padding = np.arange(length) >= used[:, None]
         inputs[padding], labels[padding], positions[padding] = 0, IGNORED, 0
         segments[padding] = PADDING_SEGMENT
-    return Batch(*(torch.from_numpy(array) for array in (inputs, labels, positions, segments)))
+    arrays = (torch.from_numpy(array) for array in (inputs, labels, positions, segments))
+    return Batch(*arrays, external_BTE=torch.from_numpy(np.stack(external)) if len(external) else None)
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of documents in an epoch: sorted by a hash (splitmix64) of (seed, epoch, document).
+    """The order of `count` things in an epoch: sorted by a hash (splitmix64) of (seed, epoch, thing).
 
     Not numpy's generators: their streams may change between versions, and a resumed run must not.
     """
