@@ -1,8 +1,8 @@
 """An adapter on disk is a PEFT folder, adapter_config.json and adapter_model.safetensors, as peft reads and writes it.
 
 Tensors are called base_model.model.MODULE.lora_A.weight [r, in], .lora_B.weight [out, r] and
-.lora_magnitude_vector [out] (DoRA), with Hugging Face's module names. What we do not compute (other adapter types, trained biases or whole modules,
-initializations that change the base) is refused by name, never skipped.
+.lora_magnitude_vector [out] (DoRA), with Hugging Face's module names. What we do not compute (other types, trained
+biases or whole modules, initializations that change the base) is refused by name, never skipped.
 """
 
 from __future__ import annotations

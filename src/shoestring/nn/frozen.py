@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from shoestring.core.matmul import product
@@ -17,7 +18,7 @@ from shoestring.nn.low_rank import LowRankLinear
 
 
 class FrozenProducts(NamedTuple):
-    """forward: [..., in] -> [..., out], backward: [..., out] -> [..., in], both without bias; the result is the caller's."""
+    """forward: [..., in] -> [..., out], backward: [..., out] -> [..., in], without bias; the result is the caller's."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], Tensor]
@@ -49,3 +50,24 @@ def frozen_bias(linear: nn.Module) -> Tensor | None:
     """The bias that the products leave out."""
     bias = linear.second.bias if isinstance(linear, LowRankLinear) else linear.bias
     return None if bias is None else bias.detach()  # type: ignore[union-attr, operator, return-value]
+
+
+class _Frozen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, products: FrozenProducts, bias: Tensor | None) -> Tensor:
+        ctx.products = products
+        y = products.forward(x)
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        return ctx.products.backward(gradients[0]), None, None
+
+
+def frozen_linear(x: Tensor, products: FrozenProducts, bias: Tensor | None) -> Tensor:
+    """A linear that keeps nothing for the backward pass, differentiable in x alone; in autocast's dtype under it."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
+    with torch.autocast(kind, enabled=False):
+        return _Frozen.apply(x, products, None if bias is None else bias.to(x.dtype))

@@ -1,7 +1,7 @@
 """Adapters: y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + b with W frozen, A [r, in] and B [out, r] trained (LoRA, arXiv 2106.09685).
 
-DoRA (arXiv 2402.09353) multiplies each output, before the bias, by c = m/‖W + s·B·A‖: norms of rows, m learned. The norm
-counts as a constant going backward (its section 4.3), and is had without forming B·A:
+DoRA (arXiv 2402.09353) multiplies each output, before the bias, by c = m/‖W + s·B·A‖: norms of rows, m learned. The
+norm counts as a constant going backward (its section 4.3), and is had without forming B·A:
 ‖W + s·B·A‖² = ‖W‖² + 2s·B∘(W·Aᵀ) + s²·(B·A·Aᵀ)∘B, summed over each row.
 Nothing but x and x·Aᵀ is kept for the backward pass, W gets no gradient. `adapted_plain` is the twin.
 """
@@ -118,10 +118,9 @@ class LoRALinear(nn.Module):
 
     def add(self, name: str, config: LoRAConfig, random: torch.Generator | None = None) -> LoRA:
         """A fresh adapter, made active. It lives on the base's device, in float32 unless the base is in float64."""
-        reference = next(self.base.parameters(), None)
-        if reference is None:
-            reference = next(self.base.buffers())
-        dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
+        held = [*self.base.parameters(), *self.base.buffers()]
+        reference = held[0]
+        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in held) else torch.float32
         with torch.device("meta"):
             adapter = LoRA(config, self.in_features, self.out_features)
         adapter = adapter.to(dtype)

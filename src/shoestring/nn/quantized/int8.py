@@ -1,0 +1,79 @@
+"""Int8 linear: W ≈ scale ⊙ codes, one scale for each output row: codes int8 [out, in], scale [out] = max|row| / 127.
+
+The scale lies on the outputs, so it is never multiplied into the codes: x·Wᵀ = (x·codesᵀ) ⊙ scale going forward, and
+g·W = (g ⊙ scale)·codes going backward; one copy of the codes serves both. Codes become floats for one product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.core.matmul import product
+from shoestring.nn.frozen import FrozenProducts, frozen_linear, frozen_products
+from shoestring.nn.linear import Linear
+from shoestring.nn.quantized.config import Int8Config
+from shoestring.nn.replace import QUANTIZED, linear_kind
+
+
+def quantize_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """-> codes int8 [out, in] in −127 … 127, and scale [out] in the weight's dtype (at least float32)."""
+    weight = weight_OI if weight_OI.dtype == torch.float64 else weight_OI.float()
+    scale = weight.abs().amax(dim=1) / 127
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(1)
+    return (weight / safe).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+@linear_kind(Int8Config, QUANTIZED)
+class Int8Linear(nn.Module):
+    """x: [..., in] -> [..., out]; frozen, differentiable in x."""
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("codes", torch.empty(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("scale", torch.empty(out_features))
+        self.register_buffer("bias", torch.empty(out_features) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return frozen_linear(x, frozen_products(self), self.bias)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, config: Int8Config) -> Int8Linear:
+        """Rounded to nearest. The dense weight is not kept."""
+        dense = linear if isinstance(linear, nn.Linear) else linear.to_linear()
+        with torch.device("meta"):
+            made = cls(dense.in_features, dense.out_features, dense.bias is not None)
+        made.codes, made.scale = quantize_rows(dense.weight.detach())
+        made.bias = None if dense.bias is None else dense.bias.detach().clone()
+        return made.train(dense.training)
+
+    def to_linear(self) -> nn.Linear:
+        """A dense linear of the rounded weights."""
+        return dense_linear(self.codes.to(self.scale.dtype) * self.scale.unsqueeze(1), self.bias)
+
+
+@frozen_products.register
+def _(linear: Int8Linear) -> FrozenProducts:
+    def forward(x: Tensor) -> Tensor:
+        return product(x, linear.codes.to(x.dtype)).mul_(linear.scale.to(x.dtype))
+
+    def backward(gradient: Tensor) -> Tensor:
+        return product(gradient * linear.scale.to(gradient.dtype), linear.codes.to(gradient.dtype).t())
+
+    return FrozenProducts(forward, backward)
+
+
+@torch.no_grad()
+def dense_linear(weight_OI: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A dense linear around these values."""
+    with torch.device("meta"):
+        made = Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias is not None)
+    made.weight = nn.Parameter(weight_OI)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.clone())
+    return made
