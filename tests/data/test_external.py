@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shoestring.data.external import GROUP, SpanStore, SpanVectors, store_name
+from shoestring.data.batch import Batch
+from shoestring.data.external import GROUP, SpanStore, SpanVectors
+from shoestring.data.loader import PackedLoader, SequentialPass
+from shoestring.data.prepare import prepare
+from shoestring.data.shards import ShardFolder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.data.train_tokenizer import train_tokenizer
 
@@ -75,20 +80,37 @@ def test_tokens_made_one_by_one_get_the_same_vectors(tokenizer):
     assert (one_by_one == source.vectors(ids, 0, len(ids))).all()
 
 
-def test_a_store_gives_the_same_vectors_and_computes_each_once(tokenizer, tmp_path):
-    documents = [np.array(ids_of(tokenizer, text_of(n, 5 + 9 * n))) for n in range(4)]
-    lengths = np.array([len(ids) for ids in documents])
-    encoder = Encoder()
-    source = SpanVectors(tokenizer, encoder, 6, 2)
-    stored = source.stored(SpanStore(tmp_path, lengths, 2, 6))
-    for number in (2, 0, 3, 1, 2):
+def text_shards(tokenizer: Tokenizer, folder: Path, words: list[int]) -> ShardFolder:
+    (folder / "text").mkdir()
+    for n, count in enumerate(words):
+        (folder / "text" / f"{n}.txt").write_text(text_of(n, count))
+    return prepare(folder / "text", tokenizer, folder / "shards", validation=0.3 if len(words) > 1 else 0)
+
+
+def test_stored_vectors_are_the_same_and_computed_once(tokenizer, tmp_path):
+    shards = text_shards(tokenizer, tmp_path, [10, 25, 5, 40])
+    documents = [np.array([shards.separator_id, *d.tokens]) for d in shards.documents_of("train")]
+    source = SpanVectors(tokenizer, Encoder(), 6, 2)
+    stored = source.of_split(shards, "train", tmp_path / "kept")
+    for number in [*range(len(documents)), 0]:
         ids = documents[number]
         for start, stop in [(3, 7), (0, len(ids)), (len(ids) - 1, len(ids))]:
             assert (stored(number, ids, start, stop) == source.vectors(ids, start, stop)).all()
     again = Encoder()
-    reopened = SpanVectors(tokenizer, again, 6, 2).stored(SpanStore(tmp_path, lengths, 2, 6))
-    assert (reopened(2, documents[2], 0, lengths[2]) == source.vectors(documents[2], 0, lengths[2])).all()
+    reopened = SpanVectors(tokenizer, again, 6, 2).of_split(shards, "train", tmp_path / "kept")
+    assert (reopened(1, documents[1], 0, 9) == source.vectors(documents[1], 0, 9)).all()
     assert again.texts == []
+
+
+@pytest.mark.parametrize("changed", [{"split": "validation"}, {"span": 3}, {"fingerprint": "b"}], ids=str)
+def test_vectors_of_another_split_span_or_encoder_are_kept_apart(tokenizer, tmp_path, changed):
+    shards = text_shards(tokenizer, tmp_path, [10, 25, 5, 40])
+    folders = []
+    for settings in ({}, changed):
+        source = SpanVectors(tokenizer, Encoder(), 6, settings.get("span", 2), settings.get("fingerprint", "a"))
+        source.of_split(shards, settings.get("split", "train"), tmp_path / "kept")
+        folders.append({path.name for path in (tmp_path / "kept").iterdir()})
+    assert len(folders[0]) == 1 and len(folders[1]) == 2
 
 
 def test_a_store_computes_whole_groups_whoever_asks(tmp_path):
@@ -98,20 +120,61 @@ def test_a_store_computes_whole_groups_whoever_asks(tmp_path):
         asked.append((low, high))
         return np.ones((high - low, 3), np.float32)
 
-    store = SpanStore(tmp_path, np.array([10, 4 * GROUP + 6]), 2, 3)
+    store = SpanStore(tmp_path, np.array([2 * GROUP + 2, 4 * GROUP + 6]), 2, 3)
     store.get(1, 3, 4, compute)
     store.get(1, GROUP - 1, GROUP + 2, compute)
-    store.get(0, 0, 5, compute)
-    assert asked == [(0, GROUP), (GROUP, 2 * GROUP), (0, 5)]
+    store.get(0, 0, GROUP + 1, compute)
+    assert asked == [(0, GROUP), (GROUP, 2 * GROUP), (0, GROUP), (GROUP, GROUP + 1)]
 
 
 def test_documents_without_a_whole_span_need_no_files(tokenizer, tmp_path):
-    store = SpanStore(tmp_path, np.array([3, 2]), 8, 6)
-    source = SpanVectors(tokenizer, Encoder(), 6, 8)
-    assert not source.stored(store)(0, np.array([0, 1, 2]), 0, 3).any()
+    shards = text_shards(tokenizer, tmp_path, [2])
+    vectors = SpanVectors(tokenizer, Encoder(), 6, 1000).of_split(shards, "train", tmp_path / "kept")
+    assert not vectors(0, np.array([0, 1, 2]), 0, 3).any()
+    assert not any(path.is_file() for path in (tmp_path / "kept").rglob("*"))
 
 
-def test_stores_of_other_text_encoders_or_spans_have_other_names():
-    names = {store_name(*key) for key in [("a", "train", "e", 2), ("b", "train", "e", 2), ("a", "train", "f", 2)]}
-    names |= {store_name("a", "validation", "e", 2), store_name("a", "train", "e", 3)}
-    assert len(names) == 5
+@pytest.mark.parametrize("separate", [True, False])
+def test_batches_carry_the_vectors_of_their_tokens(tokenizer, tmp_path, separate):
+    shards = text_shards(tokenizer, tmp_path, [10, 15, 20, 25, 30, 35])
+    source = SpanVectors(tokenizer, Encoder(), 6, 3)
+
+    def plain(_: int, ids: np.ndarray, start: int, stop: int) -> np.ndarray:
+        return source.vectors(ids, start, stop)
+
+    def check(batch: Batch, split: str) -> int:
+        """Every row's vectors by brute force: find the text that its tokens are of."""
+        assert batch.external_BTE is not None
+        stream = [[shards.separator_id, *d.tokens.tolist()] for d in shards.documents_of(split)]
+        checked = 0
+        for row, tokens in enumerate(batch.tokens_BT.tolist()):
+            starts = [t for t, token in enumerate(tokens) if token == shards.separator_id]
+            for start, end in zip(starts, [*starts[1:], len(tokens)][: len(starts)], strict=True):
+                found = [ids for ids in stream if ids[: end - start] == tokens[start:end]]
+                if found:
+                    expected = source.vectors(found[0], 0, end - start)
+                    assert (batch.external_BTE[row, start:end].numpy() == expected).all()
+                    checked += int(expected.any())
+        return checked
+
+    loader = PackedLoader(shards, "train", 16, 2, 0, separate_documents=separate, external=plain)
+    assert sum(check(next(loader), "train") for _ in range(6)) > 3
+    held_out = SequentialPass(shards, "validation", 16, 2, separate, external=plain)
+    assert sum(check(batch, "validation") for batch in held_out) > 0
+
+
+def test_a_row_that_begins_inside_a_document_knows_the_span_before_it(tokenizer, tmp_path):
+    shards = text_shards(tokenizer, tmp_path, [40])
+    source = SpanVectors(tokenizer, Encoder(), 6, 4)
+    loader = PackedLoader(shards, "train", 8, 2, 0, external=lambda _, ids, i, j: source.vectors(ids, i, j))
+    ids = [shards.separator_id, *next(shards.documents_of("train")).tokens.tolist()]
+    found = 0
+    for _ in range(loader.samples_per_epoch // 2):
+        batch = next(loader)
+        for row, tokens in enumerate(batch.tokens_BT.tolist()):
+            if tokens == ids[8:16]:
+                found += 1
+                assert batch.external_BTE is not None and batch.positions_BT[row, 0] == 0
+                assert (batch.external_BTE[row].numpy() == source.vectors(ids, 8, 16)).all()
+                assert batch.external_BTE[row, 0].any()
+    assert found == 1

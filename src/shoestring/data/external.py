@@ -17,9 +17,11 @@ from typing import Protocol
 
 import numpy as np
 
+from shoestring.data.loader import ExternalVectors
+from shoestring.data.shards import ShardFolder
 from shoestring.data.tokenizer import Tokenizer
 
-GROUP = 8  # spans of a document that are encoded together, so that a vector does not depend on who asks
+GROUP = 4  # spans of a document that are encoded together, so that a vector does not depend on who asks
 _REMEMBERED = 4096  # vectors kept in memory where there is no store
 
 Encode = Callable[[list[str]], np.ndarray]
@@ -34,20 +36,29 @@ class External(Protocol):
         """float32 [stop − start, E] for tokens start .. stop of a document that begins with `ids` [>= stop]."""
         ...
 
+    def of_split(self, shards: ShardFolder, split: str, folder: Path) -> ExternalVectors:
+        """The same for the documents of a split, by number. folder: where vectors may be kept between runs."""
+        ...
+
 
 class SpanVectors:
-    """encode: texts -> float32 [N, width]. span: S."""
+    """encode: texts -> float32 [N, width]. span: S. fingerprint: of the encoder, to tell stored vectors apart."""
 
-    def __init__(self, tokenizer: Tokenizer, encode: Encode, width: int, span: int):
+    def __init__(self, tokenizer: Tokenizer, encode: Encode, width: int, span: int, fingerprint: str = ""):
         self.tokenizer, self.encode, self.width, self.span = tokenizer, encode, width, span
+        self.fingerprint = fingerprint
         self._remembered: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
     def vectors(self, ids: Sequence[int] | np.ndarray, start: int, stop: int) -> np.ndarray:
         first, last = max(start // self.span - 1, 0), (stop - 1) // self.span
         return self._align(self._of_spans(ids, first, last), first, start, stop)
 
-    def stored(self, store: SpanStore) -> Callable[[int, np.ndarray, int, int], np.ndarray]:
-        """The same for numbered documents, `(number, ids, start, stop)`, each vector computed once for all time."""
+    def of_split(self, shards: ShardFolder, split: str, folder: Path) -> ExternalVectors:
+        """The same for a split's documents by number, each vector computed once and kept in a folder in `folder`."""
+        lengths = np.concatenate([np.diff(shards.offsets(shard)[0]) for shard in shards.of(split)] or [[]])
+        key = json.dumps([shards.index["sha256"], split, self.fingerprint, self.span])
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        store = SpanStore(folder / name, lengths.astype(np.int64), self.span, self.width)
 
         def vectors(number: int, ids: np.ndarray, start: int, stop: int) -> np.ndarray:
             first, last = max(start // self.span - 1, 0), (stop - 1) // self.span
@@ -122,12 +133,6 @@ class SpanStore:
                 self._vectors[begin + low : begin + high] = compute(low, high)
                 self._done[begin + low : begin + high] = 1
         return self._vectors[begin + first : begin + last]
-
-
-def store_name(shards_checksum: str, split: str, encoder_fingerprint: str, span: int) -> str:
-    """A folder's name that no other text, encoder or span has."""
-    key = json.dumps([shards_checksum, split, encoder_fingerprint, span])
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _mapped(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
