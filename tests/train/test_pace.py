@@ -82,3 +82,9 @@ def test_fixed_steps_ignore_the_clock():
         state.step += 1
         pace.after_step(state, 1000.0, lambda *_: 0.0)
     assert state.step == 7 and not state.events
+
+
+def test_a_disturbance_that_passes_does_not_shorten_the_run():
+    """Some steps ten times as long, early on, cost what they cost and no more."""
+    state = run(1000, lambda step: 5.0 if 100 <= step < 104 else 0.5)
+    assert state.seconds <= 1005 and state.step > 0.95 * state.planned_steps

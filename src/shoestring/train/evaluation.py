@@ -7,6 +7,7 @@ tokenizers and with compressors. Each document also pays for its end, the separa
 from __future__ import annotations
 
 import math
+import statistics
 import time
 
 import torch
@@ -23,9 +24,7 @@ TIMES = 10  # over a run, when no interval is set
 _FORWARD_SHARE = 0.4  # of a training step's time, a first estimate until an evaluation has been timed
 
 
-def measure(
-    model: Decoder, text: SequentialPass, compute: torch.dtype = torch.float32, step: int = 0
-) -> HeldOut:
+def measure(model: Decoder, text: SequentialPass, compute: torch.dtype = torch.float32, step: int = 0) -> HeldOut:
     """The model's loss on every label of `text`, summed over ranks."""
     device = next(model.parameters()).device
     training = model.training
@@ -61,7 +60,7 @@ class Evaluation(Callback):
     ):
         self.model, self.sample, self.whole, self.every, self.compute = model, sample, whole, every, compute
         self.step_tokens = step_tokens
-        self._seconds_per_token: float | None = None
+        self._seconds_per_token: list[float] = []
 
     def after_step(self, event: StepEvent) -> None:
         state = event.state
@@ -70,10 +69,10 @@ class Evaluation(Callback):
         text = self.whole if event.last else self.sample
         started = time.perf_counter()
         state.held_out = measure(self.model, text, self.compute, state.step)
-        self._seconds_per_token = (time.perf_counter() - started) / max(text.tokens, 1)
+        self._seconds_per_token.append((time.perf_counter() - started) / max(text.tokens, 1))
 
     def seconds_ahead(self, step: int, total: int, step_seconds: float) -> float:
-        each = self._seconds_per_token
-        if each is None:
-            each = _FORWARD_SHARE * step_seconds / self.step_tokens
+        # The guess counts as one measurement: a single disturbed evaluation must not shorten a run.
+        guess = _FORWARD_SHARE * step_seconds / self.step_tokens
+        each = statistics.median_low([guess, *self._seconds_per_token])
         return each * (times_left(step, total, self.every, TIMES) * self.sample.tokens + self.whole.tokens)

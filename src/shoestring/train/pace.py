@@ -22,11 +22,10 @@ MEASURED_STEPS = 5  # at least, before the number of steps is fixed
 MEASURED_SHARE = 0.04  # of the budget, at most; a longer look gives a better number
 TARGET = 0.985  # the share of the budget to plan for: noise has a long tail on one side only
 PATIENCE = 0.995  # a projected end beyond this share is acted upon
+WAIT = 0.05  # of the budget: how long a run must look late before it is shortened
 _GUESS = 1000  # steps of the run before the first one has been measured
 
-Reserve = Callable[
-    [int, int, float], float
-]  # (step, total, seconds of a step) -> seconds of what is still to be paid
+Reserve = Callable[[int, int, float], float]  # (step, total, seconds of a step) -> seconds of what is still to be paid
 
 
 class Pace(Protocol):
@@ -91,6 +90,7 @@ class TimeBudget:
     def __init__(self, budget: float):
         self.budget = budget
         self._session_steps = 0
+        self._late_since: float | None = None
         self._measured: deque[float] = deque(maxlen=400)
 
     def start(self, state: TrainerState) -> None:
@@ -137,7 +137,15 @@ class TimeBudget:
             return
         recent = parallel.from_first(self._recent_seconds_per_step())
         projected = used + left * recent + reserve(state.step, state.total_steps, recent)
-        if parallel.from_first(projected > PATIENCE * self.budget):
+        if projected <= PATIENCE * self.budget:
+            self._late_since = None
+            return
+        if self._late_since is None:
+            self._late_since = used
+        # Steps cannot be given back, so a disturbance is waited out, unless the end is near.
+        soonest = used + 4 * recent + reserve(state.step, state.step + 1, recent)
+        if used - self._late_since >= WAIT * self.budget or soonest > TARGET * self.budget:
+            self._late_since = None
             fits = self._steps_that_fit(state, used, recent, reserve, TARGET)
             if fits < state.total_steps:
                 state.shorten(fits)
@@ -149,17 +157,15 @@ class TimeBudget:
         return statistics.fmean(self._measured)
 
     def _recent_seconds_per_step(self) -> float:
-        """The mean of the last 5% of the budget: long enough that one disturbed step does not end the run."""
-        total, count = 0.0, 0
+        """The median over the last 5% of the budget: a disturbance that passes does not end the run."""
+        recent: list[float] = []
         for seconds in reversed(self._measured):
-            total, count = total + seconds, count + 1
-            if count >= 8 and total > 0.05 * self.budget:
+            recent.append(seconds)
+            if len(recent) >= 8 and sum(recent) > WAIT * self.budget:
                 break
-        return total / max(count, 1)
+        return statistics.median(recent)
 
-    def _steps_that_fit(
-        self, state: TrainerState, used: float, each: float, reserve: Reserve, share: float
-    ) -> int:
+    def _steps_that_fit(self, state: TrainerState, used: float, each: float, reserve: Reserve, share: float) -> int:
         """The largest total whose steps and reserve end before `share` of the budget.
 
         At least the steps done.
