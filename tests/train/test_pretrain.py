@@ -42,7 +42,7 @@ def test_xz_is_measured_document_by_document(shards):
 
 def test_the_terminal_plot_falls_from_left_to_right():
     lines = text_plot([8.0, 6.0, 4.0, 2.0], width=4, height=4).splitlines()
-    assert [line.index("*") for line in lines[:4]] == sorted(line.index("*") for line in lines[:4])
+    assert [line.index("•") for line in lines[:4]] == sorted(line.index("•") for line in lines[:4])
     assert lines[0].startswith("8.00") and lines[3].startswith("2.00")
 
 

@@ -95,7 +95,7 @@ def pretrain(recipe: str, settings: dict[str, Any], report: _Report) -> dict[str
     report.say(text_plot(losses, width=64, height=10, name=f"step 1 to {result.steps:,}"))
     if result.bits_per_byte is not None:
         rows = [("this model", result.bits_per_byte * result.held_out_bytes / 8, result.bits_per_byte)]
-        if result.xz_bytes is not None:
+        if result.xz_bytes is not None and result.xz_bits_per_byte is not None:
             rows.append(("xz -9e", result.xz_bytes, result.xz_bits_per_byte))
         cells = [(name, f"{size:,.0f}", f"{bits:.3f}") for name, size, bits in rows]
         size = f"{result.held_out_bytes:,} bytes"

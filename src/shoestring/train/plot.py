@@ -1,7 +1,7 @@
 """Pictures of a run from its metrics.jsonl: loss.png, and a small plot of characters for the terminal.
 
-Training loss is drawn in nats per token with a running mean, held-out text in bits per byte on its own
-axis.
+Training and held-out loss share one axis, in nats per token, so that they can be compared; the axis at the
+right is the same scale in bits per byte of held-out text, and `xz -9e` is a line on it.
 """
 
 from __future__ import annotations
@@ -11,53 +11,61 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shoestring.core.units import format_count
 from shoestring.train.metrics import read_metrics
 
-Curve = tuple[list[float], list[float]]
+_TRAINING, _HELD_OUT, _XZ = "#1f5fa8", "#c2571a", "#5a5a5a"
 
 
-def curves(lines: Sequence[dict[str, Any]]) -> tuple[Curve, Curve]:
-    """((tokens, loss) of training, (tokens, bits per byte) of held-out text)."""
-    training = [(line["tokens"], line["loss"]) for line in lines if "loss" in line]
-    held_out = [(line["tokens"], line["bits_per_byte"]) for line in lines if "bits_per_byte" in line]
-    return _columns(training), _columns(held_out)
+def column(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """The values of `name` in those lines of metrics.jsonl that have it."""
+    return [line[name] for line in lines if name in line]
 
 
-def write_plot(metrics: Path, file: Path, title: str = "") -> Path:
-    """Draw metrics.jsonl as a PNG."""
+def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: float | None = None) -> Path:
+    """Draw metrics.jsonl as a PNG. xz_bits_per_byte: of the held-out text, drawn as a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
-    (tokens, loss), (held_out_tokens, bits) = curves(read_metrics(metrics))
+    lines = read_metrics(metrics)
+    training, held_out = ([line for line in lines if name in line] for name in ("loss", "held_out_loss"))
+    tokens, loss = column(training, "tokens"), column(training, "loss")
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(tokens, loss, color="#9ab8d8", linewidth=0.8)
-    axes.plot(
-        tokens, running_mean(loss), color="#1f5fa8", linewidth=1.6, label="training loss (nats per token)"
-    )
-    axes.set_xlabel("training tokens")
-    axes.set_ylabel("nats per token")
-    axes.grid(alpha=0.25)
-    handles, labels = axes.get_legend_handles_labels()
-    if bits:
-        right = axes.twinx()
-        right.plot(
-            held_out_tokens,
-            bits,
-            color="#c2571a",
-            marker="o",
-            markersize=3,
-            linewidth=1.2,
-            label="held-out (bits per byte)",
-        )
-        right.set_ylabel("bits per byte")
-        more, names = right.get_legend_handles_labels()
-        handles, labels = handles + more, labels + names
-    axes.legend(handles, labels, loc="upper right")
-    axes.set_title(title)
+    axes.plot(tokens, loss, color=_TRAINING, linewidth=0.8, alpha=0.35)
+    axes.plot(tokens, running_mean(loss), color=_TRAINING, linewidth=1.8, label="training")
+    axes.set_xlabel("tokens trained on")
+    axes.set_ylabel("loss, nats per token")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: format_count(count)))
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.2)
+    axes.spines["top"].set_visible(False)
+    if held_out:
+        last = held_out[-1]
+        bits = f"held out, {last['bits_per_byte']:.2f} bits per byte at the end"
+        axes.plot(
+            column(held_out, "tokens"), column(held_out, "held_out_loss"),
+            color=_HELD_OUT, marker="o", markersize=4, linewidth=1.2, label=bits,
+        )  # fmt: skip
+        _bits_per_byte_axis(axes, last["bits_per_byte"] / last["held_out_loss"], xz_bits_per_byte)
+    axes.legend(loc="upper right", frameon=False)
+    axes.set_title(title, loc="left")
     figure.savefig(file, dpi=120)
     return file
+
+
+def _bits_per_byte_axis(axes: Any, bits_per_nat: float, xz_bits_per_byte: float | None) -> None:
+    """bits_per_nat: bits per byte for each nat per token, which depends on the tokenizer and the text alone."""
+    if not math.isfinite(bits_per_nat) or bits_per_nat <= 0:
+        return
+    if xz_bits_per_byte is not None:
+        height = xz_bits_per_byte / bits_per_nat
+        label = f"xz -9e, {xz_bits_per_byte:.2f} bits per byte"
+        axes.axhline(height, color=_XZ, linewidth=1.2, linestyle="--", label=label)
+    scales = (lambda nats: nats * bits_per_nat), (lambda bits: bits / bits_per_nat)
+    axes.secondary_yaxis("right", functions=scales).set_ylabel("bits per byte of held-out text")
 
 
 def running_mean(values: Sequence[float], share: float = 0.03) -> list[float]:
@@ -71,7 +79,10 @@ def running_mean(values: Sequence[float], share: float = 0.03) -> list[float]:
 
 
 def text_plot(values: Sequence[float], width: int = 60, height: int = 8, name: str = "loss") -> str:
-    """The values from left to right as rows of characters, the largest on top, with the scale at the left."""
+    """The values from left to right as rows of characters, the largest on top, with the scale at the left.
+
+    A column is the mean of the values that fall into it; name: what the axis below says.
+    """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
@@ -79,16 +90,14 @@ def text_plot(values: Sequence[float], width: int = 60, height: int = 8, name: s
     edges = [round(i * len(finite) / columns) for i in range(columns + 1)]
     means = [sum(finite[a:b]) / (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     low, high = min(means), max(means)
+    step = (high - low) / (height - 1)
     rows = [[" "] * columns for _ in range(height)]
     for x, mean in enumerate(means):
-        level = 0 if high == low else round((mean - low) / (high - low) * (height - 1))
-        rows[height - 1 - level][x] = "*"
-    scale = [""] * height
-    scale[0], scale[-1] = f"{high:.2f}", f"{low:.2f}"
+        level = round((mean - low) / step) if step else 0
+        rows[height - 1 - level][x] = "•"
+    scale = [f"{high - row * step:.2f}" if row % 3 == 0 or row == height - 1 else "" for row in range(height)]
     margin = max(len(text) for text in scale)
-    lines = [f"{text:>{margin}} |{''.join(row).rstrip()}" for text, row in zip(scale, rows, strict=True)]
-    return "\n".join([*lines, f"{'':>{margin}} +{'-' * columns} {name}"])
-
-
-def _columns(points: list[tuple[float, float]]) -> Curve:
-    return [x for x, _ in points], [y for _, y in points]
+    lines = [
+        f"{text:>{margin}} {'┤' if text else '│'}{''.join(row).rstrip()}" for text, row in zip(scale, rows, strict=True)
+    ]
+    return "\n".join([*lines, f"{'':>{margin}} └{'─' * columns} {name}"])

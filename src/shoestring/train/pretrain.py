@@ -302,7 +302,8 @@ def _result(run: _Run, state: TrainerState, parameters: int, shards: ShardFolder
             xz = xz_bits_per_byte(shards)[2]
     plot = None
     if parallel.rank() == 0:
-        plot = write_plot(out / "metrics.jsonl", out / _PLOT, out.name)
+        bits = 8 * xz / held_out.bytes if xz is not None and held_out is not None else None
+        plot = write_plot(out / "metrics.jsonl", out / _PLOT, out.name, bits)
     return RunResult(
         out=out,
         checkpoint=checkpoints(out)[-1],
