@@ -1,7 +1,7 @@
 """Shoestring: language models on the hardware a person owns.
 
-`load(MODEL).generate(...)`, `load(MODEL).chat(...)` and `pretrain(recipe)` do what the commands of the same
-names do. They are looked up on first use, so that `import shoestring` does not import torch.
+`load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)` and `prepare_dataset(data, MODEL)` do
+what the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoestring.finetune.supervise import prepare_dataset as prepare_dataset
     from shoestring.generate.language_model import LanguageModel
     from shoestring.train.pretrain import pretrain as pretrain
 
     load = LanguageModel.load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "pretrain"]
+__all__ = ["__version__", "load", "prepare_dataset", "pretrain"]
 
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
         return importlib.import_module("shoestring.generate.language_model").LanguageModel.load
+    if name == "prepare_dataset":
+        return importlib.import_module("shoestring.finetune.supervise").prepare_dataset
     if name == "pretrain":
         return importlib.import_module("shoestring.train.pretrain").pretrain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

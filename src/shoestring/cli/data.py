@@ -17,7 +17,7 @@ app = verb("data", "Look at training examples as a model learns them, and make e
 _show = verb(
     "show",
     "Print examples as the model reads them, with the tokens that are learned marked and counted.",
-    (_SHOW, f"{_SHOW} --supervise all --json"),
+    (_SHOW, f"{_SHOW} --supervise last --json"),
 )
 _make = verb(
     "make",
@@ -73,3 +73,41 @@ def show(
         note = " (supervised tokens in bold, between ‹ ›)" if index == 0 else ""
         console.out.print(f"example {index + 1}{note}")
         console.out.print(example_text(dataset, index))
+
+
+@_make.default
+def make(
+    kind: Annotated[
+        Literal["arithmetic", "patterns", "comparisons", "format", "code"], Parameter(help="what is exercised")
+    ],
+    /,
+    *,
+    n: Annotated[int, Parameter(name=["-n", "--n"], help="exercises, train and test together")] = 20_000,
+    seed: Annotated[int, Parameter(help="another seed gives other exercises, split in the same way")] = 1,
+    out: Annotated[Path, Parameter(help="a new folder, for train.jsonl and test.jsonl")],
+    test: Annotated[float, Parameter(help="share held out, by a hash of the unordered problem")] = 0.1,
+    digits: Annotated[int | None, Parameter(help="arithmetic: digits of an operand, at most [2]")] = None,
+    operations: Annotated[
+        str | None, Parameter(help="arithmetic: of add, subtract, multiply, with commas [add,subtract]")
+    ] = None,
+    stories: Annotated[float | None, Parameter(help="arithmetic: share of problems in words [0.1]")] = None,
+    negative: Annotated[bool, Parameter(help="arithmetic: differences below zero too")] = False,
+    json: Json = False,
+) -> None:
+    from shoestring.data.synthetic.exercise import write
+    from shoestring.data.synthetic.kinds import make as make_exercises
+
+    chosen = operations.split(",") if operations is not None else None
+    settings = {"digits": digits, "operations": chosen, "stories": stories, "negative": negative or None}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    exercises = make_exercises(kind, n, seed, test, **settings)
+    folder = write(exercises, out)
+    result = {"folder": str(folder), "kind": kind, "train": len(exercises.train), "test": len(exercises.test)}
+    if json:
+        console.print_json(result | {"repeated": exercises.repeated})
+        return
+    repeated = f" ({exercises.repeated:,} of them repeated: there are no more)" if exercises.repeated else ""
+    console.out.print(f"train  {folder / 'train.jsonl'}  {len(exercises.train):,}{repeated}")
+    console.out.print(f"test   {folder / 'test.jsonl'}  {len(exercises.test):,}")
+    for exercise in exercises.train[:3]:
+        console.out.print(f"Q: {exercise.question}\nA: {exercise.answer}")

@@ -32,6 +32,7 @@ VERBS = (
     Verb("doctor", "Start", "what this machine has, and what that means for training"),
     Verb("tokenizer", "Data", "train a tokenizer on your text"),
     Verb("prepare", "Data", "turn documents into token shards"),
+    Verb("data", "Data", "look at training examples as a model learns them, and make exercises"),
     Verb("pretrain", "Train", "train a model from a recipe"),
     Verb("generate", "Use", "continue a text"),
     Verb("chat", "Use", "talk with a model"),

@@ -20,6 +20,7 @@ from shoestring.finetune.data_config import Layout
 from shoestring.finetune.dataset import SupervisedDataset
 from shoestring.finetune.packing import best_fit_decreasing
 
+_GROUP = 16  # samples of an optimizer step when none is given
 _WINDOW = 32  # groups among which examples of like length are brought together
 _OTHER_SHUFFLE = 2**32  # added to the epoch, so that rows are not shuffled as their examples were
 _MULTIPLE = 8  # rows are padded to a multiple of this
@@ -51,7 +52,7 @@ class SupervisedStream:
         assert rows > 0 and 0 <= rank < world
         self._dataset, self._rows, self._seed, self._layout = dataset, rows, seed, layout
         self._rank, self._world, self._longest_first = rank, world, longest_first
-        self._group = group or rows * world
+        self._group = group or _GROUP
         self._examples = dataset.indices(split)
         if not len(self._examples):
             raise DataError(f"the {split} split has no examples", dataset.source, "use more data, or data.validation")
@@ -141,7 +142,8 @@ class SupervisedStream:
 class SupervisedPass:
     """One pass over a split for measuring: every supervised token is a label exactly once.
 
-    Rank r takes every world-th row. tokens: labels; bytes: text they stand for (0 if the tokenizer is not byte-level); documents: examples.
+    Rank r takes every world-th row. tokens: labels; bytes: text they stand for (0 if the tokenizer is not
+    byte-level); documents: examples.
     max_examples: measure only so many, chosen by hash.
     """
 

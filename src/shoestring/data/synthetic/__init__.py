@@ -1,0 +1,1 @@
+"""Synthetic exercises: generators of questions with provably right answers, split so that nothing leaks."""
