@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from shoestring.core.errors import ConfigError
+from shoestring.data.external import External
 from shoestring.generate.config import SamplingConfig
 from shoestring.generate.sampling import Sampler
 from shoestring.models.decoder import Decoder
@@ -58,7 +59,8 @@ class Decoding:
     prompts: token ids of each row, at least one each. cache: may already hold the first `cache.lengths[b]`
     tokens of prompt b, fewer than all. rows: numbers of the rows in the sampling seed's stream, by default
     0, 1, ... vocabulary: ids from here on are never chosen (rows of the embedding that the tokenizer has no
-    token for). Raises ConfigError for a prompt that is empty or fills the model's context.
+    token for). external: the vectors that the decoder's input adapter takes. Raises ConfigError for a prompt
+    that is empty or fills the model's context.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Decoding:
         cache: KVCache | None = None,
         vocabulary: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
+        external: External | None = None,
     ):
         context = decoder.config.context
         for prompt in prompts:
@@ -85,6 +88,8 @@ class Decoding:
         self.cache = cache
         self.vocabulary = vocabulary
         self.prefill_tokens = prefill_tokens
+        self.external = external
+        self._ids = [list(prompt) for prompt in prompts] if external is not None else []
         self._active = list(range(len(prompts)))
         self._stopped: set[int] = set()
         self._counts = [0] * len(prompts)
@@ -145,7 +150,10 @@ class Decoding:
                 marks = [[0] * len(part) + [PADDING] * (width - len(part)) for part in parts]
                 segments_BT = torch.tensor(marks, device=device)
             tokens_BT = torch.tensor(padded, device=device)
-            hidden_BTD, _ = self.decoder(tokens_BT, segments_BT=segments_BT, cache=self.cache)
+            external_BTE = self._vectors(self.cache.lengths, parts, width)
+            hidden_BTD, _ = self.decoder(
+                tokens_BT, segments_BT=segments_BT, cache=self.cache, external_BTE=external_BTE
+            )
             for row, part in enumerate(parts):
                 if part:  # copied: a view would keep the whole chunk
                     last[row] = hidden_BTD[row, len(part) - 1].clone()
@@ -154,8 +162,25 @@ class Decoding:
     @torch.inference_mode()
     def _advance(self, tokens: list[int]) -> Tensor:
         tokens_BT = torch.tensor(tokens, device=self.decoder.embedding.weight.device).unsqueeze(1)
-        hidden_BTD, _ = self.decoder(tokens_BT, cache=self.cache)
+        external_BTE = None
+        if self.external is not None:
+            for row, token in zip(self._active, tokens, strict=True):
+                self._ids[row].append(token)
+            assert self.cache is not None
+            external_BTE = self._vectors(self.cache.lengths, [[token] for token in tokens], 1)
+        hidden_BTD, _ = self.decoder(tokens_BT, cache=self.cache, external_BTE=external_BTE)
         return hidden_BTD[:, -1]
+
+    def _vectors(self, starts: list[int], parts: list[list[int]], width: int) -> Tensor | None:
+        """External vectors [B, width, E] of the tokens `parts` that follow the first starts[b] of each row."""
+        if self.external is None:
+            return None
+        out = torch.zeros(len(parts), width, self.external.width)
+        for index, (row, start, part) in enumerate(zip(self._active, starts, parts, strict=True)):
+            if part:
+                found = self.external.vectors(self._ids[row], start, start + len(part))
+                out[index, : len(part)] = torch.from_numpy(found)
+        return out.to(self.decoder.embedding.weight.device)
 
     @torch.inference_mode()
     def _choose(self, hidden_BD: Tensor) -> list[int]:

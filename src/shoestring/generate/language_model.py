@@ -16,12 +16,14 @@ import torch
 
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError, ModelFileError, TokenizerError
+from shoestring.data.external import External
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.config import SamplingConfig, sampling_config
 from shoestring.generate.engine import Decoding, Speed, StopReason, check_prompt
 from shoestring.generate.prefix import PrefixCache
 from shoestring.generate.text import TextStream
 from shoestring.models.decoder import Decoder
+from shoestring.models.external import open_external
 from shoestring.models.folder import GenerationDefaults, load_model, read_generation_config
 from shoestring.models.resolve import Say, find_model
 
@@ -49,7 +51,10 @@ class Completion:
 
 
 class LanguageModel:
-    """stop_tokens: ids that end a text. recommended: the folder's own settings. speed: of the latest run."""
+    """stop_tokens: ids that end a text. recommended: the folder's own settings. speed: of the latest run.
+
+    external: what makes the vectors that the decoder's input adapter takes.
+    """
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class LanguageModel:
         tokenizer: Tokenizer,
         folder: Path | None = None,
         defaults: GenerationDefaults | None = None,
+        external: External | None = None,
     ):
         if tokenizer.vocabulary_size > decoder.config.vocabulary:
             raise ModelFileError(
@@ -68,6 +74,7 @@ class LanguageModel:
         self.decoder = decoder.eval()
         self.tokenizer = tokenizer
         self.folder = folder
+        self.external = external
         if defaults is None:
             defaults = GenerationDefaults.of_tokenizer(tokenizer)
         self.recommended = _recommended(defaults.settings)
@@ -92,7 +99,8 @@ class LanguageModel:
         tokenizer = Tokenizer.load(folder)
         number_format = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
         decoder = load_model(folder, device=resolve_device(device), dtype=number_format)
-        return cls(decoder, tokenizer, folder, read_generation_config(folder))
+        external = open_external(decoder.config, tokenizer, say)
+        return cls(decoder, tokenizer, folder, read_generation_config(folder), external)
 
     # Plain text
 
@@ -183,7 +191,13 @@ class LanguageModel:
         with_cache = prefix.prepare(prompts[0], sampling.max_tokens) if prefix is not None else None
         vocabulary = self.tokenizer.vocabulary_size
         decoding = Decoding(
-            self.decoder, prompts, sampling, self.stop_tokens, cache=with_cache, vocabulary=vocabulary
+            self.decoder,
+            prompts,
+            sampling,
+            self.stop_tokens,
+            cache=with_cache,
+            vocabulary=vocabulary,
+            external=self.external,
         )
         self.speed = decoding.speed
         texts = [TextStream(self.tokenizer, sampling.stop) for _ in prompts]

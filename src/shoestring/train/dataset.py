@@ -14,10 +14,13 @@ from pathlib import Path
 from shoestring.core.errors import DataError
 from shoestring.core.files import cache_dir
 from shoestring.data.config import DataConfig, NewTokenizerConfig
+from shoestring.data.loader import ExternalVectors
 from shoestring.data.prepare import prepare_recipe
-from shoestring.data.shards import ShardFolder, is_shard_folder
+from shoestring.data.shards import SPLITS, ShardFolder, is_shard_folder
 from shoestring.data.sources import Source
 from shoestring.data.tokenizer import Tokenizer
+from shoestring.models.config import ModelConfig
+from shoestring.models.external import open_external
 from shoestring.models.resolve import find_model
 
 
@@ -41,6 +44,16 @@ def open_dataset(
                 f"the {split} split is empty", config.source, "use more text, or another data.validation"
             )
     return shards
+
+
+def external_vectors(
+    model: ModelConfig, shards: ShardFolder, say: Callable[[str], None] | None = None
+) -> dict[str, ExternalVectors]:
+    """For each split the vectors that the model's input adapter takes, kept in the cache; {} where it takes none."""
+    source = open_external(model, shards.tokenizer, say)
+    if source is None:
+        return {}
+    return {split: source.of_split(shards, split, cache_dir() / "external") for split in SPLITS}
 
 
 def named_tokenizer(name: str, say: Callable[[str], None] | None = None) -> Tokenizer:

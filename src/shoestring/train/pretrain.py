@@ -29,7 +29,7 @@ from shoestring.models.resolve import find_model
 from shoestring.train import parallel
 from shoestring.train.checkpoint import Checkpoint, checkpoints, clean, read_state, restore_optimizer
 from shoestring.train.config import InitFrom, Recipe
-from shoestring.train.dataset import open_dataset
+from shoestring.train.dataset import external_vectors, open_dataset
 from shoestring.train.evaluation import Evaluation
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.loop import NonFiniteLoss, train
@@ -199,12 +199,24 @@ def _train(
     rows = settings.rows // world
     microbatch = settings.microbatch or rows
     length, separate = settings.sequence_length, recipe.data.separate_documents
+    external = external_vectors(model.config, shards, _say)
     loader = PackedLoader(
-        shards, "train", length, microbatch, recipe.seed, rank, world, separate, recipe.data.prefetch
+        shards,
+        "train",
+        length,
+        microbatch,
+        recipe.seed,
+        rank,
+        world,
+        separate,
+        recipe.data.prefetch,
+        external.get("train"),
     )
 
     def held_out(tokens: int | None) -> SequentialPass:
-        return SequentialPass(shards, "validation", length, microbatch, separate, tokens, rank, world)
+        return SequentialPass(
+            shards, "validation", length, microbatch, separate, tokens, rank, world, external.get("validation")
+        )
 
     optimizer = build_optimizer(recipe.optimizer, model)
     pace: Pace = TimeBudget(settings.time) if settings.time is not None else FixedSteps(planned_steps(recipe))
