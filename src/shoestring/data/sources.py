@@ -26,7 +26,7 @@ from shoestring.core.errors import DataError
 PIECE_BYTES = 4 * 2**20
 LINE_LIMIT = 64 * 2**20  # a JSONL line longer than this is not a line of text
 
-_TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 _UTF8_HINT = (
     "the text must be UTF-8; iconv -f LATIN1 -t UTF-8 FILE converts a Latin-1 file\n"
@@ -329,12 +329,15 @@ def _list(path: Path) -> list[tuple[str, Path]]:
 
 
 def _standard_library() -> list[tuple[str, Path]]:
-    """The running Python's own modules, tests and installed packages left out."""
+    """The running Python's own modules, tests and installed packages left out.
+
+    Also left out: `pydoc_data`, one generated file of prose that would be most of the held-out text.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     found = []
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(
-            folder for folder in folders if folder not in _TEST_FOLDERS and not folder.startswith(".")
+            folder for folder in folders if folder not in _LEFT_OUT and not folder.startswith(".")
         )
         files = [Path(parent) / name for name in names if name.endswith(".py")]
         found += [(file.relative_to(root).as_posix(), file) for file in files]
