@@ -6,7 +6,6 @@ the part that needs the network may fail: then a sentence says so, and the rest 
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time as clock
@@ -169,4 +168,5 @@ def _command() -> str:
     beside = shutil.which("shoestring", path=str(Path(sys.executable).parent))
     if beside is None:
         return f"{Path(sys.executable).name} -m shoestring"
-    return min(beside, os.path.relpath(beside), key=len)
+    here = Path.cwd()
+    return str(Path(beside).relative_to(here) if Path(beside).is_relative_to(here) else beside)
