@@ -8,7 +8,7 @@ one is still exact.
 from __future__ import annotations
 
 from shoestring.models.decoder import Decoder
-from shoestring.nn.cache import KVCache
+from shoestring.nn.cache import Cache
 
 _FIRST_CAPACITY = 1024
 
@@ -19,9 +19,9 @@ class PrefixCache:
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
         self.tokens: list[int] = []
-        self._cache: KVCache | None = None
+        self._cache: Cache | None = None
 
-    def prepare(self, prompt: list[int], new_tokens: int) -> KVCache:
+    def prepare(self, prompt: list[int], new_tokens: int) -> Cache:
         """The cache cut to the start it shares with `prompt`, never all of it, with room for what comes."""
         shared = 0
         for held, wanted in zip(self.tokens, prompt[:-1], strict=False):
@@ -33,6 +33,8 @@ class PrefixCache:
             self._cache = self.decoder.new_cache(
                 1, min(max(needed, _FIRST_CAPACITY), self.decoder.config.context)
             )
+        # A cache that merges tokens can only be cut at some places.
+        (shared,) = self._cache.truncatable([shared])
         self._cache.truncate([shared])
         self.tokens = self.tokens[:shared]
         if self._cache.capacity < needed:

@@ -75,7 +75,14 @@ class LatentAttention(nn.Module):
 
     def naive(self, content: Tensor, rotary: Tensor, columns_BSW: Tensor, seen: Visibility) -> Tensor:
         """Attention with expanded keys and values -> [B, T, H·Cv]. columns: latents and rotary keys, R + Cr wide."""
-        k_BHSC, v_BHSC = self.keys_and_values(*columns_BSW.split([self.rank, self.rotary], dim=-1))
+        columns = columns_BSW.split([self.rank, self.rotary], dim=-1)
+        return self.expanded(content, rotary, *columns, seen)
+
+    def expanded(
+        self, content: Tensor, rotary: Tensor, latents_BSR: Tensor, keys_BSC: Tensor, seen: Visibility
+    ) -> Tensor:
+        """The same with latents and rotary keys apart."""
+        k_BHSC, v_BHSC = self.keys_and_values(latents_BSR, keys_BSC)
         y_BHTC = attend(torch.cat([content, rotary], dim=-1), k_BHSC, v_BHSC, seen, self.scale)
         return y_BHTC.transpose(1, 2).flatten(2)
 
@@ -125,11 +132,10 @@ class MultiHeadLatentAttention(LatentAttention):
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LatentLayerCache | None = None) -> Tensor:
         content, rotary = self.queries(x_BTD, context)
-        columns_BTW = torch.cat(self.latents(x_BTD, context), dim=-1)
+        latent_BTR, key_BTC = self.latents(x_BTD, context)
         if cache is None:
-            return self.output(self.naive(content, rotary, columns_BTW, context.visibility))
-        assert context.counts is not None
-        columns_BSW = cache.append(columns_BTW, context.counts)
+            return self.output(self.expanded(content, rotary, latent_BTR, key_BTC, context.visibility))
+        columns_BSW = cache.append(torch.cat([latent_BTR, key_BTC], dim=-1), context.counts)
         return self.output(self.cached(content, rotary, columns_BSW, context.visibility))
 
 
