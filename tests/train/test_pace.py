@@ -7,7 +7,10 @@ from shoestring.train.state import TrainerState
 
 
 def run(budget, seconds_of_step, reserve_seconds=0.0, state=None, sessions=None):
-    """Steps whose length is a function of the step's number. Returns the state, with the clock in it."""
+    """Steps whose length is a function of the step's number. Returns the state, with the clock in it.
+
+    reserve_seconds: what is to be paid later, or that as a function of the seconds of a step.
+    """
     state = state or TrainerState()
     pace = TimeBudget(budget)
     pace.start(state)
@@ -20,10 +23,11 @@ def run(budget, seconds_of_step, reserve_seconds=0.0, state=None, sessions=None)
         state.seconds += seconds
         state.step += 1
         session += 1
-        pace.after_step(state, seconds, lambda *_: reserve_seconds)
+        each_reserve = reserve_seconds if callable(reserve_seconds) else lambda _: reserve_seconds
+        pace.after_step(state, seconds, lambda _step, _total, each, of=each_reserve: of(each))
         if sessions is not None and session == sessions:
             return state
-    state.seconds += reserve_seconds
+    state.seconds += 0.0 if callable(reserve_seconds) else reserve_seconds
     return state
 
 
@@ -40,6 +44,11 @@ def test_even_steps_fill_the_budget_without_passing_it():
 def test_slow_first_steps_do_not_count():
     state = run(100, lambda step: 5.0 if step < 2 else 0.5)
     assert 0.96 * 100 <= state.seconds <= 100
+
+
+def test_evaluations_are_not_judged_by_a_cold_step():
+    state = run(100, lambda step: 5.0 if step < 2 else 0.25, reserve_seconds=lambda each: 40 * each)
+    assert 85 <= state.seconds <= 100 and state.step > 200  # 40 x 5 s would be twice the budget
 
 
 def test_a_machine_that_slows_down_shortens_the_run_and_says_so():

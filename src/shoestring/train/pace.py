@@ -119,8 +119,10 @@ class TimeBudget:
             looked = sum(self._measured)
             warm = self._session_steps >= WARM_STEPS + MEASURED_STEPS
             long_enough = warm and looked >= min(MEASURED_SHARE * self.budget, 20 * each)
-            # Very few steps fit: decide with what is known rather than never.
-            pressed = used + 2 * each + reserve(state.step, state.step + 2, each) > TARGET * self.budget
+            # Very few steps fit: decide with what is known rather than never. What a cold step says about the
+            # evaluations to come is far too much, and a plan is not taken back.
+            later = reserve(state.step, state.step + 2, each) if self._session_steps > WARM_STEPS else 0.0
+            pressed = used + 2 * each + later > TARGET * self.budget
             if parallel.from_first(long_enough or looked >= MEASURED_SHARE * self.budget and warm or pressed):
                 state.plan(self._steps_that_fit(state, used, each, reserve, TARGET))
                 state.events.append(
