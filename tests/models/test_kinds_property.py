@@ -60,13 +60,17 @@ def check_count(decoder: Decoder) -> None:
     assert sum(parts.values()) == decoder.parameter_count() == decoder.config.parameter_count()
 
 
-def check_loss_and_gradients(decoder: Decoder, tokens_BT: torch.Tensor) -> None:
+def make_batch(decoder: Decoder, tokens_BT: torch.Tensor, dtype: torch.dtype) -> Batch:
     rows, count = tokens_BT.shape
     positions = torch.arange(count - 1).expand(rows, count - 1)
     inputs = tokens_BT[:, :-1]
-    batch = Batch(
-        inputs, tokens_BT[:, 1:], positions, torch.zeros_like(positions), external(decoder, inputs)
-    )
+    vectors = external(decoder, inputs)
+    vectors = None if vectors is None else vectors.to(dtype)
+    return Batch(inputs, tokens_BT[:, 1:], positions, torch.zeros_like(positions), vectors)
+
+
+def check_loss_and_gradients(decoder: Decoder, tokens_BT: torch.Tensor) -> None:
+    batch = make_batch(decoder, tokens_BT, torch.float64)
     for recompute in ("none", "selective", "full"):
         decoder.checkpoint_blocks = recompute  # type: ignore[assignment]
         decoder.zero_grad()
@@ -125,6 +129,19 @@ def check_saving(decoder: Decoder, tokens_BT: torch.Tensor, folder) -> None:
         assert torch.equal(decoder.head(one), loaded.head(other))
 
 
+def check_autocast(seed: int, tokens_BT: torch.Tensor) -> None:
+    """In bfloat16 with weights in float32, as a run trains."""
+    decoder = build(draw_config(seed), seed=seed)
+    batch = make_batch(decoder, tokens_BT, torch.float32)
+    exact = ResidentStep(decoder, next_token)([batch]).mean
+    decoder.zero_grad()
+    rounded = ResidentStep(decoder, next_token, torch.bfloat16)([batch]).mean
+    assert rounded == pytest.approx(exact, rel=0.02)
+    for name, parameter in decoder.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
 def check(seed: int, folder) -> None:
     decoder = model(seed)
     tokens_BT = tokens(2, TOKENS, seed)
@@ -134,6 +151,7 @@ def check(seed: int, folder) -> None:
     check_packing(decoder, tokens_BT, seed)
     check_saving(decoder, tokens_BT, folder / "model")
     check_loss_and_gradients(decoder, tokens_BT)
+    check_autocast(seed, tokens_BT)
 
 
 @pytest.mark.parametrize("seed", FEW)

@@ -65,6 +65,13 @@ def test_rms_norm_of_bfloat16_is_computed_in_float32():
     assert_close(norm(x), exact.to(torch.bfloat16), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_rms_norm_under_autocast_is_computed_in_float32(grad):
+    x, norm = random(4, 64), RMSNorm(64, 1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(grad):
+        assert_close(norm(x), F.rms_norm(x, (64,), None, 1e-5))
+
+
 def test_rms_norm_of_a_frozen_weight_still_gives_the_inputs_gradient():
     x, norm = random(2, 16), RMSNorm(16, 1e-5).requires_grad_(False)
     (norm(x) * random(2, 16, seed=1)).sum().backward()

@@ -15,6 +15,17 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the last dimension, without writing a·b to memory, in the dtype that a and b have.
+
+    Autocast counts vecdot among the matrix products and would compute it in half precision.
+    """
+    if not torch.is_autocast_enabled(a.device.type):
+        return torch.linalg.vecdot(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.linalg.vecdot(a, b)
+
+
 def rms_norm_plain(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """The definition, in ordinary autograd operations. x: [..., D], weight: [D]."""
     x32 = wide(x)
@@ -25,8 +36,7 @@ def rms_norm_plain(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def _normalize(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """The normed x, and the factor of each row [..., 1]."""
     x32 = wide(x)
-    # linalg.vecdot sums x·x without writing the squares to memory.
-    scale = torch.rsqrt(torch.linalg.vecdot(x32, x32).div_(x.shape[-1]).add_(epsilon)).unsqueeze(-1)
+    scale = torch.rsqrt(row_dot(x32, x32).div_(x.shape[-1]).add_(epsilon)).unsqueeze(-1)
     return (x32 * scale).to(x.dtype).mul_(weight), scale
 
 
@@ -46,7 +56,7 @@ class _RMSNorm(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             weight_gradient = (gradient * normed).flatten(0, -2).sum(0).to(weight.dtype)
         inner = gradient * weight
-        correction = torch.linalg.vecdot(inner, normed).div_(x.shape[-1]).unsqueeze(-1)
+        correction = row_dot(inner, normed).div_(x.shape[-1]).unsqueeze(-1)
         x_gradient = inner.sub_(normed.mul_(correction)).mul_(scale).to(x.dtype)
         return x_gradient, weight_gradient, None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from shoestring.nn.attention.core import attend_plain
-from shoestring.nn.norm import wide
+from shoestring.nn.norm import row_dot, wide
 
 Span = tuple[slice, int, int]  # rows, first token, end
 
@@ -25,6 +25,8 @@ _BLOCK = 512  # queries of one block where the CPU's kernel is not there
 
 def attend_chunks(q: Tensor, k: Tensor, v: Tensor, spans: list[Span], stride: int, scale: float) -> Tensor:
     """-> [B, H, T, C'], laid out so that [B, T, H·C'] is a view. spans: documents, which cover all tokens."""
+    if torch.is_autocast_enabled(q.device.type):  # as torch's own attention does
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     if q.device.type == "cpu":
         return _ChunkAttention.apply(q, k, v, spans, stride, scale)
     return attend_chunks_in_blocks(q, k, v, spans, stride, scale)
@@ -135,4 +137,4 @@ def _widen(x: Tensor, width: int) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of the last dimension, in at least float32."""
-    return torch.linalg.vecdot(wide(a), wide(b))
+    return row_dot(wide(a), wide(b))
