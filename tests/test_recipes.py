@@ -12,13 +12,34 @@ NAMES = list(list_recipes())
 SMOKE = [name for name in NAMES if name.endswith("-smoke")]
 
 
-def test_elite_112m_has_exactly_the_parameters_of_the_system_it_reproduces():
+SIZES = {
+    "elite-112m": 112_085_760,
+    "elite-350m": 361_821_120,
+    "velocity-2b": 1_713_639_424,
+    "efficientlm": 349_852_696,
+    "compact": 77_875_968,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_recipe_has_exactly_the_parameters_of_the_system_it_reproduces(name):
     from shoestring.models.builder import build
 
-    config = load_recipe("elite-112m").model
+    config = load_recipe(name).model
     decoder = build(config, device="meta")
-    assert config.parameter_count() == sum(p.numel() for p in decoder.parameters()) == 112_085_760
-    assert (config.layers, config.width, config.context, config.vocabulary) == (12, 768, 2048, 49_152)
+    assert config.parameter_count() == sum(p.numel() for p in decoder.parameters()) == SIZES[name]
+
+
+def test_the_shapes_are_those_of_the_design():
+    def shape(name):
+        config = load_recipe(name).model
+        return config.layers, config.width, config.context, config.vocabulary
+
+    assert shape("elite-112m") == (12, 768, 2048, 49_152)
+    assert shape("velocity-2b")[:2] == (24, 2048) and shape("velocity-2b")[3] == 50_257
+    assert shape("efficientlm")[2] == 8192
+    compact = load_recipe("compact").model
+    assert compact.model_copy(update={"sharing": None}).parameter_count() >= 100_000_000
 
 
 def test_quickstart_is_a_model_of_a_few_million_parameters():

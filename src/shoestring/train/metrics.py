@@ -17,6 +17,7 @@ from shoestring.core.errors import RunError
 from shoestring.core.files import atomic_write
 from shoestring.core.machine import rss_bytes
 from shoestring.models.config import ModelConfig
+from shoestring.models.count import operations
 from shoestring.train import parallel
 from shoestring.train.loop import Callback, StepEvent
 from shoestring.train.reporters import Reporter
@@ -25,16 +26,10 @@ from shoestring.train.reporters import Reporter
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Operations of one training token, forward and backward, without any recomputation.
 
-    6 (N + V·D) + 6·L·H·C·T: two operations per weight forward and four backward, for the N weights of
-    blocks and norms and the head; attention scores and sums take 2·2·H·C·T/2 forward for a causal row of T
-    tokens, and twice that backward. After appendix B of PaLM (arXiv 2204.02311), with the causal half
-    counted.
+    Three times the forward pass: backward, each product has two of its size. After appendix B of PaLM (arXiv
+    2204.02311), with the causal half of attention counted; `models.count` has the parts.
     """
-    parts = config.parameters()
-    blocks = config.parameter_count() - parts["embedding"] - parts["head"]
-    weights = blocks + config.vocabulary * config.width
-    attention = config.layers * config.attention.heads * config.attention.head_width * sequence_length
-    return 6.0 * weights + 6.0 * attention
+    return 3.0 * operations(config, sequence_length).forward
 
 
 def memory_bytes(device: torch.device | str = "cpu") -> int:
