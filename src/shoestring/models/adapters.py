@@ -83,7 +83,7 @@ def switch(decoder: nn.Module, name: str | None) -> None:
     if name is not None and name not in known:
         raise ConfigError(f"there is no adapter {name!r}", hint=f"there are: {', '.join(known) or 'none'}")
     for linear in adapted_linears(decoder).values():
-        linear.active = name if name in linear.adapters else None
+        linear.active = name if name is not None and name in linear.adapters else None
         for other, adapter in linear.adapters.items():
             adapter.requires_grad_(other == name)
 

@@ -169,11 +169,11 @@ def load_adapter(decoder: Decoder, folder: str | Path, name: str = DEFAULT) -> l
         decoder.requires_grad_(False)
         for module in held:
             adapter = attach_to(decoder, ours[module], config.of(module), name)
-            for part, tensor in _tensors(adapter, module).items():
-                if file.infos[part].shape != tuple(tensor.shape):
-                    message = f"tensor {part} has shape {list(file.infos[part].shape)}, not {list(tensor.shape)}"
+            for part, parameter in _tensors(adapter, module).items():
+                if file.infos[part].shape != tuple(parameter.shape):
+                    message = f"tensor {part} has shape {list(file.infos[part].shape)}, not {list(parameter.shape)}"
                     raise ModelFileError(message, str(file.path), "the adapter belongs to another model")
-                file.read_into(part, tensor)
+                file.read_into(part, parameter)
     switch(decoder, name)
     return [ours[module] for module in held]
 

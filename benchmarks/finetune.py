@@ -1,0 +1,199 @@
+"""LoRA on SmolLM2-135M: Shoestring beside peft on transformers, LoRA r=8 on all linears, 2 × 256 tokens, float32.
+
+    python -m benchmarks.finetune [--quick] [--method lora|dora|nf4|int8]
+
+Both load the same folder, start from the same adapter and read the same batches of held-out library source, with the
+same AdamW and clipping, in processes that take turns. The limit is arithmetic: 4 operations per weight and token (a
+frozen weight has no gradient) over this machine's measured matrix peak. Methods other than lora change what Shoestring
+does (peft does LoRA, or DoRA): they show what they cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.measure import alternate, finish, median, show
+
+ROWS, TOKENS, RANK, ALPHA = 2, 256, 8, 16
+LEARNING_RATE = 2e-4
+METHODS = ("lora", "dora", "nf4", "int4", "int8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one round of few steps: coarse, under a minute")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of a round, after two to warm up")
+    parser.add_argument("--method", choices=METHODS, default="lora")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(WORKERS[arguments.worker](arguments.folder, arguments.method)))
+        return
+    rounds, steps = (1, 2) if arguments.quick else (arguments.rounds, arguments.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        _prepare(Path(folder), arguments.model, arguments.method, steps + 2)
+        common = ["--folder", folder, "--method", arguments.method]
+        ours, theirs = alternate(
+            "benchmarks.finetune", [["--worker", who, *common] for who in ("shoestring", "peft")], rounds
+        )
+    _report(ours, theirs, arguments.method)
+
+
+def _prepare(folder: Path, model: str, method: str, steps: int) -> None:
+    """The base's place, the adapter that both start from, and the batches."""
+    import numpy as np
+
+    from shoestring.data.config import DataConfig
+    from shoestring.data.loader import PackedLoader
+    from shoestring.data.tokenizer import Tokenizer
+    from shoestring.models.adapters import attach
+    from shoestring.models.folder import load_model
+    from shoestring.models.peft_folder import save_adapter
+    from shoestring.models.resolve import find_model
+    from shoestring.nn.lora_config import LoRAConfig
+    from shoestring.train.dataset import open_dataset
+
+    base = find_model(model).absolute()
+    decoder = load_model(base)
+    attach(decoder, LoRAConfig(rank=RANK, alpha=ALPHA, dora=method == "dora"), seed=1)
+    save_adapter(decoder, folder / "adapter", base)
+    shards = open_dataset(DataConfig(source="stdlib", separate_documents=False), Tokenizer.load(base))
+    loader = PackedLoader(shards, "validation", TOKENS, ROWS, seed=1, separate_documents=False)
+    batches = [next(loader) for _ in range(steps)]
+    np.save(folder / "tokens.npy", np.stack([batch.tokens_BT.numpy() for batch in batches]))
+    np.save(folder / "labels.npy", np.stack([batch.labels_BT.numpy() for batch in batches]))
+
+
+def _shoestring(folder: Path, method: str) -> dict:
+    import torch
+
+    from shoestring.core.allocator import map_large_tensors
+    from shoestring.core.machine import matrix_peak, peak_rss_bytes
+    from shoestring.core.matmul import prefers_onednn
+    from shoestring.data.batch import Batch
+    from shoestring.models.adapters import quantize_blocks
+    from shoestring.models.folder import load_model
+    from shoestring.models.peft_folder import find_base, load_adapter
+    from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
+    from shoestring.train.config import AdamWConfig
+    from shoestring.train.metrics import flops_per_token
+    from shoestring.train.objective import next_token
+    from shoestring.train.optimizer import build_optimizer
+    from shoestring.train.step import ResidentStep
+
+    map_large_tensors()
+    model = load_model(find_base(folder / "adapter"))
+    if method in ("nf4", "int4", "int8"):
+        quantize_blocks(model, {"nf4": NF4Config(), "int4": Int4Config(), "int8": Int8Config()}[method])
+    load_adapter(model, folder / "adapter")
+    model.train()
+    optimizer = build_optimizer(AdamWConfig(learning_rate=LEARNING_RATE, weight_decay=0.0), model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    step = ResidentStep(model, next_token)
+    positions_BT, segments_BT = torch.arange(TOKENS).expand(ROWS, -1), torch.zeros(ROWS, TOKENS, dtype=torch.int64)
+
+    def update(tokens_BT, labels_BT) -> float:
+        loss = step([Batch(tokens_BT, labels_BT, positions_BT, segments_BT)])
+        torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.mean
+
+    losses, seconds = _timed(update, folder)
+    return {
+        "losses": losses,
+        "seconds": seconds,
+        "peak": peak_rss_bytes(),
+        "trained": sum(p.numel() for p in trained),
+        "parameters": model.config.parameter_count(),
+        "flops_per_token": flops_per_token(model.config, TOKENS) * 4 / 6,
+        "matrix_peak": matrix_peak("float32"),
+        "products": "oneDNN" if prefers_onednn() else "torch's default",
+    }
+
+
+def _peft(folder: Path, method: str) -> dict:
+    import peft
+    import torch
+
+    from shoestring.core.machine import peak_rss_bytes
+
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(folder / "adapter", is_trainable=True, dtype=torch.float32)
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+    def update(tokens_BT, labels_BT) -> float:
+        loss = model(input_ids=tokens_BT, labels=labels_BT, shift_labels=labels_BT, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    losses, seconds = _timed(update, folder)
+    return {"losses": losses, "seconds": seconds, "peak": peak_rss_bytes()}
+
+
+WORKERS = {"shoestring": _shoestring, "peft": _peft}
+
+
+def _timed(update, folder: Path) -> tuple[list[float], list[float]]:
+    import numpy as np
+    import torch
+
+    losses, seconds = [], []
+    for tokens, labels in zip(np.load(folder / "tokens.npy"), np.load(folder / "labels.npy"), strict=True):
+        before = time.perf_counter()
+        losses.append(update(torch.from_numpy(tokens), torch.from_numpy(labels)))
+        seconds.append(time.perf_counter() - before)
+        print(f"  loss {losses[-1]:.4f}  {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
+    return losses, seconds
+
+
+def _report(ours: list[dict], theirs: list[dict], method: str) -> None:
+    def rate(results: list[dict]) -> float:
+        return ROWS * TOKENS / statistics.median(s for result in results for s in result["seconds"][2:])
+
+    first = ours[0]
+    peak = max(result["matrix_peak"] for result in ours)
+    limit = peak / first["flops_per_token"]
+    pairs = zip(first["losses"], theirs[0]["losses"], strict=True)
+    apart = max(abs(mine - other) / other for mine, other in pairs)
+    rows = [
+        [name, f"{rate(results):.0f}", f"{rate(results) / limit:.0%}", f"{median(results, 'peak') / 1e6:,.0f}",
+         f"{results[0]['losses'][0]:.4f} → {results[0]['losses'][-1]:.4f}"]
+        for name, results in ((f"shoestring, {method}", ours), ("peft", theirs))
+    ]  # fmt: skip
+    rows.append(["limit", f"{limit:.0f}", "100%", f"{4 * first['parameters'] / 1e6:,.0f} (weights)", ""])
+    show(
+        f"{first['parameters']:,} parameters, {first['trained']:,} trained, {ROWS} × {TOKENS} tokens, float32; products "
+        f"by {first['products']}; matrix peak {peak / 1e9:.0f} GFLOP/s",
+        ["", "tokens/s", "of the limit", "peak MB", f"loss over {len(first['losses'])} steps"],
+        rows,
+    )
+    finish(
+        {
+            "speed_ratio": rate(ours) / rate(theirs),
+            "memory_ratio": median(ours, "peak") / median(theirs, "peak"),
+            "limit_share": rate(ours) / limit,
+            "tokens_per_second": rate(ours),
+            "peer_tokens_per_second": rate(theirs),
+            "peak_mb": median(ours, "peak") / 1e6,
+            "peer_peak_mb": median(theirs, "peak") / 1e6,
+            "largest_loss_difference": apart,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
