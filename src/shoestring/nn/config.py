@@ -133,6 +133,7 @@ class GQAConfig(Config):
     qkv_bias: bool = Field(False, description="biases on query, key and value (Qwen2)")
     output_bias: bool = False
     qk_norm: bool = Field(False, description="RMSNorm over each query and key head (Qwen3)")
+    window: int | None = Field(None, gt=0, description="tokens that a token sees, itself included; null: all (Mistral)")
 
     @model_validator(mode="after")
     def _shapes(self) -> GQAConfig:

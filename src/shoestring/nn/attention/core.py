@@ -8,6 +8,8 @@ one: exact, and cheaper than a mask, which would compute every pair and throw mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,7 @@ def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen: Visibility, sca
         v_BKSC = F.pad(v_BKSC, (0, q_BHTC.shape[-1] - width))
         return attend(q_BHTC, k_BKSC, v_BKSC, seen, scale)[..., :width]
     if seen.documents is not None and seen.mask_B1TS is None:
-        return _attend_documents(q_BHTC, k_BKSC, v_BKSC, seen.documents, scale)
+        return by_document(q_BHTC, k_BKSC, v_BKSC, seen.documents, lambda q, k, v: _sdpa(q, k, v, None, True, scale))
     return _sdpa(q_BHTC, k_BKSC, v_BKSC, seen.mask_B1TS, seen.causal, scale)
 
 
@@ -40,13 +42,16 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     )
 
 
-def _attend_documents(q: Tensor, k: Tensor, v: Tensor, spans, scale: float) -> Tensor:
-    sizes = [[end - start for row, start, end in spans if row == b] for b in range(q.shape[0])]
+def by_document(q: Tensor, k: Tensor, v: Tensor, documents, attend_one: Callable[..., Tensor]) -> Tensor:
+    """attend_one(q, k, v) of each document alone -> [B, H, T, C']. documents: see `Visibility`; None: one per row."""
+    if documents is None:
+        return attend_one(q, k, v)
+    sizes = [[end - start for row, start, end in documents if row == b] for b in range(q.shape[0])]
     # Split, not sliced: the gradient of a slice is as large as the whole tensor, once for every document.
     parts = (
         zip(*(rows[b : b + 1].split(sizes[b], dim=2) for rows in (q, k, v)), strict=True) for b in range(q.shape[0])
     )
-    outputs = [_sdpa(*part, None, True, scale).transpose(1, 2) for row in parts for part in row]
+    outputs = [attend_one(*part).transpose(1, 2) for row in parts for part in row]
     batch, heads, tokens, _ = q.shape
     return torch.cat(outputs, dim=1).view(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
 

@@ -1,22 +1,29 @@
 """Grouped-query attention (arXiv 2305.13245): H query heads share K key and value heads of width C.
 
 Multi-head (K = H) and multi-query (K = 1) attention are its ends. Options: biases on the projections (Qwen2), an
-RMSNorm over each query and key head before the rotation (Qwen3). Cache: 2·K·C numbers per token.
+RMSNorm over each query and key head before the rotation (Qwen3), a sliding window. Cache: 2·K·C numbers per token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
 from shoestring.nn.attention.core import attend
+from shoestring.nn.attention.window import attend_window
 from shoestring.nn.cache import LayerCache
 from shoestring.nn.config import GQAConfig
 from shoestring.nn.context import Context
 from shoestring.nn.linear import Linear
 from shoestring.nn.norm import RMSNorm
 from shoestring.nn.rope import rotate
+
+
+def attend_all(q: Tensor, k: Tensor, v: Tensor, context: Context, scale: float) -> Tensor:
+    """Over every key that the context lets a query see."""
+    return attend(q, k, v, context.visibility, scale)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -30,17 +37,31 @@ class GroupedQueryAttention(nn.Module):
         self.key = make_linear(width, keys, bias=config.qkv_bias)
         self.value = make_linear(width, keys, bias=config.qkv_bias)
         self.output = make_linear(queries, width, bias=config.output_bias)
+        self.over_keys = attend_all if config.window is None else partial(attend_window, window=config.window)
         self.query_norm = RMSNorm(config.head_width, epsilon) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(config.head_width, epsilon) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+        return self.finish(self.attend(*self.project(x_BTD, context), context, cache))
+
+    def project(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """-> queries [B, H, T, C], keys and values [B, K, T, C], normed and not yet rotated."""
         heads = (*x_BTD.shape[:2], -1, self.head_width)
         q_BHTC = self.query_norm(self.query(x_BTD).view(heads)).transpose(1, 2)
         k_BKTC = self.key_norm(self.key(x_BTD).view(heads)).transpose(1, 2)
         v_BKTC = self.value(x_BTD).view(heads).transpose(1, 2)
+        return q_BHTC, k_BKTC, v_BKTC
+
+    def attend(
+        self, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, context: Context, cache: LayerCache | None
+    ) -> Tensor:
+        """Rotate, append to the cache, attend -> [B, H, T, C]."""
         if context.rotary is not None:
             q_BHTC, k_BKTC = rotate(q_BHTC, context.rotary), rotate(k_BKTC, context.rotary)
         if cache is not None:
             k_BKTC, v_BKTC = cache.append(k_BKTC, v_BKTC, context.counts)
-        y_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, context.visibility, self.head_width**-0.5)
+        return self.over_keys(q_BHTC, k_BKTC, v_BKTC, context, self.head_width**-0.5)
+
+    def finish(self, y_BHTC: Tensor) -> Tensor:
+        """-> y_BTD."""
         return self.output(y_BHTC.transpose(1, 2).flatten(2))
