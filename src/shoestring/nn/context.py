@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shoestring.nn.cache import Cache
+from shoestring.nn.memory.bank import MemoryBank
 from shoestring.nn.rope import RotaryEmbedding, RotaryTables
 
 PADDING = -1  # the segment of tokens that are not there
@@ -42,6 +43,7 @@ class Context:
     visibility: Visibility
     counts: list[int] = field(default_factory=list)
     external_BTE: Tensor | None = None
+    memory: MemoryBank | None = None
     made: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -58,6 +60,7 @@ def make_context(
     segments_BT: Tensor | None = None,
     cache: Cache | None = None,
     external_BTE: Tensor | None = None,
+    memory: MemoryBank | None = None,
 ) -> Context:
     """Without a cache, tokens see earlier tokens of their own segment; with one, also all that their row holds.
 
@@ -79,7 +82,9 @@ def make_context(
             positions_BT = _after(cache.lengths, tokens, tokens_BT.device)
         visibility = _of_cache(cache.lengths, counts, tokens, tokens_BT.device)
     tables = rotary(positions_BT) if rotary is not None else None
-    return Context(positions_BT, tables, visibility, counts, external_BTE)
+    if memory is not None:
+        memory.begin()
+    return Context(positions_BT, tables, visibility, counts, external_BTE, memory)
 
 
 def _after(lengths: list[int], tokens: int, device: torch.device) -> Tensor:
