@@ -194,8 +194,9 @@ def _text(content: Any, number: int) -> str:
         return content
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return "".join(texts)
         kinds = sorted({str(part.get("type")) for part in content if isinstance(part, dict)} - {"text"})
         raise _Wrong(f"message {number} has parts that are not text: {', '.join(kinds) or 'of no type'}")
     raise _Wrong(f"message {number} has a content that is neither a string nor a list of text parts")

@@ -1,7 +1,7 @@
 """Examples into rows of bounded length, with little left empty: best fit decreasing.
 
-The longest example goes first, each into the fullest row that still has room for it; at most 11/9 of the least
-number of rows, plus one (Johnson 1974), and on real data within a percent of it.
+The longest example goes first, each into the fullest row that still has room for it; the number of rows is at most
+about 11/9 of the least possible (Johnson et al. 1974), and close to it when many examples are short.
 """
 
 from __future__ import annotations

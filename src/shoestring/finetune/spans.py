@@ -24,9 +24,9 @@ Span = tuple[int, int]
 _MARKS = ("\ufdd0", "\ufdd1")
 
 _PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message.role | capitalize }}:\n{{ message.content }}"
-    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+    "{% for message in messages %}{{ message.role | capitalize + ':\n' + message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 
 

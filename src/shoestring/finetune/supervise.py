@@ -2,8 +2,9 @@
 
     row -> messages -> text with character spans -> ids [n] and supervised [n] (bool), cut to sequence_length
 
-A conversation is encoded once, as a whole, and a token is learned if it begins inside a span: a token that the
-prompt shares is not, because the model never has to write it. What would train silently on nothing stops here.
+A token is learned if it begins inside a span. The text is encoded in pieces that begin where the model begins to
+write, because that is how it will meet them: a prompt is encoded before its answer exists, so no token may reach
+over the border. What would train silently on nothing stops here.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ class Supervisor:
             )
         self.tokenizer = tokenizer
         self._templateless = self.side.tokenizer.chat_template is None
+        self._splits = _splits(tokenizer)
         stops = [tokenizer.decode([i], skip_specials=False) for i in sorted(self.side.stop_ids)]
         self._renderer = ChatRenderer(tokenizer, stops, datetime.date.fromisoformat(self.config.date))
 
@@ -146,10 +148,13 @@ class Supervisor:
         """Each example with what is learned of it, in order. Raises DataError, or counts it in `skipped`."""
         rendered = self._rendered(examples, skipped)
         while chunk := list(itertools.islice(rendered, _AT_ONCE)):
-            encoded = self.tokenizer.encode_with_starts([r.text for _, r in chunk if r is not None], specials=True)
-            following = iter(encoded)
-            for example, text in chunk:
-                ids, mask = self._plain(example) if text is None else self._mask(*next(following), text.spans)
+            pieces = [self._pieces(text) for _, text in chunk]
+            encoded = iter(
+                self.tokenizer.encode_with_starts([text for part in pieces for _, text in part], specials=True)
+            )
+            for (example, text), part in zip(chunk, pieces, strict=True):
+                parts = [(at, *next(encoded)) for at, _ in part]
+                ids, mask = self._plain(example) if text is None else self._mask(parts, text.spans)
                 try:
                     yield example, self._cut(ids, mask, length, example)
                 except DataError as error:
@@ -221,7 +226,20 @@ class Supervisor:
         self.ended += bool(mask.any())
         return ids, mask
 
-    def _mask(self, ids: np.ndarray, starts: np.ndarray, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+    def _pieces(self, rendered: Rendered | None) -> list[tuple[int, str]]:
+        """The parts to be encoded apart, each with the index of its first character."""
+        if rendered is None:
+            return []
+        borders = [0, *(begin for begin, _ in rendered.spans if begin > 0)] if self._splits else [0]
+        ends = [*borders[1:], len(rendered.text)]
+        return [(begin, rendered.text[begin:end]) for begin, end in zip(borders, ends, strict=True)]
+
+    def _mask(
+        self, parts: list[tuple[int, np.ndarray, np.ndarray]], spans: list[Span]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """parts: index of the first character, ids, and the characters in the part where they begin."""
+        ids = np.concatenate([ids for _, ids, _ in parts])
+        starts = np.concatenate([at + starts for at, _, starts in parts])
         mask = np.zeros(len(ids), bool)
         for begin, end in spans:
             first, last = np.searchsorted(starts, (begin, end))
@@ -276,3 +294,8 @@ def _stops(tokenizer: Tokenizer, ends: tuple[int, ...]) -> frozenset[int]:
     """As generation stops: the model's own ends, eos, and what the template writes after a reply."""
     found = (*ends, tokenizer.eos_id, tokenizer.end_of_reply_id)
     return frozenset(i for i in found if i is not None and i < tokenizer.vocabulary_size)
+
+
+def _splits(tokenizer: Tokenizer) -> bool:
+    """Whether a part of a text can be encoded by itself: some tokenizers put a space before whatever they are given."""
+    return tokenizer.is_byte_level and b"".join(tokenizer.pieces()[i] for i in tokenizer.encode("a")) == b"a"

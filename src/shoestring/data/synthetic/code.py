@@ -70,7 +70,7 @@ def _text(rng: random.Random) -> Exercise:
             (f'print("{word}" * {at + 1})', word * (at + 1)),
         )
     )
-    return _reading(rng, program, result, f"text {word} {at}")
+    return _reading(rng, program, result, f"text {word}")
 
 
 def _write(rng: random.Random) -> Exercise:

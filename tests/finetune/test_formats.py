@@ -1,0 +1,214 @@
+"""Rows of all forms, from all kinds of files, become the same examples; wrong rows are named by file and line."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from shoestring.core.errors import DataError, NetworkError
+from shoestring.data.sources import Skipped
+from shoestring.finetune import rows
+from shoestring.finetune.rows import ExampleSource, training_files
+
+TURNS = [{"role": "user", "content": "7 + 8?"}, {"role": "assistant", "content": "15"}]
+ROWS = {
+    "messages": {"messages": TURNS},
+    "sharegpt": {"conversations": [{"from": "human", "value": "7 + 8?"}, {"from": "gpt", "value": "15"}]},
+    "alpaca": {"instruction": "7 + 8?", "input": "", "output": "15"},
+    "prompt": {"prompt": "7 + 8?", "completion": "15"},
+}
+
+
+def read(path, form="auto", on_bad_line="stop", skipped=None):
+    source = ExampleSource(path, form, on_bad_line)
+    return source, list(source.examples(skipped or Skipped()))
+
+
+def jsonl(tmp_path, *lines, name="rows.jsonl"):
+    file = tmp_path / name
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_each_form_is_detected_and_gives_the_same_messages(tmp_path, form):
+    source, examples = read(jsonl(tmp_path, ROWS[form], ROWS[form]))
+    assert source.form == form
+    assert [example.messages for example in examples] == [TURNS, TURNS]
+    assert examples[1].where.endswith("rows.jsonl:2") and examples[0].learn == [True, True]
+
+
+def test_text_is_detected(tmp_path):
+    source, examples = read(jsonl(tmp_path, {"text": "once"}))
+    assert source.form == "text" and examples[0].plain == ("", "once") and not examples[0].messages
+
+
+def test_a_given_form_wins_over_the_detected_one(tmp_path):
+    file = jsonl(tmp_path, {**ROWS["messages"], "text": "rendered"})
+    assert read(file)[0].form == "messages"
+    assert read(file, "text")[1][0].plain == ("", "rendered")
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet", "gz"])
+def test_other_files_give_the_same_examples(tmp_path, kind):
+    content = [{"messages": TURNS}, {"messages": [{"role": "system", "content": "Be brief."}, *TURNS]}]
+    expected = [example.messages for example in read(jsonl(tmp_path, *content))[1]]
+    file = tmp_path / ("rows.jsonl.gz" if kind == "gz" else f"rows.{kind}")
+    if kind == "json":
+        file.write_text(json.dumps(content, indent=1))
+    elif kind == "gz":
+        file.write_bytes(gzip.compress("\n".join(map(json.dumps, content)).encode()))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), file)
+    source, examples = read(file)
+    assert [example.messages for example in examples] == expected and source.form == "messages"
+
+
+def test_nulls_that_parquet_fills_in_are_no_fields(tmp_path):
+    call = {"type": "function", "function": {"name": "sum", "arguments": '{"a": 7}'}}
+    turns = [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [call]}, TURNS[1]]
+    file = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns}]), file)
+    messages = read(file)[1][0].messages
+    assert messages[0] == TURNS[0] and messages[2] == TURNS[1]
+    assert messages[1]["tool_calls"][0]["function"] == {"name": "sum", "arguments": {"a": 7}}
+    assert read(file)[1][0].where.endswith("rows.parquet: row 1")
+
+
+def test_sharegpt_carries_system_tools_and_calls(tmp_path):
+    turns = [
+        {"from": "human", "value": "Weather?"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Rome"}}'},
+        {"from": "observation", "value": "sunny"},
+        {"from": "gpt", "value": "Sunny."},
+    ]
+    tools = [{"name": "weather"}]
+    row = {"conversations": turns, "system": "Be brief.", "tools": json.dumps(tools)}
+    (example,) = read(jsonl(tmp_path, row))[1]
+    assert [m["role"] for m in example.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert example.messages[2]["tool_calls"][0]["function"]["name"] == "weather" and example.tools == tools
+
+
+def test_parts_of_text_are_joined_and_alpacas_input_follows_the_instruction(tmp_path):
+    parts = [{"type": "text", "text": "7 "}, {"type": "text", "text": "+ 8?"}]
+    row = {"messages": [{"role": "user", "content": parts}, TURNS[1]]}
+    assert read(jsonl(tmp_path, row))[1][0].messages == TURNS
+    row = {"instruction": "Add.", "input": "7, 8", "output": "15"}
+    (example,) = read(jsonl(tmp_path, row))[1]
+    assert example.messages[0]["content"] == "Add.\n\n7, 8" and example.plain == ("Add.\n\n7, 8\n\n", "15")
+
+
+def test_a_broken_line_is_told_as_the_house_tells_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jsonl(tmp_path, ROWS["messages"], '{"messages": [{"role": "user"', name="mine.jsonl")
+    with pytest.raises(DataError) as error:
+        read("mine.jsonl")
+    assert str(error.value) == (
+        "mine.jsonl:2: not a JSON object: unexpected end of line\n"
+        '  expected one of: {"messages": [...]}, {"prompt": ..., "completion": ...},'
+        ' {"instruction": ..., "output": ...}, {"conversations": [...]}, {"text": ...}\n'
+        "  --on-bad-line skip leaves such lines out and counts them"
+    )
+
+
+BAD = {
+    "[1, 2]": "not a JSON object",
+    '{"messages": "hello"}': "no list of messages",
+    '{"messages": []}': "no list of messages, or an empty one",
+    '{"messages": [{"role": "user"}]}': r"message 1 \(user\) has no content",
+    '{"messages": [{"role": "human", "content": "a"}]}': "message 1 has the role 'human'",
+    '{"messages": [{"role": "user", "content": 5}]}': "neither a string nor a list",
+    '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}': "not text: image_url",
+    '{"messages": [{"role": "assistant", "tool_calls": [5]}]}': "tool_calls that are not a list of calls",
+    '{"messages": [{"role": "user", "content": "a", "weight": 2}]}': "weight 2",
+    '{"prompt": "a", "completion": "b"}': "not a row of the form messages: it has the fields 'prompt', 'completion'",
+    '{"messages": [{"role": "user", "content": "\\ud800"}]}': "half of a surrogate pair",
+    '{"messages": NaN}': "no list of messages",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_wrong_row_is_named_with_its_line_and_can_be_left_out(tmp_path, line):
+    file = jsonl(tmp_path, ROWS["messages"], line, ROWS["messages"])
+    with pytest.raises(DataError, match=f"rows.jsonl:2: .*{BAD[line]}"):
+        read(file, "messages")
+    skipped = Skipped()
+    assert len(read(file, "messages", "skip", skipped)[1]) == 2
+    assert skipped.counts == {"bad lines": 1} and skipped.first["bad lines"].endswith("rows.jsonl:2")
+
+
+def test_an_unknown_speaker_is_named(tmp_path):
+    row = {"conversations": [{"from": "narrator", "value": "a"}]}
+    with pytest.raises(DataError, match="turn 1 is from 'narrator'"):
+        read(jsonl(tmp_path, row))
+
+
+def test_an_unknown_form_shows_the_fields_and_the_known_forms(tmp_path):
+    with pytest.raises(DataError, match="unknown form, with the fields 'question', 'reply'\n  expected one of"):
+        read(jsonl(tmp_path, {"question": "a", "reply": "b"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", b"x"), ("a.parquet", b"PAR1 no"), ("a.json", b"{"), ("a.json", b"{}")]
+)
+def test_files_that_are_no_examples_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        read(tmp_path / name)
+
+
+def test_a_missing_file_points_to_the_hubs_names(tmp_path):
+    with pytest.raises(DataError, match="no such file or folder\n  for a data set on the hub write hf:OWNER/NAME"):
+        read(tmp_path / "none.jsonl")
+
+
+def test_a_split_folder_gives_its_training_file(tmp_path):
+    jsonl(tmp_path, ROWS["messages"], name="train.jsonl")
+    jsonl(tmp_path, ROWS["messages"], ROWS["messages"], name="test.jsonl")
+    assert len(read(tmp_path)[1]) == 1
+
+
+def test_a_data_set_on_the_hub_is_read_from_its_training_files(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    file = jsonl(tmp_path, ROWS["sharegpt"], name="train.jsonl")
+    asked = []
+
+    class Api:
+        def list_repo_files(self, name, repo_type, revision):
+            return ["README.md"] if revision == "main" else ["default/test/0.jsonl", "default/train/0.jsonl"]
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *args, **kwargs: asked.append((*args, kwargs["revision"])) or file
+    )
+    assert rows.ExampleSource("hf:owner/name").form == "sharegpt"
+    assert asked == [("owner/name", "default/train/0.jsonl", "refs/convert/parquet")]
+
+
+def test_a_hub_that_does_not_answer_is_a_network_error(monkeypatch):
+    import huggingface_hub
+
+    class Api:
+        def list_repo_files(self, *args, **kwargs):
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    with pytest.raises(NetworkError, match="no route"):
+        ExampleSource("hf:owner/name")
+
+
+def test_training_files_are_of_one_kind_one_split_and_one_configuration():
+    files = [
+        "b/train-0.parquet",
+        "default/train-1.parquet",
+        "default/train-0.parquet",
+        "default/test-0.parquet",
+        "x.json",
+    ]
+    assert training_files(files) == ["default/train-0.parquet", "default/train-1.parquet"]
+    assert training_files(["data.jsonl", "data_test.jsonl"]) == ["data.jsonl"]
+    assert training_files(["README.md", ".gitattributes", "config.json"]) == []
