@@ -37,7 +37,7 @@ def dense_parts(config: ModelConfig) -> tuple[GQAConfig, SwiGLUConfig] | None:
     """The two parts of a block as Llama and its dense descendants have them; None when the config has others."""
     attention, feed_forward = config.attention, config.feed_forward
     if is_ordinary(config) and isinstance(attention, GQAConfig) and isinstance(feed_forward, SwiGLUConfig):
-        return attention, feed_forward
+        return (attention, feed_forward) if attention.window is None else None
     return None
 
 
@@ -47,13 +47,21 @@ def common_fields(config: ModelConfig) -> dict[str, Any]:
     assert parts is not None and isinstance(config.position, RopeConfig)
     attention, feed_forward = parts
     return {
-        "vocab_size": config.vocabulary,
-        "hidden_size": config.width,
+        **size_fields(config),
         "intermediate_size": feed_forward.width,
-        "num_hidden_layers": config.layers,
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_width,
+        **write_rope(config.position),
+    }
+
+
+def size_fields(config: ModelConfig) -> dict[str, Any]:
+    """What every family here writes, whatever its attention."""
+    return {
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
         "hidden_act": "silu",
         "max_position_embeddings": config.context,
         "initializer_range": config.initializer_range,
@@ -61,7 +69,6 @@ def common_fields(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_head,
         "attention_dropout": 0.0,
         "use_cache": True,
-        **write_rope(config.position),
     }
 
 

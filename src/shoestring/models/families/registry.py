@@ -8,6 +8,7 @@ from typing import Any
 
 from shoestring.core.errors import ModelFileError
 from shoestring.models.config import ModelConfig
+from shoestring.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from shoestring.models.families.family import Family
 from shoestring.models.families.llama import LLAMA
 from shoestring.models.families.qwen2 import QWEN2
@@ -15,7 +16,8 @@ from shoestring.models.families.qwen3 import QWEN3
 from shoestring.models.families.shoestring import SHOESTRING
 
 # The first that can express a config writes it: ours comes last, because transformers cannot read it.
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN3, QWEN2, LLAMA, SHOESTRING)}
+_IN_ORDER = (QWEN3, QWEN2, LLAMA, DEEPSEEK_V3, DEEPSEEK_V2, SHOESTRING)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _IN_ORDER}
 
 
 def family_of(config: ModelConfig) -> Family:
