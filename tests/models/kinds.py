@@ -43,6 +43,7 @@ def _draw(rng: random.Random) -> dict[str, Any]:
         "linear": linear,
         "input_adapter": rng.choice([None, None, {"external_width": 6, "width": 4}]),
         "bottleneck": rng.choice([None, None, {"width": 4}]),
+        "memory": rng.choice([None, None, _memory(rng, layers)]),
         "tied_head": rng.random() < 0.5,
         "logit_softcap": rng.choice([None, None, 5.0]),
         "zero_init_output": rng.random() < 0.2,
@@ -90,6 +91,16 @@ def _mtla(rng: random.Random) -> dict[str, Any]:
         "rotary_scale": _flip(rng),
         "part_norms": _flip(rng),
         "rollback": rng.choice([2, 5]),
+    }
+
+
+def _memory(rng: random.Random, layers: int) -> dict[str, Any]:
+    """Refused beside latents, and for blocks that sharing leaves out."""
+    return {
+        "layers": sorted(rng.sample(range(layers), rng.randint(1, layers))),
+        "top_k": rng.choice([1, 3]),
+        "block": rng.choice([1, 2, 4]),
+        "capacity": rng.choice([2, 5, 50]),
     }
 
 

@@ -94,6 +94,15 @@ def test_pairs_of_attention_are_those_of_its_mask(tokens):
 @every_kind
 def test_cache_numbers_are_what_a_cache_allocates(kind):
     shape = config(**KINDS[kind], sharing={"unique_layers": 1})
+    check_cache_numbers(shape)
+
+
+def test_layers_that_search_a_memory_cache_their_keys_twice():
+    check_cache_numbers(config(layers=3, memory={"layers": [1]}))
+    check_cache_numbers(config(layers=5, memory={"layers": [1]}, sharing={"unique_layers": 2}))
+
+
+def check_cache_numbers(shape: ModelConfig) -> None:
     cache = build(shape, seed=0).new_cache(1, 16)
     assert count.cache_numbers(shape) * 4 == cache.bytes_per_token()
     held = sum(tensor.nbytes for group in cache.tensors.values() for tensor in group)

@@ -177,4 +177,5 @@ def test_every_kind_is_drawn():
     }.items():
         assert {getattr(config, part).kind for config in found} == kinds
     assert {config.block for config in found} == {"sequential", "reversible"}
+    assert {config.block for config in found if config.memory} == {"sequential", "reversible"}
     assert {config.sharing.order for config in found if config.sharing} == {"cycle", "repeat"}

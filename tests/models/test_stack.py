@@ -10,8 +10,7 @@ from torch.testing import assert_close
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.folder import load_model, save_model
-from shoestring.nn.config import SharingConfig
-from shoestring.nn.stack import block_order
+from shoestring.nn.config import SharingConfig, block_order
 from shoestring.train.config import AdamWConfig
 from shoestring.train.optimizer import build_optimizer
 

@@ -24,19 +24,22 @@ from shoestring.nn.attention.mtla import TemporalLatentAttention
 from shoestring.nn.block import SequentialBlock
 from shoestring.nn.bottleneck import Bottleneck
 from shoestring.nn.cache import Cache, KVCache
-from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig
+from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig, block_order
 from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
 from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
 from shoestring.nn.input_adapter import InputAdapter
 from shoestring.nn.latent_cache import LatentCache
 from shoestring.nn.linear import Linear
 from shoestring.nn.low_rank import LowRankLinear
+from shoestring.nn.memory.attention import MemoryAttention
+from shoestring.nn.memory.bank import MemoryBank
+from shoestring.nn.memory.cache import MemoryCache
 from shoestring.nn.moe import MixtureOfExperts
 from shoestring.nn.norm import RMSNorm
 from shoestring.nn.position import LearnedPositions
 from shoestring.nn.reversible import ReversibleBlock, ReversibleRun
 from shoestring.nn.rope import RotaryEmbedding
-from shoestring.nn.stack import Run, SequentialRun, block_order
+from shoestring.nn.stack import Run, SequentialRun
 from shoestring.nn.temporal_cache import TemporalCache
 
 # Kind(config, width, epsilon, make_linear): (x_BTD, context, cache) -> y_BTD
@@ -96,15 +99,20 @@ def build(
     return decoder
 
 
-def build_block(config: ModelConfig) -> nn.Module:
-    """One block, on the current default device; every layer has the same shape."""
+def build_block(config: ModelConfig, index: int = 0) -> nn.Module:
+    """Block `index`, on the current default device; all have one shape, but for those that search the memory."""
     attention, feed_forward = config.attention, config.feed_forward
     make_linear = linear_maker(config.linear)
+    make_attention = ATTENTION[type(attention)]
+    if config.memory is not None and index in config.memory.layers:
+        make_attention = functools.partial(MemoryAttention, memory=config.memory)
     return BLOCK[config.block](
         attention_bottleneck=_bottleneck(config),
         feed_forward_bottleneck=_bottleneck(config),
         attention_norm=RMSNorm(config.width, config.norm_epsilon),
-        attention=ATTENTION[type(attention)](attention, config.width, config.norm_epsilon, make_linear),
+        attention=make_attention(
+            attention, width=config.width, epsilon=config.norm_epsilon, make_linear=make_linear
+        ),
         feed_forward_norm=RMSNorm(config.width, config.norm_epsilon),
         feed_forward=FEED_FORWARD[type(feed_forward)](feed_forward, config.width, make_linear),
     )
@@ -142,16 +150,25 @@ def _assemble(config: ModelConfig) -> Decoder:
         inputs["positions"] = LearnedPositions(config.context, config.width)
     if config.input_adapter is not None:
         inputs["adapter"] = InputAdapter(config.input_adapter, config.width)
+    order = block_order(config.layers, config.sharing)
+    make_cache, make_memory = CACHE[type(attention)](attention, config.layers), None
+    if config.memory is not None:
+        assert isinstance(attention, GQAConfig)
+        shape = {"kv_heads": attention.kv_heads, "head_width": attention.head_width}
+        searching = config.searching_layers
+        make_cache = functools.partial(MemoryCache, layers=config.layers, searching=searching, **shape)
+        make_memory = functools.partial(MemoryBank, config.memory, slots=len(searching), **shape)
     return Decoder(
         config,
         embedding=embedding,
         inputs=inputs,
-        blocks=[build_block(config) for _ in range(config.unique_layers)],
-        run=RUN[config.block](block_order(config.layers, config.sharing)),
+        blocks=[build_block(config, index) for index in range(config.unique_layers)],
+        run=RUN[config.block](order),
         norm=RMSNorm(config.width, config.norm_epsilon),
         head=Head(weight) if config.logit_softcap is None else SoftcappedHead(weight, config.logit_softcap),
         rotary=rotary,
-        make_cache=CACHE[type(attention)](attention, config.layers),
+        make_cache=make_cache,
+        make_memory=make_memory,
     )
 
 

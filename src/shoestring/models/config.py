@@ -24,8 +24,10 @@ from shoestring.nn.config import (
     RopeConfig,
     RopeLearnedConfig,
     SharingConfig,
+    block_order,
 )
 from shoestring.nn.feed_forward_config import FeedForwardConfig
+from shoestring.nn.memory.config import MemoryBankConfig
 
 
 def _usual(kind: str) -> BeforeValidator:
@@ -66,6 +68,9 @@ class ModelConfig(Config):
     bottleneck: BottleneckConfig | None = Field(
         None, description="transfer adapters inside blocks (arXiv 1902.00751)"
     )
+    memory: MemoryBankConfig | None = Field(
+        None, description="some blocks search past keys and values (Memorizing Transformers, arXiv 2203.08913)"
+    )
     norm_epsilon: float = Field(1e-5, gt=0)
     tied_head: bool = Field(True, description="the output head is the embedding matrix (arXiv 1608.05859)")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of fresh weights")
@@ -82,12 +87,29 @@ class ModelConfig(Config):
             raise ValueError(
                 f"sharing.unique_layers ({self.sharing.unique_layers}) must be at most layers ({self.layers})"
             )
+        if self.memory is not None:
+            if not isinstance(self.attention, GQAConfig):
+                raise ValueError(
+                    f"memory searches keys and values, which attention of kind {self.attention.kind} does not keep:"
+                    " use gqa"
+                )
+            if max(self.memory.layers) >= self.unique_layers:
+                raise ValueError(
+                    f"memory.layers ({list(self.memory.layers)}) must be below {self.unique_layers}, the number of"
+                    " blocks"
+                )
         return self
 
     @property
     def unique_layers(self) -> int:
         """Blocks that exist; with sharing fewer than the positions they fill."""
         return self.layers if self.sharing is None else self.sharing.unique_layers
+
+    @property
+    def searching_layers(self) -> list[int]:
+        """Positions whose block searches the memory."""
+        searching = () if self.memory is None else self.memory.layers
+        return [at for at, block in enumerate(block_order(self.layers, self.sharing)) if block in searching]
 
     def parameters(self) -> dict[str, int]:
         """Parameters by part; the values add up to the whole model. A shared block counts once."""
@@ -101,9 +123,10 @@ class ModelConfig(Config):
             if self.bottleneck is None
             else 2 * self.unique_layers * self.bottleneck.parameters(self.width),
             "norms": (2 * self.unique_layers + 1) * self.width,
+            "memory": 0 if self.memory is None else self.memory.parameters(self.attention.heads),
             "head": 0 if self.tied_head else self.vocabulary * self.width,
         }
-        optional = ("positions", "input adapter", "bottlenecks")
+        optional = ("positions", "input adapter", "bottlenecks", "memory")
         return {name: count for name, count in parts.items() if count or name not in optional}
 
     def parameter_count(self) -> int:

@@ -112,7 +112,8 @@ def cache_numbers(config: ModelConfig) -> float:
     """Numbers that one token of context takes, over all layers; every position of a shared block has its own."""
     attention = config.attention
     if isinstance(attention, GQAConfig):
-        return config.layers * 2 * attention.kv_heads * attention.head_width
+        keys = attention.kv_heads * attention.head_width
+        return (2 * config.layers + len(config.searching_layers)) * keys
     return config.layers * attention.cache_numbers()
 
 

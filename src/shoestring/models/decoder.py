@@ -9,6 +9,7 @@ here tests a kind: `models.builder` has decided what the parts are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from shoestring.nn.cache import Cache
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import make_context
 from shoestring.nn.linear import linear
+from shoestring.nn.memory.bank import MemoryBank
 from shoestring.nn.rope import RotaryEmbedding
 from shoestring.nn.stack import Run
 
@@ -60,6 +62,7 @@ class Decoder(nn.Module):
         head: Head,
         rotary: RotaryEmbedding | None,
         make_cache: Callable[..., Cache],
+        make_memory: Callable[..., MemoryBank] | None = None,
     ):
         super().__init__()
         self.config = config
@@ -71,6 +74,7 @@ class Decoder(nn.Module):
         self.rotary = rotary
         self._run = run
         self._make_cache = make_cache
+        self._make_memory = make_memory
         # What going backward computes again instead of having kept it.
         self.checkpoint_blocks: Recompute = "selective"
 
@@ -81,14 +85,15 @@ class Decoder(nn.Module):
         segments_BT: Tensor | None = None,
         cache: Cache | None = None,
         external_BTE: Tensor | None = None,
+        memory: MemoryBank | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """-> hidden_BTD after the final norm, and the extra losses summed over the layers.
 
         positions_BT defaults to 0, 1, ... (after what the cache holds). segments_BT separates packed
         documents; −1 marks padding on the right. With a cache, all tokens that are not padding are appended
-        to it.
+        to it. memory: entries of earlier passes; this pass's are staged in it, for its `commit`.
         """
-        context = make_context(tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE)
+        context = make_context(tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory)
         x_BTD = self.embedding(tokens_BT)
         for add in self.inputs.values():
             x_BTD = add(x_BTD, context)
@@ -101,6 +106,13 @@ class Decoder(nn.Module):
         """An empty cache for `batch` rows of at most `capacity` tokens, in the weights' dtype and on their device."""
         weight = self.embedding.weight
         return self._make_cache(batch=batch, capacity=capacity, device=weight.device, dtype=weight.dtype)
+
+    def new_memory(self, rows: int, folder: str | Path | None = None) -> MemoryBank | None:
+        """An empty bank for batches of `rows` rows; None when no block searches one. folder: of a bank in files."""
+        if self._make_memory is None:
+            return None
+        weight = self.embedding.weight
+        return self._make_memory(rows=rows, device=weight.device, dtype=weight.dtype, folder=folder)
 
     def parameter_count(self) -> int:
         """Parameters, a tied head counted once."""

@@ -117,6 +117,16 @@ class SharingConfig(Config):
     order: Literal["cycle", "repeat"] = Field("cycle", description="cycle: 0 1 0 1; repeat: 0 0 1 1")
 
 
+def block_order(layers: int, sharing: SharingConfig | None) -> tuple[int, ...]:
+    """The block at each position: 0 1 2 0 1 2 for cycle, 0 0 1 1 2 2 for repeat."""
+    if sharing is None:
+        return tuple(range(layers))
+    unique = sharing.unique_layers
+    if sharing.order == "cycle":
+        return tuple(position % unique for position in range(layers))
+    return tuple(position * unique // layers for position in range(layers))
+
+
 Recompute = Literal["none", "selective", "full"]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shoestring.nn.config import Recompute, SharingConfig
+from shoestring.nn.config import Recompute
 from shoestring.nn.context import Context
 from shoestring.nn.recompute import recomputing_nothing
 from shoestring.nn.replay import Replay
@@ -29,16 +29,6 @@ class Run(Protocol):
     def __call__(
         self, blocks: nn.ModuleList, x_BTD: Tensor, context: Context, cache, recompute: Recompute
     ) -> tuple[Tensor, Aux]: ...
-
-
-def block_order(layers: int, sharing: SharingConfig | None) -> tuple[int, ...]:
-    """The block at each position: 0 1 2 0 1 2 for cycle, 0 0 1 1 2 2 for repeat."""
-    if sharing is None:
-        return tuple(range(layers))
-    unique = sharing.unique_layers
-    if sharing.order == "cycle":
-        return tuple(position % unique for position in range(layers))
-    return tuple(position * unique // layers for position in range(layers))
 
 
 def add_losses(total: Aux, extra: Aux) -> None:

@@ -29,7 +29,7 @@ def read_sizes(fields: Fields, default_context: int) -> dict[str, Any]:
 def is_ordinary(config: ModelConfig) -> bool:
     """Nothing that transformers has no field for: one plain stream, every block its own, rotary positions alone."""
     kinds = config.block == "sequential" and config.position.kind == "rope" and config.linear.kind == "dense"
-    extras = (config.sharing, config.logit_softcap, config.input_adapter, config.bottleneck)
+    extras = (config.sharing, config.logit_softcap, config.input_adapter, config.bottleneck, config.memory)
     return kinds and all(extra is None for extra in extras)
 
 

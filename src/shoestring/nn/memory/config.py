@@ -35,7 +35,3 @@ class MemoryBankConfig(Config):
     def parameters(self, heads: int) -> int:
         """One gate for each head of each block that searches."""
         return heads * len(self.layers)
-
-    def cache_numbers(self, kv_heads: int, head_width: int) -> int:
-        """Numbers that one token adds to the cache of one layer that searches: its key before rotation."""
-        return kv_heads * head_width
