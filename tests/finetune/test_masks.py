@@ -3,6 +3,9 @@
 import json
 
 import pytest
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, processors
 
 from shoestring.finetune.supervise import prepare_dataset
@@ -39,14 +42,14 @@ def smollm2():
     return Tokenizer.load(get("smollm2-135m"))
 
 
-def prepared(tmp_path, row, tokenizer, length=None, **settings):
+def prepared(tmp_path, row, tokenizer, length=None, **options):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    return prepare_dataset(file, tokenizer, length, **settings)
+    return prepare_dataset(file, tokenizer, length, **options)
 
 
-def check(tmp_path, row, tokenizer, marked, length=None, **settings):
-    dataset = prepared(tmp_path, row, tokenizer, length, **settings)
+def check(tmp_path, row, tokenizer, marked, length=None, **options):
+    dataset = prepared(tmp_path, row, tokenizer, length, **options)
     ids, mask = by_hand(tokenizer, marked)
     assert found(dataset) == (ids[:length], mask[:length])
     assert any(mask[:length]) and not all(mask[:length])
@@ -347,3 +350,54 @@ def test_positions_are_characters_also_behind_wide_ones_and_trimmed_spaces(tmp_p
     turns = [{"role": "user", "content": "é 😀 ' the"}, {"role": "assistant", "content": " the 😀 ü"}]
     marked = QWEN_SYSTEM + "<|im_start|>user\né 😀 ' the<|im_end|>\n<|im_start|>assistant\n‹ the 😀 ü<|im_end|>›\n"
     check(tmp_path, {"messages": turns}, tokenizer, marked)
+
+
+# Independent judges
+
+
+BLOCKS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("messages", [TURNS, SYSTEM, ANSWERED_BY_TOOL], ids=["turns", "system", "tool"])
+def test_the_mask_is_the_one_of_transformers_for_a_template_with_generation_blocks(tmp_path, messages):
+    tokenizer = families.chatml(BLOCKS)
+    judge = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend, eos_token="<|im_end|>", chat_template=BLOCKS
+    )
+    judged = judge.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    ids, mask = found(prepared(tmp_path, {"messages": messages}, tokenizer))
+    assert (ids, [int(m) for m in mask]) == (judged["input_ids"], judged["assistant_masks"])
+    # The same template without its blocks must be understood from the outside alike.
+    plain = families.chatml(BLOCKS.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+    assert found(prepared(tmp_path, {"messages": messages}, plain)) == (ids, mask)
+
+
+CONTENT = st.text(st.sampled_from("the15 \n\té😀<>|{}%'\"assistant\\"), min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(contents=st.lists(CONTENT, min_size=2, max_size=6), family=st.sampled_from(["chatml", "llama"]))
+def test_any_texts_give_the_mask_that_the_pieces_give(tmp_path, contents, family):
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)]
+    if family == "chatml":
+        tokenizer = families.chatml(BLOCKS.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+        pieces = [
+            f"<|im_start|>{m['role']}\n" + ("‹{}<|im_end|>›\n" if m["role"] == "assistant" else "{}<|im_end|>\n")
+            for m in messages
+        ]
+    else:
+        tokenizer = families.llama(families.LLAMA3)
+        pieces = [
+            f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n"
+            + ("‹{}<|eot_id|>›" if m["role"] == "assistant" else "{}<|eot_id|>")
+            for m in messages
+        ]
+        pieces[0] = "<|begin_of_text|>" + pieces[0]
+        contents = [text.strip() for text in contents]
+    marked = "".join(piece.replace("{}", text) for piece, text in zip(pieces, contents, strict=True))
+    assert found(prepared(tmp_path, {"messages": messages}, tokenizer)) == by_hand(tokenizer, marked)

@@ -7,6 +7,7 @@ file and line, so that a mistake can be found.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -80,9 +81,13 @@ def _rows(file: Path) -> Iterator[tuple[str, Row]]:
             for number, line in enumerate(jsonl_lines(file), 1):
                 if not line.isspace():
                     where = f"{file}:{number}"
-                    yield where, lambda line=line, where=where: _parse(line, where)
+                    yield where, functools.partial(_parse, line, where)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", str(file)) from error
+
+
+def _given(row: Any) -> Any:
+    return row
 
 
 def _parse(line: bytes, where: str) -> Any:
@@ -117,7 +122,7 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
     if not isinstance(rows, list):
         raise DataError("not a list of objects", str(file), "give a .json file with a list, or a .jsonl file")
     for number, row in enumerate(rows, 1):
-        yield f"{file}: entry {number}", lambda row=row: row
+        yield f"{file}: entry {number}", functools.partial(_given, row)
 
 
 def _parse_file(file: Path) -> Any:
@@ -137,7 +142,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
             for part in content.iter_batches(batch_size=256):
                 for row in part.to_pylist():
                     number += 1
-                    yield f"{file}: row {number}", lambda row=row: row
+                    yield f"{file}: row {number}", functools.partial(_given, row)
     except pyarrow.ArrowException as error:
         raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", str(file)) from error
 

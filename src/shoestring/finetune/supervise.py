@@ -58,8 +58,10 @@ class ModelSide:
     context: int | None = None
 
     @classmethod
-    def of(cls, model: str | Path | Tokenizer, say: Say | None = None) -> ModelSide:
+    def of(cls, model: str | Path | Tokenizer | ModelSide, say: Say | None = None) -> ModelSide:
         """model: a MODEL as everywhere, or a tokenizer alone."""
+        if isinstance(model, ModelSide):
+            return model
         if isinstance(model, Tokenizer):
             return cls(model, _stops(model, ()))
         folder = find_model(model, say=say)
@@ -72,7 +74,7 @@ class ModelSide:
 
 def prepare_dataset(
     data: str | Path | SupervisedDataConfig,
-    model: str | Path | Tokenizer,
+    model: str | Path | Tokenizer | ModelSide,
     sequence_length: int | None = None,
     say: Say | None = None,
     **settings: object,
