@@ -337,6 +337,34 @@ def test_an_answer_is_encoded_apart_from_its_prompt_as_when_generating(tmp_path)
     check(tmp_path, SHARED, tokenizer, "1‹5 apples</s>›")
 
 
+def test_a_conversation_may_begin_with_the_assistant(tmp_path, smollm2):
+    marked = (
+        SMOLLM2_SYSTEM + "<|im_start|>assistant\n‹7 + 8 = 15<|im_end|>›\n"
+        "<|im_start|>user\nSure, in the end?<|im_end|>\n<|im_start|>assistant\n‹Yes, the sum.<|im_end|>›\n"
+    )
+    check(tmp_path, {"messages": TURNS[1:]}, smollm2, marked)
+
+
+def test_a_template_file_of_ones_own_is_used(tmp_path):
+    (tmp_path / "own.jinja").write_text(JOINED)
+    tokenizer = families.chatml(families.QWEN25)
+    dataset = prepared(tmp_path, SHARED, tokenizer, template=str(tmp_path / "own.jinja"))
+    assert found(dataset) == by_hand(tokenizer, "1‹5 apples<|im_end|>›")
+    assert dataset.tokenizer.chat_template == JOINED
+
+
+def test_a_system_message_of_the_settings_comes_before_conversations_without_one(tmp_path):
+    tokenizer = families.chatml(families.QWEN25)
+    asked = {"messages": TURNS[:2]}
+    row = prepared(tmp_path, {"messages": SYSTEM}, tokenizer)
+    assert found(prepared(tmp_path, asked, tokenizer, system="Be brief.")) == found(row)
+    assert found(prepared(tmp_path, {"messages": SYSTEM}, tokenizer, system="Other.")) == found(row)
+    joined = {"prompt": "What is 7 + 8?", "completion": "15"}
+    marked = "<s>System:\nBe brief.\n\nUser:\nWhat is 7 + 8?\n\nAssistant:\n‹15</s>›\n\n"
+    dataset = prepared(tmp_path, joined, families.base(), system="Be brief.")
+    assert found(dataset) == by_hand(dataset.tokenizer, marked)
+
+
 def test_a_token_shared_with_the_prompt_is_not_learned_where_texts_cannot_be_cut(tmp_path):
     tokenizer = families.small(["</s>"], None, "</s>", JOINED)
     tokenizer.backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -40,7 +40,7 @@ def show(
         Parameter(help="the form of the rows; auto tells it from the first ones"),
     ] = "auto",
     template: Annotated[
-        Literal["auto", "none"], Parameter(help="none joins prompt and completion as they are")
+        str, Parameter(help="a chat template's .jinja file; none joins prompt and completion as they are")
     ] = "auto",
     supervise: Annotated[
         Literal["assistant", "last", "all"], Parameter(help="what is learned: the assistant's turns, the last, or all")

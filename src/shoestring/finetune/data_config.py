@@ -14,7 +14,6 @@ from shoestring.core.config import Config
 
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text"]
 Supervise = Literal["assistant", "last", "all"]
-TemplateChoice = Literal["auto", "none"]
 OnBadLine = Literal["stop", "skip"]
 Layout = Literal["packed", "padded", "flat"]
 
@@ -27,10 +26,11 @@ class SupervisedDataConfig(Config):
         description="a .jsonl(.gz, .zst), .json or .parquet file, a folder of them, or hf:OWNER/NAME",
     )
     format: Format = Field("auto", description="auto: told from the first rows")
-    template: TemplateChoice = Field(
+    template: str = Field(
         "auto",
+        min_length=1,
         description="auto: the tokenizer's chat template, or a plain one when it has none;"
-        " none: prompt and completion joined as they are",
+        " none: prompt and completion joined as they are; or a .jinja file",
     )
     supervise: Supervise = Field(
         "assistant", description="what is learned: the assistant's turns, the last one, or all"

@@ -103,9 +103,9 @@ class ChatRenderer:
                 spans.append((at, self._with_stop(full, at + len(part))))
             at += len(part)
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        if len(spans) == len(turns):
-            return [spans[turns.index(index)] for index in learned]
-        return spans if learned == turns else None
+        if len(spans) != len(turns):
+            return None  # blocks that some turns do not have: the turns are found without them
+        return [spans[turns.index(index)] for index in learned]
 
     def _with_stop(self, full: str, end: int) -> int:
         """Blocks that leave out the end token take it in: without it a model learns to talk on for ever."""
@@ -114,40 +114,46 @@ class ChatRenderer:
         return end + max((len(stop) for stop in self._stops if full.startswith(stop, end)), default=0)
 
     def _span(self, full: str, messages: list[Message], tools: list[Any] | None, index: int, where: str) -> Span:
-        start = self._start(full, messages, tools, index)
-        if start is not None:
-            limit, exact = self._limit(full, messages, tools, index, start)
-            ends = [at + len(stop) for stop in self._stops if (at := full.find(stop, start, limit)) >= 0]
-            if ends:
-                return start, min(ends)
-            if exact:
-                return start, start + len(full[start:limit].rstrip())
-        span = self._search(full, messages, tools, index)
-        if span is None:
+        start, certain = self._start(full, messages, tools, index)
+        found = None if start is None else self._from(start, full, messages, tools, index)
+        if found is not None and certain:
+            cut_short = any(stop in messages[index]["content"] for stop in self._stops)  # to be refused as such
+            if cut_short or self._has_content(messages[index], full[slice(*found)]):
+                return found
+        # What the model writes does not begin where its prompt ends: the content itself must be found.
+        found = self._search(full, messages, tools, index) or found
+        if found is None:
             raise MovedContent(
                 f"the chat template rearranges this conversation, so that what message {index + 1} (assistant) became"
                 " cannot be told from the rest",
                 where,
                 "data.supervise last learns only the last turn; data.template none joins prompt and completion",
             )
-        return span
+        return found
 
-    def _start(self, full: str, messages: list[Message], tools: list[Any] | None, index: int) -> int | None:
-        """Where the model begins to write: after the generation prompt."""
+    def _start(
+        self, full: str, messages: list[Message], tools: list[Any] | None, index: int
+    ) -> tuple[int | None, bool]:
+        """Where the model begins to write, after the generation prompt, and whether that is certain."""
         try:
             prompt = self._text(messages[:index], tools, True)
             if full.startswith(prompt):
-                return len(prompt)
+                return len(prompt), True
             before = self._text(messages[:index], tools, False)
         except TokenizerError:  # some refuse a conversation that begins with the assistant
-            return None
+            return None, False
         if not full.startswith(before):
-            return None
+            return None, False
         # A generation prompt that says more than training text does (an opened <think>): up to where they agree.
-        start = len(os.path.commonprefix([prompt, full]))
-        content = messages[index]["content"].strip()
-        found = full.find(content, len(before)) if content else -1
-        return min(start, found) if found >= 0 else start
+        return len(os.path.commonprefix([prompt, full])), False
+
+    def _from(self, start: int, full: str, messages: list[Message], tools: list[Any] | None, index: int) -> Span | None:
+        """The turn that begins at `start`: to its first stop token, or to its end without one."""
+        limit, exact = self._limit(full, messages, tools, index, start)
+        ends = [at + len(stop) for stop in self._stops if (at := full.find(stop, start, limit)) >= 0]
+        if ends:
+            return start, min(ends)
+        return (start, start + len(full[start:limit].rstrip())) if exact else None
 
     def _limit(
         self, full: str, messages: list[Message], tools: list[Any] | None, index: int, start: int
@@ -201,16 +207,11 @@ class ChatRenderer:
         self._proven.add(shape)
 
     def _check_present(self, message: Message, index: int, text: str, where: str) -> None:
-        content = message["content"]
-        if content.strip() in text:
-            return
-        squeezed = _squeeze(text)
-        forms = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
-        if any(_squeeze(form) in squeezed for form in forms):
+        if self._has_content(message, text):
             return
         if message["role"] == "assistant":
             for stop in self._stops:
-                if stop in content:
+                if stop in message["content"]:
                     raise DroppedContent(
                         f"message {index + 1} (assistant) contains {stop}, which ends its turn there",
                         where,
@@ -218,12 +219,24 @@ class ChatRenderer:
                     )
         raise _dropped("content", index, message["role"], where)
 
+    def _has_content(self, message: Message, text: str) -> bool:
+        """Whether a text holds all of a message's words, white space aside; some templates write JSON."""
+        content = message["content"]
+        if content.strip() in text:
+            return True
+        squeezed = _squeeze(text)
+        forms = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
+        return any(_squeeze(form) in squeezed for form in forms)
+
 
 def _dropped(part: str, index: int, role: str, where: str) -> DroppedContent:
     what = {"content": "text", "reasoning_content": "reasoning", "thinking": "thinking"}.get(part, part)
     hint = "a model would learn, or learn from, other text than yours: use another model or change the data"
     if role == "assistant":
-        hint = "data.supervise last learns only the last turn, if earlier ones may be shortened"
+        hint = (
+            "data.supervise last learns only the last turn, if earlier ones may be shortened;\n"
+            "data.template FILE.jinja gives another chat template"
+        )
     elif role == "system":
         hint = "put the system message's text into the first question"
     return DroppedContent(f"the chat template drops {what} of message {index + 1} ({role})", where, hint)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shoestring.core.errors import DataError, TokenizerError
+from shoestring.core.errors import ConfigError, DataError, TokenizerError
 from shoestring.data.sources import Skipped
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.finetune.data_config import SupervisedDataConfig
@@ -64,9 +64,10 @@ class ModelSide:
             return model
         if isinstance(model, Tokenizer):
             return cls(model, _stops(model, ()))
-        folder = find_model(model, say=say)
+        alone = Path(model).expanduser()
+        folder = alone if (alone / "tokenizer.json").is_file() else find_model(model, say=say)
         tokenizer = Tokenizer.load(folder)
-        if not (folder / "config.json").is_file():  # an adapter: its base is not needed to read data
+        if not (folder / "config.json").is_file():  # a tokenizer's folder, or an adapter's
             return cls(tokenizer, _stops(tokenizer, ()))
         ends = read_generation_config(folder).eos_ids
         return cls(tokenizer, _stops(tokenizer, ends), read_config(folder).context)
@@ -133,13 +134,13 @@ class Supervisor:
     tokenizer: Tokenizer = field(init=False)
 
     def __post_init__(self) -> None:
-        tokenizer = self.side.tokenizer
-        if tokenizer.chat_template is None:
-            tokenizer = Tokenizer(
-                tokenizer.backend, tokenizer.config, {**tokenizer.chat_templates, "default": plain_template(tokenizer)}
-            )
+        tokenizer, choice = self.side.tokenizer, self.config.template
+        self._templateless = tokenizer.chat_template is None and choice in ("auto", "none")
+        if self._templateless:
+            tokenizer = _with_template(tokenizer, plain_template(tokenizer))
+        elif choice not in ("auto", "none"):
+            tokenizer = _with_template(tokenizer, _read_template(choice))
         self.tokenizer = tokenizer
-        self._templateless = self.side.tokenizer.chat_template is None
         self._splits = _splits(tokenizer)
         stops = [tokenizer.decode([i], skip_specials=False) for i in sorted(self.side.stop_ids)]
         self._renderer = ChatRenderer(tokenizer, stops, datetime.date.fromisoformat(self.config.date))
@@ -182,10 +183,11 @@ class Supervisor:
         if self.config.system is not None and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": self.config.system}, *messages]
             learn = [False, *learn]
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         if self.config.supervise == "all":
-            text = self._renderer.render(messages, example.tools, [], example.where).text
+            text = self._renderer.render(messages, example.tools, turns, example.where).text
             return Rendered(text, [(0, len(text))])
-        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and learn[i]]
+        turns = [i for i in turns if learn[i]]
         if self.config.supervise == "last":
             turns = turns[-1:]
         if not turns:
@@ -200,8 +202,10 @@ class Supervisor:
                 raise DataError(
                     "a conversation cannot be joined without a template", example.where, "use data.template auto"
                 )
+            if self.config.system is not None:
+                raise DataError("a system message has no place without a template", example.where, "drop data.system")
             return True
-        return self._templateless and example.plain is not None
+        return self._templateless and example.plain is not None and self.config.system is None
 
     def _plain(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
         """bos where the tokenizer opens texts with it, prompt, completion, eos.
@@ -290,6 +294,19 @@ def _check(dataset: SupervisedDataset, config: SupervisedDataConfig, supervisor:
         config.source,
         "the chat template or eos_token in tokenizer_config.json is wrong for this model",
     )
+
+
+def _with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    return Tokenizer(tokenizer.backend, tokenizer.config, {"default": template})
+
+
+def _read_template(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the chat template cannot be read: {error}", hint="data.template is auto, none or a .jinja file"
+        ) from error
 
 
 def _stops(tokenizer: Tokenizer, ends: tuple[int, ...]) -> frozenset[int]:
