@@ -23,7 +23,6 @@ MEASURED_SHARE = 0.04  # of the budget, at most; a longer look gives a better nu
 TARGET = 0.985  # the share of the budget to plan for: noise has a long tail on one side only
 PATIENCE = 0.995  # a projected end beyond this share is acted upon
 WAIT = 0.05  # of the budget: how long a run must look late before it is shortened
-PATIENT_UNTIL = 0.75  # of the budget: before that a disturbance may pass, and steps taken away stay away
 _GUESS = 1000  # steps of the run before the first one has been measured
 
 Reserve = Callable[[int, int, float], float]  # (step, total, seconds of a step) -> seconds of what is still to be paid
@@ -147,8 +146,7 @@ class TimeBudget:
             self._late_since = used
         # Steps cannot be given back, so a disturbance is waited out, unless the end is near.
         soonest = used + 4 * recent + reserve(state.step, state.step + 1, recent)
-        waited = used - self._late_since >= WAIT * self.budget and used >= PATIENT_UNTIL * self.budget
-        if waited or soonest > TARGET * self.budget:
+        if used - self._late_since >= WAIT * self.budget or soonest > TARGET * self.budget:
             self._late_since = None
             fits = self._steps_that_fit(state, used, recent, reserve, TARGET)
             if fits < state.total_steps:
