@@ -44,11 +44,16 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
     axes.spines["top"].set_visible(False)
     if held_out:
         last = held_out[-1]
+        # Text of another size is other text: its loss does not continue the line.
+        samples = [line for line in held_out if line["held_out_tokens"] != last["held_out_tokens"]]
+        whole = [line for line in held_out if line["held_out_tokens"] == last["held_out_tokens"]]
         bits = f"held out, {last['bits_per_byte']:.2f} bits per byte at the end"
-        axes.plot(
-            column(held_out, "tokens"), column(held_out, "held_out_loss"),
-            color=_HELD_OUT, marker="o", markersize=4, linewidth=1.2, label=bits,
-        )  # fmt: skip
+        for part, size, label in ((samples, 3, "held out, a sample"), (whole, 6, bits)):
+            if part:
+                axes.plot(
+                    column(part, "tokens"), column(part, "held_out_loss"),
+                    color=_HELD_OUT, marker="o", markersize=size, linewidth=1.2, label=label,
+                )  # fmt: skip
         _bits_per_byte_axis(axes, last["bits_per_byte"] / last["held_out_loss"], xz_bits_per_byte)
     axes.legend(loc="upper right", frameon=False)
     axes.set_title(title, loc="left")
