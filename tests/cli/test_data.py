@@ -1,6 +1,8 @@
 """`data show` and `data make`, as one would type them."""
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +96,14 @@ def test_make_passes_the_settings_of_arithmetic_on(folder, capsys):
     }
     assert " * " in (folder / "sums" / "test.jsonl").read_text()
     assert run(capsys, "data", "make", "code", "--digits", "1", "--out", "other")[0] == 2
+
+
+def test_the_commands_of_the_guide_print_what_it_shows(folder, capsys):
+    guide = (Path(__file__).parents[2] / "docs" / "finetune-data.md").read_text(encoding="utf-8")
+    shown = [line.strip() for line in guide.split("\n\nWhat stands between")[0].splitlines() if line.startswith("    ")]
+    commands = [line for line in shown if line.startswith("shoestring ")]
+    assert len(commands) == 2
+    for command in commands:
+        code, out, err = run(capsys, *shlex.split(command)[1:])
+        assert code == 0
+    assert out.splitlines() == shown[len(commands) :]
