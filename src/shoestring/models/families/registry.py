@@ -9,6 +9,7 @@ from typing import Any
 from shoestring.core.errors import ModelFileError
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from shoestring.models.families.experts import MIXTRAL, QWEN3_MOE
 from shoestring.models.families.family import Family
 from shoestring.models.families.llama import LLAMA
 from shoestring.models.families.qwen2 import QWEN2
@@ -16,7 +17,7 @@ from shoestring.models.families.qwen3 import QWEN3
 from shoestring.models.families.shoestring import SHOESTRING
 
 # The first that can express a config writes it: ours comes last, because transformers cannot read it.
-_IN_ORDER = (QWEN3, QWEN2, LLAMA, DEEPSEEK_V3, DEEPSEEK_V2, SHOESTRING)
+_IN_ORDER = (QWEN3, QWEN2, LLAMA, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3, DEEPSEEK_V2, SHOESTRING)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _IN_ORDER}
 
 
