@@ -9,7 +9,7 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
 
 from shoestring.nn.attention.config import MLAConfig
-from shoestring.nn.attention.core import attend_plain
+from shoestring.nn.attention.core import attend, attend_plain
 from shoestring.nn.attention.mla import MultiHeadLatentAttention
 from shoestring.nn.config import RopeConfig, YarnScaling
 from shoestring.nn.context import PADDING, make_context
@@ -273,12 +273,32 @@ def test_a_forgotten_detail_of_deepseek_is_noticed(wrong):
         compare_with_peer(True, None, False, True, **wrong)
 
 
-def test_attend_pads_narrow_values_without_changing_the_result():
-    q, k = torch.randn(2, 2, 3, 5, 8, dtype=torch.float64)
-    v = torch.randn(2, 3, 5, 6, dtype=torch.float64)
-    seen = context_of(inputs(2, 5)).visibility
-    from shoestring.nn.attention.core import attend
+def test_training_keeps_nothing_of_tokens_squared():
+    """What is kept for the backward pass doubles with the tokens."""
+    module = attention(dtype=torch.float32)
 
+    def kept(tokens: int) -> int:
+        x = inputs(1, tokens, torch.float32)
+        context = context_of(x)
+        sizes: list[int] = []
+        weights = {parameter.data_ptr() for parameter in module.parameters()}
+
+        def count(tensor: torch.Tensor) -> None:
+            if tensor.untyped_storage().data_ptr() not in weights:
+                sizes.append(tensor.numel())
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda _: None):
+            module(x, context)
+        return sum(sizes)
+
+    assert kept(1024) == 2 * kept(512)
+
+
+@pytest.mark.parametrize("value_width", [3, 6, 11])
+def test_attend_pads_to_one_width_without_changing_the_result(value_width):
+    q, k = torch.randn(2, 2, 3, 5, 8, dtype=torch.float64)
+    v = torch.randn(2, 3, 5, value_width, dtype=torch.float64)
+    seen = context_of(inputs(2, 5)).visibility
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
     assert_close(attend(q, k, v, seen, 0.3), attend_plain(q, k, v, mask, 0.3))
 

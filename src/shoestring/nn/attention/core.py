@@ -19,11 +19,12 @@ from shoestring.nn.context import Visibility
 
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen: Visibility, scale: float) -> Tensor:
     """-> [B, H, T, C'], laid out so that [B, T, H·C'] is a view where C' = C."""
-    if q_BHTC.shape[-1] > v_BKSC.shape[-1]:
+    width = v_BKSC.shape[-1]
+    if q_BHTC.shape[-1] != width:
         # The kernels that never hold the scores want one width; the definition's way would be slower than the padding.
-        width = v_BKSC.shape[-1]
-        v_BKSC = F.pad(v_BKSC, (0, q_BHTC.shape[-1] - width))
-        return attend(q_BHTC, k_BKSC, v_BKSC, seen, scale)[..., :width]
+        common = max(q_BHTC.shape[-1], width)
+        q, k, v = (F.pad(x, (0, common - x.shape[-1])) for x in (q_BHTC, k_BKSC, v_BKSC))
+        return attend(q, k, v, seen, scale)[..., :width]
     if seen.documents is not None and seen.mask_B1TS is None:
         return by_document(q_BHTC, k_BKSC, v_BKSC, seen.documents, lambda q, k, v: _sdpa(q, k, v, None, True, scale))
     return _sdpa(q_BHTC, k_BKSC, v_BKSC, seen.mask_B1TS, seen.causal, scale)

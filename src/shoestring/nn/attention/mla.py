@@ -75,8 +75,8 @@ class LatentAttention(nn.Module):
 
     def naive(self, content: Tensor, rotary: Tensor, columns_BSW: Tensor, seen: Visibility) -> Tensor:
         """Attention with expanded keys and values -> [B, T, H·Cv]. columns: latents and rotary keys, R + Cr wide."""
-        columns = columns_BSW.split([self.rank, self.rotary], dim=-1)
-        return self.expanded(content, rotary, *columns, seen)
+        latents_BSR, keys_BSC = columns_BSW.split([self.rank, self.rotary], dim=-1)
+        return self.expanded(content, rotary, latents_BSR, keys_BSC, seen)
 
     def expanded(
         self, content: Tensor, rotary: Tensor, latents_BSR: Tensor, keys_BSC: Tensor, seen: Visibility

@@ -68,8 +68,8 @@ class TemporalLatentAttention(LatentAttention):
         own_BTW = cache.append(weighted_BTR, key_BTC, context.counts)
         tokens = x_BTD.shape[1]
         if tokens > 1 and not any(cache.lengths):  # what is padding stands behind every row's tokens, and is not seen
-            own = own_BTW.split([self.rank, self.rotary], dim=-1)
-            return self.output(self.parallel(content, rotary, *own, chunks.spans))
+            own_BTR = own_BTW[..., : self.rank]
+            return self.output(self.parallel(content, rotary, own_BTR, key_BTC, chunks.spans))
         longest = max(length + count for length, count in zip(cache.lengths, context.counts, strict=True))
         columns_BSW = cache.slots(longest)
         seen = context.once(
