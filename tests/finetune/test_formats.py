@@ -6,10 +6,13 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoestring.core.errors import DataError, NetworkError
 from shoestring.data.sources import Skipped
 from shoestring.finetune import rows
+from shoestring.finetune.formats import to_example
 from shoestring.finetune.rows import ExampleSource, training_files
 
 TURNS = [{"role": "user", "content": "7 + 8?"}, {"role": "assistant", "content": "15"}]
@@ -141,9 +144,10 @@ def test_a_wrong_row_is_named_with_its_line_and_can_be_left_out(tmp_path, line):
 
 
 def test_an_unknown_speaker_is_named(tmp_path):
-    row = {"conversations": [{"from": "narrator", "value": "a"}]}
-    with pytest.raises(DataError, match="turn 1 is from 'narrator'"):
-        read(jsonl(tmp_path, row))
+    for speaker, shown in (("narrator", "'narrator'"), (["gpt"], r"\['gpt'\]"), (None, "None")):
+        row = {"conversations": [{"from": speaker, "value": "a"}]}
+        with pytest.raises(DataError, match=f"turn 1 is from {shown}"):
+            read(jsonl(tmp_path, row))
 
 
 def test_an_unknown_form_shows_the_fields_and_the_known_forms(tmp_path):
@@ -212,3 +216,25 @@ def test_training_files_are_of_one_kind_one_split_and_one_configuration():
     assert training_files(files) == ["default/train-0.parquet", "default/train-1.parquet"]
     assert training_files(["data.jsonl", "data_test.jsonl"]) == ["data.jsonl"]
     assert training_files(["README.md", ".gitattributes", "config.json"]) == []
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3)
+KEYS = st.sampled_from(
+    "messages conversations instruction input output prompt completion text tools system role content from value"
+    " tool_calls function name arguments weight train type id".split()
+)
+WORDS = st.sampled_from(["user", "assistant", "tool", "human", "gpt", "function_call", '{"name": "f"}', "[]"])
+ANYTHING = st.recursive(
+    SCALARS | WORDS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(row=ANYTHING | st.dictionaries(KEYS, ANYTHING, max_size=4), form=st.sampled_from(list(ROWS)))
+def test_any_row_is_an_example_or_a_sentence(row, form):
+    try:
+        example = to_example(row, form, "a:1")
+    except DataError as error:
+        assert error.where == "a:1"
+    else:
+        assert example.messages and all(isinstance(m["content"], str) for m in example.messages) and example.question()

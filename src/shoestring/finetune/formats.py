@@ -117,7 +117,7 @@ def _from_sharegpt(row: dict[str, Any], where: str) -> Example:
             messages.append(turn)
             continue
         speaker = turn.get("from")
-        if speaker not in _SHAREGPT_ROLES:
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
             raise _Wrong(f"turn {number} is from {speaker!r}, which is none of {', '.join(_SHAREGPT_ROLES)}")
         message = {"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")}
         if speaker == "function_call" and (calls := _calls(turn.get("value"))):
