@@ -82,6 +82,8 @@ def test_make_writes_both_files_and_shows_a_few(folder, capsys):
     assert len((folder / "sums" / "train.jsonl").read_text().splitlines()) == 180
     assert len((folder / "sums" / "test.jsonl").read_text().splitlines()) == 20
     assert run(capsys, "data", "make", "code", "--out", "sums")[0] == 2
+    assert run(capsys, "data", "make", "code", "--n", "20", "--seed", "1")[0] == 0
+    assert (folder / "code" / "train.jsonl").is_file()
 
 
 def test_make_passes_the_settings_of_arithmetic_on(folder, capsys):

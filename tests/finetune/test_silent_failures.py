@@ -48,6 +48,11 @@ def test_an_empty_completion_is_nothing_to_learn(tmp_path):
         prepared(tmp_path, [{"prompt": "7 + 8", "completion": ""}], families.base())
 
 
+def test_an_empty_answer_is_nothing_to_learn(tmp_path):
+    with pytest.raises(NothingSupervised, match="no assistant turn to learn from"):
+        prepared(tmp_path, [{"messages": [USER, {"role": "assistant", "content": " \n"}]}], QWEN)
+
+
 def test_only_unlearned_turns_are_nothing_to_learn(tmp_path):
     with pytest.raises(NothingSupervised):
         prepared(tmp_path, [{"messages": [USER, {**ANSWER, "weight": 0}]}], QWEN)

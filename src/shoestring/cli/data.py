@@ -22,7 +22,7 @@ _show = verb(
 _make = verb(
     "make",
     "Write synthetic exercises with their answers, train and test apart, as chat messages.",
-    (_MAKE, "shoestring data make comparisons --n 500 --out comparisons"),
+    (_MAKE, "shoestring data make comparisons --n 500"),
 )
 app.command(_show)
 app.command(_make)
@@ -84,7 +84,7 @@ def make(
     *,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="exercises, train and test together")] = 20_000,
     seed: Annotated[int, Parameter(help="another seed gives other exercises, split in the same way")] = 1,
-    out: Annotated[Path, Parameter(help="a new folder, for train.jsonl and test.jsonl")],
+    out: Annotated[Path | None, Parameter(help="a new folder, for train.jsonl and test.jsonl [the kind's name]")] = None,
     test: Annotated[float, Parameter(help="share held out, by a hash of the unordered problem")] = 0.1,
     digits: Annotated[int | None, Parameter(help="arithmetic: digits of an operand, at most [2]")] = None,
     operations: Annotated[
@@ -101,7 +101,7 @@ def make(
     settings = {"digits": digits, "operations": chosen, "stories": stories, "negative": negative or None}
     settings = {name: value for name, value in settings.items() if value is not None}
     exercises = make_exercises(kind, n, seed, test, **settings)
-    folder = write(exercises, out)
+    folder = write(exercises, out or Path(kind))
     result = {"folder": str(folder), "kind": kind, "train": len(exercises.train), "test": len(exercises.test)}
     if json:
         console.print_json(result | {"repeated": exercises.repeated})

@@ -25,7 +25,7 @@ from shoestring.finetune.data_config import SupervisedDataConfig
 from shoestring.finetune.dataset import DatasetBuilder, SupervisedDataset
 from shoestring.finetune.formats import Example
 from shoestring.finetune.rows import ExampleSource
-from shoestring.finetune.spans import ChatRenderer, Rendered, Span, plain_template
+from shoestring.finetune.spans import ChatRenderer, Message, Rendered, Span, plain_template
 from shoestring.models.folder import read_config, read_generation_config
 from shoestring.models.resolve import find_model
 
@@ -187,7 +187,7 @@ class Supervisor:
         if self.config.supervise == "all":
             text = self._renderer.render(messages, example.tools, turns, example.where).text
             return Rendered(text, [(0, len(text))])
-        turns = [i for i in turns if learn[i]]
+        turns = [i for i in turns if learn[i] and _says_something(messages[i])]
         if self.config.supervise == "last":
             turns = turns[-1:]
         if not turns:
@@ -294,6 +294,11 @@ def _check(dataset: SupervisedDataset, config: SupervisedDataConfig, supervisor:
         config.source,
         "the chat template or eos_token in tokenizer_config.json is wrong for this model",
     )
+
+
+def _says_something(message: Message) -> bool:
+    """An end token alone would teach silence."""
+    return bool(message["content"].strip() or message.get("tool_calls"))
 
 
 def _with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
