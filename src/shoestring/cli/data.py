@@ -84,7 +84,7 @@ def make(
     *,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="exercises, train and test together")] = 20_000,
     seed: Annotated[int, Parameter(help="another seed gives other exercises, split in the same way")] = 1,
-    out: Annotated[Path | None, Parameter(help="a new folder, for train.jsonl and test.jsonl [the kind's name]")] = None,
+    out: Annotated[Path | None, Parameter(help="a new folder for train.jsonl and test.jsonl [KIND]")] = None,
     test: Annotated[float, Parameter(help="share held out, by a hash of the unordered problem")] = 0.1,
     digits: Annotated[int | None, Parameter(help="arithmetic: digits of an operand, at most [2]")] = None,
     operations: Annotated[
