@@ -275,6 +275,16 @@ def test_padding_on_the_right_changes_nothing(stride):
     assert_close(y[1, :4], whole(module, x[1:, :4])[0])
 
 
+@every_stride
+def test_padding_on_the_left_does_not_move_chunk_borders_and_is_refused_by_caches(stride):
+    module, x = attention(stride), inputs(1, 9)
+    rows = [[PADDING] * 3 + [0] * 6]
+    y = module(x, context_of(x, rows=rows, positions=torch.tensor([[0, 1, 2, *range(6)]])))
+    assert_close(y[:, 3:], whole(module, x[:, 3:]))
+    with pytest.raises(ValueError, match="padding must stand on the right"):
+        context_of(x, new_cache(module, 1, 9), rows)
+
+
 def test_with_weights_of_one_and_stride_one_it_is_mla():
     module, x = attention(1), inputs(2, 9)
     mla = filled(MultiHeadLatentAttention(MLAConfig(**SIZES), WIDTH, 1e-5))

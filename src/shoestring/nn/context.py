@@ -65,7 +65,7 @@ def make_context(
     """Without a cache, tokens see earlier tokens of their own segment; with one, also all that their row holds.
 
     segments_BT: any integers, equal within a document; PADDING marks the unused tail of a row. With a cache, rows may
-    differ only in their padding: a cache row is one document.
+    differ only in their padding: a cache row is one document. Raises ValueError for tokens behind padding there.
     """
     batch, tokens = tokens_BT.shape
     if cache is None:
@@ -76,7 +76,10 @@ def make_context(
     else:
         counts = [tokens] * batch
         if segments_BT is not None:
-            counts = (segments_BT != PADDING).sum(1).tolist()
+            padding = segments_BT == PADDING
+            if bool((padding[:, :-1] & ~padding[:, 1:]).any()):
+                raise ValueError("padding must stand on the right: the first tokens of a row are appended to the cache")
+            counts = (~padding).sum(1).tolist()
         cache.require(counts)
         if positions_BT is None:
             positions_BT = _after(cache.lengths, tokens, tokens_BT.device)
