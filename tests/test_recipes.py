@@ -17,7 +17,7 @@ SIZES = {
     "elite-350m": 361_821_120,
     "velocity-2b": 1_713_639_424,
     "efficientlm": 349_852_696,
-    "compact": 77_875_968,
+    "compact": 77_875_980,
 }
 
 

@@ -29,6 +29,7 @@ KINDS = {
     "relu2": {"feed_forward": {"kind": "relu2", "width": 80}},
     "moe": {"feed_forward": {"kind": "moe", "width": 80, "experts": 4, "shared_width": 40}},
     "low rank": {"linear": {"kind": "low_rank", "rank": 8}},
+    "value residual": {"value_residual": True},
     "bottlenecks": {"bottleneck": {"width": 10}},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -179,3 +179,5 @@ def test_every_kind_is_drawn():
     assert {config.block for config in found} == {"sequential", "reversible"}
     assert {config.block for config in found if config.memory} == {"sequential", "reversible"}
     assert {config.sharing.order for config in found if config.sharing} == {"cycle", "repeat"}
+    assert {config.value_residual for config in found} == {True, False}
+    assert {config.attention.window for config in found if config.attention.kind == "gqa"} == {None, 3}

@@ -137,3 +137,66 @@ def test_an_untied_head_is_a_matrix_of_its_own():
     decoder = build(config(tied_head=False), seed=0)
     assert decoder.head.weight is not decoder.embedding.weight
     assert not torch.equal(decoder.head.weight, decoder.embedding.weight)
+
+
+# Value residuals
+
+
+def with_share(share: float, **changes):
+    """(a model whose values are mixed by this share, the plain model of the same weights)"""
+    mixed = build(config(value_residual=True, **changes), seed=0, dtype=torch.float64)
+    plain = build(config(**changes), seed=0, dtype=torch.float64)
+    plain.load_state_dict({n: p for n, p in mixed.state_dict().items() if "value_share" not in n})
+    for block in mixed.blocks:
+        block.attention.value_share.weight.data.fill_(share)
+    return mixed, plain
+
+
+def test_a_share_of_zero_is_the_plain_model():
+    mixed, plain = with_share(0.0)
+    assert_close(mixed(tokens())[0], plain(tokens())[0])
+    assert (with_share(0.5)[0](tokens())[0] - plain(tokens())[0]).abs().max() > 1e-6
+
+
+def test_a_share_of_one_reads_the_first_layers_values_everywhere():
+    mixed, _ = with_share(1.0)
+    before = mixed(tokens())[0]
+    for block in mixed.blocks[1:]:
+        block.attention.value.weight.data.normal_()
+    assert_close(mixed(tokens())[0], before)
+    mixed.blocks[0].attention.value.weight.data.normal_()
+    assert (mixed(tokens())[0] - before).abs().max() > 1e-3
+
+
+def test_the_first_layers_values_get_gradients_from_every_layer():
+    mixed, _ = with_share(0.5)
+    for block in mixed.blocks[1:]:
+        block.attention.value.requires_grad_(False)
+    gradients = []
+    for share in (0.0, 0.5):
+        for block in mixed.blocks[1:]:
+            block.attention.value_share.weight.data.fill_(share)
+        mixed.zero_grad()
+        mixed(tokens())[0].pow(3).sum().backward()
+        gradients.append(mixed.blocks[0].attention.value.weight.grad.clone())
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"block": "reversible"}, "reversible blocks exist to avoid"),
+        ({"memory": {"layers": [0]}}, "exclude each other"),
+        (
+            {
+                "attention": {
+                    "kind": "mla", "heads": 2, "latent_rank": 8, "content_width": 8, "rotary_width": 4, "value_width": 8
+                }
+            },
+            "attention of kind mla",
+        ),
+    ],
+)  # fmt: skip
+def test_where_value_residuals_make_no_sense_the_config_says_why(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        config(value_residual=True, **changes)

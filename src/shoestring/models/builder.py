@@ -21,6 +21,11 @@ from shoestring.nn.attention.config import MLAConfig, MTLAConfig
 from shoestring.nn.attention.gqa import GroupedQueryAttention
 from shoestring.nn.attention.mla import MultiHeadLatentAttention
 from shoestring.nn.attention.mtla import TemporalLatentAttention
+from shoestring.nn.attention.value_residual import (
+    ValueResidualAttention,
+    ValueResidualBlock,
+    ValueResidualRun,
+)
 from shoestring.nn.block import SequentialBlock
 from shoestring.nn.bottleneck import Bottleneck
 from shoestring.nn.cache import Cache, KVCache
@@ -104,9 +109,12 @@ def build_block(config: ModelConfig, index: int = 0) -> nn.Module:
     attention, feed_forward = config.attention, config.feed_forward
     make_linear = linear_maker(config.linear)
     make_attention = ATTENTION[type(attention)]
+    block = ValueResidualBlock if config.value_residual else BLOCK[config.block]
+    if config.value_residual:
+        make_attention = ValueResidualAttention
     if config.memory is not None and index in config.memory.layers:
         make_attention = functools.partial(MemoryAttention, memory=config.memory)
-    return BLOCK[config.block](
+    return block(
         attention_bottleneck=_bottleneck(config),
         feed_forward_bottleneck=_bottleneck(config),
         attention_norm=RMSNorm(config.width, config.norm_epsilon),
@@ -163,7 +171,7 @@ def _assemble(config: ModelConfig) -> Decoder:
         embedding=embedding,
         inputs=inputs,
         blocks=[build_block(config, index) for index in range(config.unique_layers)],
-        run=RUN[config.block](order),
+        run=(ValueResidualRun if config.value_residual else RUN[config.block])(order),
         norm=RMSNorm(config.width, config.norm_epsilon),
         head=Head(weight) if config.logit_softcap is None else SoftcappedHead(weight, config.logit_softcap),
         rotary=rotary,

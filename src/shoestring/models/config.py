@@ -71,6 +71,9 @@ class ModelConfig(Config):
     memory: MemoryBankConfig | None = Field(
         None, description="some blocks search past keys and values (Memorizing Transformers, arXiv 2203.08913)"
     )
+    value_residual: bool = Field(
+        False, description="the first layer's values join those of every other (arXiv 2410.17897)"
+    )
     norm_epsilon: float = Field(1e-5, gt=0)
     tied_head: bool = Field(True, description="the output head is the embedding matrix (arXiv 1608.05859)")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of fresh weights")
@@ -98,6 +101,18 @@ class ModelConfig(Config):
                     f"memory.layers ({list(self.memory.layers)}) must be below {self.unique_layers}, the number of"
                     " blocks"
                 )
+        if self.value_residual:
+            if not isinstance(self.attention, GQAConfig):
+                raise ValueError(
+                    f"value_residual mixes values, which attention of kind {self.attention.kind} does not keep: use gqa"
+                )
+            if self.block == "reversible":
+                raise ValueError(
+                    "value_residual keeps a tensor of the first layer to the end, which reversible blocks exist to"
+                    " avoid: use block sequential"
+                )
+            if self.memory is not None:
+                raise ValueError("value_residual and memory exclude each other: a memory holds a layer's own values")
         return self
 
     @property
@@ -117,7 +132,7 @@ class ModelConfig(Config):
             "embedding": self.vocabulary * self.width,
             "positions": self.context * self.width * self.has_learned_positions,
             "input adapter": 0 if self.input_adapter is None else self.input_adapter.parameters(self.width),
-            "attention": self.unique_layers * self._part(self.attention),
+            "attention": self.unique_layers * (self._part(self.attention) + self.value_residual),
             "feed-forward": self.unique_layers * self._part(self.feed_forward),
             "bottlenecks": 0
             if self.bottleneck is None

@@ -151,6 +151,7 @@ def _kept_by_attention(config: ModelConfig) -> float:
         kept = 2 * heads * attention.head_width + 2 * keys + heads  # q and output, k and v, the log-sum-exp
         if attention.qk_norm:
             kept += heads * attention.head_width + keys + heads + attention.kv_heads
+        kept += keys * config.value_residual  # how far the first layer's values are from this one's
         return kept
     content, value = attention.content_width, attention.value_width
     queries = content + attention.rotary_width
