@@ -160,10 +160,20 @@ def write_rows(cache: Cache, index: int, pairs: list[tuple[Tensor, Tensor]], cou
         for held, new in pairs:
             # What was never written may read as NaN, and masking cannot help: 0 · NaN is NaN.
             held[..., cache.written[index] : longest, :] = 0
+            if tokens == 1:
+                rows, starts = growing(lengths, counts)
+                held[rows, ..., starts, :] = new[rows, ..., 0, :]
+                continue
             for row, (start, count) in enumerate(zip(lengths, counts, strict=True)):
                 held[row, ..., start : start + count, :] = new[row, ..., :count, :]
     cache.written[index] = max(cache.written[index], longest)
     return longest
+
+
+def growing(lengths: list[int], counts: list[int]) -> tuple[Tensor, Tensor]:
+    """Where each row's next token goes, for the rows that get one: (rows, their lengths)."""
+    rows = [row for row, count in enumerate(counts) if count]
+    return torch.tensor(rows, dtype=torch.int64), torch.tensor([lengths[row] for row in rows], dtype=torch.int64)
 
 
 def uniform(lengths: list[int]) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shoestring.nn.cache import Cache, uniform
+from shoestring.nn.cache import Cache, growing, uniform
 
 
 class TemporalCache(Cache):
@@ -138,6 +138,10 @@ class TemporalLayerCache:
         else:
             # What was never written may read as NaN, and masking cannot help: 0 · NaN is NaN.
             cache.slots[self.index][:, cache.written[self.index] : used] = 0
+            if tokens == 1:
+                rows_BTW = self._append_one(new_BTW, counts)
+                cache.written[self.index] = max(cache.written[self.index], used)
+                return rows_BTW
             rows_BTW = torch.zeros_like(new_BTW)
             for row, (start, count) in enumerate(zip(lengths, counts, strict=True)):
                 if count:
@@ -145,6 +149,21 @@ class TemporalLayerCache:
                     rows_BTW[one, :count] = self._append(one, start, new_BTW[one, :count])
         cache.written[self.index] = max(cache.written[self.index], used)
         return rows_BTW
+
+    def _append_one(self, new_B1W: Tensor, counts: list[int]) -> Tensor:
+        """One token, or none, to rows of any lengths."""
+        cache, slots, rank = self.cache, self.cache.slots[self.index], self.cache.rank
+        row_N, start_N = growing(cache.lengths, counts)
+        new_NW = new_B1W[row_N, 0]
+        cache.recent[self.index][row_N, start_N % cache.ring] = new_NW
+        begun_N1 = (start_N % cache.stride > 0).unsqueeze(1).to(new_NW.device)
+        held_NR = slots[row_N, start_N // cache.stride, :rank]
+        latent_NR = torch.where(begun_N1, held_NR + new_NW[:, :rank], new_NW[:, :rank])
+        merged_NW = torch.cat([latent_NR, new_NW[:, rank:]], dim=-1)
+        slots[row_N, start_N // cache.stride] = merged_NW
+        rows_B1W = torch.zeros_like(new_B1W)
+        rows_B1W[row_N, 0] = merged_NW
+        return rows_B1W
 
     def slots(self, tokens: int) -> Tensor:
         """The slots of the first `tokens` tokens of every row, [B, ⌈tokens/s⌉, R+Cr]."""
