@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shoestring.core.config import Config
 
@@ -42,7 +42,18 @@ class DataConfig(Config):
     separate_documents: bool = Field(
         True, description="documents packed into one sequence do not see each other"
     )
+    continue_documents: bool = Field(
+        False,
+        description="a document longer than a sequence goes on in the same row of the next step, where a memory bank"
+        " finds what came before",
+    )
     shard_tokens: int = Field(
         2**26, ge=1, description="tokens in a shard file, at least; the last document is kept whole"
     )
     prefetch: int = Field(2, ge=0, le=64, description="batches made ahead by a thread")
+
+    @model_validator(mode="after")
+    def _documents(self) -> DataConfig:
+        if self.continue_documents and not self.separate_documents:
+            raise ValueError("continue_documents needs separate_documents: rows of one segment have none to continue")
+        return self

@@ -33,8 +33,10 @@ class PackedLoader:
     Row b of rank r is sample `next_sample + b * world + r` of the global order; an epoch's samples end
     where the next epoch's begin, and the few tokens after the last whole sample of an epoch are left out.
     separate_documents: positions and segments restart at each document, otherwise a row is one segment.
-    prefetch: batches made ahead by a thread. external: gives Batch.external_BTE. Raises DataError when the
-    split has fewer tokens than one sample.
+    prefetch: batches made ahead by a thread. external: gives Batch.external_BTE. lanes: rows of one optimizer
+    step; each then reads its own stretch of the stream from cut to cut, so a document goes on in the same row of
+    the next step, and so do its positions. Raises DataError when the split has fewer tokens than one sample (of
+    each lane).
     """
 
     def __init__(
@@ -49,16 +51,19 @@ class PackedLoader:
         separate_documents: bool = True,
         prefetch: int = 0,
         external: ExternalVectors | None = None,
+        lanes: int | None = None,
     ) -> None:
         assert 0 <= rank < world and sequence_length > 0 and microbatch > 0
         self._documents = _Documents(shards, split)
+        self._lanes = lanes
         self._external = external
         self._length, self._rows, self._seed = sequence_length, microbatch, seed
         self._rank, self._world, self._separate = rank, world, separate_documents
         self.samples_per_epoch = self._documents.tokens // sequence_length
+        self.samples_per_epoch -= self.samples_per_epoch % (lanes or 1)
         if self.samples_per_epoch == 0:
             raise DataError(
-                f"{self._documents.tokens:,} tokens in {split}, less than a sequence of {sequence_length:,}",
+                f"{self._documents.tokens:,} tokens in {split}, less than {_rows(lanes)} of {sequence_length:,}",
                 str(shards.folder),
                 "use more text or a shorter train.sequence_length",
             )
@@ -91,6 +96,7 @@ class PackedLoader:
             "next_sample": sample,
             "sequence_length": self._length,
             "samples_per_epoch": self.samples_per_epoch,
+            "lanes": self._lanes,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -99,7 +105,7 @@ class PackedLoader:
         Raises DataError for other data.
         """
         own = self.state()
-        for key in ("seed", "sequence_length", "samples_per_epoch"):
+        for key in ("seed", "sequence_length", "samples_per_epoch", "lanes"):
             if state.get(key) != own[key]:
                 raise DataError(
                     f"the stream to resume has {key} {state.get(key)}, this one {own[key]}",
@@ -118,21 +124,27 @@ class PackedLoader:
         shape = (self._rows, self._length + 1)
         tokens, starts = np.empty(shape, np.int64), np.zeros(shape, bool)
         external: list[np.ndarray] = []
+        offsets = np.zeros(self._rows, np.int64)
         for row in range(self._rows):
             epoch, sample = divmod(first + row * self._world + self._rank, self.samples_per_epoch)
             stream, cuts = self._epoch(epoch)
             position = int(cuts[sample]) * self._length
             stream.read(position, tokens[row], starts[row])
+            if self._lanes is not None:  # a document cut by the lane's beginning starts at position 0 as well
+                offsets[row] = min(stream.offset(position), sample // self._lanes * self._length)
             if self._external is not None:
                 external.append(stream.external(position, self._length, self._external))
-        return _to_batch(tokens, starts, self._separate, external=external)
+        return _to_batch(tokens, starts, self._separate, external=external, offsets=offsets)
 
     def _epoch(self, epoch: int) -> tuple[_Stream, np.ndarray]:
         """The documents of an epoch in its order, and the order of the cuts."""
         if epoch not in self._epochs:
             self._epochs = {e: order for e, order in self._epochs.items() if e == epoch - 1}
             documents = permutation(self._seed, epoch, self._documents.count)
-            cuts = permutation(self._seed + _CUTS, epoch, self.samples_per_epoch)
+            if self._lanes is None:
+                cuts = permutation(self._seed + _CUTS, epoch, self.samples_per_epoch)
+            else:
+                cuts = np.arange(self.samples_per_epoch).reshape(self._lanes, -1).T.flatten()
             self._epochs[epoch] = _Stream(self._documents, documents), cuts
         return self._epochs[epoch]
 
@@ -236,6 +248,10 @@ class _Stream:
             filled += 1
         return filled
 
+    def offset(self, position: int) -> int:
+        """Tokens of the document at `position` that stand before it."""
+        return position - int(self._begins[int(np.searchsorted(self._begins, position, "right")) - 1])
+
     def external(self, position: int, length: int, of_document: ExternalVectors) -> np.ndarray:
         """float32 [length, E]: the vectors of `read`'s tokens, zeros behind the stream's end."""
         documents, begins = self._documents, self._begins
@@ -259,10 +275,11 @@ def _to_batch(
     separate: bool,
     used: np.ndarray | None = None,
     external: Sequence[np.ndarray] = (),
+    offsets: np.ndarray | None = None,
 ) -> Batch:
     """tokens, starts [B, T + 1] -> Batch [B, T]. used [B]: labels in each row, the rest is padding.
 
-    external: [T, E] for each row, or nothing.
+    external: [T, E] for each row, or nothing. offsets [B]: positions at which the rows begin, 0 by default.
     """
     rows, length = tokens.shape[0], tokens.shape[1] - 1
     labels = tokens[:, 1:]
@@ -273,6 +290,8 @@ def _to_batch(
         starts[:, 0] = True  # a document cut by the row's beginning starts at position 0 as well
         segments = np.cumsum(starts, axis=1) - 1
         positions = positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=1)
+        if offsets is not None:
+            positions = positions + np.where(segments == 0, offsets[:, None], 0)
     inputs, labels, positions = tokens[:, :length].copy(), labels.copy(), positions.copy()
     if used is not None:
         padding = np.arange(length) >= used[:, None]
@@ -280,6 +299,10 @@ def _to_batch(
         segments[padding] = PADDING_SEGMENT
     arrays = (torch.from_numpy(array) for array in (inputs, labels, positions, segments))
     return Batch(*arrays, external_BTE=torch.from_numpy(np.stack(external)) if len(external) else None)
+
+
+def _rows(lanes: int | None) -> str:
+    return "a sequence" if lanes is None else f"{lanes} sequences"
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
+from shoestring.nn.memory.bank import MemoryBank
 from shoestring.train import parallel
+from shoestring.train.memories import Memories
 from shoestring.train.objective import Loss, Objective, label_count
 
 
@@ -27,13 +29,18 @@ class Step(Protocol):
 
 
 def forward_loss(
-    model: Decoder, objective: Objective, batch: Batch, compute: torch.dtype = torch.float32
+    model: Decoder,
+    objective: Objective,
+    batch: Batch,
+    compute: torch.dtype = torch.float32,
+    memory: MemoryBank | None = None,
 ) -> tuple[Loss, dict[str, Tensor]]:
     """The objective's loss, and the decoder's extra losses. compute: the dtype that matmuls run in."""
     kind = batch.tokens_BT.device.type
     with torch.autocast(kind, dtype=compute, enabled=compute != torch.float32):
+        remembered = {} if memory is None else {"memory": memory}
         hidden_BTD, aux = model(
-            batch.tokens_BT, batch.positions_BT, batch.segments_BT, external_BTE=batch.external_BTE
+            batch.tokens_BT, batch.positions_BT, batch.segments_BT, external_BTE=batch.external_BTE, **remembered
         )
         return objective(hidden_BTD, model.head, batch), aux
 
@@ -43,11 +50,18 @@ class ResidentStep:
     are.
 
     Extra losses that the decoder returns (`aux`) are means over a microbatch: they weigh as much as its
-    labels.
+    labels. memories: what the model's memory holds of earlier steps, written once all have gone backward.
     """
 
-    def __init__(self, model: Decoder, objective: Objective, compute: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        model: Decoder,
+        objective: Objective,
+        compute: torch.dtype = torch.float32,
+        memories: Memories | None = None,
+    ):
         self.model = model
+        self.memories = memories
         self.objective = objective
         self.compute = compute
 
@@ -55,16 +69,19 @@ class ResidentStep:
         counts = [label_count(batch) for batch in microbatches]
         total = int(parallel.sum_numbers(sum(counts))[0])
         summed, metrics = 0.0, dict[str, float]()
-        for batch, count in zip(microbatches, counts, strict=True):
+        for number, (batch, count) in enumerate(zip(microbatches, counts, strict=True)):
             if not count:
                 continue
-            loss, aux = forward_loss(self.model, self.objective, batch, self.compute)
+            memory = self.memories.of_microbatch(number) if self.memories is not None else None
+            loss, aux = forward_loss(self.model, self.objective, batch, self.compute, memory)
             objective = loss.sum + sum(aux.values()) * loss.count
             (objective / total).backward()
             summed += float(objective.detach())
             loss.metrics.update({name: float(extra.detach()) * loss.count for name, extra in aux.items()})
             for name, value in loss.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value
+        if self.memories is not None:
+            self.memories.commit()
         parallel.sum_gradients(self.model.parameters())
         summed, *values = parallel.sum_numbers(summed, *metrics.values())
         return Loss(torch.tensor(summed, dtype=torch.float64), total, dict(zip(metrics, values, strict=True)))
