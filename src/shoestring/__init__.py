@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoestring.finetune.run import finetune as finetune
     from shoestring.finetune.supervise import prepare_dataset as prepare_dataset
     from shoestring.generate.language_model import LanguageModel
     from shoestring.train.pretrain import pretrain as pretrain
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
     load = LanguageModel.load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "prepare_dataset", "pretrain"]
+__all__ = ["__version__", "finetune", "load", "prepare_dataset", "pretrain"]
 
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
         return importlib.import_module("shoestring.generate.language_model").LanguageModel.load
+    if name == "finetune":
+        return importlib.import_module("shoestring.finetune")  # the room itself, which can be called
     if name == "prepare_dataset":
         return importlib.import_module("shoestring.finetune.supervise").prepare_dataset
     if name == "pretrain":

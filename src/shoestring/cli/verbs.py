@@ -34,6 +34,8 @@ VERBS = (
     Verb("prepare", "Data", "turn documents into token shards"),
     Verb("data", "Data", "look at training examples as a model learns them, and make exercises"),
     Verb("pretrain", "Train", "train a model from a recipe"),
+    Verb("finetune", "Train", "teach a model your examples"),
+    Verb("merge", "Shrink", "fold an adapter into its base model"),
     Verb("model", "Measure", "what a model is made of, and what it costs"),
     Verb("generate", "Use", "continue a text"),
     Verb("chat", "Use", "talk with a model"),

@@ -1,1 +1,24 @@
-"""Room 5: chat and instruction data to supervised batches, and fine-tuning runs."""
+"""Fine-tuning on one's own examples. The room and the verb share a name, so the room can be called.
+
+`shoestring.finetune(model, data, ...)` is `shoestring.finetune.run.finetune(model, data, ...)`.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoestring.finetune.result import FinetuneResult
+
+
+class _Room(types.ModuleType):
+    def __call__(self, *arguments: Any, **settings: Any) -> FinetuneResult:
+        """See `shoestring.finetune.run.finetune`."""
+        from shoestring.finetune.run import finetune
+
+        return finetune(*arguments, **settings)
+
+
+sys.modules[__name__].__class__ = _Room

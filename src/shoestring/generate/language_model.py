@@ -22,9 +22,11 @@ from shoestring.generate.config import SamplingConfig, sampling_config
 from shoestring.generate.engine import Decoding, Speed, StopReason, check_prompt
 from shoestring.generate.prefix import PrefixCache
 from shoestring.generate.text import TextStream
+from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
 from shoestring.models.external import open_external
 from shoestring.models.folder import GenerationDefaults, load_model, read_generation_config
+from shoestring.models.peft_folder import is_adapter, load_adapted
 from shoestring.models.resolve import Say, find_model
 
 Messages = str | Sequence[dict[str, Any]]
@@ -90,17 +92,21 @@ class LanguageModel:
         dtype: str | torch.dtype = "auto",
         say: Say | None = None,
     ) -> LanguageModel:
-        """Load a model folder, run, GGUF file or known name (see `models.resolve.find_model`).
+        """Load a model or adapter folder, run, GGUF file or known name (see `models.resolve.find_model`).
 
         dtype "auto" is float32, which computes what the weights say. say: told in a sentence what is being
         waited for. Raises ModelFileError, TokenizerError, NetworkError.
         """
-        folder = find_model(model, say=say)
-        tokenizer = Tokenizer.load(folder)
-        number_format = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
-        decoder = load_model(folder, device=resolve_device(device), dtype=number_format)
+        folder = base = find_model(model, say=say)
+        where, number_format = resolve_device(device), torch.float32 if dtype == "auto" else resolve_dtype(dtype)
+        if is_adapter(folder):
+            decoder, base = load_adapted(folder, device=where, dtype=number_format, say=say)
+            decoder = merge(decoder)  # decoding then costs what it costs without an adapter
+        else:
+            decoder = load_model(folder, device=where, dtype=number_format)
+        tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
         external = open_external(decoder.config, tokenizer, say)
-        return cls(decoder, tokenizer, folder, read_generation_config(folder), external)
+        return cls(decoder, tokenizer, folder, read_generation_config(base), external)
 
     # Plain text
 

@@ -19,13 +19,13 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shoestring.core.errors import ModelFileError, NetworkError
+from shoestring.core.errors import ModelFileError, NetworkError, RunError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
-from shoestring.models.adapters import DEFAULT, adapted_linears, adapter_names, attach_to, switch
+from shoestring.models.adapters import DEFAULT, adapted_linears, adapter_names, attach_to, merge, switch
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import family_of, read_json
-from shoestring.models.folder import load_model
+from shoestring.models.folder import load_model, read_generation_config, save_model
 from shoestring.models.resolve import Say, find_model
 from shoestring.models.weights import TensorFile
 from shoestring.nn.lora import LoRA
@@ -278,3 +278,24 @@ def _tensors(adapter: LoRA, module: str) -> dict[str, Tensor]:
         f"{_PREFIX}{module}.{_PARTS[part]}": parameter.detach()
         for part, parameter in adapter.named_parameters(recurse=False)
     }
+
+
+def merge_folder(adapter: str | Path, out: str | Path | None = None, say: Say | None = None) -> Path:
+    """Fold an adapter into its base and write a model folder, tokenizer included; -> the folder.
+
+    adapter: a PEFT folder or a run. out: a new folder; None is ADAPTER-merged, or OUT/merged for a run. Raises
+    ModelFileError when there is no adapter, RunError when the folder exists.
+    """
+    folder = find_model(adapter, say=say)
+    if not is_adapter(folder):
+        raise ModelFileError("this is a whole model: there is nothing to merge", str(folder))
+    if out is None:
+        in_run = (folder.parent / "recipe.yaml").is_file()
+        out = folder.parent / "merged" if in_run else folder.parent / f"{folder.name}-merged"
+    out = Path(out)
+    if out.exists():
+        raise RunError("this folder exists already", str(out), "choose another --out")
+    decoder, base = load_adapted(folder, say=say)
+    tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
+    save_model(merge(decoder), out, tokenizer, read_generation_config(base))
+    return out

@@ -28,7 +28,7 @@ def find_model(text: str | Path, say: Say | None = None) -> Path:
     if name and path.is_dir():
         return _folder(path)
     if path.is_file():
-        target = resolve_pointer(path) if path.name == "latest" else path
+        target = resolve_pointer(path) if path.name in ("latest", "best") else path
         if target.is_dir():
             return _folder(target)
         if path.suffix.lower() == ".gguf":

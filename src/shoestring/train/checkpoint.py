@@ -51,14 +51,19 @@ def write_checkpoint(
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer | None,
     keep: int,
+    write_files: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write OUT/step-NNNNNN, point OUT/latest at it, delete all but the newest `keep`.
+    """Write OUT/step-NNNNNN, point OUT/latest at it (and OUT/best, where a best is kept), delete all but the newest
+    `keep` and the best.
 
-    Raises RunError (disk full).
+    write_files: writes another form than a whole model into a folder, such as an adapter. Raises RunError (disk full).
     """
     folder = out / f"step-{state.step:06d}"
     with atomic_folder(folder, replace=True) as temporary:
-        write_model_files(model, temporary, tokenizer)
+        if write_files is not None:
+            write_files(temporary)
+        else:
+            write_model_files(model, temporary, tokenizer)
         (temporary / "trainer").mkdir()
         tensors, numbers = _optimizer_state(optimizer, model)
         save_file(tensors, temporary / OPTIMIZER)
@@ -66,7 +71,9 @@ def write_checkpoint(
         content = {**state.to_json(), "optimizer": numbers}
         (temporary / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     replace_symlink_or_pointer(out / "latest", folder.name)
-    _delete_old(out, keep)
+    if state.best_step == state.step:
+        replace_symlink_or_pointer(out / "best", folder.name)
+    _delete_old(out, keep, state.best_step)
     return folder
 
 
@@ -123,6 +130,9 @@ def clean(out: Path) -> None:
     whole = checkpoints(out)
     if whole:
         replace_symlink_or_pointer(out / "latest", whole[-1].name)
+        best = read_state(whole[-1]).best_step
+        if best is not None and any(_step_of(path) == best for path in whole):
+            replace_symlink_or_pointer(out / "best", f"step-{best:06d}")
 
 
 class Checkpoint(Callback):
@@ -137,27 +147,32 @@ class Checkpoint(Callback):
         data_state: Callable[[], dict[str, Any]],
         every: int | None,
         keep: int,
+        write_files: Callable[[Path], None] | None = None,
     ):
         self.out, self.model, self.optimizer, self.tokenizer = out, model, optimizer, tokenizer
-        self.data_state, self.every, self.keep = data_state, every, keep
+        self.data_state, self.every, self.keep, self.write_files = data_state, every, keep, write_files
         self._seconds: float | None = None
 
     def after_step(self, event: StepEvent) -> None:
         state = event.state
-        if not (event.last or event.stopping or is_due(state.step, state.total_steps, self.every, TIMES)):
+        due = is_due(state.step, state.total_steps, self.every, TIMES) or state.best_step == state.step
+        if not (event.last or event.stopping or due):
             return
         started = time.perf_counter()
         state.data = self.data_state()
         state.finished = event.last
         if parallel.rank() == 0:
-            write_checkpoint(self.out, state, self.model, self.optimizer, self.tokenizer, self.keep)
+            write_checkpoint(
+                self.out, state, self.model, self.optimizer, self.tokenizer, self.keep, self.write_files
+            )
         parallel.wait()
         self._seconds = time.perf_counter() - started
 
     def seconds_ahead(self, step: int, total: int, step_seconds: float) -> float:
         each = self._seconds
         if each is None:  # weights and two moments, in float32
-            each = 0.3 + 12 * self.model.parameter_count() / _DISK_SPEED
+            trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            each = 0.3 + 12 * trained / _DISK_SPEED
         return each * (times_left(step, total, self.every, TIMES) + 1)
 
 
@@ -213,8 +228,9 @@ def _step_of(folder: Path) -> int:
     return int(match[1])
 
 
-def _delete_old(out: Path, keep: int) -> None:
-    kept = checkpoints(out)[-keep:]
+def _delete_old(out: Path, keep: int, best_step: int | None) -> None:
+    every = checkpoints(out)
+    kept = [path for path in every if _step_of(path) == best_step] + every[-keep:]
     for path in out.iterdir():
         if _STEP_FOLDER.fullmatch(path.name) and path not in kept and _step_of(path) < _step_of(kept[-1]):
             (path / STATE).unlink(missing_ok=True)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
-from shoestring.data.loader import SequentialPass
+from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
 from shoestring.train import parallel
 from shoestring.train.loop import Callback, StepEvent
@@ -24,7 +26,17 @@ TIMES = 10  # over a run, when no interval is set
 _FORWARD_SHARE = 0.4  # of a training step's time, a first estimate until an evaluation has been timed
 
 
-def measure(model: Decoder, text: SequentialPass, compute: torch.dtype = torch.float32, step: int = 0) -> HeldOut:
+class HeldOutText(Protocol):
+    """What is measured: one pass over `tokens` labels that stand for `bytes` of text in `documents`."""
+
+    tokens: int
+    bytes: int
+    documents: int
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+def measure(model: Decoder, text: HeldOutText, compute: torch.dtype = torch.float32, step: int = 0) -> HeldOut:
     """The model's loss on every label of `text`, summed over ranks."""
     device = next(model.parameters()).device
     training = model.training
@@ -52,8 +64,8 @@ class Evaluation(Callback):
     def __init__(
         self,
         model: Decoder,
-        sample: SequentialPass,
-        whole: SequentialPass,
+        sample: HeldOutText,
+        whole: HeldOutText,
         every: int | None,
         step_tokens: int,
         compute: torch.dtype = torch.float32,

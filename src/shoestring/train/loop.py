@@ -34,7 +34,7 @@ class NonFiniteLoss(RunError):
 class StepEvent:
     """What callbacks see after a step.
 
-    Seconds: of this step alone. last: no step follows. stopping: the user asked.
+    Seconds: of this step alone. last: no step follows; a callback may set it. stopping: the user asked.
     """
 
     state: TrainerState
@@ -120,7 +120,9 @@ def train(
         for callback in callbacks:
             callback.after_step(event)
             state.seconds = clock()
-        if stopping and not event.last:
+        if event.last:  # a callback may end the run too
+            break
+        if stopping:
             raise Interrupted(f"stopped after step {state.step}")
     for parameter_group, rate in zip(optimizer.param_groups, highest, strict=True):
         parameter_group["lr"] = rate

@@ -25,10 +25,11 @@ _WINDOW = 10  # steps that the speed is averaged over
 class ProgressLine(Callback):
     """Comes last of the callbacks. Call `close` when the run ends, however it ends."""
 
-    def __init__(self, token_flops: float, peak: float, device: torch.device):
+    def __init__(self, token_flops: float, peak: float, device: torch.device, held_out: str = "bits/byte"):
+        """held_out: "bits/byte" or "loss", how a held-out measurement is shown."""
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self.token_flops, self.peak, self.device = token_flops, peak, device
+        self.token_flops, self.peak, self.device, self.held_out = token_flops, peak, device, held_out
         self._recent: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
         self._last_line = 0.0
         self._events: int | None = None
@@ -48,7 +49,8 @@ class ProgressLine(Callback):
         if self._events is None:  # those of earlier sessions have been told
             self._events = sum(values["step"] < state.step for values in state.events)
         for values in state.events[self._events :]:
-            console.err.print(_tell(values, event))
+            if sentence := _tell(values, event):
+                console.err.print(sentence)
         self._events = len(state.events)
         line = self.line(event)
         if self._live is not None:
@@ -68,7 +70,8 @@ class ProgressLine(Callback):
         )
         parts = [f"step {state.step:>{len(total)}}/{total}", f"loss {event.loss.mean:.2f}"]
         if state.held_out is not None:
-            parts.append(f"held-out {state.held_out.bits_per_byte:.2f} bits/byte")
+            bits, loss = state.held_out.bits_per_byte, state.held_out.loss
+            parts.append(f"held-out {bits:.2f} bits/byte" if self.held_out == "bits/byte" else f"held-out {loss:.3f}")
         parts.append(f"{format_count(rate)} tok/s")
         parts.append(f"{rate * self.token_flops / self.peak:.0%} of matrix peak")
         parts.append(format_bytes(memory_bytes(self.device)))
@@ -83,7 +86,11 @@ class ProgressLine(Callback):
             self._live = None
 
 
-def _tell(values: dict, event: StepEvent) -> str:
+def _tell(values: dict, event: StepEvent) -> str | None:
+    if values["event"] == "stopped_early":
+        return f"stopped   the held-out loss has not fallen since step {values['best_step']:,}"
     if values["event"] == "planned":
         return f"time      fits {values['steps']:,} steps of {event.tokens:,} tokens"
+    if values["event"] != "shortened":
+        return None
     return f"time      slower than the first steps: {values['to']:,} steps instead of {values['from']:,}"

@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shoestring.core.errors import ConfigError
-from shoestring.train.config import Recipe
+from shoestring.train.config import LogConfig
 
 _INSTALL = 'install it with: pip install "shoestring[train]"'
+
+
+class LoggedRecipe(Protocol):
+    """A recipe of any kind of run."""
+
+    @property
+    def log(self) -> LogConfig: ...
+    def model_dump(self, *, mode: str = ...) -> dict[str, Any]: ...
 
 
 class Reporter(Protocol):
@@ -19,7 +27,7 @@ class Reporter(Protocol):
     def close(self) -> None: ...
 
 
-def build_reporters(recipe: Recipe, out: Path) -> list[Reporter]:
+def build_reporters(recipe: LoggedRecipe, out: Path) -> list[Reporter]:
     """Those that `log` names. Raises ConfigError when the package is not installed."""
     reporters: list[Reporter] = []
     if recipe.log.tensorboard:
@@ -47,7 +55,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    def __init__(self, recipe: Recipe, out: Path):
+    def __init__(self, recipe: LoggedRecipe, out: Path):
         try:
             import wandb
         except ImportError as error:

@@ -7,21 +7,22 @@ be equal.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from shoestring.core.config import dump_yaml
+from shoestring.core.config import Config, dump_yaml
 from shoestring.core.errors import RunError
 from shoestring.core.files import atomic_write
-from shoestring.train.config import Recipe
 from shoestring.train.recipe import load_recipe
 
 RECIPE = "recipe.yaml"
+R = TypeVar("R", bound=Any)  # Recipe, or another kind of run's, with `out` and `precision`
 _MAY_CHANGE = ("description", "out", "train.keep")
 _MAY_CHANGE_SECTION = "log."
 
 
-def new_run(recipe: Recipe, name: str, out: str | Path | None) -> tuple[Recipe, Path]:
+def new_run(recipe: R, name: str, out: str | Path | None) -> tuple[R, Path]:
     """The recipe with its `out`, and the folder made: `out`, or the first free runs/NAME-N.
 
     Raises RunError if taken.
@@ -44,7 +45,7 @@ def new_run(recipe: Recipe, name: str, out: str | Path | None) -> tuple[Recipe, 
     return recipe, folder
 
 
-def save_recipe(recipe: Recipe, folder: Path) -> None:
+def save_recipe(recipe: Config, folder: Path) -> None:
     with atomic_write(folder / RECIPE) as file:
         file.write(dump_yaml(recipe))
 
@@ -54,18 +55,24 @@ def find_run(text: str | Path) -> Path:
     path = Path(text)
     if (path / RECIPE).is_file():
         return path
-    if (path.name == "latest" or path.name.startswith("step-")) and (path.parent / RECIPE).is_file():
+    if (path.name in ("latest", "best") or path.name.startswith("step-")) and (path.parent / RECIPE).is_file():
         return path.parent
     raise RunError("no run to resume here: there is no recipe.yaml", str(path), "give the --out folder of a run")
 
 
-def resumed_recipe(folder: Path, given: Recipe | None, overrides: dict[str, Any] | None) -> Recipe:
+def resumed_recipe(
+    folder: Path,
+    given: Any,
+    overrides: dict[str, Any] | None,
+    load: Callable[..., Any] = load_recipe,
+) -> Any:
     """The recipe of the run in `folder`, with the harmless changes that are asked for.
 
-    given: a recipe named on the command line as well. Raises RunError naming the settings that differ.
+    given: a recipe named on the command line as well. load: reads a recipe of this kind, with overrides. Raises
+    RunError naming the settings that differ.
     """
-    saved = load_recipe(folder / RECIPE)
-    wanted = given if given is not None else load_recipe(folder / RECIPE, overrides)
+    saved = load(folder / RECIPE)
+    wanted = given if given is not None else load(folder / RECIPE, overrides)
     if wanted.precision.compute == "auto":  # the run has settled that
         wanted = wanted.model_copy(update={"precision": saved.precision})
     if wanted.out is not None and Path(wanted.out).absolute() not in (
@@ -83,7 +90,7 @@ def resumed_recipe(folder: Path, given: Recipe | None, overrides: dict[str, Any]
     return wanted.model_copy(update={"out": saved.out})
 
 
-def _differences(first: Recipe, second: Recipe) -> list[str]:
+def _differences(first: Config, second: Config) -> list[str]:
     before, now = _flat(first.model_dump(mode="json")), _flat(second.model_dump(mode="json"))
     return [key for key in {**before, **now} if before.get(key, ...) != now.get(key, ...)]
 

@@ -29,7 +29,8 @@ class TrainerState:
 
     total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such
     number, which the schedule is made for. When a run is shortened at step `turn_step`, where its schedule
-    stood at `turn_position`, the rest of the schedule is walked in longer strides.
+    stood at `turn_position`, the rest of the schedule is walked in longer strides. best_loss: the lowest held-out
+    loss, at step best_step, kept where a run looks for it (`train.early_stopping`).
     """
 
     step: int = 0
@@ -41,6 +42,9 @@ class TrainerState:
     turn_position: float = 0.0
     events: list[dict[str, Any]] = field(default_factory=list)
     held_out: HeldOut | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
 

@@ -1,0 +1,75 @@
+"""`shoestring finetune MODEL --data FILE`: teach a model your examples; the recipe's settings are flags too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from shoestring.cli.verb import Json, Overrides, verb
+from shoestring.core import console
+from shoestring.core.errors import BudgetError, ConfigError
+from shoestring.finetune.config import finetune_recipe
+
+app = verb(
+    "finetune",
+    "Teach a model your examples, by an adapter beside its frozen weights, or in every weight.",
+    (
+        "shoestring finetune smollm2-135m --data sums/train.jsonl --time 5m",
+        "shoestring finetune smollm2-135m --data sums/train.jsonl --method qlora --rank 8 --steps 20",
+    ),
+)
+
+
+@app.default
+def finetune(
+    model: Annotated[str | None, Parameter(help="a model folder, a run, or a name that get knows")] = None,
+    /,
+    *,
+    data: Annotated[str | None, Parameter(help="a .jsonl, .json or .parquet file, a folder, or hf:OWNER/NAME")] = None,
+    method: Annotated[
+        Literal["lora", "dora", "qlora", "full"] | None,
+        Parameter(help="lora; dora; qlora, on a 4-bit base; full, every weight (adapter.method) [lora]"),
+    ] = None,
+    rank: Annotated[int | None, Parameter(help="of the adapter (adapter.rank) [16]")] = None,
+    steps: Annotated[int | None, Parameter(help="optimizer steps (train.steps)")] = None,
+    epochs: Annotated[float | None, Parameter(help="passes over the examples (train.epochs) [3]")] = None,
+    time: Annotated[str | None, Parameter(help="how long to train, such as 5m (train.time)")] = None,
+    on_bad_line: Annotated[
+        Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts (data.on_bad_line)")
+    ] = None,
+    memory: Annotated[str | None, Parameter(help="not offered yet: refused", show=False)] = None,
+    out: Annotated[str | None, Parameter(help="the run's folder (out); runs/finetune-N if not given")] = None,
+    resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
+    json: Json = False,
+    overrides: Overrides = None,
+) -> None:
+    if memory is not None:
+        raise BudgetError(
+            "finetune cannot keep to a memory budget yet, so it refuses --memory",
+            hint="--method qlora, --train.checkpoint_blocks full and a smaller --train.microbatch take less memory",
+        )
+    settings: dict[str, Any] = dict(overrides or {})
+    given = {
+        "--method": ("adapter.method", method), "--rank": ("adapter.rank", rank), "--steps": ("train.steps", steps),
+        "--epochs": ("train.epochs", epochs), "--time": ("train.time", time), "--out": ("out", out),
+        "--on-bad-line": ("data.on_bad_line", on_bad_line),
+    }  # fmt: skip
+    for flag, (key, value) in given.items():
+        if value is not None and settings.setdefault(key, value) != value:
+            raise ConfigError(f"{flag} and --{key} say different things (command line)")
+    if resume is None:
+        if model is None or data is None:
+            missing = "a model" if model is None else "--data"
+            raise ConfigError(
+                f"finetune needs {missing}", hint="shoestring finetune MODEL --data FILE, or --resume OUT"
+            )
+        finetune_recipe(model, data, settings)  # a mistake is reported before torch is imported
+    from shoestring.finetune.run import finetune as tune
+
+    result = tune(model, data, resume=resume, overrides=settings)
+    if json:
+        console.print_json(result.to_json())
+    else:
+        print(result)

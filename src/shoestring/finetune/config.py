@@ -1,0 +1,139 @@
+"""The recipe of a fine-tuning run: model, data, method, length. Strict, complete and torch-free.
+
+`finetune_recipe` fills in what depends on the method (the learning rate) before anything is checked, so that the recipe
+saved beside the results says everything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from shoestring.core.config import Config, load_config
+from shoestring.core.document import Document, read_document
+from shoestring.core.units import Bytes, Seconds
+from shoestring.finetune.data_config import SupervisedDataConfig
+from shoestring.nn.lora_config import LoRAConfig
+from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
+from shoestring.train.config import AdamWConfig, CosineConfig, LogConfig
+
+Method = Literal["lora", "dora", "qlora", "full"]
+Base = Literal["nf4", "int4", "int8"]
+
+# Adapters start from zero and bear about ten times the rate of whole weights.
+_LEARNING_RATES: dict[str, float] = {"lora": 5e-4, "dora": 5e-4, "qlora": 5e-4, "full": 5e-5}
+DEFAULT_EPOCHS = 3.0
+
+
+class AdapterSection(Config):
+    """What is trained. Builds `nn.lora_config.LoRAConfig` and, for qlora, the quantized base."""
+
+    method: Method = Field("lora", description="lora, dora, qlora (LoRA on a quantized base) or full (every weight)")
+    rank: int = Field(16, gt=0)
+    alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha/rank; null: twice the rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    rank_stabilized: bool = Field(False, description="scale by alpha/√rank instead")
+    modules: tuple[str, ...] | None = Field(None, description="linears to adapt, as q_proj; null: all of the blocks")
+    base: Base = Field("nf4", description="how qlora keeps the frozen weights")
+
+    def lora(self) -> LoRAConfig | None:
+        """None for full."""
+        if self.method == "full":
+            return None
+        return LoRAConfig(
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            rank_stabilized=self.rank_stabilized,
+            dora=self.method == "dora",
+        )
+
+    def quantized(self) -> Int8Config | Int4Config | NF4Config | None:
+        """None unless qlora."""
+        if self.method != "qlora":
+            return None
+        return {"nf4": NF4Config, "int4": Int4Config, "int8": Int8Config}[self.base]()
+
+
+class FinetuneTrainConfig(Config):
+    """How long, in what portions. Exactly one of steps, epochs and time."""
+
+    steps: int | None = Field(None, gt=0, description="optimizer steps")
+    epochs: float | None = Field(None, gt=0, description="passes over the training examples")
+    time: Seconds | None = Field(None, description='wall clock, as "3m"; fixes the steps from the first ones')
+    batch_tokens: int = Field(2048, gt=0, description="tokens of one optimizer step, rounded up to whole rows")
+    sequence_length: int | None = Field(
+        None, gt=0, description="tokens of a row; longer examples are cut; null: the longest example, 256 to 2048"
+    )
+    microbatch: int | None = Field(None, gt=0, description="rows computed at once; null: about 512 tokens")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: none")
+    evaluate_every: int | None = Field(None, gt=0, description="steps; null: ten times over the run")
+    evaluate_examples: int | None = Field(128, gt=0, description="held-out examples read each time; null: all")
+    patience: int | None = Field(3, gt=0, description="evaluations without a better one that end the run; null: none")
+    checkpoint_every: int | None = Field(None, gt=0, description="steps; null: four times over the run")
+    keep: int = Field(1, gt=0, description="newest checkpoints kept, beside the best")
+    checkpoint_blocks: Literal["selective", "full"] = Field(
+        "selective", description="full: recompute blocks going backward; least memory, slower"
+    )
+    answers: int = Field(3, ge=0, description="held-out questions answered before and after")
+
+    @model_validator(mode="after")
+    def _length(self) -> FinetuneTrainConfig:
+        given = [name for name in ("steps", "epochs", "time") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of steps, epochs and time, found {' and '.join(given) or 'none'}")
+        return self
+
+
+class FinetunePrecisionConfig(Config):
+    """Trained weights and the optimizer stay in float32."""
+
+    compute: Literal["float32", "bfloat16"] = Field("float32", description="what matmuls run in")
+
+
+class FinetuneBudgetConfig(Config):
+    """What the run may use."""
+
+    memory: Bytes | None = Field(None, description="not offered yet: refused")
+
+
+class FinetuneRecipe(Config):
+    """One run. Built by `finetune.run.finetune`."""
+
+    model: str = Field(min_length=1, description="a model folder, a run, or a name that `shoestring get` knows")
+    data: SupervisedDataConfig
+    adapter: AdapterSection = AdapterSection()
+    train: FinetuneTrainConfig
+    optimizer: AdamWConfig
+    schedule: CosineConfig = CosineConfig(warmup=0.05)
+    precision: FinetunePrecisionConfig = FinetunePrecisionConfig()
+    budget: FinetuneBudgetConfig = FinetuneBudgetConfig()
+    log: LogConfig = LogConfig()
+    out: str | None = Field(None, description="run folder; null: runs/finetune-N")
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's own choice")
+
+
+def finetune_recipe(model: str, source: str, settings: dict[str, Any] | None = None) -> FinetuneRecipe:
+    """A whole recipe from a model, a data source and dotted settings (text is read as YAML). Raises ConfigError."""
+    settings = {key: value for key, value in (settings or {}).items() if value is not None}
+    method = str(settings.get("adapter.method", "lora"))
+    values: dict[str, Any] = {
+        "model": model,
+        "data": {"source": source},
+        "train": {},
+        "optimizer": {
+            "learning_rate": _LEARNING_RATES.get(method, 5e-4), "betas": [0.9, 0.99], "weight_decay": 0.0,
+        },
+    }  # fmt: skip
+    if not any(f"train.{name}" in settings for name in ("steps", "epochs", "time")):
+        values["train"]["epochs"] = DEFAULT_EPOCHS
+    return load_config(FinetuneRecipe, Document(values, name="settings"), settings)
+
+
+def load_finetune_recipe(file: str | Path, overrides: dict[str, Any] | None = None) -> FinetuneRecipe:
+    """The recipe that a run saved, with overrides. Raises ConfigError."""
+    return load_config(FinetuneRecipe, read_document(file), overrides)

@@ -1,0 +1,346 @@
+"""`finetune(model, data, ...)`: from a model and examples to an adapter, or a model, in a run folder.
+
+Examples become packed supervised batches; LoRA, DoRA, LoRA on a quantized base, or every weight is trained with the one
+loop; the best checkpoint by held-out loss is kept beside the newest. Checkpoints are PEFT folders, or model folders for
+full fine-tuning, with the trainer's state inside. `resume` continues to bit-identical weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoestring.core import console
+from shoestring.core.allocator import map_large_tensors
+from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.errors import BudgetError, ConfigError, ModelFileError, RunError
+from shoestring.core.machine import matrix_peak, peak_rss_bytes
+from shoestring.core.seeds import seed_everything
+from shoestring.finetune.batches import SupervisedPass, SupervisedStream
+from shoestring.finetune.before_after import Answer, answer, choose_questions, load_answers, save_answers
+from shoestring.finetune.config import FinetuneRecipe, finetune_recipe, load_finetune_recipe
+from shoestring.finetune.dataset import SupervisedDataset
+from shoestring.finetune.result import FinetuneResult, header
+from shoestring.finetune.supervise import prepare_dataset
+from shoestring.models.adapters import attach, quantize_blocks, switch
+from shoestring.models.decoder import Decoder
+from shoestring.models.folder import (
+    GenerationDefaults,
+    load_model,
+    read_config,
+    read_generation_config,
+    write_model_files,
+)
+from shoestring.models.peft_folder import is_adapter, load_adapter, write_adapter_files
+from shoestring.models.resolve import find_model
+from shoestring.train import parallel
+from shoestring.train.checkpoint import Checkpoint, checkpoints, clean, read_state, restore_optimizer
+from shoestring.train.early_stopping import EarlyStopping
+from shoestring.train.evaluation import Evaluation, measure
+from shoestring.train.interrupt import Interrupted, StopRequest
+from shoestring.train.loop import Callback, NonFiniteLoss, train
+from shoestring.train.metrics import Metrics, flops_per_token, truncate_metrics
+from shoestring.train.objective import next_token
+from shoestring.train.optimizer import build_optimizer
+from shoestring.train.pace import FixedSteps, Pace, TimeBudget
+from shoestring.train.plot import write_plot
+from shoestring.train.progress import ProgressLine
+from shoestring.train.reporters import build_reporters
+from shoestring.train.run_folder import find_run, new_run, resumed_recipe, save_recipe
+from shoestring.train.schedule import build_schedule
+from shoestring.train.state import TrainerState
+from shoestring.train.step import ResidentStep
+
+_SHORTEST_ROW, _LONGEST_ROW = 256, 2048  # tokens, when the recipe leaves the length open
+_MICROBATCH_TOKENS = 512  # computed at once: what matmuls need to be fast on a CPU
+_PLOT = "loss.png"
+
+
+def finetune(
+    model: str | Path | None = None,
+    data: str | Path | None = None,
+    resume: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    **settings: Any,
+) -> FinetuneResult:
+    """Fine-tune `model` on the examples in `data`, or continue the run in the folder `resume`.
+
+    overrides: dotted settings of `FinetuneRecipe`; keywords are settings as well, two underscores for a dot:
+    `finetune("smollm2-135m", "mine.jsonl", adapter__method="dora", train__time="10m", out="runs/mine")`. Progress goes
+    to stderr. Raises ConfigError, DataError, ModelFileError, RunError, and Interrupted when the user stopped the run.
+    """
+    changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
+    parallel.start()
+    map_large_tensors()
+    recipe, out, checkpoint = _open(model, data, resume, changed)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    state = TrainerState() if checkpoint is None else read_state(checkpoint)
+    if state.finished:
+        _say(f"{out} is finished; nothing is left to train")
+        return _result(recipe, out, state, load_answers(out), None)
+    run = _prepare(recipe, out, checkpoint, state)
+    _say(header(recipe, out, run.decoder, run.dataset, run.rows, run.length, state))
+    answers = _before(run)
+    _train(run)
+    return _result(recipe, out, state, answers, run)
+
+
+@dataclass
+class _Run:
+    """rows: of one optimizer step on this rank; length: tokens of a row. base: folder of the model to begin from."""
+
+    recipe: FinetuneRecipe
+    out: Path
+    checkpoint: Path | None
+    state: TrainerState
+    base: Path
+    decoder: Decoder
+    dataset: SupervisedDataset
+    device: torch.device
+    rows: int
+    microbatch: int
+    length: int
+    generation: GenerationDefaults
+
+
+def _open(
+    model: str | Path | None, data: str | Path | None, resume: str | Path | None, changed: dict[str, Any]
+) -> tuple[FinetuneRecipe, Path, Path | None]:
+    """The recipe, the run folder, and the checkpoint to continue from."""
+    if resume is not None:
+        out = find_run(resume)
+        if model is not None:
+            changed = {**changed, "model": str(model)}
+        if data is not None:
+            changed = {**changed, "data.source": str(data)}
+        recipe = resumed_recipe(out, None, changed, load_finetune_recipe)
+        if parallel.rank() == 0:
+            clean(out)
+            save_recipe(recipe, out)
+        parallel.wait()
+        whole = checkpoints(out)
+        if parallel.rank() == 0:
+            truncate_metrics(out / "metrics.jsonl", read_state(whole[-1]).step if whole else 0)
+        return recipe, out, whole[-1] if whole else None
+    if model is None or data is None:
+        raise ConfigError("fine-tuning needs a model and data", hint="finetune(MODEL, FILE), or resume=OUT")
+    recipe = finetune_recipe(str(model), str(data), changed)
+    if recipe.budget.memory is not None:
+        raise BudgetError(
+            "finetune cannot promise a memory budget yet, so it refuses budget.memory",
+            hint="a smaller train.microbatch, train.checkpoint_blocks full and adapter.method qlora take less memory",
+        )
+    find_model(recipe.model, say=_say)  # a mistake here must not leave a run folder
+    if parallel.rank() == 0:
+        recipe, out = new_run(recipe, "finetune", None)
+    else:
+        out = Path()
+    return recipe, Path(parallel.text_from_first(str(out))), None
+
+
+def _prepare(recipe: FinetuneRecipe, out: Path, checkpoint: Path | None, state: TrainerState) -> _Run:
+    settings, device = recipe.train, resolve_device(recipe.device)
+    base = find_model(recipe.model, say=_say)
+    if is_adapter(base):
+        raise ModelFileError(
+            "this is an adapter: fine-tuning begins from a whole model", str(base),
+            f"merge it first: shoestring merge {recipe.model}",
+        )  # fmt: skip
+    context = read_config(base).context
+    if settings.sequence_length is not None and settings.sequence_length > context:
+        raise ConfigError(
+            f"train.sequence_length ({settings.sequence_length}) is longer than the model's context ({context})"
+        )
+    longest = settings.sequence_length or min(context, _LONGEST_ROW)
+    dataset = prepare_dataset(recipe.data, base, longest, _say)
+    length = settings.sequence_length or min(max(dataset.counts.longest, _SHORTEST_ROW), longest)
+    world = parallel.world_size()
+    rows = max(-(-settings.batch_tokens // (length * world)), 1)
+    microbatch = settings.microbatch or max(
+        n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= _MICROBATCH_TOKENS)
+    )
+    if rows % microbatch:
+        raise ConfigError(f"train.microbatch ({microbatch}) must divide the {rows} rows of each process")
+    seed_everything(recipe.seed)
+    decoder = _load(recipe, base, checkpoint, device)
+    decoder.checkpoint_blocks = settings.checkpoint_blocks
+    generation = read_generation_config(base)
+    return _Run(recipe, out, checkpoint, state, base, decoder, dataset, device, rows, microbatch, length, generation)
+
+
+def _load(recipe: FinetuneRecipe, base: Path, checkpoint: Path | None, device: torch.device) -> Decoder:
+    """The model, frozen and with its adapter where there is one, fresh or from a checkpoint."""
+    config, quantized = recipe.adapter.lora(), recipe.adapter.quantized()
+    if config is None:
+        return load_model(checkpoint or base, device=device, dtype=torch.float32)
+    decoder = load_model(base, device=device, dtype=torch.float32)
+    if quantized is not None:
+        quantize_blocks(decoder, quantized)
+    if checkpoint is not None:
+        load_adapter(decoder, checkpoint)
+    else:
+        attach(decoder, config, recipe.seed, recipe.adapter.modules)
+    return decoder
+
+
+def _before(run: _Run) -> list[Answer]:
+    """What the model says, and how well it does, before the first step; of a resumed run, what it said then."""
+    kept = load_answers(run.out)
+    if run.checkpoint is not None:
+        return kept
+    parallel.wait()
+    compute = resolve_dtype(run.recipe.precision.compute)
+    if len(run.dataset.indices("validation")):
+        measured = measure(run.decoder, _held_out(run), compute)
+        run.state.events.append({"event": "started", "step": 0, "before": measured.loss})
+    questions = choose_questions(run.dataset, run.recipe.data, run.recipe.train.answers)
+    said = answer(run.decoder, run.dataset, questions, run.generation)
+    answers = [
+        Answer(question.text, question.expected, before) for question, before in zip(questions, said, strict=True)
+    ]
+    if parallel.rank() == 0:
+        save_answers(answers, run.out)
+    return answers
+
+
+def _held_out(run: _Run) -> SupervisedPass:
+    return SupervisedPass(
+        run.dataset, "validation", run.length, run.microbatch, run.recipe.data.layout,
+        run.recipe.train.evaluate_examples, parallel.rank(), parallel.world_size(),
+    )  # fmt: skip
+
+
+def _train(run: _Run) -> None:
+    recipe, settings, out, state, model = run.recipe, run.recipe.train, run.out, run.state, run.decoder
+    world = parallel.world_size()
+    stream = SupervisedStream(
+        run.dataset, run.length, run.microbatch, run.rows * world, recipe.data.layout, recipe.seed, "train",
+        parallel.rank(), world, recipe.data.longest_first,
+    )  # fmt: skip
+    compute = resolve_dtype(recipe.precision.compute)
+    optimizer = build_optimizer(recipe.optimizer, model)
+    seed_everything(recipe.seed + 1)
+    if run.checkpoint is not None:
+        stream.restore(state.data)
+        restore_optimizer(run.checkpoint, model, optimizer)
+    frozen = recipe.adapter.method != "full"
+    # A frozen weight costs no gradient of its own: four operations of six.
+    token_flops = flops_per_token(model.config, run.length) * (4 / 6 if frozen else 1)
+    peak = matrix_peak(compute, run.device)
+    metrics = Metrics(
+        out / "metrics.jsonl", recipe.log.every, token_flops, peak, run.device, build_reporters(recipe, out),
+        len(state.events) if run.checkpoint is not None else 0,
+    )  # fmt: skip
+    saving = Checkpoint(
+        out, model, optimizer, None, stream.state, settings.checkpoint_every, settings.keep,
+        functools.partial(_write, run),
+    )  # fmt: skip
+    line = ProgressLine(token_flops, peak, run.device, "loss")
+    callbacks: list[Callback] = [metrics, saving, line]
+    if len(run.dataset.indices("validation")):
+        held_out = _held_out(run)
+        step_tokens = run.rows * world * run.length
+        evaluation = Evaluation(model, held_out, held_out, settings.evaluate_every, step_tokens, compute)
+        callbacks = [evaluation, EarlyStopping(settings.patience), *callbacks]
+    model.train()
+    try:
+        with StopRequest() as stop:
+            train(
+                ResidentStep(model, next_token, compute),
+                stream,
+                optimizer,
+                build_schedule(recipe.schedule),
+                _pace(run, stream),
+                state,
+                microbatches=run.rows // run.microbatch,
+                clip=settings.clip,
+                callbacks=callbacks,
+                device=run.device,
+                stop=stop,
+            )
+    except Interrupted as error:
+        raise Interrupted(
+            f"{error.message}; saved in {out}", hint=f"continue with: shoestring finetune --resume {out}"
+        ) from None
+    except NonFiniteLoss as error:
+        whole = checkpoints(out)
+        kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
+        raise RunError(error.message, str(out), f"{kept}\na lower optimizer.learning_rate may help") from None
+    finally:
+        line.close()
+        metrics.close()
+
+
+def _pace(run: _Run, stream: SupervisedStream) -> Pace:
+    settings = run.recipe.train
+    if settings.time is not None:
+        return TimeBudget(settings.time)
+    if settings.steps is not None:
+        return FixedSteps(settings.steps)
+    assert settings.epochs is not None
+    rows = run.rows * parallel.world_size()
+    return FixedSteps(max(round(settings.epochs * stream.samples_per_epoch / rows), 1))
+
+
+def _write(run: _Run, folder: Path) -> None:
+    """A checkpoint's files: an adapter, or the whole model with what its base says about decoding."""
+    if run.recipe.adapter.method == "full":
+        write_model_files(run.decoder, folder, run.dataset.tokenizer, run.generation)
+        return
+    write_adapter_files(run.decoder, folder, base_name(run.recipe.model, run.base), tokenizer=run.dataset.tokenizer)
+
+
+def base_name(model: str, folder: Path) -> str:
+    """What an adapter's config calls its base, for peft as well: a repository of the hub, or an absolute path."""
+    return model.removeprefix("hf:") if model.startswith("hf:") else str(folder.absolute())
+
+
+def _result(
+    recipe: FinetuneRecipe, out: Path, state: TrainerState, answers: list[Answer], run: _Run | None
+) -> FinetuneResult:
+    """Figures of a finished run. run: None when it had ended before; then its answers are complete."""
+    newest = checkpoints(out)[-1]
+    best = newest if state.best_step is None else out / f"step-{state.best_step:06d}"
+    if run is not None and parallel.rank() == 0:
+        if best != newest:
+            run.decoder = _at(run, best)
+        questions = choose_questions(run.dataset, recipe.data, recipe.train.answers)
+        for one, said in zip(answers, answer(run.decoder, run.dataset, questions, run.generation), strict=False):
+            one.after = said
+        save_answers(answers, out)
+    peak = peak_rss_bytes()
+    started = [values["before"] for values in state.events if values["event"] == "started"]
+    return FinetuneResult(
+        out=out,
+        checkpoint=newest,
+        best=best,
+        method=recipe.adapter.method,
+        steps=state.step,
+        tokens=state.tokens,
+        seconds=state.seconds,
+        loss_before=started[0] if started else None,
+        loss_after=state.best_loss,
+        peak_memory=peak,
+        answers=answers,
+        plot=write_plot(out / "metrics.jsonl", out / _PLOT, out.name) if parallel.rank() == 0 else None,
+    )
+
+
+def _at(run: _Run, checkpoint: Path) -> Decoder:
+    """The model as it was at a checkpoint of this run."""
+    if run.recipe.adapter.method == "full":
+        return load_model(checkpoint, device=run.device, dtype=torch.float32)
+    load_adapter(run.decoder, checkpoint, "best")
+    switch(run.decoder, "best")
+    return run.decoder
+
+
+def _say(sentence: str) -> None:
+    if parallel.rank() == 0:
+        console.err.print(sentence)
+
