@@ -100,6 +100,17 @@ def test_absorbed_equals_expanded_forward_and_backward(variant):
         assert_close(one, other)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+def test_one_query_shares_its_heads_among_threads(threads, monkeypatch):
+    module, x = attention(), inputs(1, 9)
+    expected = module(x, context_of(x))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert module.groups_for(1) == {1: 1, 2: 3, 3: 3, 64: 3}[threads] and module.groups_for(64) == 1
+    cache = new_cache(1, 9)
+    feed(module, cache, x[:, :8], [8])
+    assert_close(feed(module, cache, x[:, 8:], [1]), expected[:, 8:])
+
+
 def test_absorption_works_through_a_linear_of_another_kind():
     """Adapters and quantizers replace linears: the matrix is then what they compute, not a `weight` they hold."""
     module, x = attention(), inputs(2, 1)

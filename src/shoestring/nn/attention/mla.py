@@ -102,12 +102,22 @@ class LatentAttention(nn.Module):
     def read_columns(self, q_BHTW: Tensor, columns_BSW: Tensor, seen: Visibility) -> Tensor:
         """Queries of the columns' own width over the columns -> [B, H, T, R]."""
         keys = columns_BSW.unsqueeze(1)
-        if q_BHTW.shape[2] == 1:  # the heads are the queries of one head, which reads each column once
-            q = q_BHTW.transpose(1, 2)
+        if q_BHTW.shape[2] == 1:
+            # Heads become the queries of one head, which reads each column once; of a few, where threads would idle.
+            groups = self.groups_for(q_BHTW.shape[0])
+            q = q_BHTW.reshape(q_BHTW.shape[0], groups, self.heads // groups, -1)
+            keys = keys.expand(-1, groups, -1, -1)
             y = F.scaled_dot_product_attention(q, keys, keys, attn_mask=seen.mask_B1TS, scale=self.scale)
-            return y.transpose(1, 2)[..., : self.rank]
+            return y.reshape(q_BHTW.shape)[..., : self.rank]
         keys = keys.expand(-1, self.heads, -1, -1)
         return attend(q_BHTW, keys, keys, seen, self.scale)[..., : self.rank]
+
+    def groups_for(self, batch: int) -> int:
+        """The least divisor of the heads that gives each thread a row or a group, the kernel's units of work."""
+        threads = torch.get_num_threads()
+        return next(
+            n for n in range(1, self.heads + 1) if self.heads % n == 0 and (n * batch >= threads or n == self.heads)
+        )
 
     def expand_weight(self) -> Tensor:
         """W_kvb [H·(Cn+Cv), R], from whatever linear stands there."""
