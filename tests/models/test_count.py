@@ -155,6 +155,14 @@ def test_activations_are_what_autograd_keeps(kind, recompute, monkeypatch):
     assert ours[1].layers - ours[0].layers == pytest.approx(three - two, rel=0.02)
 
 
+def test_a_layer_that_searches_keeps_what_it_found(monkeypatch):
+    searching = config(memory={"layers": [1], "top_k": 5, "block": 1})
+    kept = [kept_numbers(shape, "none", monkeypatch) for shape in (searching, config())]
+    ours = [count.activations(shape, "none").total for shape in (searching, config())]
+    assert ours[0] - ours[1] == pytest.approx(kept[0] - kept[1], rel=0.03)
+    assert count.operations(searching, TOKENS).attention > count.operations(config(), TOKENS).attention
+
+
 def test_reversible_blocks_keep_two_streams_at_any_depth(monkeypatch):
     shape = config(6, block="reversible")
     kept = kept_numbers(shape, "selective", monkeypatch)

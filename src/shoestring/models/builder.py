@@ -162,10 +162,14 @@ def _assemble(config: ModelConfig) -> Decoder:
     make_cache, make_memory = CACHE[type(attention)](attention, config.layers), None
     if config.memory is not None:
         assert isinstance(attention, GQAConfig)
-        shape = {"kv_heads": attention.kv_heads, "head_width": attention.head_width}
+        kv_heads, head_width = attention.kv_heads, attention.head_width
         searching = config.searching_layers
-        make_cache = functools.partial(MemoryCache, layers=config.layers, searching=searching, **shape)
-        make_memory = functools.partial(MemoryBank, config.memory, slots=len(searching), **shape)
+        make_cache = functools.partial(
+            MemoryCache, layers=config.layers, searching=searching, kv_heads=kv_heads, head_width=head_width
+        )
+        make_memory = functools.partial(
+            MemoryBank, config.memory, slots=len(searching), kv_heads=kv_heads, head_width=head_width
+        )
     return Decoder(
         config,
         embedding=embedding,

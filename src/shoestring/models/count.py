@@ -52,6 +52,7 @@ def operations(config: ModelConfig, tokens: int, recompute: Recompute = "selecti
     """Of one token in a sequence of this many; the causal half of attention alone is counted."""
     matrices = config.layers * _block_matrices(config)
     attention = config.layers * attention_operations(config.attention) * keys_per_query(config.attention, tokens)
+    attention += len(config.searching_layers) * _memory_operations(config, tokens)
     if isinstance(config.attention, MTLAConfig):
         rank = config.attention.latent_rank
         matrices += config.layers * 2 * rank * (rank // 4) / config.attention.stride  # one chunk's half of the gate
@@ -65,6 +66,15 @@ def operations(config: ModelConfig, tokens: int, recompute: Recompute = "selecti
         head=2 * config.vocabulary * config.width,
         again=matrices + attention if repeated else 0.0,
     )
+
+
+def _memory_operations(config: ModelConfig, tokens: int) -> float:
+    """Of one layer that searches its own sequence: a score for each entry, then attention to the k best."""
+    memory, attention = config.memory, config.attention
+    if memory is None or not isinstance(attention, GQAConfig):
+        return 0
+    entries = sum(min(token // memory.block * memory.block, memory.capacity) for token in range(tokens)) / tokens
+    return 2 * attention.heads * attention.head_width * (entries + 2 * memory.top_k)
 
 
 def _block_matrices(config: ModelConfig) -> float:
@@ -124,6 +134,7 @@ def activations(config: ModelConfig, recompute: Recompute = "selective") -> Acti
     logits of constant size, which is not counted here.
     """
     whole = _kept_by_block(config, "none")
+    searching = len(config.searching_layers) * _kept_by_search(config)
     outside = 2 * config.width + 1  # the final norm's input and factor, the head's input
     if config.input_adapter is not None:
         outside += config.input_adapter.external_width + 2 * config.input_adapter.width
@@ -131,17 +142,27 @@ def activations(config: ModelConfig, recompute: Recompute = "selective") -> Acti
         return Activations(layers=2 * config.width, outside=outside, again=whole)
     if recompute == "full":
         return Activations(layers=config.layers * config.width, outside=outside, again=whole)
-    return Activations(layers=config.layers * _kept_by_block(config, recompute), outside=outside, again=0)
+    return Activations(config.layers * _kept_by_block(config, recompute) + searching, outside, again=0)
 
 
 def _kept_by_block(config: ModelConfig, recompute: Recompute) -> float:
     width, everything = config.width, recompute == "none"
-    kept = 2 * (width + 1) + 2 * width * everything  # each norm's input and factor; its output
+    kept: float = 2 * (width + 1) + 2 * width * everything  # each norm's input and factor; its output
     kept += _kept_by_attention(config) + _kept_by_feed_forward(config, everything)
     if config.bottleneck is not None:
         kept += 2 * (width + 2 * config.bottleneck.width)
     ranks = [config.linear.rank_of(*shape) for shape in config.attention.linears(width)]
     return kept + sum(rank for rank in ranks if rank is not None)
+
+
+def _kept_by_search(config: ModelConfig) -> float:
+    """Besides what attention keeps: queries, what was recalled, the mix, keys unrotated, places of hits (8 bytes)."""
+    memory, attention = config.memory, config.attention
+    if memory is None or not isinstance(attention, GQAConfig):
+        return 0
+    heads = attention.heads
+    keys = attention.kv_heads * attention.head_width
+    return 4 * heads * attention.head_width + keys + heads + 2 * heads * memory.top_k + 1
 
 
 def _kept_by_attention(config: ModelConfig) -> float:
