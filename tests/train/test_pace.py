@@ -97,3 +97,23 @@ def test_a_disturbance_that_passes_does_not_shorten_the_run():
     """Some steps ten times as long, early on, cost what they cost and no more."""
     state = run(1000, lambda step: 5.0 if 100 <= step < 104 else 0.5)
     assert state.seconds <= 1005 and state.step > 0.95 * state.planned_steps
+
+
+def test_a_disturbance_takes_its_own_time_and_the_rest_of_the_budget_is_used():
+    """A fifth of the budget is lost at once: the run is cut, then grows again, and ends on time."""
+    state = run(120, lambda step: 5.0 if 60 <= step < 65 else 0.5)
+    assert 0.96 * 120 <= state.seconds <= 121
+    assert [event["event"] for event in state.events][:2] == ["planned", "shortened"]
+    assert state.step == state.total_steps < state.planned_steps
+
+
+def test_the_schedule_is_finished_and_never_goes_back_when_the_end_moves():
+    state = TrainerState()
+    state.plan(100)
+    positions = []
+    for step in range(80):
+        if step in (20, 30, 40):
+            state.move_end({20: 40, 30: 90, 40: 80}[step])
+        positions.append(state.schedule_position())
+        state.step += 1
+    assert positions == sorted(positions) and positions[0] == 0 and positions[-1] > 97

@@ -47,7 +47,7 @@ def test_a_shortened_run_finishes_its_schedule_without_a_jump():
         walked.append(schedule(state.schedule_position(), state.planned_steps))
         state.step += 1
         if state.step == 60:
-            state.shorten(80)
+            state.move_end(80)
     assert len(walked) == 80 and state.events[-1]["event"] == "shortened"
     changes = [a - b for a, b in zip(walked, walked[1:], strict=False)]
     assert max(changes) <= 2.1 / 51 and walked[-1] < 0.07

@@ -2,8 +2,8 @@
 
 The first steps of a session are slow (kernels are chosen, memory is touched), so they are not measured.
 Evaluations and checkpoints still to come are paid for in advance. If the machine slows down later, the end
-moves forward, the schedule is compressed to finish there, and the change is an event in the trainer's
-state.
+moves forward, and back towards the planned one when it is fast again; the schedule always finishes there, and
+each change is an event in the trainer's state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MEASURED_STEPS = 5  # at least, before the number of steps is fixed
 MEASURED_SHARE = 0.04  # of the budget, at most; a longer look gives a better number
 TARGET = 0.985  # the share of the budget to plan for: noise has a long tail on one side only
 PATIENCE = 0.995  # a projected end beyond this share is acted upon
-WAIT = 0.05  # of the budget: how long a run must look late before it is shortened
+LEISURE = 0.95  # a shortened run that would end before this share grows again
+WINDOW = 0.05  # of the budget: how far back the present speed is measured
 _GUESS = 1000  # steps of the run before the first one has been measured
 
 Reserve = Callable[[int, int, float], float]  # (step, total, seconds of a step) -> seconds of what is still to be paid
@@ -90,7 +91,6 @@ class TimeBudget:
     def __init__(self, budget: float):
         self.budget = budget
         self._session_steps = 0
-        self._late_since: float | None = None
         self._measured: deque[float] = deque(maxlen=400)
 
     def start(self, state: TrainerState) -> None:
@@ -124,7 +124,7 @@ class TimeBudget:
             later = reserve(state.step, state.step + 2, each) if self._session_steps > WARM_STEPS else 0.0
             pressed = used + 2 * each + later > TARGET * self.budget
             if parallel.from_first(long_enough or looked >= MEASURED_SHARE * self.budget and warm or pressed):
-                state.plan(self._steps_that_fit(state, used, each, reserve, TARGET))
+                state.plan(self._steps_that_fit(state, used, each, reserve))
                 state.events.append(
                     {
                         "event": "planned",
@@ -134,23 +134,19 @@ class TimeBudget:
                     }
                 )
             return
+        assert state.planned_steps is not None
         left = state.total_steps - state.step
         if left <= 0:
             return
         recent = parallel.from_first(self._recent_seconds_per_step())
         projected = used + left * recent + reserve(state.step, state.total_steps, recent)
-        if projected <= PATIENCE * self.budget:
-            self._late_since = None
-            return
-        if self._late_since is None:
-            self._late_since = used
-        # Steps cannot be given back, so a disturbance is waited out, unless the end is near.
-        soonest = used + 4 * recent + reserve(state.step, state.step + 1, recent)
-        if used - self._late_since >= WAIT * self.budget or soonest > TARGET * self.budget:
-            self._late_since = None
-            fits = self._steps_that_fit(state, used, recent, reserve, TARGET)
-            if fits < state.total_steps:
-                state.shorten(fits)
+        late = projected > PATIENCE * self.budget
+        early = projected < LEISURE * self.budget and state.total_steps < state.planned_steps
+        if late or early:
+            highest = state.total_steps if late else state.planned_steps
+            fits = self._steps_that_fit(state, used, recent, reserve, highest)
+            if fits != state.total_steps:
+                state.move_end(fits)
 
     def seconds_left(self, state: TrainerState) -> float | None:
         return max(self.budget - state.seconds, 0.0)
@@ -163,20 +159,22 @@ class TimeBudget:
         recent: list[float] = []
         for seconds in reversed(self._measured):
             recent.append(seconds)
-            if len(recent) >= 8 and sum(recent) > WAIT * self.budget:
+            if len(recent) >= 8 and sum(recent) > WINDOW * self.budget:
                 break
         return statistics.median(recent)
 
-    def _steps_that_fit(self, state: TrainerState, used: float, each: float, reserve: Reserve, share: float) -> int:
-        """The largest total whose steps and reserve end before `share` of the budget.
+    def _steps_that_fit(
+        self, state: TrainerState, used: float, each: float, reserve: Reserve, highest: int | None = None
+    ) -> int:
+        """The largest total, at most `highest`, whose steps and reserve end before the target.
 
         At least the steps done.
         """
         low, high = state.step, state.step + max(int((self.budget - used) / max(each, 1e-9)), 0)
-        if state.total_steps is not None:
-            high = min(high, state.total_steps)
+        if highest is not None:
+            high = min(high, highest)
         while low < high:  # the reserve grows with the total, so bisection is right
             middle = (low + high + 1) // 2
             cost = used + (middle - state.step) * each + reserve(state.step, max(middle, 1), each)
-            low, high = (middle, high) if cost <= share * self.budget else (low, middle - 1)
+            low, high = (middle, high) if cost <= TARGET * self.budget else (low, middle - 1)
         return low

@@ -28,8 +28,8 @@ class TrainerState:
     """step: optimizer steps done. seconds: wall clock used, over all sessions of the run.
 
     total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such
-    number, which the schedule is made for. When a run is shortened at step `turn_step`, where its schedule
-    stood at `turn_position`, the rest of the schedule is walked in longer strides. best_loss: the lowest held-out
+    number, which the schedule is made for. When the end moves at step `turn_step`, where the schedule
+    stood at `turn_position`, the rest of the schedule is walked in strides that finish it there. best_loss: the lowest held-out
     loss, at step best_step, kept where a run looks for it (`train.early_stopping`).
     """
 
@@ -52,12 +52,13 @@ class TrainerState:
         """Fix the number of steps."""
         self.total_steps = self.planned_steps = max(total, 1)
 
-    def shorten(self, total: int) -> None:
+    def move_end(self, total: int) -> None:
         """End at step `total` instead, with the schedule finished; the change is logged in `events`."""
-        assert self.total_steps is not None and self.step <= total < self.total_steps
+        assert self.total_steps is not None and self.planned_steps is not None
+        assert self.step <= total <= self.planned_steps and total != self.total_steps
         self.events.append(
             {
-                "event": "shortened",
+                "event": "shortened" if total < self.total_steps else "lengthened",
                 "step": self.step,
                 "seconds": round(self.seconds, 1),
                 "from": self.total_steps,
@@ -71,7 +72,7 @@ class TrainerState:
     def schedule_position(self) -> float:
         """The step of the planned schedule that the next step stands for."""
         assert self.total_steps is not None and self.planned_steps is not None
-        if self.total_steps == self.planned_steps:
+        if self.turn_step == 0:
             return float(self.step)
         left = self.planned_steps - self.turn_position
         stride = left / max(self.total_steps - self.turn_step, 1)
