@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import sha256_file
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.models.decoder import Decoder
 from shoestring.models.families.family import Fields
 from shoestring.models.families.registry import read_json
+from shoestring.models.folder import load_model
 from shoestring.models.weights import TensorFile
 from shoestring.nn.linear import Linear
 
@@ -186,3 +190,31 @@ def _tokenizer(file: Path, longest: int) -> tokenizers.Tokenizer:
     tokenizer.no_padding()
     tokenizer.enable_truncation(longest)  # the [CLS] and [SEP] around a text count
     return tokenizer
+
+
+class CausalEncoder:
+    """A decoder as an encoder of tokens: final hidden states of length 1, such as Qwen3-Embedding's.
+
+    A text longer than the model's context is read in windows of that many tokens, each from its beginning alone.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: tokenizers.Tokenizer):
+        self.decoder, self.tokenizer = decoder.eval().requires_grad_(False), tokenizer
+        self.width = decoder.config.width
+
+    @torch.no_grad()
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """-> vectors float32 [M, E], and the characters before the end of each of its M tokens."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        window, device = self.decoder.config.context, self.decoder.embedding.weight.device
+        parts = [torch.empty(0, self.width)]
+        for start in range(0, len(encoding.ids), window):
+            ids = torch.tensor([encoding.ids[start : start + window]], device=device)
+            parts.append(F.normalize(self.decoder(ids)[0][0].float(), dim=-1).cpu())
+        ends = np.array([end for _, end in encoding.offsets], np.int64)
+        return torch.cat(parts).numpy(), ends
+
+
+def load_causal_encoder(folder: str | Path, device: torch.device | str = "cpu") -> CausalEncoder:
+    """The decoder and tokenizer of a model folder. Raises ModelFileError and TokenizerError."""
+    return CausalEncoder(load_model(folder, device=device), Tokenizer.load(folder).backend)

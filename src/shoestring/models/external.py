@@ -10,9 +10,10 @@ import numpy as np
 from shoestring.core.errors import ConfigError
 from shoestring.data.external import External, SpanVectors
 from shoestring.data.external_config import SpanEmbeddingsConfig
+from shoestring.data.external_tokens import TokenVectors
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.config import ModelConfig
-from shoestring.models.encoder import load_encoder
+from shoestring.models.encoder import load_causal_encoder, load_encoder
 from shoestring.models.resolve import Say, find_model
 
 
@@ -25,17 +26,21 @@ def open_external(config: ModelConfig, tokenizer: Tokenizer, say: Say | None = N
     adapter = config.input_adapter
     if adapter is None or adapter.source is None:
         return None
-    source = adapter.source
-    assert isinstance(source, SpanEmbeddingsConfig)
-    encoder = load_encoder(find_model(source.encoder, say=say))
-    if encoder.width != adapter.external_width:
+    source, folder = adapter.source, find_model(adapter.source.encoder, say=say)
+    if isinstance(source, SpanEmbeddingsConfig):
+        encoder = load_encoder(folder)
+
+        def encode(texts: list[str]) -> np.ndarray:
+            return encoder.encode(texts).numpy()
+
+        external: External = SpanVectors(tokenizer, encode, encoder.width, source.span, encoder.fingerprint)
+    else:
+        causal = load_causal_encoder(folder)
+        external = TokenVectors(tokenizer, causal.encode, causal.width)
+    if external.width != adapter.external_width:
         raise ConfigError(
-            f"{source.encoder} gives vectors of width {encoder.width}, the input adapter takes"
+            f"{source.encoder} gives vectors of width {external.width}, the input adapter takes"
             f" {adapter.external_width}",
-            hint=f"set model.input_adapter.external_width to {encoder.width}",
+            hint=f"set model.input_adapter.external_width to {external.width}",
         )
-
-    def encode(texts: list[str]) -> np.ndarray:
-        return encoder.encode(texts).numpy()
-
-    return SpanVectors(tokenizer, encode, encoder.width, source.span, encoder.fingerprint)
+    return external
