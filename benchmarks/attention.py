@@ -5,7 +5,7 @@
 Width 768, float32, 12 heads of 64 (latents: R 256, Cn 64, Cr 32, Cv 64). Training is forward and backward over one
 sequence of T tokens; decoding is one token in each of 8 rows that hold T tokens. The kinds take turns in one process
 and the table shows medians; peak memory, beyond libraries and weights, is measured in a process of its own for each
-figure (left out with --quick).
+figure (left out with --quick). On a busy machine threads wait for each other: OMP_NUM_THREADS=1 then compares kinds.
 """
 
 from __future__ import annotations
@@ -69,21 +69,26 @@ def new_cache(kind: str, batch: int, capacity: int) -> Cache:
     return TemporalCache(1, batch, capacity, RANK, RANK + ROTARY, stride(kind), MTLAConfig(**LATENT).rollback)
 
 
-def training(kind: str, tokens: int) -> Callable[[], None]:
-    """One forward and backward pass."""
+def training(kind: str, tokens: int) -> Callable[[], float]:
+    """Seconds of one forward and backward pass."""
     attention, rotary = layer(kind)
     x_BTD = torch.randn(1, tokens, WIDTH, requires_grad=True)
     upstream_BTD = torch.randn(1, tokens, WIDTH)
 
-    def step() -> None:
+    def step() -> float:
+        started = time.perf_counter()
         context = make_context(x_BTD[..., 0].long(), rotary)
         attention(x_BTD, context).backward(upstream_BTD)
+        return time.perf_counter() - started
 
     return step
 
 
-def decoding(kind: str, context: int, turns: int) -> Callable[[], None]:
-    """STEPS tokens in each row, after `context` that the cache already holds."""
+def decoding(kind: str, context: int, turns: int) -> Callable[[], float]:
+    """Seconds of the fastest of STEPS tokens in each row, after `context` that the cache already holds.
+
+    A step takes milliseconds, less than the wait for a core on a busy machine: the fastest is the one that had none.
+    """
     attention, rotary = layer(kind)
     cache = new_cache(kind, BATCH, context + turns * STEPS)
     for group in cache.tensors.values():
@@ -93,24 +98,24 @@ def decoding(kind: str, context: int, turns: int) -> Callable[[], None]:
     x_BTD = torch.randn(BATCH, 1, WIDTH)
 
     @torch.inference_mode()
-    def step() -> None:
-        for _ in range(STEPS):
-            made = make_context(x_BTD[..., 0].long(), rotary, cache=cache)
-            attention(x_BTD, made, cache.layer(0))
-            cache.advance(made.counts)
+    def step() -> float:
+        started = time.perf_counter()
+        made = make_context(x_BTD[..., 0].long(), rotary, cache=cache)
+        attention(x_BTD, made, cache.layer(0))
+        cache.advance(made.counts)
+        return time.perf_counter() - started
 
-    return step
+    return lambda: min(step() for _ in range(STEPS))
 
 
-def in_turn(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, the kinds alternating; the first call of each warms up and does not count."""
+def in_turn(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each call gives, the kinds alternating; the first call of each warms up and does not count."""
     seconds: dict[str, list[float]] = {kind: [] for kind in steps}
     for round_ in range(rounds + 1):
         for kind, step in steps.items():
-            started = time.perf_counter()
-            step()
+            elapsed = step()
             if round_:
-                seconds[kind].append(time.perf_counter() - started)
+                seconds[kind].append(elapsed)
     return seconds
 
 
@@ -161,14 +166,15 @@ def main() -> None:
         if not options.quick:
             rows.append([f"train {context}, peak", *(memory("train", kind, context) for kind in KINDS)])
     for context, seconds in decoded.items():
-        step_ms = [1e3 * statistics.median(seconds[kind]) / STEPS for kind in KINDS]
+        step_ms = [1e3 * statistics.median(seconds[kind]) for kind in KINDS]
         rows.append([f"decode {context}, ms/step", *(f"{value:.2f}" for value in step_ms)])
         if not options.quick:
             rows.append([f"decode {context}, peak", *(memory("decode", kind, context) for kind in KINDS)])
     per_token = {kind: new_cache(kind, 1, 8).bytes_per_token() for kind in KINDS}
     for context in CONTEXTS:
         rows.append([f"cache {context}, a row", *(format_bytes(int(per_token[kind] * context)) for kind in KINDS)])
-    title = f"One attention layer, width {WIDTH}, float32, {torch.get_num_threads()} threads, medians"
+    threads = torch.get_num_threads()
+    title = f"One attention layer, width {WIDTH}, float32, {threads} thread{'s' * (threads > 1)}, medians"
     show(title, header, rows)
     print("MTLA rows hold their last 16 + s tokens unmerged besides, so that truncation is exact.")
     decode, train = decoded[8192], trained[2048]
