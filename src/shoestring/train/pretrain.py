@@ -24,7 +24,7 @@ from shoestring.data.shards import ShardFolder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.builder import build
 from shoestring.models.decoder import Decoder
-from shoestring.models.folder import load_model
+from shoestring.models.folder import load_model, write_model_files
 from shoestring.models.resolve import find_model
 from shoestring.train import parallel
 from shoestring.train.checkpoint import Checkpoint, checkpoints, clean, read_state, restore_optimizer
@@ -33,6 +33,7 @@ from shoestring.train.dataset import external_vectors, open_dataset
 from shoestring.train.evaluation import Evaluation
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.loop import NonFiniteLoss, train
+from shoestring.train.memories import Memories
 from shoestring.train.metrics import Metrics, flops_per_token, truncate_metrics
 from shoestring.train.objective import next_token
 from shoestring.train.optimizer import build_optimizer
@@ -211,6 +212,7 @@ def _train(
         separate,
         recipe.data.prefetch,
         external.get("train"),
+        settings.rows if recipe.data.continue_documents else None,
     )
 
     def held_out(tokens: int | None) -> SequentialPass:
@@ -218,6 +220,7 @@ def _train(
             shards, "validation", length, microbatch, separate, tokens, rank, world, external.get("validation")
         )
 
+    memories = Memories.of(model, recipe.data.continue_documents, microbatch, rows // microbatch, out, world)
     optimizer = build_optimizer(recipe.optimizer, model)
     pace: Pace = TimeBudget(settings.time) if settings.time is not None else FixedSteps(planned_steps(recipe))
     seed_everything(recipe.seed + 1)
@@ -230,6 +233,8 @@ def _train(
             )
         loader.restore(state.data)
         restore_optimizer(run.checkpoint, model, optimizer)
+        if memories is not None:
+            memories.read(run.checkpoint)
     peak, token_flops = matrix_peak(compute, device), flops_per_token(model.config, length)
     evaluation = Evaluation(
         model,
@@ -252,15 +257,20 @@ def _train(
     def data_state() -> dict[str, Any]:
         return {**loader.state(), "shards": shards.index["sha256"]}
 
+    def write_files(folder: Path) -> None:
+        write_model_files(model, folder, tokenizer)
+        if memories is not None:
+            memories.write(folder)
+
     saving = Checkpoint(
-        out, model, optimizer, tokenizer, data_state, settings.checkpoint_every, settings.keep
+        out, model, optimizer, tokenizer, data_state, settings.checkpoint_every, settings.keep, write_files
     )
     line = ProgressLine(token_flops, peak, device)
     model.train()
     try:
         with StopRequest() as stop:
             train(
-                ResidentStep(model, next_token, compute),
+                ResidentStep(model, next_token, compute, memories),
                 loader,
                 optimizer,
                 build_schedule(recipe.schedule),
