@@ -18,7 +18,7 @@ from shoestring.train.objective import next_token
 from shoestring.train.step import ResidentStep
 from tests.models.kinds import CONTEXT, VOCABULARY, draw_config
 
-IN_CI = 64
+IN_CI = 96
 FEW, MANY = range(IN_CI), range(IN_CI, IN_CI + 5000, 50)
 TOKENS = 9
 

@@ -21,7 +21,7 @@ from shoestring.data.external import External
 from shoestring.generate.config import SamplingConfig
 from shoestring.generate.sampling import Sampler
 from shoestring.models.decoder import Decoder
-from shoestring.nn.cache import KVCache
+from shoestring.nn.cache import Cache
 from shoestring.nn.context import PADDING
 
 StopReason = Literal["stop_token", "stop_string", "max_tokens", "context", "interrupted"]
@@ -71,7 +71,7 @@ class Decoding:
         stop_tokens: frozenset[int] = frozenset(),
         *,
         rows: list[int] | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         vocabulary: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
         external: External | None = None,

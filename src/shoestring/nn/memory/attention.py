@@ -68,9 +68,9 @@ class MemoryAttention(GroupedQueryAttention):
         rows = [q] if len(groups) == 1 else q.split(1)
         parts = [part for row, units in zip(rows, groups, strict=True) for part in row.split(_counts(units), dim=2)]
         units = [unit for group in groups for unit in group]
-        hits = replayed(
-            lambda: [search(part, unit.sources, self.memory.top_k) for part, unit in zip(parts, units, strict=True)]
-        )
+        index = context.memory.persistent_index(slot) if context.memory is not None else None
+        pairs = list(zip(parts, units, strict=True))
+        hits = replayed(lambda: [search(part, unit.sources, self.memory.top_k, index) for part, unit in pairs])
         scale = self.head_width**-0.5
         recalled = iter([recall(part, u.sources, at, scale) for part, u, at in zip(parts, units, hits, strict=True)])
         recalled_BHTC = torch.cat([torch.cat([next(recalled) for _ in group], dim=2) for group in groups])
@@ -102,7 +102,7 @@ class MemoryAttention(GroupedQueryAttention):
         documents = context.visibility.documents
         if documents is None:
             alike = context.positions_BT.shape[0] == 1 and (bank is None or bank.persistent)
-            documents = [(row, 0, tokens) for row in range(1 if alike else len(k))]
+            documents = tuple((row, 0, tokens) for row in range(1 if alike else len(k)))
         groups: list[list[_Unit]] = [[] for _ in range(documents[-1][0] + 1)]
         for row, start, end in documents:
             rows = slice(None) if len(groups) == 1 else slice(row, row + 1)
