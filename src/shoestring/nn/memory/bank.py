@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shoestring.nn.memory.approximate import ApproximateIndex
 from shoestring.nn.memory.config import MemoryBankConfig
 from shoestring.nn.memory.search import Source
 
@@ -64,6 +65,7 @@ class MemoryBank:
             self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         self._staged: list[_Staged] = []
         self._next_slot = 0
+        self._indexes: dict[int, ApproximateIndex] = {}
 
     def begin(self) -> None:
         """A forward pass begins: its layers take slots 0, 1, ... in their order."""
@@ -83,10 +85,24 @@ class MemoryBank:
         return self._sources(slot, row, max(low, self.begins[row], position - self.places), min(high, position))
 
     def persistent_sources(self, slot: int) -> list[Source]:
-        """All that the persistent store holds, for every row alike; empty in scope "document"."""
-        if not self.persistent or not self.ends[0]:
+        """All that the persistent store holds, in one source for every row alike; empty in scope "document"."""
+        used = min(self.ends[0], self.places)
+        if not self.persistent or not used:
             return []
-        return self._sources(slot, 0, max(0, self.ends[0] - self.places), self.ends[0])
+        return [(self.keys[slot, :, :, :used], self.values[slot, :, :, :used])]
+
+    def persistent_index(self, slot: int) -> ApproximateIndex | None:
+        """What searches the persistent source when it is too large to be searched exactly.
+
+        Raises ConfigError where faiss is needed and not installed.
+        """
+        used = min(self.ends[0], self.places)
+        if not self.persistent or used <= self.config.exact_entries:
+            return None
+        index = self._indexes.get(slot)
+        if index is None or not index.is_current(used, self.ends[0]):
+            index = self._indexes[slot] = ApproximateIndex(self.keys[slot, 0, :, :used], self.ends[0])
+        return index
 
     def _sources(self, slot: int, row: int, low: int, high: int) -> list[Source]:
         if low >= high:
@@ -129,6 +145,7 @@ class MemoryBank:
     def clear(self) -> None:
         """Forget everything."""
         self.begins, self.ends = [0] * self.rows, [0] * self.rows
+        self._indexes.clear()
         self.discard()
 
     def state(self) -> dict[str, Tensor]:
@@ -151,6 +168,7 @@ class MemoryBank:
         self.keys[..., :used, :] = state["keys"]
         self.values[..., :used, :] = state["values"]
         self.begins, self.ends = begins, ends
+        self._indexes.clear()
         self.discard()
 
 

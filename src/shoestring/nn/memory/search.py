@@ -13,14 +13,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shoestring.nn.memory.approximate import ApproximateIndex
+
 Source = tuple[Tensor, Tensor]
 _SCORES = 1 << 22  # scores held at once
 _FOUND = 1 << 22  # numbers of gathered keys held at once
 
 
 @torch.no_grad()
-def search(q_BHTC: Tensor, sources: Sequence[Source], k: int) -> Tensor:
-    """-> hits [B, H, T, k], best first."""
+def search(q_BHTC: Tensor, sources: Sequence[Source], k: int, index: ApproximateIndex | None = None) -> Tensor:
+    """-> hits [B, H, T, k], best first. index: searches the first source in place of the exact search."""
     batch, heads, tokens, width = q_BHTC.shape
     kv_heads = sources[0][0].shape[1] if sources else heads
     folded = q_BHTC.reshape(batch, kv_heads, -1, width)
@@ -28,8 +30,11 @@ def search(q_BHTC: Tensor, sources: Sequence[Source], k: int) -> Tensor:
     hits = torch.full(best.shape, -1, dtype=torch.int64, device=best.device)
     step = max(k, _SCORES // max(1, best.numel() // k))
     offset = 0
-    for keys_BKSC, _ in sources:
-        for start in range(0, keys_BKSC.shape[2], step):
+    if index is not None:
+        best, hits = merge(best, hits, *index.search(folded, k))
+    for number, (keys_BKSC, _) in enumerate(sources):
+        indexed = index is not None and number == 0
+        for start in range(0, 0 if indexed else keys_BKSC.shape[2], step):
             keys = keys_BKSC[:, :, start : start + step].to(folded.dtype)
             scores = folded @ keys.transpose(-1, -2)
             found, where = scores.topk(min(k, keys.shape[2]), dim=-1)
