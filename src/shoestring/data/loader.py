@@ -297,8 +297,9 @@ def _to_batch(
         padding = np.arange(length) >= used[:, None]
         inputs[padding], labels[padding], positions[padding] = 0, IGNORED, 0
         segments[padding] = PADDING_SEGMENT
-    arrays = (torch.from_numpy(array) for array in (inputs, labels, positions, segments))
-    return Batch(*arrays, external_BTE=torch.from_numpy(np.stack(external)) if len(external) else None)
+    vectors = torch.from_numpy(np.stack(external)) if len(external) else None
+    tokens_BT, labels_BT, positions_BT, segments_BT = map(torch.from_numpy, (inputs, labels, positions, segments))
+    return Batch(tokens_BT, labels_BT, positions_BT, segments_BT, vectors)
 
 
 def _rows(lanes: int | None) -> str:
