@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from shoestring.train.config import AdamWConfig
+from shoestring.train.objective import next_token
 from shoestring.train.optimizer import build_optimizer, parameter_groups
+from shoestring.train.step import ResidentStep
 from tests.train import tiny
 
 BIASES = {"attention": {**tiny.SHAPE["attention"], "qkv_bias": True, "qk_norm": True}}
@@ -63,3 +65,17 @@ def test_three_updates_equal_the_formula_in_float64():
         optimizer.step()
     for name, parameter in watched.items():
         torch.testing.assert_close(parameter.detach(), expected[name].float())
+
+
+def test_choice_biases_of_experts_move_by_their_own_rule_after_a_step():
+    experts = {"kind": "moe", "width": 16, "experts": 4, "balance": "bias", "bias_rate": 0.125}
+    model = tiny.model(feed_forward=experts)
+    optimizer = build_optimizer(AdamWConfig(), model)
+    biases = [block.feed_forward.choice_bias for block in model.blocks]
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert not owned & {id(bias) for bias in biases}
+    ResidentStep(model, next_token)([tiny.batch(2), tiny.batch(2, seed=1)])
+    signs = [bias.grad.sign() for bias in biases]
+    optimizer.step()
+    for bias, sign in zip(biases, signs, strict=True):
+        assert torch.equal(bias.detach(), -0.125 * sign) and sign.any()
