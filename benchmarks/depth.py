@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--worker", choices=("growth", "time", "peak"), help=argparse.SUPPRESS)
     parser.add_argument("--mode", default="none", help=argparse.SUPPRESS)
-    parser.add_argument("--layers", type=int, default=4, help="of velocity-2b's blocks, for its peak memory")
+    parser.add_argument("--layers", type=int, default=6, help="of velocity-2b's blocks, for its peak memory")
     parser.add_argument("--tokens", type=int, default=8192, help="of its batch, in rows of 2048")
     arguments = parser.parse_args()
     if arguments.worker == "growth":
