@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -200,16 +204,26 @@ def test_a_cache_is_appended_to_once_even_with_gradients():
     assert calls == [1] and cache.lengths == [9, 9]
 
 
-def test_it_trains_under_distributed_data_parallel(tmp_path):
+def compare_under_distributed_data_parallel(rendezvous: str) -> None:
+    """In a process of its own: torch deadlocks when a reducer outlives its process group under Python's lock."""
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        decoder = model(sharing={"unique_layers": 2}, layers=4)
-        expected = gradients(decoder, plain=True)
-        decoder.zero_grad()
-        wrapped = nn.parallel.DistributedDataParallel(decoder)
-        wrapped(tokens())[0].pow(2).sum().backward()
-        assert_same({name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}, expected)
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    decoder = model(sharing={"unique_layers": 2}, layers=4)
+    expected = gradients(decoder, plain=True)
+    decoder.zero_grad()
+    wrapped = nn.parallel.DistributedDataParallel(decoder)
+    wrapped(tokens())[0].pow(2).sum().backward()
+    assert_same({name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}, expected)
+    print("same gradients", flush=True)
+    os._exit(0)
+
+
+def test_it_trains_under_distributed_data_parallel(tmp_path):
+    code = f"from {__name__} import *; compare_under_distributed_data_parallel({str(tmp_path / 'rendezvous')!r})"
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout == "same gradients\n", done.stderr
+
