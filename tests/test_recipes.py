@@ -77,6 +77,29 @@ def test_one_length_given_replaces_the_recipes_own():
     assert load_recipe("quickstart", {"train.time": "3m"}).train.time == 180
 
 
+@pytest.mark.parametrize(("given", "means"), [("true", "full"), ("false", "selective"), ("none", "none")])
+def test_what_is_recomputed_may_be_said_with_yes_or_no(given, means):
+    assert load_recipe("quickstart", {"train.checkpoint_blocks": given}).train.checkpoint_blocks == means
+    with pytest.raises(ConfigError, match="none"):
+        load_recipe("quickstart", {"train.checkpoint_blocks": "some"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"model.sharing.unique_layers": "7"}, "must be at most layers"),
+        ({"model.value_residual": "true", "model.block": "reversible"}, "reversible blocks exist to avoid"),
+        ({"model.attention.kind": "mla"}, "latent_rank"),
+        ({"model.feed_forward": "{kind: moe, width: 8, experts: 2, active: 3}"}, "must be at most experts"),
+        ({"model.block": "reversibel"}, "did you mean reversible"),
+        ({"model.linear.kind": "lowrank"}, "did you mean low_rank"),
+    ],
+)
+def test_combinations_of_kinds_that_make_no_sense_are_refused_with_the_reason(overrides, reason):
+    with pytest.raises(ConfigError, match=reason):
+        load_recipe("quickstart", overrides)
+
+
 def test_a_model_to_start_from_replaces_the_shapes():
     assert load_recipe("quickstart", {"model.init": "smollm2-135m"}).model.init == "smollm2-135m"
 
