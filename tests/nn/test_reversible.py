@@ -221,9 +221,7 @@ def compare_under_distributed_data_parallel(rendezvous: str) -> None:
 
 def test_it_trains_under_distributed_data_parallel(tmp_path):
     code = f"from {__name__} import *; compare_under_distributed_data_parallel({str(tmp_path / 'rendezvous')!r})"
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path}
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
     assert done.stdout == "same gradients\n", done.stderr
 

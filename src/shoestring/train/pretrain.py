@@ -108,13 +108,11 @@ def _open(recipe: str | Path | Recipe | None, resume: str | Path | None, changed
         assert given is not None and recipe is not None
         name = recipe_name(recipe)
         origin = f"{name} (built in)" if not isinstance(recipe, Recipe) and is_built_in(recipe) else str(name)
-        given = _settled(given)
+        chosen, out = _settled(given), Path()
         if parallel.rank() == 0:
-            given, out = new_run(given, name, None)
-        else:
-            out = Path()
+            chosen, out = new_run(chosen, name, None)
         out = Path(parallel.text_from_first(str(out)))
-        return _Run(given, origin, out, None)
+        return _Run(chosen, origin, out, None)
     out = find_run(resume)
     wanted = resumed_recipe(out, given, changed)
     if parallel.rank() == 0:

@@ -28,9 +28,9 @@ class TrainerState:
     """step: optimizer steps done. seconds: wall clock used, over all sessions of the run.
 
     total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such
-    number, which the schedule is made for. When the end moves at step `turn_step`, where the schedule
-    stood at `turn_position`, the rest of the schedule is walked in strides that finish it there. best_loss: the lowest held-out
-    loss, at step best_step, kept where a run looks for it (`train.early_stopping`).
+    number, which the schedule is made for. When the end moves at step `turn_step`, where the schedule stood at
+    `turn_position`, the rest of the schedule is walked in strides that finish it there. best_loss: the lowest
+    held-out loss, at step best_step, kept where a run looks for it (`train.early_stopping`).
     """
 
     step: int = 0
