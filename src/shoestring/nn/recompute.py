@@ -1,8 +1,8 @@
 """Selective recomputation: drop a tensor that autograd wants to keep, and make it again in the backward pass.
 
-Normed inputs and gated products are cheap to recompute and large to keep: a SwiGLU layer's product is as large as
-its gate. Whatever consumes the value (a dense, low-rank, LoRA or quantized linear) saves it through autograd's
-saved-tensor hooks; here that save is replaced by the recipe for making it, so no linear has to know.
+Normed inputs and gated products are cheap to recompute and large to keep: a SwiGLU layer's product is as large
+as its gate. Whatever consumes the value (a dense, low-rank, LoRA or quantized linear) saves it through
+autograd's saved-tensor hooks; here that save is replaced by the recipe for making it, so no linear has to know.
 """
 
 from __future__ import annotations
