@@ -176,8 +176,8 @@ def _report(ours: list[dict], theirs: list[dict], method: str) -> None:
     ]  # fmt: skip
     rows.append(["limit", f"{limit:.0f}", "100%", f"{4 * first['parameters'] / 1e6:,.0f} (weights)", ""])
     show(
-        f"{first['parameters']:,} parameters, {first['trained']:,} trained, {ROWS} × {TOKENS} tokens, float32; products "
-        f"by {first['products']}; matrix peak {peak / 1e9:.0f} GFLOP/s",
+        f"{first['parameters']:,} parameters, {first['trained']:,} trained, {ROWS} × {TOKENS} tokens, float32; "
+        f"products by {first['products']}; matrix peak {peak / 1e9:.0f} GFLOP/s",
         ["", "tokens/s", "of the limit", "peak MB", f"loss over {len(first['losses'])} steps"],
         rows,
     )

@@ -63,7 +63,7 @@ class FinetuneTrainConfig(Config):
     steps: int | None = Field(None, gt=0, description="optimizer steps")
     epochs: float | None = Field(None, gt=0, description="passes over the training examples")
     time: Seconds | None = Field(None, description='wall clock, as "3m"; fixes the steps from the first ones')
-    batch_tokens: int = Field(2048, gt=0, description="tokens of one optimizer step, rounded up to whole rows")
+    batch_tokens: int = Field(1024, gt=0, description="tokens of one optimizer step, rounded up to whole rows")
     sequence_length: int | None = Field(
         None, gt=0, description="tokens of a row; longer examples are cut; null: the longest example, 256 to 2048"
     )
