@@ -153,7 +153,7 @@ def _report(before: dict, run: dict, after: dict, arguments: argparse.Namespace)
         return [name, f"{values['exact']:.1%}", f"{values['perplexity']:.3f}"]
 
     show(
-        f"{arguments.model}, {arguments.method}, {run['steps']} steps, {run['tokens']:,} tokens in {run['minutes']:.1f} "
+        f"{arguments.model}, {arguments.method}, {run['steps']} steps, {run['tokens']:,} tokens, {run['minutes']:.1f} "
         f"min; {before['questions']} held-out problems",
         ["", "exact", "chat perplexity"],
         [row("before", before), row("after", after)],

@@ -14,6 +14,7 @@ from shoestring.cli.main import main, parse, run_verb
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import GROUPS, VERBS, overview
 from shoestring.core.errors import DataError
+from shoestring.finetune.config import finetune_recipe
 from shoestring.train.recipe import load_recipe
 
 
@@ -74,7 +75,10 @@ def test_every_example_parses_and_its_recipe_is_right(command, chain):
             overrides = settings["overrides"]
             if arguments.kwargs.get("time"):
                 overrides["train.time"] = arguments.kwargs["time"]
-            load_recipe(arguments.args[0], overrides)
+            if chain == ("finetune",):
+                finetune_recipe(arguments.args[0], arguments.kwargs["data"], overrides)
+            else:
+                load_recipe(arguments.args[0], overrides)
 
 
 def test_help_shows_flags_with_defaults_choices_and_what_is_required(capsys):
