@@ -18,6 +18,7 @@ from shoestring.cli.main import main, parse
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import VERBS
 from shoestring.core.errors import ConfigError
+from shoestring.finetune.config import finetune_recipe
 from shoestring.models.get import get
 from shoestring.train.recipe import load_recipe
 
@@ -112,7 +113,10 @@ def check_command(line: str) -> None:
         overrides = settings["overrides"]
         if arguments.kwargs.get("time"):
             overrides["train.time"] = arguments.kwargs["time"]
-        load_recipe(recipe, overrides)
+        if tokens[0] == "finetune":
+            finetune_recipe(recipe, arguments.kwargs["data"], overrides)
+        else:
+            load_recipe(recipe, overrides)
 
 
 def commands_of(page: Path) -> list[str]:
