@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 import shoestring
-from shoestring.core.errors import BudgetError, ConfigError, ModelFileError, RunError
+from shoestring.core.errors import BudgetError, ConfigError, DataError, ModelFileError, RunError
 from shoestring.finetune.config import finetune_recipe
 from shoestring.finetune.run import finetune
 from shoestring.generate.language_model import LanguageModel
@@ -198,6 +198,8 @@ def test_mistakes_leave_no_run_folder(base: Path, examples: Path, tmp_path: Path
             run(base, examples, tmp_path / "run", **changes)
     with pytest.raises(ModelFileError, match="no model"):
         finetune(str(tmp_path / "nothing"), examples, out=str(tmp_path / "run"))
+    with pytest.raises(DataError, match="no such file"):
+        finetune(base, tmp_path / "nothing.jsonl", out=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -76,14 +76,15 @@ def finetune(
     changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
     parallel.start()
     map_large_tensors()
-    recipe, out, checkpoint = _open(model, data, resume, changed)
+    recipe, resumed, checkpoint = _open(model, data, resume, changed)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     state = TrainerState() if checkpoint is None else read_state(checkpoint)
-    if state.finished:
-        _say(f"{out} is finished; nothing is left to train")
-        return _result(recipe, out, state, load_answers(out), None)
-    run = _prepare(recipe, out, checkpoint, state)
+    if resumed is not None and state.finished:
+        _say(f"{resumed} is finished; nothing is left to train")
+        return _result(recipe, resumed, state, load_answers(resumed), None)
+    run = _prepare(recipe, resumed, checkpoint, state)
+    recipe, out = run.recipe, run.out
     _say(header(recipe, out, run.decoder, run.dataset, run.rows, run.length, state))
     answers = _before(run)
     _train(run)
@@ -110,8 +111,8 @@ class _Run:
 
 def _open(
     model: str | Path | None, data: str | Path | None, resume: str | Path | None, changed: dict[str, Any]
-) -> tuple[FinetuneRecipe, Path, Path | None]:
-    """The recipe, the run folder, and the checkpoint to continue from."""
+) -> tuple[FinetuneRecipe, Path | None, Path | None]:
+    """The recipe; of a run to resume its folder, and the checkpoint to continue from."""
     if resume is not None:
         out = find_run(resume)
         if model is not None:
@@ -135,15 +136,11 @@ def _open(
             "finetune cannot promise a memory budget yet, so it refuses budget.memory",
             hint="a smaller train.microbatch, train.checkpoint_blocks full and adapter.method qlora take less memory",
         )
-    find_model(recipe.model, say=_say)  # a mistake here must not leave a run folder
-    if parallel.rank() == 0:
-        recipe, out = new_run(recipe, "finetune", None)
-    else:
-        out = Path()
-    return recipe, Path(parallel.text_from_first(str(out))), None
+    return recipe, None, None
 
 
-def _prepare(recipe: FinetuneRecipe, out: Path, checkpoint: Path | None, state: TrainerState) -> _Run:
+def _prepare(recipe: FinetuneRecipe, out: Path | None, checkpoint: Path | None, state: TrainerState) -> _Run:
+    """Model and data, and then the run folder: mistakes in either must not leave one. out: of a run to resume."""
     settings, device = recipe.train, resolve_device(recipe.device)
     base = find_model(recipe.model, say=_say)
     if is_adapter(base):
@@ -170,6 +167,10 @@ def _prepare(recipe: FinetuneRecipe, out: Path, checkpoint: Path | None, state: 
     decoder = _load(recipe, base, checkpoint, device)
     decoder.checkpoint_blocks = settings.checkpoint_blocks
     generation = read_generation_config(base)
+    if out is None:
+        if parallel.rank() == 0:
+            recipe, out = new_run(recipe, "finetune", None)
+        out = Path(parallel.text_from_first(str(out)))
     return _Run(recipe, out, checkpoint, state, base, decoder, dataset, device, rows, microbatch, length, generation)
 
 
