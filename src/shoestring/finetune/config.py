@@ -36,7 +36,7 @@ class AdapterSection(Config):
     dropout: float = Field(0.0, ge=0, lt=1)
     rank_stabilized: bool = Field(False, description="scale by alpha/√rank instead")
     modules: tuple[str, ...] | None = Field(None, description="linears to adapt, as q_proj; null: all of the blocks")
-    base: Base = Field("nf4", description="how qlora keeps the frozen weights")
+    base: Base = Field("int4", description="how qlora keeps the frozen weights: nf4 is smallest, int8 closest")
 
     def lora(self) -> LoRAConfig | None:
         """None for full."""
