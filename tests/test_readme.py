@@ -1,8 +1,8 @@
 """The README and the docs are true: their commands run or at least parse, their tree is the real one.
 
 The README's blocks run from top to bottom in one folder, with the quickstart's smoke recipe in place of the
-two-minute one and a little text in `my-texts`. Fine-tuning takes minutes: lines that make or need its run are parsed
-here and run, tiny, by tests/finetune.
+two-minute one and a little text in `my-texts`. Fine-tuning takes minutes: lines that make or need its run
+are only parsed here; tests/finetune trains, asks and merges tiny models.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def desk(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_block_of_the_readme_runs(desk, monkeypatch, capsys):
+def test_every_block_of_the_readme_runs_but_for_fine_tuning(desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     names: dict[str, object] = {}
     said = []
