@@ -42,8 +42,8 @@ def test_the_shapes_are_those_of_the_design():
     assert compact.model_copy(update={"sharing": None}).parameter_count() >= 100_000_000
 
 
-def test_quickstart_is_a_model_of_a_few_million_parameters():
-    assert 5e6 < load_recipe("quickstart").model.parameter_count() < 8e6
+def test_quickstart_is_a_model_small_enough_for_two_minutes():
+    assert 1e6 < load_recipe("quickstart").model.parameter_count() < 2e6
 
 
 @pytest.mark.parametrize("name", NAMES)
