@@ -10,6 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,12 +97,28 @@ def build(
     decoder = decoder.to(dtype)
     if torch.device(device).type == "meta":
         return decoder
-    decoder.to_empty(device=device)
-    if config.tied_head:  # to_empty gave the two modules a tensor each
-        decoder.head.weight = decoder.embedding.weight
+    _allocate(decoder, device)
     if seed is not None:
         initialize(decoder, seed)
     return decoder
+
+
+def _allocate(decoder: Decoder, device: torch.device | str) -> None:
+    """Give every parameter and buffer memory on `device`, what is shared once.
+
+    As `Module.to_empty`, which separates a tied head and makes torch import sympy: a second and a half.
+    """
+    made: dict[int, torch.Tensor] = {}
+    for module in decoder.modules():
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for own in tables:
+            for name, old in own.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype, device=device)
+                    made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                own[name] = made[id(old)]
 
 
 def build_block(config: ModelConfig, index: int = 0) -> nn.Module:
