@@ -232,7 +232,7 @@ def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]
         ) from error
     except json.JSONDecodeError as error:
         raise DataError(
-            f"not a JSON object: {error.msg} at column {error.colno}", where, _SKIP_HINT
+            f"not a JSON object: {error.msg.removesuffix(' at')} at column {error.colno}", where, _SKIP_HINT
         ) from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"not a readable JSON object: {error}", where, _SKIP_HINT) from error

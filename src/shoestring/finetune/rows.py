@@ -104,7 +104,7 @@ def _parse(line: bytes, where: str) -> Any:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
-        reason = "unexpected end of line" if cut else f"{error.msg} at column {error.colno}"
+        reason = "unexpected end of line" if cut else f"{error.msg.removesuffix(' at')} at column {error.colno}"
         raise DataError(f"not a JSON object: {reason}", where, hint) from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"not a readable JSON object: {error}", where, hint) from error
