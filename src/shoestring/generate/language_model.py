@@ -80,7 +80,7 @@ class LanguageModel:
         if defaults is None:
             defaults = GenerationDefaults.of_tokenizer(tokenizer)
         self.recommended = _recommended(defaults.settings)
-        ends = (*defaults.eos_ids, tokenizer.eos_id, _end_of_reply(tokenizer))
+        ends = (*defaults.eos_ids, tokenizer.eos_id, tokenizer.end_of_reply_id)
         self.stop_tokens = frozenset(token for token in ends if token is not None)
         self.speed = Speed()
 
@@ -257,17 +257,3 @@ def _recommended(settings: dict[str, Any]) -> dict[str, Any]:
         return {}
     names = ("temperature", "top_k", "top_p", "repetition_penalty")
     return {name: settings[name] for name in names if isinstance(settings.get(name), (int, float))}
-
-
-def _end_of_reply(tokenizer: Tokenizer) -> int | None:
-    """The special token that the chat template writes after a reply: some models name another one as eos."""
-    if tokenizer.chat_template is None:
-        return None
-    mark = "a reply"
-    conversation = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": mark}]
-    try:
-        rendered = tokenizer.render_chat(conversation, add_generation_prompt=False)
-    except TokenizerError:
-        return None  # a template that refuses even this will say why when it is used
-    after = tokenizer.encode(rendered.rpartition(mark)[2], specials=True)
-    return after[0] if after and after[0] in tokenizer.special_ids else None
