@@ -67,8 +67,11 @@ def finetune(
             )
         finetune_recipe(model, data, settings)  # a mistake is reported before torch is imported
     from shoestring.finetune.run import finetune as tune
+    from shoestring.train import parallel
 
     result = tune(model, data, resume=resume, overrides=settings)
+    if parallel.rank() != 0:
+        return
     if json:
         console.print_json(result.to_json())
     else:

@@ -47,6 +47,7 @@ def pretrain(
             raise ConfigError(f"{flag} and --{key} say different things (command line)")
     if recipe is not None:
         load_recipe(recipe, settings)  # a mistake is reported before torch is imported
+    from shoestring.train import parallel
     from shoestring.train.interrupt import Interrupted
     from shoestring.train.pretrain import pretrain as train
 
@@ -55,6 +56,8 @@ def pretrain(
     except Interrupted as stopped:  # what the user asked for is not an error
         console.err.print(str(stopped))
         raise SystemExit(stopped.exit_code) from None
+    if parallel.rank() != 0:
+        return
     if json:
         console.print_json(result.to_json())
     else:

@@ -199,13 +199,14 @@ def _before(run: _Run) -> list[Answer]:
     if len(run.dataset.indices("validation")):
         measured = measure(run.decoder, _held_out(run), compute)
         run.state.events.append({"event": "started", "step": 0, "before": measured.loss})
+    if parallel.rank() != 0:
+        return []
     questions = choose_questions(run.dataset, run.recipe.data, run.recipe.train.answers)
     said = answer(run.decoder, run.dataset, questions, run.generation)
     answers = [
         Answer(question.text, question.expected, before) for question, before in zip(questions, said, strict=True)
     ]
-    if parallel.rank() == 0:
-        save_answers(answers, run.out)
+    save_answers(answers, run.out)
     return answers
 
 
