@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 import tempfile
 import time
@@ -23,7 +22,6 @@ from pathlib import Path
 from benchmarks.measure import finish, run_worker, show
 
 CONVERSATIONS = Path(__file__).parent / "conversations.jsonl"
-_NUMBER = re.compile(r"-?\d[\d,]*")
 _THINGS = ("bread", "the moon", "a bicycle", "rain", "a library", "coffee", "friendship", "a garden", "winter", "music")
 _ASKS = (
     "Explain {} in two sentences.", "Write a short poem about {}.", "Why do people like {}?",
@@ -125,6 +123,7 @@ def _own_answers(model: str, count: int) -> list[str]:
 
 def _measure(model: str, folder: Path, questions: int) -> dict:
     """Share of exact answers, and perplexity on the conversations."""
+    from shoestring.finetune.accuracy import accuracy, ask
     from shoestring.finetune.batches import SupervisedPass
     from shoestring.finetune.supervise import prepare_dataset
     from shoestring.generate.language_model import LanguageModel
@@ -132,20 +131,13 @@ def _measure(model: str, folder: Path, questions: int) -> dict:
 
     language = LanguageModel.load(model)
     rows = [json.loads(line) for line in (folder / "sums" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = rows[:questions]
-    right, samples = 0, []
-    for first in range(0, len(rows), 50):
-        some = rows[first : first + 50]
-        prompts = [language.encode_chat(row["messages"][:1]) for row in some]
-        replies = language.complete_ids(prompts, temperature=0.0, repetition_penalty=1.0, max_tokens=40)
-        for row, reply in zip(some, replies, strict=True):
-            found = _NUMBER.findall(reply.text)
-            right += bool(found) and found[-1].replace(",", "") == str(row["answer"])
-            samples.append([row["messages"][0]["content"], reply.text.strip()])
+    replies = ask(language, [(row["messages"][0]["content"], row["answer"]) for row in rows[:questions]])
+    samples = [[reply.question, reply.text] for reply in replies[:4]]
     # The base's tokenizer and template serve its adapters too.
     dataset = prepare_dataset(CONVERSATIONS, language.tokenizer, 1024, validation=0.0)
     loss = measure(language.decoder, SupervisedPass(dataset, "train", 1024)).loss
-    return {"exact": right / len(rows), "questions": len(rows), "perplexity": math.exp(loss), "samples": samples[:4]}
+    exact = accuracy(replies)
+    return {"exact": exact, "questions": len(replies), "perplexity": math.exp(loss), "samples": samples}
 
 
 def _report(before: dict, run: dict, after: dict, arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ attention finds them easily, and the answer is short. Stories are answered in th
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 from shoestring.core.errors import ConfigError
@@ -45,6 +46,7 @@ _WORDED = {
         "How much is {a} times {b}?",
     ),
 }
+_WHOLE_NUMBER = re.compile(r"-?\d[\d,]*")
 _NAMES = ("Ann", "Ben", "Clara", "David", "Ella", "Felix", "Grace", "Hugo", "Ida", "Jonas", "Kim", "Lena")
 _THINGS = ("apples", "books", "stamps", "marbles", "pencils", "shells", "coins", "stickers", "cards", "beads")
 
@@ -76,6 +78,12 @@ def arithmetic(
 
 def evaluate(a: int, operation: str, b: int) -> int:
     return a + b if operation == "add" else a - b if operation == "subtract" else a * b
+
+
+def is_right(text: str, result: str) -> bool:
+    """Whether the last whole number in an answer is the result: "47 + 38 = 85", "The sum is 1,085."."""
+    found = _WHOLE_NUMBER.findall(text)
+    return bool(found) and found[-1].replace(",", "") == result
 
 
 def problem(a: int, operation: str, b: int) -> str:
