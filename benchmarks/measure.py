@@ -20,20 +20,36 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cgroup import memory_group
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_worker(module: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """The JSON object that `python -m module ARGUMENTS` prints last. Raises RuntimeError with its stderr."""
+def run_worker(
+    module: str, *arguments: str, environment: dict[str, str] | None = None, memory: int | None = None
+) -> dict[str, Any]:
+    """The JSON object that `python -m module ARGUMENTS` prints last. Raises RuntimeError with its stderr.
+
+    memory: bytes of a memory cgroup around the worker; the result then has `group_peak` (bytes) and `group_full` (how
+    often page cache had to go). Raises RuntimeError when the kernel killed it, or where no group can be made.
+    """
+    command = [sys.executable, "-m", module, *arguments]
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
-    )
+    around = {**os.environ, "PYTHONPATH": path, **(environment or {})}
+    if memory is None:
+        return _result(command, subprocess.run(command, capture_output=True, text=True, env=around))
+    with memory_group(memory) as group:
+        done = subprocess.run(group.command(command), capture_output=True, text=True, env=around)
+        if done.returncode and group.kills:
+            raise RuntimeError(
+                f"{' '.join(command[2:])} was killed at its limit of {memory / 1e6:,.0f} MB:\n{done.stderr[-4000:]}"
+            )
+        return _result(command, done) | {"group_peak": group.peak, "group_full": group.times_full}
+
+
+def _result(command: Sequence[str], done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     if done.returncode:
-        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-4000:]}")
+        raise RuntimeError(f"{' '.join(command[2:])} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

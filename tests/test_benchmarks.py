@@ -1,0 +1,95 @@
+"""What the benchmarks stand on: a memory limit that the kernel enforces, and large models made of random numbers."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+
+from benchmarks.cgroup import memory_group, why_not
+from benchmarks.measure import run_worker
+from benchmarks.random_models import SHAPES, config_json, large_model
+from shoestring.core.errors import RunError
+from shoestring.models.folder import load_model
+
+WORKER = """
+import json
+import shutil
+import sys
+held = bytearray(int(sys.argv[1]))
+for i in range(0, len(held), 4096):
+    held[i] = 1
+print('{"held": %d}' % len(held))
+"""
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    (tmp_path / "takes_memory.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_a_worker_over_its_limit_is_ended_and_one_below_it_is_not(worker):
+    if why_not() is not None:  # a benchmark then says "not proven"
+        with pytest.raises(RuntimeError, match="no memory cgroup can be made: "), memory_group(64_000_000):
+            pass
+        return
+    result = run_worker("takes_memory", "20000000", memory=64_000_000)
+    assert result["held"] == 20_000_000 < result["group_peak"] <= 64_000_000
+    with pytest.raises(RuntimeError, match="killed at its limit of 64 MB"):
+        run_worker("takes_memory", "90000000", memory=64_000_000)
+    assert run_worker("takes_memory", "90000000")["held"] == 90_000_000
+
+
+def test_a_system_without_groups_is_told_why(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "Linux" in why_not()
+    with pytest.raises(RuntimeError, match="Linux"), memory_group(64_000_000):
+        pass
+
+
+@pytest.fixture
+def tiny_shape(monkeypatch):
+    monkeypatch.setitem(SHAPES, "tiny", (32, 2, 4, 2, 64, 512, True))
+    return "tiny"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_random_model_is_a_folder_that_transformers_reads_alike(tiny_shape, dtype, tmp_path):
+    import transformers
+
+    folder = large_model(tiny_shape, dtype, tmp_path)
+    ours = load_model(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens_BT = torch.randint(512, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = ours.head(ours(tokens_BT)[0])
+        torch.testing.assert_close(logits, theirs(tokens_BT).logits, rtol=1e-4, atol=1e-5)
+    assert 0.015 < float(ours.embedding.weight.detach().std()) < 0.025
+
+
+def test_a_random_model_is_made_once(tiny_shape, tmp_path):
+    folder = large_model(tiny_shape, "float32", tmp_path)
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert large_model(tiny_shape, "float32", tmp_path) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(tiny_shape, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    with pytest.raises(RunError, match="are free"):
+        large_model(tiny_shape, "float32", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shapes_are_the_published_ones(tmp_path):
+    from shoestring.models.families.registry import read_config
+
+    counts = {}
+    for shape in ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b"):
+        (tmp_path / "config.json").write_text(json.dumps(config_json(shape, "bfloat16")))
+        counts[shape] = read_config(tmp_path).parameter_count()
+    # Of the published safetensors, by the sizes of their files.
+    assert counts == {"qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688}
