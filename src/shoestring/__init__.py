@@ -1,7 +1,8 @@
 """Shoestring: language models on the hardware a person owns.
 
-`load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)` and `prepare_dataset(data, MODEL)` do
-what the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
+`load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
+data)` and `prepare_dataset(data, MODEL)` do what the commands do. They are looked up on first use, so that `import
+shoestring` does not import torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetune.run import finetune as finetune
     from shoestring.finetune.supervise import prepare_dataset as prepare_dataset
     from shoestring.generate.language_model import LanguageModel
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
     load = LanguageModel.load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "finetune", "load", "prepare_dataset", "pretrain"]
-
+__all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +28,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("shoestring.generate.language_model").LanguageModel.load
     if name == "finetune":
         return importlib.import_module("shoestring.finetune")  # the room itself, which can be called
+    if name == "perplexity":
+        return importlib.import_module("shoestring.evaluate.perplexity").perplexity
     if name == "prepare_dataset":
         return importlib.import_module("shoestring.finetune.supervise").prepare_dataset
     if name == "pretrain":

@@ -1,0 +1,55 @@
+"""`shoestring perplexity MODEL --data FILE`: how surprised a model is by text or conversations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from shoestring.cli.verb import Json, verb
+from shoestring.core import console
+from shoestring.core.errors import BudgetError
+
+app = verb(
+    "perplexity",
+    "How surprised a model is by text, per token and per byte; of conversations, by what the assistant says.",
+    (
+        "shoestring perplexity smollm2-135m --data README.md",
+        "shoestring perplexity smollm2-135m --data sums/test.jsonl --examples 50 --json",
+    ),
+)
+
+
+@app.default
+def perplexity(
+    model: Annotated[str, Parameter(help="a model folder, a run, a .gguf file, or a name that get knows")],
+    /,
+    *,
+    data: Annotated[
+        str, Parameter(help="a text file, a folder, stdlib, or rows (.jsonl, .json, .parquet) of text or conversations")
+    ],
+    context: Annotated[
+        int | None, Parameter(help="tokens that the model sees at most [2048, or what it can]")
+    ] = None,
+    stride: Annotated[
+        int | None, Parameter(help="tokens between the windows of a long text; smaller is exacter [half the context]")
+    ] = None,
+    examples: Annotated[int | None, Parameter(help="only so many texts or rows [all]")] = None,
+    memory: Annotated[str | None, Parameter(help="not offered yet: refused", show=False)] = None,
+    device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
+    dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto",
+    on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used")] = "stop",
+    json: Json = False,
+) -> None:
+    if memory is not None:
+        raise BudgetError(
+            "perplexity cannot keep to a memory budget yet, so it refuses --memory",
+            hint="a smaller --context takes less",
+        )
+    from shoestring.evaluate.perplexity import perplexity as measure
+
+    result = measure(model, data, context, stride, examples, None, device, dtype, on_bad_line, console.err.print)
+    if json:
+        console.print_json(result.to_json())
+    else:
+        print(result)

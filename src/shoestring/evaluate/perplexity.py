@@ -1,0 +1,175 @@
+"""`perplexity(model, data)`: how surprised a model is by text it has not seen, per token and per byte.
+
+Perplexity is exp of the mean loss in nats over the scored tokens. On text every token is scored (see `text`), on
+conversations what fine-tuning would learn: the assistant's words and their end token, under the model's own template.
+Perplexities compare only between models of one tokenizer; bits per byte compare between all, and with compressors.
+The batches and the sums are those that training measures with.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoestring.core import console
+from shoestring.core.allocator import map_large_tensors
+from shoestring.core.errors import BudgetError, ConfigError
+from shoestring.core.machine import peak_rss_bytes
+from shoestring.core.units import format_bytes, format_count, format_seconds
+from shoestring.data.batch import IGNORED, Batch
+from shoestring.evaluate.text import text_windows, texts_of
+from shoestring.finetune.batches import SupervisedPass
+from shoestring.finetune.data_config import OnBadLine
+from shoestring.finetune.supervise import prepare_dataset
+from shoestring.generate.language_model import LanguageModel
+from shoestring.models.resolve import Say
+from shoestring.train.evaluation import HeldOutText, measure
+
+CONTEXT = 2048  # tokens, or the model's own context where that is shorter
+_AT_ONCE = 2048  # tokens computed together: what matmuls need to be fast, and what a streamed layer is read for
+_PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """loss: nats per scored token; perplexity = exp(loss). bits_per_byte: None where ids do not stand for bytes.
+
+    tokens, bytes: scored, and the UTF-8 text they stand for. documents: texts or examples. context, stride: tokens.
+    peak_memory: the process's largest resident set, in bytes.
+    """
+
+    perplexity: float
+    loss: float
+    bits_per_byte: float | None
+    form: str
+    tokens: int
+    bytes: int
+    documents: int
+    context: int
+    stride: int
+    seconds: float
+    peak_memory: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+
+    def __str__(self) -> str:
+        bits = "" if self.bits_per_byte is None else f" · {self.bits_per_byte:.3f} bits per byte"
+        what, how = "texts", f"windows of {self.context:,}, {self.stride:,} apart"
+        if self.form != "text":
+            what, how = f"examples ({self.form})", f"cut at {self.context:,}; only what the assistant says is scored"
+        return (
+            f"perplexity {self.perplexity:.3f} · {self.loss:.4f} nats per token{bits}\n"
+            f"on {self.tokens:,} tokens of {self.documents:,} {what}, {how}\n"
+            f"{format_count(self.tokens_per_second)} tok/s · {format_seconds(self.seconds)}"
+            f" · peak {format_bytes(self.peak_memory)}"
+        )
+
+
+def perplexity(
+    model: str | Path | LanguageModel,
+    data: str | Path,
+    context: int | None = None,
+    stride: int | None = None,
+    examples: int | None = None,
+    memory: int | str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    on_bad_line: OnBadLine = "stop",
+    say: Say | None = None,
+) -> Perplexity:
+    """The perplexity of `model` on a text file, a folder, "stdlib", or rows of text or conversations (JSONL, Parquet).
+
+    context: tokens that the model sees at most (2,048, or what it can). stride: tokens between the windows of a long
+    text, half the context if not given; smaller is exacter and slower. examples: only the first so many texts, or so
+    many rows. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError.
+    """
+    if memory is not None:
+        raise BudgetError(
+            "perplexity cannot keep to a memory budget yet, so it refuses memory",
+            hint="a smaller context takes less",
+        )
+    _check(context, stride, examples)
+    map_large_tensors()
+    language = model if isinstance(model, LanguageModel) else LanguageModel.load(model, device, dtype, say)
+    longest = language.decoder.config.context
+    if context is not None and context > longest:
+        raise ConfigError(f"a context of {context:,} tokens is longer than the model's ({longest:,})")
+    context = context or min(longest, CONTEXT)
+    stride, at_once = stride or max(context // 2, 1), max(_AT_ONCE // context, 1)
+    texts, rows = texts_of(str(data), on_bad_line, say)
+    if rows is None:
+        some = itertools.islice(texts, examples)
+        dataset, documents = text_windows(some, language.tokenizer, str(data), context, stride)
+        batches = SupervisedPass(dataset, "train", context, at_once)
+    else:
+        settings = {"format": rows.form, "validation": 0.0, "on_bad_line": on_bad_line}
+        dataset = prepare_dataset(data, language.tokenizer, context, say, **settings)
+        batches = SupervisedPass(dataset, "train", context, at_once, max_examples=examples)
+        documents = batches.documents
+    started = time.perf_counter()
+    with _Progress(batches) as watched:
+        held_out = measure(language.decoder, watched, next(language.decoder.parameters()).dtype)
+    return Perplexity(
+        perplexity=math.exp(held_out.loss) if held_out.loss < 700 else math.inf,
+        loss=held_out.loss,
+        bits_per_byte=held_out.bits_per_byte if held_out.bytes else None,
+        form=dataset.form,
+        tokens=held_out.tokens,
+        bytes=held_out.bytes,
+        documents=documents,
+        context=context,
+        stride=stride,
+        seconds=time.perf_counter() - started,
+        peak_memory=peak_rss_bytes(),
+    )
+
+
+def _check(context: int | None, stride: int | None, examples: int | None) -> None:
+    for name, value in (("context", context), ("stride", stride), ("examples", examples)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, found {value}")
+    if context is not None and stride is not None and stride > context:
+        raise ConfigError(f"a stride of {stride:,} tokens leaves out text between windows of {context:,}")
+
+
+class _Progress:
+    """A text that is being measured, with a line on stderr: tokens, speed, time left."""
+
+    def __init__(self, text: HeldOutText) -> None:
+        self._text = text
+        self.tokens, self.bytes, self.documents = text.tokens, text.bytes, text.documents
+        self._live = console.progress()
+        self._task = self._live.add_task("perplexity", total=text.tokens)
+
+    def __enter__(self) -> _Progress:
+        self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def __iter__(self) -> Iterator[Batch]:
+        started = told = time.monotonic()
+        done = 0
+        for batch in self._text:
+            yield batch  # what follows is what the batch took
+            done += int((batch.labels_BT != IGNORED).sum())
+            now = time.monotonic()
+            rate = done / max(now - started, 1e-9)
+            self._live.update(self._task, completed=done, description=f"perplexity  {format_count(rate)} tok/s")
+            if not console.err.is_terminal and now - told >= _PLAIN_EVERY and done < self.tokens:
+                told = now
+                left = format_seconds((self.tokens - done) / rate)
+                console.err.print(f"{done:,} of {self.tokens:,} tokens  {format_count(rate)} tok/s  {left} left")

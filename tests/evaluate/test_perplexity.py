@@ -1,0 +1,137 @@
+"""Perplexity: each token once, as transformers computes it, on texts of any length and on conversations."""
+
+import json
+import math
+
+import pytest
+import torch
+import transformers
+
+from shoestring.core.errors import BudgetError, ConfigError, DataError
+from shoestring.data.train_tokenizer import train_tokenizer
+from shoestring.evaluate.perplexity import perplexity
+from shoestring.evaluate.text import windows
+from shoestring.generate.language_model import LanguageModel
+from shoestring.models.folder import load_model
+from tests.finetune.families import QWEN25, by_hand, chatml
+
+TEXTS = ["one and two and three and four and five", "a", "two and one", "of three and four and of five and six " * 4]
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """A tiny Qwen2 of transformers, the model loaded here, and a tokenizer of 61 ids or fewer."""
+    folder = tmp_path_factory.mktemp("perplexity")
+    torch.manual_seed(3)
+    config = transformers.Qwen2Config(
+        vocab_size=400, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.4,
+    )  # fmt: skip
+    theirs = transformers.Qwen2ForCausalLM(config).eval()
+    theirs.save_pretrained(folder)
+    train_tokenizer(TEXTS, 300).save(folder)
+    return theirs, folder
+
+
+def losses(theirs, ids: list[int]) -> torch.Tensor:
+    """Of the tokens after the first, each given all before it [n - 1]."""
+    with torch.no_grad():
+        logits = theirs(torch.tensor([ids])).logits[0, :-1]
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+
+
+def write_texts(folder, texts=TEXTS):
+    file = folder / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
+
+
+def test_texts_that_fit_the_context_are_as_transformers_says(judge, tmp_path):
+    theirs, folder = judge
+    result = perplexity(folder, write_texts(tmp_path, TEXTS[:3]))
+    tokenizer = LanguageModel.load(folder).tokenizer
+    expected = torch.cat([losses(theirs, [tokenizer.bos_id, *tokenizer.encode(text)]) for text in TEXTS[:3]])
+    assert result.tokens == len(expected) and result.documents == 3
+    assert result.loss == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(float(expected.mean())), rel=1e-5)
+    assert result.bytes == sum(len(text.encode()) for text in TEXTS[:3])
+    assert result.bits_per_byte == pytest.approx(float(expected.sum()) / math.log(2) / result.bytes, rel=1e-5)
+
+
+def test_a_long_text_is_scored_token_by_token_in_windows(judge, tmp_path):
+    theirs, folder = judge
+    (tmp_path / "long.txt").write_text(TEXTS[3])
+    result = perplexity(folder, tmp_path / "long.txt", context=16, stride=5)
+    tokenizer = LanguageModel.load(folder).tokenizer
+    ids = [tokenizer.bos_id, *tokenizer.encode(TEXTS[3])]
+    assert len(ids) > 32
+    expected, first, end = [], 0, 0
+    while end < len(ids) - 1:  # written apart from the code under test: the harness's loop
+        end = min(16, len(ids) - 1) if end == 0 else min(end + 5, len(ids) - 1)
+        begin = max(0, end - 16)
+        window = losses(theirs, ids[begin : end + 1])
+        expected.append(window[first - begin :])
+        first = end
+    expected = torch.cat(expected)
+    assert result.tokens == len(expected) == len(ids) - 1
+    assert result.loss == pytest.approx(float(expected.mean()), rel=1e-5)
+    whole = perplexity(folder, tmp_path / "long.txt", context=64)
+    assert whole.loss != pytest.approx(result.loss, rel=1e-4)  # the context matters
+
+
+def test_a_shorter_stride_never_takes_context_away():
+    for tokens in (1, 15, 16, 17, 100):
+        for context, stride in ((16, 16), (16, 5), (16, 1)):
+            scored = []
+            for begin, first, end in windows(tokens, context, stride):
+                assert 0 <= begin <= first < end <= tokens and end - begin <= context
+                assert first == 0 or first - begin >= context - stride
+                scored += range(first, end)
+            assert scored == list(range(tokens))
+
+
+def test_of_a_conversation_the_assistants_words_are_scored(judge, tmp_path):
+    theirs, folder = judge
+    tokenizer = chatml(QWEN25)
+    model = LanguageModel(load_model(folder), tokenizer)
+    rows = [
+        [{"role": "system", "content": "s"}, {"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"}],
+        [{"role": "system", "content": "s"}, {"role": "user", "content": "2"}, {"role": "assistant", "content": "15"}],
+    ]
+    file = tmp_path / "chat.jsonl"
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    result = perplexity(model, file)
+    start = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n"
+    middle = "<|im_end|>\n<|im_start|>assistant\n"
+    total = torch.zeros(0)
+    for ask, reply in (("1?", "2"), ("2", "15")):
+        ids, mask = by_hand(tokenizer, f"{start}{ask}{middle}‹{reply}<|im_end|>›\n")
+        total = torch.cat([total, losses(theirs, ids)[torch.tensor(mask[1:])]])
+    assert result.form == "messages" and result.tokens == len(total) and result.documents == 2
+    assert result.loss == pytest.approx(float(total.mean()), rel=1e-5)
+    assert perplexity(model, file, examples=1).documents == 1
+
+
+def test_only_the_first_texts_are_read_when_so_many_are_asked_for(judge, tmp_path):
+    file = write_texts(tmp_path)
+    assert perplexity(judge[1], file, examples=2).bytes == len(TEXTS[0]) + len(TEXTS[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "reason"),
+    [
+        ({"context": 65}, ConfigError, "longer than the model's"),
+        ({"context": 8, "stride": 9}, ConfigError, "leaves out text"),
+        ({"stride": 0}, ConfigError, "at least 1"),
+        ({"memory": "1GB"}, BudgetError, "refuses"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(judge, tmp_path, settings, error, reason):
+    with pytest.raises(error, match=reason):
+        perplexity(judge[1], write_texts(tmp_path), **settings)
+
+
+def test_a_source_without_text_is_refused(judge, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match="no text"):
+        perplexity(judge[1], tmp_path / "empty.txt")
