@@ -27,11 +27,11 @@ FAMILIES = {
 }
 
 
-def make_model(family: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """Its weights are drawn; nothing is at a trivial start."""
+def make_model(family: str, dtype: torch.dtype = torch.float64, **sizes) -> PreTrainedModel:
+    """Its weights are drawn; nothing is at a trivial start. sizes: other fields of the config."""
     config, kind, settings = FAMILIES[family]
     torch.manual_seed(5)
-    model = kind(config(**SIZES, **settings)).to(dtype)
+    model = kind(config(**{**SIZES, **settings, **sizes})).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -51,7 +51,13 @@ def attach(
 def attach_to(
     decoder: Decoder, linear: str, config: LoRAConfig, name: str, random: torch.Generator | None = None
 ) -> LoRA:
-    """One fresh adapter on the linear of this dotted name."""
+    """One fresh adapter on the linear of this dotted name, `blocks.INDEX. ...`."""
+    # DoRA begins from the lengths of the weight's rows.
+    with decoder.present(int(linear.split(".")[1])) if config.dora else contextlib.nullcontext():
+        return _attach(decoder, linear, config, name, random)
+
+
+def _attach(decoder: Decoder, linear: str, config: LoRAConfig, name: str, random: torch.Generator | None) -> LoRA:
     module = decoder.get_submodule(linear)
     if isinstance(module, LoRALinear):
         return module.add(name, config, random)

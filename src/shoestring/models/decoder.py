@@ -8,7 +8,8 @@ here tests a kind: `models.builder` has decided what the parts are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -35,6 +36,11 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return linear(hidden, self.weight)
+
+    def blocks(self, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """The weight in blocks of so many rows, each with the number of its first; for reading only."""
+        for first in range(0, self.weight.shape[0], rows):
+            yield first, self.weight.detach()[first : first + rows]
 
 
 class SoftcappedHead(Head):
@@ -86,14 +92,16 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         external_BTE: Tensor | None = None,
         memory: MemoryBank | None = None,
+        seed: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """-> hidden_BTD after the final norm, and the extra losses summed over the layers.
 
         positions_BT defaults to 0, 1, ... (after what the cache holds). segments_BT separates packed
         documents; −1 marks padding on the right. With a cache, all tokens that are not padding are appended
-        to it. memory: entries of earlier passes; this pass's are staged in it, for its `commit`.
+        to it. memory: entries of earlier passes; this pass's are staged in it, for its `commit`. seed: of
+        the layers' dropout.
         """
-        context = make_context(tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory)
+        context = make_context(tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed)
         x_BTD = self.embedding(tokens_BT)
         for add in self.inputs.values():
             x_BTD = add(x_BTD, context)
@@ -101,6 +109,11 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.advance(context.counts)
         return self.norm(x_BTD), aux
+
+    @contextlib.contextmanager
+    def present(self, index: int) -> Iterator[nn.Module]:
+        """Inside, block `index` has its weights, wherever they are kept otherwise."""
+        yield self.blocks[index]
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` rows of at most `capacity` tokens, in the weights' dtype and on their device."""

@@ -8,9 +8,8 @@ other way round.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +20,9 @@ from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.builder import build
-from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
-from shoestring.models.families.family import Family
-from shoestring.models.families.registry import config_fields, family_named, family_of, read_config, read_json
-from shoestring.models.weights import TensorFile
+from shoestring.models.families.registry import config_fields, family_of, read_config, read_json
+from shoestring.models.weight_files import INDEX, WEIGHTS, WeightFiles
 
 __all__ = [
     "GenerationDefaults",
@@ -36,10 +33,6 @@ __all__ = [
     "write_model_files",
 ]
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Buffers that old files hold and that are computed from the config.
-_COMPUTED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -54,123 +47,12 @@ def load_model(
     A head that config.json ties but the file gives other values is untied, as transformers does.
     Raises ModelFileError with what is missing, unexpected, misshapen or broken.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    family = family_named(read_json(folder / "config.json").get("model_type"))
-    files = _tensor_files(folder)
-    where = {name: file for file in files for name in file.infos}
-    try:
-        config = _settle_head(config, family, where)
-        _check_size(config, where, folder)
-        names = _match(build(config, device="meta"), family, where, folder)
-        decoder = build(config, device=device, dtype=dtype or torch.float32)
+    with WeightFiles(folder) as files:
+        decoder = build(files.config, device=device, dtype=dtype or torch.float32)
         parameters = dict(decoder.named_parameters())
-        for name, parameter in names:
-            where[name].read_into(name, parameters[parameter])
-    finally:
-        for file in files:
-            file.__exit__()
+        for place in files.places.values():
+            place.file.read_into(place.tensor, parameters[place.parameter])
     return decoder
-
-
-def _tensor_files(folder: Path) -> list[TensorFile]:
-    """The open files that hold the weights, each with only the tensors that the index gives it."""
-    if (folder / WEIGHTS).is_file():
-        return [TensorFile(folder / WEIGHTS)]
-    if not (folder / INDEX).is_file():
-        pickled = sorted(folder.glob("pytorch_model*.bin"))
-        if pickled:
-            raise ModelFileError(
-                f"the weights are pickled ({pickled[0].name}), and a pickle can run any program",
-                str(folder),
-                "use the model's safetensors files",
-            )
-        raise ModelFileError(f"no {WEIGHTS} in this folder", str(folder), "fetch or save the model again")
-    index = folder / INDEX
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ModelFileError("weight_map is not an object of file names", str(index), "fetch the model again")
-    files: list[TensorFile] = []
-    try:
-        for shard in sorted(set(weight_map.values())):
-            if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-                raise ModelFileError(f"{shard!r} is not the name of a safetensors file beside it", str(index))
-            if not (folder / shard).is_file():
-                raise ModelFileError(f"the file {shard} is missing", str(index), "fetch the model again")
-            file = TensorFile(folder / shard)
-            files.append(file)
-            listed = {name for name, home in weight_map.items() if home == shard}
-            if absent := sorted(listed - file.infos.keys()):
-                raise ModelFileError(
-                    f"tensor {absent[0]} is not in {shard}", str(index), "fetch the model again"
-                )
-            file.infos = {name: file.infos[name] for name in file.infos if name in listed}
-    except BaseException:
-        for file in files:
-            file.__exit__()
-        raise
-    return files
-
-
-def _settle_head(config: ModelConfig, family: Family, where: dict[str, TensorFile]) -> ModelConfig:
-    """Untie a head that the config ties and the file holds with other values; drop one that is equal."""
-    embedding, head = (family.tensor_name(f"{part}.weight") for part in ("embedding", "head"))
-    if not config.tied_head or head not in where:
-        return config
-    if embedding not in where:  # the same matrix under its other name
-        where[head].infos[embedding] = where[head].infos[head]
-        where[embedding] = where.pop(head)
-        return config
-    one, other = where[embedding].read(embedding), where[head].read(head)
-    if one.dtype == other.dtype and torch.equal(one, other):
-        where.pop(head)
-        return config
-    return config.model_copy(update={"tied_head": False})
-
-
-def _check_size(config: ModelConfig, where: dict[str, TensorFile], folder: Path) -> None:
-    """First of all: an absurd config must not make an absurd number of modules, or overflow a shape."""
-    held = {match.group(1) for name in where if (match := re.match(r"model\.layers\.(\d+)\.", name))}
-    if config.unique_layers != len(held):
-        counts = f"config.json says {config.unique_layers:,} layers, the weights hold {len(held):,}"
-        raise ModelFileError(counts, str(folder), _MISMATCH)
-    if config.parameter_count() > 2**48:
-        raise ModelFileError(
-            f"config.json asks for {config.parameter_count():,} parameters", str(folder), _MISMATCH
-        )
-
-
-_MISMATCH = "config.json and the weights do not belong together; fetch the model again"
-
-
-def _match(
-    shapes: Decoder, family: Family, where: dict[str, TensorFile], folder: Path
-) -> list[tuple[str, str]]:
-    """(name in the files, name in the decoder) in the order of the files; every tensor accounted for."""
-    parameters = dict(shapes.named_parameters())
-    wanted = {family.tensor_name(name): name for name in parameters}
-    if missing := [name for name in wanted if name not in where]:
-        raise ModelFileError(f"{_some(missing)} missing from the weights", str(folder), _MISMATCH)
-    if unknown := [name for name in where if name not in wanted and not _COMPUTED.fullmatch(name)]:
-        message = f"{_some(unknown)} not part of a {family.model_type} model of this config"
-        raise ModelFileError(message, str(folder), _MISMATCH)
-    for name, parameter in wanted.items():
-        info, shape = where[name].infos[name], tuple(parameters[parameter].shape)
-        if info.shape != shape:
-            message = f"tensor {name} has shape {list(info.shape)}, config.json asks for {list(shape)}"
-            raise ModelFileError(message, str(where[name].path), _MISMATCH)
-        if info.dtype not in _FLOATS:
-            kind = str(info.dtype).removeprefix("torch.")
-            message = f"tensor {name} is {kind}: quantized weights cannot be read"
-            raise ModelFileError(message, str(where[name].path), "use the model's unquantized weights")
-    order = sorted(wanted, key=lambda name: (str(where[name].path), where[name].infos[name].offset))
-    return [(name, wanted[name]) for name in order]
-
-
-def _some(names: list[str]) -> str:
-    if len(names) == 1:
-        return f"tensor {names[0]} is"
-    return f"{len(names)} tensors ({names[0]}, {names[1]}{', ...' if len(names) > 2 else ''}) are"
 
 
 # --- saving -------------------------------------------------------------------------------------------------

@@ -85,6 +85,28 @@ class TensorFile:
         self._fill(info.offset, tensor)
         return tensor
 
+    def read_rows(self, name: str, start: int, end: int) -> Tensor:
+        """Rows start to end of a matrix as a new CPU tensor, in the dtype of the file."""
+        info = self.infos[name]
+        rows = torch.empty((end - start, *info.shape[1:]), dtype=info.dtype)
+        self.read_rows_into(name, start, rows)
+        return rows
+
+    def read_rows_into(self, name: str, start: int, target: Tensor) -> None:
+        """Fill `target`, in the file's dtype, with the rows from `start` on."""
+        info = self.infos[name]
+        row = info.elements // max(info.shape[0], 1) * info.dtype.itemsize
+        self._fill(info.offset + start * row, target)
+
+    def forget(self, name: str, start: int = 0, end: int | None = None) -> None:
+        """Let the system drop these rows of a tensor from its page cache, where it can be told."""
+        if hasattr(os, "posix_fadvise"):
+            info = self.infos[name]
+            rows = info.shape[0] if info.shape else 1
+            row = info.elements // max(rows, 1) * info.dtype.itemsize
+            begin, size = info.offset + start * row, ((rows if end is None else end) - start) * row
+            os.posix_fadvise(self._file.fileno(), begin, size, os.POSIX_FADV_DONTNEED)
+
     def _fill(self, offset: int, tensor: Tensor) -> None:
         if tensor.numel() == 0:
             return

@@ -36,7 +36,10 @@ class Visibility:
 
 @dataclass(frozen=True)
 class Context:
-    """positions_BT: int64. counts: tokens that each row appends to the cache, empty without one."""
+    """positions_BT: int64. counts: tokens that each row appends to the cache, empty without one.
+
+    seed: from which every layer's dropout is drawn; None leaves it to torch's global generator.
+    """
 
     positions_BT: Tensor
     rotary: RotaryTables | None
@@ -44,6 +47,7 @@ class Context:
     counts: list[int] = field(default_factory=list)
     external_BTE: Tensor | None = None
     memory: MemoryBank | None = None
+    seed: int | None = None
     made: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -61,6 +65,7 @@ def make_context(
     cache: Cache | None = None,
     external_BTE: Tensor | None = None,
     memory: MemoryBank | None = None,
+    seed: int | None = None,
 ) -> Context:
     """Without a cache, tokens see earlier tokens of their own segment; with one, also all that their row holds.
 
@@ -87,7 +92,7 @@ def make_context(
     tables = rotary(positions_BT) if rotary is not None else None
     if memory is not None:
         memory.begin()
-    return Context(positions_BT, tables, visibility, counts, external_BTE, memory)
+    return Context(positions_BT, tables, visibility, counts, external_BTE, memory, seed)
 
 
 def _after(lengths: list[int], tokens: int, device: torch.device) -> Tensor:

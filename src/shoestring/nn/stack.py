@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from shoestring.core.seeds import derive_seed
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import Context
 from shoestring.nn.recompute import recomputing_nothing
@@ -37,6 +38,12 @@ def add_losses(total: Aux, extra: Aux) -> None:
         total[name] = total[name] + loss if name in total else loss
 
 
+def draw_at(context: Context, position: int) -> None:
+    """Give the layer at this position its own stream of random numbers, where the context has a seed."""
+    if context.seed is not None:
+        torch.manual_seed(derive_seed(context.seed, position))
+
+
 class SequentialRun:
     """Block after block on one stream."""
 
@@ -51,6 +58,7 @@ class SequentialRun:
         aux: Aux = {}
         for position, index in enumerate(self.order):
             layer_cache = cache.layer(position) if cache is not None else None
+            draw_at(context, position)
             x_BTD, extra = call(blocks[index], x_BTD, context, layer_cache)
             add_losses(aux, extra)
         return x_BTD, aux

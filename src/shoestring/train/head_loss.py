@@ -1,8 +1,9 @@
 """Output head and cross-entropy in one function, in row chunks: the [N, V] logits never exist as a whole.
 
 Each chunk computes its logits, its loss, and at once the gradients for the hidden states and the head's weight,
-so the backward pass is a scaling and nothing is computed twice. Serves the resident and the streamed step.
-`head_loss_plain` is the twin. The idea of fusing the two is from Liger Kernel (arXiv 2410.10989).
+so the backward pass is a scaling and nothing is computed twice. A frozen head goes by blocks of the vocabulary instead
+(`frozen_head_loss`), which may come from disk. `head_loss_plain` is the twin of both. The idea of fusing head and loss is
+from Liger Kernel (arXiv 2410.10989).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoestring.core.matmul import product
+from shoestring.train.frozen_head_loss import FrozenHeadLoss
 
 IGNORED = -100
 CHUNK_BYTES = 100_000_000  # of float32 logits: large enough for full matmul speed, small beside the model
@@ -20,8 +22,8 @@ CHUNK_BYTES = 100_000_000  # of float32 logits: large enough for full matmul spe
 def head_loss(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor) -> tuple[Tensor, int]:
     """Sum of the cross-entropy in nats over labels that are not −100, as a float32 scalar, and their number.
 
-    `head` must be a bias-free projection with a `weight` [V, D] and a `softcap` (None: none). Differentiable in
-    both; a frozen head costs no weight gradient.
+    `head` must be a bias-free projection with a `weight` [V, D], its `blocks` and a `softcap` (None: none).
+    Differentiable in both; a frozen head costs no weight gradient.
     """
     rows = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     labels = labels_BT.reshape(-1)
@@ -29,6 +31,8 @@ def head_loss(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor) -> t
     count = int(kept.sum())
     if count < labels.numel():
         rows, labels = rows[kept], labels[kept]
+    if not head.weight.requires_grad:
+        return FrozenHeadLoss.apply(rows, head.blocks, labels, head.softcap), count
     return _HeadLoss.apply(rows, head.weight, labels, head.softcap), count
 
 

@@ -18,6 +18,7 @@ from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
 from shoestring.nn.memory.bank import MemoryBank
 from shoestring.train import parallel
+from shoestring.train.dropout import microbatch_seeds
 from shoestring.train.memories import Memories
 from shoestring.train.objective import Loss, Objective, label_count
 
@@ -34,14 +35,19 @@ def forward_loss(
     batch: Batch,
     compute: torch.dtype = torch.float32,
     memory: MemoryBank | None = None,
+    seed: int | None = None,
 ) -> tuple[Loss, dict[str, Tensor]]:
-    """The objective's loss, and the decoder's extra losses. compute: the dtype that matmuls run in."""
+    """The objective's loss, and the decoder's extra losses.
+
+    compute: the dtype that matmuls run in. seed: of dropout.
+    """
     kind = batch.tokens_BT.device.type
     with torch.autocast(kind, dtype=compute, enabled=compute != torch.float32):
         remembered = {} if memory is None else {"memory": memory}
         hidden_BTD, aux = model(
-            batch.tokens_BT, batch.positions_BT, batch.segments_BT, external_BTE=batch.external_BTE, **remembered
-        )
+            batch.tokens_BT, batch.positions_BT, batch.segments_BT, external_BTE=batch.external_BTE, seed=seed,
+            **remembered,
+        )  # fmt: skip
         return objective(hidden_BTD, model.head, batch), aux
 
 
@@ -69,17 +75,18 @@ class ResidentStep:
         counts = [label_count(batch) for batch in microbatches]
         total = int(parallel.sum_numbers(sum(counts))[0])
         summed, metrics = 0.0, dict[str, float]()
-        for number, (batch, count) in enumerate(zip(microbatches, counts, strict=True)):
-            if not count:
-                continue
-            memory = self.memories.of_microbatch(number) if self.memories is not None else None
-            loss, aux = forward_loss(self.model, self.objective, batch, self.compute, memory)
-            objective = loss.sum + sum(aux.values()) * loss.count
-            (objective / total).backward()
-            summed += float(objective.detach())
-            loss.metrics.update({name: float(extra.detach()) * loss.count for name, extra in aux.items()})
-            for name, value in loss.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value
+        with microbatch_seeds(self.model, len(microbatches)) as seeds:
+            for number, (batch, count, seed) in enumerate(zip(microbatches, counts, seeds, strict=True)):
+                if not count:
+                    continue
+                memory = self.memories.of_microbatch(number) if self.memories is not None else None
+                loss, aux = forward_loss(self.model, self.objective, batch, self.compute, memory, seed)
+                objective = loss.sum + sum(aux.values()) * loss.count
+                (objective / total).backward()
+                summed += float(objective.detach())
+                loss.metrics.update({name: float(extra.detach()) * loss.count for name, extra in aux.items()})
+                for name, value in loss.metrics.items():
+                    metrics[name] = metrics.get(name, 0.0) + value
         if self.memories is not None:
             self.memories.commit()
         parallel.sum_gradients(self.model.parameters())

@@ -1,0 +1,141 @@
+"""A decoder that is larger than memory: base weights stay on disk, adapters, norms and biases in memory.
+
+It is an ordinary `Decoder`: adapters attach to it, any torch optimizer trains them, `LanguageModel` decodes with it.
+Only one block at a time has its weights; the others hold placeholders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoestring.core.errors import ModelFileError
+from shoestring.models.builder import build
+from shoestring.models.config import ModelConfig
+from shoestring.models.decoder import Decoder
+from shoestring.nn.config import block_order
+from shoestring.offload.config import StoreFormat
+from shoestring.offload.ends import DiskEmbedding, StreamedHead
+from shoestring.offload.run import StreamedRun
+from shoestring.offload.store import Store, empty_block, open_store
+from shoestring.offload.stream import LayerStream, placeholder
+
+
+class StreamedDecoder(Decoder):
+    """Made by `open_streamed`. `stream` brings blocks in, `run` says when."""
+
+    stream: LayerStream
+    run: StreamedRun
+    head: StreamedHead
+    embedding: DiskEmbedding
+
+    @contextlib.contextmanager
+    def present(self, index: int) -> Iterator[nn.Module]:
+        """Inside, block `index` has its weights."""
+        self.stream.bring(index)
+        yield self.blocks[index]
+
+    @property
+    def waited(self) -> float:
+        """Seconds that computing has waited for the disk so far."""
+        return self.stream.waited + self.head.waited
+
+    def close(self) -> None:
+        """End the reading threads and close the files."""
+        self.stream.close()
+        self.head.close()
+        self.embedding.close()
+
+
+def open_streamed(
+    folder: str | Path,
+    weights: StoreFormat = "source",
+    slots: int = 2,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prefetch: bool = True,
+    say: Callable[[str], Any] | None = None,
+) -> StreamedDecoder:
+    """The model in a folder, its layers streamed through `slots` buffers, everything frozen.
+
+    weights: how layers are kept on disk; formats that the folder does not have are made once, in the cache. dtype: that
+    dense weights are used in. Raises ModelFileError (broken, changed or unsupported models), RunError (full disk).
+    """
+    store = open_store(folder, weights, say)
+    try:
+        _check_kinds(store.config, folder)
+        return _assemble(store, slots, device, dtype, prefetch)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _check_kinds(config: ModelConfig, folder: str | Path) -> None:
+    refused = {
+        f"{config.block} blocks": config.block != "sequential",
+        "a memory bank": config.memory is not None,
+        "value residuals": config.value_residual,
+    }
+    for kind, is_there in refused.items():
+        if is_there:
+            raise ModelFileError(f"a model with {kind} cannot be streamed layer by layer", str(folder))
+
+
+def _assemble(
+    store: Store, slots: int, device: torch.device | str, dtype: torch.dtype, prefetch: bool
+) -> StreamedDecoder:
+    config, places = store.config, store.files.places
+    plain = build(config, device="meta", dtype=dtype)
+    blocks = nn.ModuleList(empty_block(config, index, store.format) for index in range(config.unique_layers))
+    stream_names = {piece.name for piece in store.layers[0]}
+    for index, block in enumerate(blocks):
+        _settle(block, f"blocks.{index}.", stream_names, store, device, dtype)
+    outside = nn.ModuleDict({"inputs": plain.inputs, "norm": plain.norm})
+    _settle(outside, "", set(), store, device, dtype)
+    weight = nn.Parameter(placeholder(plain.embedding.weight.shape, dtype, device), requires_grad=False)
+    head_weight = weight
+    if not config.tied_head:
+        head_weight = nn.Parameter(placeholder(plain.head.weight.shape, dtype, device), requires_grad=False)
+    stream = LayerStream(store, blocks, slots, dtype, device, prefetch)
+    run = StreamedRun(tuple(block_order(config.layers, config.sharing)), stream)
+    decoder = StreamedDecoder(
+        config,
+        embedding=DiskEmbedding(weight, places["embedding.weight"]),
+        inputs=dict(plain.inputs.items()),
+        blocks=list(blocks),
+        run=run,
+        norm=plain.norm,
+        head=StreamedHead(
+            head_weight, places["embedding.weight" if config.tied_head else "head.weight"], config.logit_softcap
+        ),
+        rotary=plain.rotary,
+        make_cache=plain._make_cache,
+    )
+    decoder.stream, decoder.run = stream, run
+    return decoder.requires_grad_(False)
+
+
+def _settle(
+    root: nn.Module, prefix: str, streamed: set[str], store: Store, device: torch.device | str, dtype: torch.dtype
+) -> None:
+    """Placeholders for what is streamed; everything else read from the model's files."""
+    for module_name, module in root.named_modules():
+        own: list[tuple[dict[str, Any], bool]] = [(module._parameters, True), (module._buffers, False)]
+        for table, is_parameter in own:
+            for last, old in table.items():
+                if old is None:
+                    continue
+                name = f"{module_name}.{last}" if module_name else last
+                if name in streamed:
+                    kept = dtype if is_parameter else old.dtype
+                    new = placeholder(old.shape, kept, device)
+                else:
+                    new = torch.empty(old.shape, dtype=dtype, device=device)
+                    place = store.files.places[prefix + name]
+                    place.file.read_into(place.tensor, new)
+                table[last] = nn.Parameter(new, requires_grad=False) if is_parameter else new

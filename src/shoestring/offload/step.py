@@ -1,0 +1,138 @@
+"""One optimizer step that reads every layer twice, however many microbatches there are: layer by layer.
+
+Up: a layer is brought in once and runs every microbatch without a graph; only inputs of layers are kept. At the top the
+head passes by once for the loss of all microbatches. Down: a layer is brought in once, runs each microbatch again from
+its kept input, with a graph, and goes backward. The same loss and gradients as `train.step.ResidentStep`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shoestring.data.batch import Batch
+from shoestring.nn.context import Context, make_context
+from shoestring.nn.recompute import recomputing_nothing
+from shoestring.nn.replay import Replay
+from shoestring.nn.stack import Aux, draw_at
+from shoestring.offload.model import StreamedDecoder
+from shoestring.train import parallel
+from shoestring.train.dropout import microbatch_seeds
+from shoestring.train.objective import Loss, Objective, label_count
+
+
+class StreamedStep:
+    """A `train.step.Step`. compute: the dtype that matmuls run in (autocast)."""
+
+    def __init__(self, model: StreamedDecoder, objective: Objective, compute: torch.dtype = torch.float32):
+        self.model, self.objective, self.compute = model, objective, compute
+
+    def __call__(self, microbatches: Sequence[Batch]) -> Loss:
+        self.model.stream.store.source.check()
+        counts = [label_count(batch) for batch in microbatches]
+        total = int(parallel.sum_numbers(sum(counts))[0])
+        summed, metrics = 0.0, dict[str, float]()
+        with microbatch_seeds(self.model, len(microbatches)) as seeds:
+            parts = [
+                _Part(self.model, batch, count, seed)
+                for batch, count, seed in zip(microbatches, counts, seeds, strict=True)
+                if count
+            ]
+            kind = self.model.embedding.weight.device.type
+            with torch.autocast(kind, dtype=self.compute, enabled=self.compute != torch.float32):
+                self._up(parts)
+                if parts:
+                    loss = self._top(parts, total)
+                    summed, metrics = float(loss.sum.detach()), dict(loss.metrics)
+                self._down(parts, total)
+        for part in parts:
+            for name, value in part.aux.items():
+                summed += value * part.count
+                metrics[name] = metrics.get(name, 0.0) + value * part.count
+        parallel.sum_gradients(self.model.parameters())
+        summed, *values = parallel.sum_numbers(summed, *metrics.values())
+        return Loss(torch.tensor(summed, dtype=torch.float64), total, dict(zip(metrics, values, strict=True)))
+
+    @torch.no_grad()
+    def _up(self, parts: list[_Part]) -> None:
+        for position, index in enumerate(self.model.run.order):
+            self.model.run.bring(position)
+            for part in parts:
+                part.kept.append(part.x_BTD)
+                part.choices.append(Replay())
+                part.x_BTD, aux = part.through(self.model.blocks[index], position, part.x_BTD)
+                part.add(aux)
+
+    def _top(self, parts: list[_Part], total: int) -> Loss:
+        """The loss of all parts; leaves in each the gradient of its last layer's output."""
+        ends = [part.x_BTD.requires_grad_() for part in parts]
+        hidden = [self.model.norm(end) for end in ends]
+        if len(parts) == 1:
+            loss = self.objective(hidden[0], self.model.head, parts[0].batch)
+        else:  # as one long row, so that the head is read once
+            loss = self.objective(_row(hidden), self.model.head, _merged([part.batch for part in parts]))
+        gradients = torch.autograd.grad(loss.sum / total, ends)
+        for part, gradient in zip(parts, gradients, strict=True):
+            part.x_BTD, part.gradient = None, gradient
+        return loss
+
+    def _down(self, parts: list[_Part], total: int) -> None:
+        order = self.model.run.order
+        for position in range(len(order) - 1, -1, -1):
+            self.model.run.bring(position, down=True)
+            for part in parts:
+                entering = part.kept.pop().requires_grad_(position > 0)
+                y_BTD, aux = part.through(self.model.blocks[order[position]], position, entering)
+                outputs, gradients = [y_BTD], [part.gradient]
+                for extra in aux.values():
+                    outputs.append(extra)
+                    gradients.append(torch.full_like(extra, part.count / total))
+                if y_BTD.requires_grad:
+                    torch.autograd.backward(outputs, gradients)
+                part.gradient, entering.grad = entering.grad, None
+
+
+class _Part:
+    """A microbatch on its way: kept holds the inputs of the layers that it went through."""
+
+    def __init__(self, model: StreamedDecoder, batch: Batch, count: int, seed: int | None):
+        self.batch, self.count = batch, count
+        self.context: Context = make_context(
+            batch.tokens_BT, model.rotary, batch.positions_BT, batch.segments_BT, None, batch.external_BTE, None, seed
+        )
+        with torch.no_grad():
+            x_BTD = model.embedding(batch.tokens_BT)
+            for add in model.inputs.values():
+                x_BTD = add(x_BTD, self.context)
+        self.x_BTD: Tensor | None = x_BTD
+        self.gradient: Tensor | None = None
+        self.kept: list[Tensor] = []
+        self.choices: list[Replay] = []
+        self.aux: dict[str, float] = {}
+
+    def through(self, block: torch.nn.Module, position: int, x_BTD: Tensor) -> tuple[Tensor, Aux]:
+        draw_at(self.context, position)
+        with self.choices[position].run(), recomputing_nothing():
+            return block(x_BTD, self.context, None)
+
+    def add(self, aux: Aux) -> None:
+        for name, value in aux.items():
+            self.aux[name] = self.aux.get(name, 0.0) + float(value)
+
+
+def _row(tensors: list[Tensor]) -> Tensor:
+    """[1, tokens of all, ...]."""
+    return torch.cat([tensor.flatten(0, 1) for tensor in tensors]).unsqueeze(0)
+
+
+def _merged(batches: list[Batch]) -> Batch:
+    external = [batch.external_BTE for batch in batches]
+    return Batch(
+        _row([batch.tokens_BT for batch in batches]),
+        _row([batch.labels_BT for batch in batches]),
+        _row([batch.positions_BT.expand_as(batch.tokens_BT) for batch in batches]),
+        _row([batch.segments_BT for batch in batches]),
+        None if external[0] is None else _row([vectors for vectors in external if vectors is not None]),
+    )

@@ -1,0 +1,225 @@
+"""Where streamed layers come from: the model's own safetensors files, or a store made from them once.
+
+    STORE/manifest.json              format, SHA-256 of the source, each layer's size and CRC-32
+    STORE/layer-00000.safetensors    the layer's matrices in float32 or bfloat16, or its quantized linears
+
+What is one-dimensional (norms, biases) is small and stays in memory, from the source; so do embedding and head on disk.
+A store appears whole or not at all. It stands in the cache, under a name made of the source's content and the format.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shoestring.core.errors import ModelFileError
+from shoestring.core.files import atomic_folder, cache_dir, remove_stale
+from shoestring.models.builder import build_block
+from shoestring.models.config import ModelConfig
+from shoestring.models.weight_files import WeightFiles
+from shoestring.models.weights import TensorFile
+from shoestring.nn.quantized import four_bit, int8  # noqa: F401  importing them makes their configs known
+from shoestring.nn.replace import replace_linears
+from shoestring.offload.config import QUANTIZED, StoreFormat
+from shoestring.offload.source import Source
+
+MANIFEST, _VERSION = "manifest.json", 1
+_DENSE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Say = Any
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of a layer. name: in the block, as attention.query.weight."""
+
+    name: str
+    file: TensorFile
+    tensor: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.file.infos[self.tensor].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.file.infos[self.tensor].shape
+
+    @property
+    def bytes(self) -> int:
+        info = self.file.infos[self.tensor]
+        return info.elements * info.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Store:
+    """layers: the pieces of each. checks: CRC-32 of a layer's pieces in their order, None where the files have none."""
+
+    config: ModelConfig
+    format: StoreFormat
+    source: Source
+    layers: tuple[tuple[Piece, ...], ...]
+    checks: tuple[int, ...] | None
+    files: WeightFiles
+    own: tuple[TensorFile, ...] = ()
+
+    def close(self) -> None:
+        self.files.close()
+        for file in self.own:
+            file.__exit__()
+
+
+def empty_block(config: ModelConfig, index: int, format: StoreFormat) -> nn.Module:
+    """The block on the meta device, its linears as the store keeps them."""
+    with torch.device("meta"):
+        block = build_block(config, index)
+        if format in QUANTIZED:
+            replace_linears(block, QUANTIZED[format], lambda *_: True)
+    return block
+
+
+def open_store(folder: str | Path, format: StoreFormat = "source", say: Say = None) -> Store:
+    """The layers of the model in a folder, made ready in this format if they are not yet.
+
+    Raises ModelFileError for a broken or changed source and a corrupted store, RunError for a full disk.
+    """
+    files = WeightFiles(folder)
+    try:
+        source = Source.of([file.path for file in files.files])
+        if format in _DENSE and all(place.info.dtype == _DENSE[format] for place in files.places.values()):
+            format = "source"
+        if format == "source":
+            return Store(files.config, format, source, _source_layers(files), None, files)
+        place = store_folder(source, format)
+        if not (place / MANIFEST).is_file():
+            _make(place, files, format, source, say)
+        return _open_made(place, files, format, source)
+    except BaseException:
+        files.close()
+        raise
+
+
+def store_folder(source: Source, format: StoreFormat) -> Path:
+    """Where the store of a source stands."""
+    return cache_dir() / "stores" / f"{source.key}-{format}"
+
+
+def store_bytes(config: ModelConfig, format: StoreFormat) -> int:
+    """Bytes of all layers in this format, "source" counted as float32."""
+    return config.unique_layers * layer_bytes(empty_block(config, 0, format), _DENSE.get(format, torch.float32))
+
+
+def layer_bytes(block: nn.Module, dense: torch.dtype) -> int:
+    """Bytes of what is streamed of a block."""
+    return sum(
+        tensor.numel() * (dense.itemsize if isinstance(tensor, nn.Parameter) else tensor.dtype.itemsize)
+        for _, tensor in streamed(block)
+    )
+
+
+def streamed(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What of a block goes through the buffers, by name: matrices, and all of a quantized linear but its bias.
+
+    Like parts of neighbouring linears follow each other, so that those that share an input lie in one stretch.
+    """
+    tensors = [*block.named_parameters(), *block.named_buffers()]
+    chosen = [(name, t) for name, t in tensors if (t.dim() >= 2 if isinstance(t, nn.Parameter) else _is_code(name))]
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name, _ in chosen))
+    return iter(sorted(chosen, key=lambda item: kinds.index(item[0].rpartition(".")[2])))
+
+
+def _is_code(name: str) -> bool:
+    return name.rpartition(".")[2] != "bias"
+
+
+def _source_layers(files: WeightFiles) -> tuple[tuple[Piece, ...], ...]:
+    config = files.config
+    names = [name for name, _ in streamed(empty_block(config, 0, "source"))]
+    return tuple(
+        tuple(
+            Piece(name, place.file, place.tensor)
+            for name in names
+            for place in [files.places[f"blocks.{index}.{name}"]]
+        )
+        for index in range(config.unique_layers)
+    )
+
+
+def _make(place: Path, files: WeightFiles, format: StoreFormat, source: Source, say: Say) -> None:
+    """Write the store, one layer in memory at a time."""
+    config = files.config
+    if say is not None:
+        say(f"making a {format} copy of the layers, once: {place}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(place)
+    layers: list[dict[str, int | str]] = []
+    with atomic_folder(place) as temporary:
+        for index in range(config.unique_layers):
+            tensors = _layer(files, index, format)
+            name = f"layer-{index:05d}.safetensors"
+            save_file(tensors, temporary / name)
+            layers.append({"file": name, "bytes": (temporary / name).stat().st_size, "crc32": _crc(tensors.values())})
+        content = {"version": _VERSION, "format": format, "source": source.digest, "layers": layers}
+        (temporary / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _layer(files: WeightFiles, index: int, format: StoreFormat) -> dict[str, Tensor]:
+    """What the store keeps of one layer, by name."""
+    with torch.device("meta"):
+        block = build_block(files.config, index)
+    for name, parameter in list(block.named_parameters()):
+        place = files.places[f"blocks.{index}.{name}"]
+        tensor = torch.empty(parameter.shape, dtype=_DENSE.get(format, torch.float32))
+        place.file.read_into(place.tensor, tensor)
+        place.file.forget(place.tensor)
+        owner, _, last = name.rpartition(".")
+        setattr(block.get_submodule(owner), last, nn.Parameter(tensor, requires_grad=False))
+    if format in QUANTIZED:
+        replace_linears(block, QUANTIZED[format], lambda *_: True)
+    return {name: tensor.detach().contiguous() for name, tensor in streamed(block)}
+
+
+def _crc(tensors) -> int:
+    value = 0
+    for tensor in tensors:
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+    return value
+
+
+def _open_made(place: Path, files: WeightFiles, format: StoreFormat, source: Source) -> Store:
+    """The store in `place`, checked against its manifest; contents are checked as they are first read."""
+    broken = f"delete the folder {place}: it is made again from the model"
+    own: list[TensorFile] = []
+    try:
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        listed = [(entry["file"], int(entry["bytes"]), int(entry["crc32"])) for entry in manifest["layers"]]
+        made = (manifest["version"], manifest["format"], manifest["source"], len(listed))
+        if made != (_VERSION, format, source.digest, files.config.unique_layers):
+            raise ValueError("it was made by another version, or from other weights")
+        expected = [name for name, _ in streamed(empty_block(files.config, 0, format))]
+        for index, (name, size, _) in enumerate(listed):
+            if name != f"layer-{index:05d}.safetensors":
+                raise ValueError(f"layer {index} is called {name!r}")
+            if (place / name).stat().st_size != size:
+                raise ValueError(f"{name} has {(place / name).stat().st_size:,} bytes instead of {size:,}")
+            file = TensorFile(place / name)
+            own.append(file)
+            if set(file.infos) != set(expected):
+                raise ValueError(f"{name} holds other tensors than this model's layers")
+        layers = tuple(tuple(Piece(name, file, name) for name in expected) for file in own)
+        return Store(files.config, format, source, layers, tuple(crc for *_, crc in listed), files, tuple(own))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        for file in own:
+            file.__exit__()
+        raise ModelFileError(f"the store of streamed layers is broken: {error}", str(place), broken) from error
+    except ModelFileError:
+        for file in own:
+            file.__exit__()
+        raise

@@ -1,0 +1,97 @@
+"""The streamed step against the resident one: the same loss, gradients and adapters after 20 steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from shoestring.models.folder import load_model
+from shoestring.offload.model import open_streamed
+from shoestring.offload.step import StreamedStep
+from shoestring.train.objective import next_token
+from shoestring.train.step import ResidentStep
+from tests.offload import tiny
+
+
+def run(step, model, microbatches: int, steps: int) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
+    optimizer = torch.optim.AdamW(list(tiny.trained(model).values()), lr=1e-2)
+    torch.manual_seed(7)
+    losses, gradients = [], []
+    for number in range(steps):
+        losses.append(step(tiny.batches(microbatches, seed=number)).mean)
+        gradients.append({name: p.grad.clone() for name, p in tiny.trained(model).items()})
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses, gradients
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_twenty_streamed_steps_are_twenty_resident_ones(tmp_path, family, tied, microbatches, dropout):
+    folder = tiny.save(tmp_path / "model", family, tied)
+    resident = tiny.adapt(load_model(folder, dtype=torch.float64), dropout=dropout)
+    streamed = tiny.adapt(open_streamed(folder, dtype=torch.float64), dropout=dropout)
+    expected, found = (
+        run(kind(model, next_token), model, microbatches, 20)
+        for kind, model in ((ResidentStep, resident), (StreamedStep, streamed))
+    )
+    assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), rtol=1e-12, atol=1e-12)
+    for one, other in zip(found[1], expected[1], strict=True):
+        assert_close(one, other, rtol=1e-8, atol=1e-10)
+    assert_close(dict(tiny.trained(streamed)), dict(tiny.trained(resident)), rtol=1e-8, atol=1e-8)
+    streamed.close()
+
+
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.2}, {"dora": True}, {"rank_stabilized": True}])
+def test_with_one_microbatch_and_the_same_recomputation_the_steps_agree_in_every_bit(tmp_path, settings):
+    folder = tiny.save(tmp_path / "model", dtype=torch.float32)
+    resident = tiny.adapt(load_model(folder), **settings)
+    streamed = tiny.adapt(open_streamed(folder), **settings)
+    resident.checkpoint_blocks = "full"
+    (expected, theirs), (found, ours) = (
+        run(kind(model, next_token), model, 1, 3)
+        for kind, model in ((ResidentStep, resident), (StreamedStep, streamed))
+    )
+    assert found == expected
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), name
+    streamed.close()
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_a_step_reads_each_layer_twice_but_for_those_still_held(tmp_path, slots):
+    folder = tiny.save(tmp_path / "model")
+    model = tiny.adapt(open_streamed(folder, slots=slots, dtype=torch.float64))
+    step = StreamedStep(model, next_token)
+    step(tiny.batches(3))
+    before = model.stream.reads
+    for _ in range(4):
+        step(tiny.batches(3))
+    assert (model.stream.reads - before) / 4 == 2 * (tiny.LAYERS - slots)
+    model.close()
+
+
+def test_backward_works_through_a_streamed_model_as_through_any_other(tmp_path):
+    folder = tiny.save(tmp_path / "model", tied=False)
+    resident = tiny.adapt(load_model(folder, dtype=torch.float64))
+    streamed = tiny.adapt(open_streamed(folder, dtype=torch.float64))
+    (batch,) = tiny.batches(1)
+    for model in (resident, streamed):
+        hidden_BTD, _ = model(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        next_token(hidden_BTD, model.head, batch).sum.backward()
+    for name, parameter in tiny.trained(resident).items():
+        assert_close(tiny.trained(streamed)[name].grad, parameter.grad)
+    streamed.close()
+
+
+def test_a_block_that_is_not_brought_in_cannot_be_used_by_mistake(tmp_path):
+    model = open_streamed(tiny.save(tmp_path / "model"), dtype=torch.float64)
+    with model.present(1) as block:
+        assert torch.isfinite(block.attention.query.weight).all()
+        assert torch.isnan(model.blocks[0].attention.query.weight).all()
+    model.close()
