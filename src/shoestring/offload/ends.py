@@ -21,16 +21,16 @@ from shoestring.train.frozen_head_loss import block_rows
 _BUFFERS = 2
 
 
-class DiskEmbedding(nn.Module):
+class DiskEmbedding(nn.Embedding):
     """tokens [...] -> rows [..., D] in the dtype and on the device of `weight`, which only tells shape and place."""
 
     def __init__(self, weight: nn.Parameter, place: Place):
-        super().__init__()
+        super().__init__(weight.shape[0], weight.shape[1], _weight=weight)
         self.weight = weight
         self._file, self._tensor = TensorFile(place.file.path), place.tensor
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        ids, where = torch.unique(tokens, return_inverse=True)
+    def forward(self, input: Tensor) -> Tensor:
+        ids, where = torch.unique(input, return_inverse=True)
         info = self._file.infos[self._tensor]
         rows = torch.empty((len(ids), info.shape[1]), dtype=info.dtype)
         for number, row in enumerate(ids.tolist()):
@@ -50,7 +50,7 @@ class StreamedHead(Head):
         self._file, self._tensor = TensorFile(place.file.path), place.tensor
         self._stored = place.info.dtype
         self._prefetch: Prefetch | None = None
-        self._buffers: list[Tensor] = []
+        self._memory: list[Tensor] = []
         self._rows = 0
         self.waited_before = 0.0
 
@@ -76,7 +76,7 @@ class StreamedHead(Head):
         for number, first in enumerate(firsts):
             # After the last block the first one is read again: for the next pass over the head.
             coming = [*range(number + 1, len(firsts)), *range(len(firsts))]
-            buffer = self._buffers[reader.take(number, coming)]
+            buffer = self._memory[reader.take(number, coming)]
             yield first, buffer[: min(rows, vocabulary - first)].to(device=device, dtype=self.weight.dtype)
 
     def close(self) -> None:
@@ -91,15 +91,15 @@ class StreamedHead(Head):
             self.waited_before += self._prefetch.waited
             self._prefetch.close()
         self._rows = rows
-        if not self._buffers or self._buffers[0].shape[0] < rows:
+        if not self._memory or self._memory[0].shape[0] < rows:
             shape = (rows, self.weight.shape[1])
-            self._buffers = []
-            self._buffers = [torch.empty(shape, dtype=self._stored) for _ in range(_BUFFERS)]
+            self._memory = []
+            self._memory = [torch.empty(shape, dtype=self._stored) for _ in range(_BUFFERS)]
         self._prefetch = Prefetch(self._read, _BUFFERS)
         return self._prefetch
 
     def _read(self, number: int, buffer: int) -> None:
         first = number * self._rows
         rows = min(self._rows, self.weight.shape[0] - first)
-        self._file.read_rows_into(self._tensor, first, self._buffers[buffer][:rows])
+        self._file.read_rows_into(self._tensor, first, self._memory[buffer][:rows])
         self._file.forget(self._tensor, first, first + rows)

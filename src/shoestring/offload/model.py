@@ -97,10 +97,11 @@ def _assemble(
         _settle(block, f"blocks.{index}.", stream_names, store, device, dtype)
     outside = nn.ModuleDict({"inputs": plain.inputs, "norm": plain.norm})
     _settle(outside, "", set(), store, device, dtype)
-    weight = nn.Parameter(placeholder(plain.embedding.weight.shape, dtype, device), requires_grad=False)
+    shape = (config.vocabulary, config.width)
+    weight = nn.Parameter(placeholder(shape, dtype, device), requires_grad=False)
     head_weight = weight
     if not config.tied_head:
-        head_weight = nn.Parameter(placeholder(plain.head.weight.shape, dtype, device), requires_grad=False)
+        head_weight = nn.Parameter(placeholder(shape, dtype, device), requires_grad=False)
     stream = LayerStream(store, blocks, slots, dtype, device, prefetch)
     run = StreamedRun(tuple(block_order(config.layers, config.sharing)), stream)
     decoder = StreamedDecoder(

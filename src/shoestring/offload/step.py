@@ -75,7 +75,7 @@ class StreamedStep:
             loss = self.objective(_row(hidden), self.model.head, _merged([part.batch for part in parts]))
         gradients = torch.autograd.grad(loss.sum / total, ends)
         for part, gradient in zip(parts, gradients, strict=True):
-            part.x_BTD, part.gradient = None, gradient
+            part.x_BTD, part.gradient = gradient.new_empty(0), gradient
         return loss
 
     def _down(self, parts: list[_Part], total: int) -> None:
@@ -91,7 +91,8 @@ class StreamedStep:
                     gradients.append(torch.full_like(extra, part.count / total))
                 if y_BTD.requires_grad:
                     torch.autograd.backward(outputs, gradients)
-                part.gradient, entering.grad = entering.grad, None
+                if entering.grad is not None:
+                    part.gradient, entering.grad = entering.grad, None
 
 
 class _Part:
@@ -106,8 +107,8 @@ class _Part:
             x_BTD = model.embedding(batch.tokens_BT)
             for add in model.inputs.values():
                 x_BTD = add(x_BTD, self.context)
-        self.x_BTD: Tensor | None = x_BTD
-        self.gradient: Tensor | None = None
+        self.x_BTD: Tensor = x_BTD
+        self.gradient: Tensor = x_BTD.new_empty(0)  # of the loss for the output of the layer at hand
         self.kept: list[Tensor] = []
         self.choices: list[Replay] = []
         self.aux: dict[str, float] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,8 @@ def _make(place: Path, files: WeightFiles, format: StoreFormat, source: Source, 
             tensors = _layer(files, index, format)
             name = f"layer-{index:05d}.safetensors"
             save_file(tensors, temporary / name)
-            layers.append({"file": name, "bytes": (temporary / name).stat().st_size, "crc32": _crc(tensors.values())})
+            size = (temporary / name).stat().st_size
+            layers.append({"file": name, "bytes": size, "crc32": checksum(tensors.values())})
         content = {"version": _VERSION, "format": format, "source": source.digest, "layers": layers}
         (temporary / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -186,10 +187,11 @@ def _layer(files: WeightFiles, index: int, format: StoreFormat) -> dict[str, Ten
     return {name: tensor.detach().contiguous() for name, tensor in streamed(block)}
 
 
-def _crc(tensors) -> int:
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """CRC-32 of the tensors' bytes, one after another."""
     value = 0
     for tensor in tensors:
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return value
 
 

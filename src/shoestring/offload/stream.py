@@ -9,7 +9,6 @@ own; that path has not yet run on a GPU.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from shoestring.core.errors import ModelFileError
 from shoestring.offload.prefetch import Prefetch
-from shoestring.offload.store import Piece, Store
+from shoestring.offload.store import Piece, Store, checksum
 
 _ALIGNMENT = 64
 
@@ -109,11 +108,8 @@ class LayerStream:
             self._upload.start(slot, self._buffers[slot])
 
     def _check(self, index: int, views: list[Tensor]) -> None:
-        value = 0
-        for view in views:
-            value = zlib.crc32(view.reshape(-1).view(torch.uint8).numpy(), value)
         assert self.store.checks is not None
-        if value != self.store.checks[index]:
+        if checksum(views) != self.store.checks[index]:
             file = self.store.layers[index][0].file.path
             raise ModelFileError(
                 "the store of streamed layers is corrupted: its content does not match its checksum", str(file),

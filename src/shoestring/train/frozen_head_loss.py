@@ -67,6 +67,7 @@ def _over_blocks(
     for first, block_VD in blocks(block_rows(rows_ND.shape[1])):
         block_VD = block_VD.to(rows_ND.dtype)
         logits = wide(product(rows_ND, block_VD))
+        slope = None
         if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
             logits.div_(softcap).tanh_()
             slope = 1 - logits.square() if wants_gradient else None
@@ -76,7 +77,7 @@ def _over_blocks(
         labelled_N[here] = logits[here, labels]
         if wants_gradient and len(here):
             label_rows_ND[here] = block_VD[labels].to(accuracy)
-            if softcap is not None:
+            if slope is not None:
                 label_rows_ND[here] *= slope[here, labels].unsqueeze(1)
         highest_N = logits.amax(1)
         torch.softmax(logits, dim=1, out=logits)
@@ -84,7 +85,7 @@ def _over_blocks(
         block_N = highest_N - logits.amax(1).log_()
         merged_N = torch.logaddexp(normalizer_N, block_N)
         if wants_gradient:
-            if softcap is not None:
+            if slope is not None:
                 logits.mul_(slope)
             share_ND = product(logits.to(rows_ND.dtype), block_VD.t()).to(accuracy)
             mean_ND.mul_((normalizer_N - merged_N).exp_().unsqueeze(1))

@@ -2,7 +2,7 @@
 
 Each chunk computes its logits, its loss, and at once the gradients for the hidden states and the head's weight,
 so the backward pass is a scaling and nothing is computed twice. A frozen head goes by blocks of the vocabulary instead
-(`frozen_head_loss`), which may come from disk. `head_loss_plain` is the twin of both. The idea of fusing head and loss is
+(`frozen_head_loss`), which may come from disk. `head_loss_plain` is the twin of both. The idea of fusing the two is
 from Liger Kernel (arXiv 2410.10989).
 """
 
