@@ -92,16 +92,21 @@ def make(
     ] = None,
     stories: Annotated[float | None, Parameter(help="arithmetic: share of problems in words [0.1]")] = None,
     negative: Annotated[bool, Parameter(help="arithmetic: differences below zero too")] = False,
+    places: Annotated[bool, Parameter(help="arithmetic: answers by way of tens and ones, 70 + 15")] = False,
+    turns: Annotated[int, Parameter(help="exercises of one conversation to train on")] = 1,
     json: Json = False,
 ) -> None:
     from shoestring.data.synthetic.exercise import write
     from shoestring.data.synthetic.kinds import make as make_exercises
 
     chosen = operations.split(",") if operations is not None else None
-    settings = {"digits": digits, "operations": chosen, "stories": stories, "negative": negative or None}
+    settings = {
+        "digits": digits, "operations": chosen, "stories": stories,
+        "negative": negative or None, "places": places or None,
+    }  # fmt: skip
     settings = {name: value for name, value in settings.items() if value is not None}
     exercises = make_exercises(kind, n, seed, test, **settings)
-    folder = write(exercises, out or Path(kind))
+    folder = write(exercises, out or Path(kind), turns)
     result = {"folder": str(folder), "kind": kind, "train": len(exercises.train), "test": len(exercises.test)}
     if json:
         console.print_json(result | {"repeated": exercises.repeated})

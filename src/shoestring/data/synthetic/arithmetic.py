@@ -1,8 +1,9 @@
 """Sums, differences and products in words and signs, and short stories of several steps.
 
 Plain questions are answered by the whole equation, "7 + 8 = 15": the operands stand next to the result, where
-attention finds them easily, and the answer is short. Stories are answered in the manner of GSM8K (Cobbe et al.
-2021, arXiv 2110.14168): "7+8=<<7+8=15>>15", the result after "####".
+attention finds them easily, and the answer is short. With `places` tens and ones are reckoned apart first,
+"47 + 38 = 70 + 15 = 85", so that no digit of a number takes more than one step of thought. Stories are answered in the
+manner of GSM8K (Cobbe et al. 2021, arXiv 2110.14168): "7+8=<<7+8=15>>15", the result after "####".
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ def arithmetic(
     operations: Sequence[str] = ("add", "subtract"),
     stories: float = 0.1,
     negative: bool = False,
+    places: bool = False,
 ) -> Draw:
     """Draws exercises of operands with 1 to `digits` digits, each number of digits equally often.
 
-    stories: share of problems in words. negative: differences below zero too. Raises ConfigError.
+    stories: share of problems in words. negative: differences below zero too. places: sums and differences by way of
+    tens and ones; what is reckoned on the way counts as learned. Raises ConfigError.
     """
     unknown = [operation for operation in operations if operation not in SIGNS]
     if unknown or not operations:
@@ -71,7 +74,7 @@ def arithmetic(
     def draw(rng: random.Random) -> Exercise:
         if rng.random() < stories:
             return _story(rng, digits, known)
-        return _plain(rng, digits, rng.choice(known), negative)
+        return _plain(rng, digits, rng.choice(known), negative, places)
 
     return draw
 
@@ -97,20 +100,36 @@ def number(rng: random.Random, digits: int) -> int:
     return rng.randrange(10 ** (size - 1) if size > 1 else 0, 10**size)
 
 
-def _plain(rng: random.Random, digits: int, operation: str, negative: bool) -> Exercise:
+def _plain(rng: random.Random, digits: int, operation: str, negative: bool, places: bool) -> Exercise:
     a, b = number(rng, digits), number(rng, digits)
     if operation == "subtract" and a < b and not negative:
         a, b = b, a
     # Signs and words equally often, as there are twice as many phrasings with signs.
     phrasing = rng.choice(_ANY + _WORDED[operation] * 2)
     result = evaluate(a, operation, b)
+    asked = f"{a} {SIGNS[operation]} {b}"
+    step = _by_places(a, operation, b) if places else None
+    way, shown = ("", ()) if step is None or step[0] == asked else (f" = {step[0]}", (step[1],))
     return Exercise(
         "arithmetic",
         phrasing.format(a=a, b=b, s=SIGNS[operation]),
-        f"{a} {SIGNS[operation]} {b} = {result}",
+        f"{asked}{way} = {result}",
         str(result),
         (problem(a, operation, b),),
+        shown,
     )
+
+
+def _by_places(a: int, operation: str, b: int) -> tuple[str, str] | None:
+    """What is left once tens (with all above) and ones are reckoned apart, 62 - 38 -> "30 - 6", and its problem.
+
+    None where there are no tens, and for products.
+    """
+    if operation == "multiply" or max(a, b) < 10:
+        return None
+    tens, ones = 10 * evaluate(a // 10, operation, b // 10), evaluate(a % 10, operation, b % 10)
+    rest = "add" if ones >= 0 else "subtract"
+    return f"{tens} {SIGNS[rest]} {abs(ones)}", problem(tens, rest, abs(ones))
 
 
 def _story(rng: random.Random, digits: int, operations: Sequence[str]) -> Exercise:

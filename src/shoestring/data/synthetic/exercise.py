@@ -2,7 +2,7 @@
 
 The side is decided by a hash of the unordered problem, whatever its wording, seed or order: 7 + 8 and 8 + 7, asked
 in ten ways, are all held out or all learned. An exercise of several steps belongs to a side only if all of its
-steps do, so that a fact of the test set is never learned inside a longer story.
+steps do, so that a fact of the test set is never learned inside a longer story; nor on the way to another result.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,21 @@ _TRIES = 1000  # draws without a new exercise, after which the space is taken to
 
 @dataclass(frozen=True)
 class Exercise:
-    """problems: canonical unordered problems that solving it takes. result: the bare answer, for scoring."""
+    """problems: canonical unordered problems that solving it takes. result: the bare answer, for scoring.
+
+    shown: further problems that the answer solves on the way: not asked for, so they may stand in a test, but learned.
+    """
 
     kind: str
     question: str
     answer: str
     result: str
     problems: tuple[str, ...]
+    shown: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The `messages` form, with what an evaluation needs beside it."""
-        messages = [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
-        return {"messages": messages, "kind": self.kind, "problem": "; ".join(self.problems), "answer": self.result}
+        return conversation([self])
 
 
 Draw = Callable[[random.Random], Exercise]
@@ -47,6 +50,20 @@ class ExerciseSet:
     train: list[Exercise]
     test: list[Exercise]
     repeated: int = 0
+
+
+def conversation(exercises: Sequence[Exercise]) -> dict[str, Any]:
+    """Exercises asked and answered one after another, as one row of the `messages` form. answer: of the last."""
+    messages = [
+        {"role": role, "content": text}
+        for exercise in exercises
+        for role, text in (("user", exercise.question), ("assistant", exercise.answer))
+    ]
+    problems = dict.fromkeys(problem for exercise in exercises for problem in exercise.problems)
+    kinds = dict.fromkeys(exercise.kind for exercise in exercises)
+    return {
+        "messages": messages, "kind": "; ".join(kinds), "problem": "; ".join(problems), "answer": exercises[-1].result
+    }  # fmt: skip
 
 
 def is_held_out(problem: str, share: float) -> bool:
@@ -85,17 +102,26 @@ def _side(draw: Draw, rng: random.Random, test: float, held_out: bool) -> Iterat
     while idle < _TRIES:
         exercise = draw(rng)
         idle += 1
-        if all(is_held_out(problem, test) == held_out for problem in exercise.problems):
+        facts = exercise.problems if held_out else exercise.problems + exercise.shown
+        if all(is_held_out(problem, test) == held_out for problem in facts):
             if exercise.question not in seen:
                 seen.add(exercise.question)
                 idle = 0
             yield exercise
 
 
-def write(exercises: ExerciseSet, out: str | Path) -> Path:
-    """A new folder with train.jsonl and test.jsonl."""
+def write(exercises: ExerciseSet, out: str | Path, turns: int = 1) -> Path:
+    """A new folder with train.jsonl and test.jsonl.
+
+    turns: exercises of a conversation to train on: fewer tokens around each. A test is always asked one by one. Raises
+    ConfigError.
+    """
+    if turns < 1:
+        raise ConfigError(f"a conversation of {turns} turns", hint="turns from 1 on")
+    learned = [exercises.train[first : first + turns] for first in range(0, len(exercises.train), turns)]
+    tested = [[exercise] for exercise in exercises.test]
     with atomic_folder(out) as folder:
-        for name, part in (("train", exercises.train), ("test", exercises.test)):
-            text = "".join(json.dumps(exercise.row(), ensure_ascii=False) + "\n" for exercise in part)
+        for name, part in (("train", learned), ("test", tested)):
+            text = "".join(json.dumps(conversation(some), ensure_ascii=False) + "\n" for some in part)
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8", newline="\n")
     return Path(out)
