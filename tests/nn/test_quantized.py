@@ -160,3 +160,91 @@ def test_under_autocast_the_products_are_low_precision(kind: str) -> None:
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32
+
+
+# --- products of integers ---------------------------------------------------------------------------------------
+
+
+def in_integers(linear: Linear) -> Int8Linear:
+    made = from_linear(linear, Int8Config(compute="int8"))
+    assert isinstance(made, Int8Linear)
+    return made
+
+
+def rounding_bound(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """How far x·weightᵀ can be off when each row of x is rounded to 127 steps: half a step times Σ|weight|."""
+    step = x.abs().amax(-1, keepdim=True) / 127
+    return 0.501 * step * weight.abs().sum(1) + 1e-5
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("inputs", [48, 41])
+def test_int8_products_stay_within_what_rounding_their_rows_allows(adapted: bool, bias: bool, inputs: int) -> None:
+    base = in_integers(dense(inputs, bias=bias, dtype=torch.float32))
+    linear, weight = base, base.to_linear().weight.double().detach()
+    expected_bias = 0 if base.bias is None else base.bias.double()
+    update = torch.zeros(20, inputs, dtype=torch.float64)
+    if adapted:
+        linear = from_linear(base, LoRAConfig(rank=2))
+        adapter = linear.adapters["default"]
+        torch.nn.init.normal_(adapter.second)
+        update = (adapter.scale * adapter.second @ adapter.first).double().detach()
+    torch.manual_seed(1)
+    x = torch.randn(3, 10, inputs)
+    x[1, 4] = 0
+    x.requires_grad_()
+    gradient = torch.randn(3, 10, 20)
+    y = linear(x)
+    y.backward(gradient)
+    x64, g64 = x.detach().double(), gradient.double()
+    error = (y.double() - (x64 @ (weight + update).t() + expected_bias)).abs()
+    assert bool((error <= rounding_bound(x64, weight)).all()) and float(error.max()) > 1e-4
+    scaled, codes = g64 * base.scale.double(), base.codes.double()
+    error = (x.grad.double() - g64 @ (weight + update)).abs()
+    assert bool((error <= rounding_bound(scaled, codes.t())).all()) and float(error.max()) > 1e-5
+    assert not base(torch.zeros(20, inputs)).sub(expected_bias).any()
+
+
+def test_few_rows_keep_their_activations_as_they_are() -> None:
+    linear = in_integers(dense(dtype=torch.float32))
+    x = torch.randn(16, 48)
+    assert_close(linear(x), linear.to_linear()(x))
+    assert not torch.allclose(linear(x.repeat(2, 1)), linear.to_linear()(x.repeat(2, 1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_int8_products_come_in_the_dtype_of_their_input(dtype: torch.dtype) -> None:
+    linear = in_integers(dense(dtype=torch.float32))
+    x = torch.randn(40, 48).to(dtype).requires_grad_()
+    y = linear(x)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == dtype
+    expected = linear.to_linear()(x.detach().float())
+    assert_close(y.float(), expected, rtol=0.02, atol=0.02)
+    if dtype == torch.float64:  # whoever asks for this precision gets it
+        assert_close(y.float(), expected)
+
+
+def test_products_read_the_codes_that_stand_there_when_they_are_made() -> None:
+    linear = in_integers(dense(dtype=torch.float32, bias=False))
+    adapted = from_linear(linear, LoRAConfig(rank=2))
+    x = torch.randn(20, 48)
+    before = adapted(x)
+    linear.codes = -linear.codes
+    assert_close(adapted(x), -before)
+
+
+def test_with_and_without_the_kernel_results_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoestring.kernels import int8
+
+    linear = from_linear(in_integers(dense(dtype=torch.float32)), LoRAConfig(rank=2))
+    torch.nn.init.normal_(linear.adapters["default"].second)
+    x = torch.randn(20, 48, requires_grad=True)
+    results = []
+    for _ in range(2):
+        y = linear(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *linear.adapters.parameters()])])
+        monkeypatch.setattr(int8, "_typed_library", lambda: None)
+    for mine, twin in zip(*results, strict=True):
+        assert_close(mine, twin, rtol=1e-4, atol=1e-4)

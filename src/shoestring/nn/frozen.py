@@ -14,14 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.core.matmul import product
+from shoestring.kernels.int8 import Thin
 from shoestring.nn.low_rank import LowRankLinear
 
 
 class FrozenProducts(NamedTuple):
-    """forward: [..., in] -> [..., out], backward: [..., out] -> [..., in], without bias; the result is the caller's."""
+    """forward: [..., in] -> [..., out], backward: [..., out] -> [..., in], without bias; the result is the caller's.
 
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor], Tensor]
+    Both take a second argument, a `Thin` product that is added to the result, or None. Weights are looked up when a
+    product is made, never before: whoever streams them puts others in their place.
+    """
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., Tensor]
+
+
+def added(y: Tensor, thin: Thin | None) -> Tensor:
+    """y, in place, with what is added to it."""
+    if thin is not None:
+        y.flatten(end_dim=-2).addmm_(thin.left, thin.right, alpha=thin.scale)
+    return y
 
 
 @functools.singledispatch
@@ -33,8 +45,8 @@ def frozen_products(linear: nn.Module) -> FrozenProducts:
 @frozen_products.register
 def _(linear: nn.Linear) -> FrozenProducts:
     return FrozenProducts(
-        lambda x: product(x, linear.weight.detach().to(x.dtype)),
-        lambda g: product(g, linear.weight.detach().to(g.dtype).t()),
+        lambda x, thin=None: added(product(x, linear.weight.detach().to(x.dtype)), thin),
+        lambda g, thin=None: added(product(g, linear.weight.detach().to(g.dtype).t()), thin),
     )
 
 
@@ -42,7 +54,8 @@ def _(linear: nn.Linear) -> FrozenProducts:
 def _(linear: LowRankLinear) -> FrozenProducts:
     first, second = frozen_products(linear.first), frozen_products(linear.second)
     return FrozenProducts(
-        lambda x: second.forward(first.forward(x)), lambda g: first.backward(second.backward(g))
+        lambda x, thin=None: second.forward(first.forward(x), thin),
+        lambda g, thin=None: first.backward(second.backward(g), thin),
     )
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoestring.core.matmul import product
+from shoestring.kernels.int8 import Thin
 from shoestring.nn.frozen import FrozenProducts, frozen_bias, frozen_products
 from shoestring.nn.linear import Linear
 from shoestring.nn.lora_config import LoRAConfig
@@ -43,8 +44,7 @@ class _Adapted(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         entering = x if dropped is None else dropped
         inner = product(entering, first)
-        y = base.forward(x)
-        y.flatten(end_dim=-2).addmm_(inner.flatten(end_dim=-2), second.t(), alpha=scale)
+        y = base.forward(x, Thin(inner.flatten(end_dim=-2), second.t(), scale))
         unscaled = None
         if ratio is not None:
             # A row of length zero has c = 0, and its product cannot be had back from y.
@@ -74,12 +74,11 @@ class _Adapted(torch.autograd.Function):
         inner_gradient = (rows @ second).mul_(ctx.scale)
         second_gradient = (rows.t() @ inner.flatten(end_dim=-2)).mul_(ctx.scale) if ctx.needs_input_grad[3] else None
         first_gradient = inner_gradient.t() @ entering.flatten(end_dim=-2) if ctx.needs_input_grad[2] else None
-        x_gradient = ctx.base.backward(gradient) if ctx.needs_input_grad[0] else None
-        dropped_gradient = None
+        x_gradient = dropped_gradient = None
+        if ctx.needs_input_grad[0]:
+            x_gradient = ctx.base.backward(gradient, None if ctx.drops else Thin(inner_gradient, first))
         if ctx.drops and ctx.needs_input_grad[1]:
             dropped_gradient = (inner_gradient @ first).view(entering.shape)
-        elif x_gradient is not None and not ctx.drops:
-            x_gradient.flatten(end_dim=-2).addmm_(inner_gradient, first)
         return x_gradient, dropped_gradient, first_gradient, second_gradient, ratio_gradient, None, None, None
 
 

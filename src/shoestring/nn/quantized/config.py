@@ -10,9 +10,14 @@ from shoestring.core.config import Config
 
 
 class Int8Config(Config):
-    """8 bits, one scale for each output row, built by `nn.quantized.int8.Int8Linear`."""
+    """8 bits, one scale for each output row, built by `nn.quantized.int8.Int8Linear`.
+
+    compute: what products run in. "float" changes nothing but the weights; "int8" rounds the rows of activations and
+    gradients too, for products of integers.
+    """
 
     kind: Literal["int8"] = "int8"
+    compute: Literal["float", "int8"] = "float"
 
 
 class Int4Config(Config):

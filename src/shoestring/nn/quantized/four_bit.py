@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.core.matmul import product
-from shoestring.nn.frozen import FrozenProducts, frozen_linear, frozen_products
+from shoestring.nn.frozen import FrozenProducts, added, frozen_linear, frozen_products
 from shoestring.nn.quantized.config import Int4Config, NF4Config
 from shoestring.nn.quantized.int8 import dense_linear
 from shoestring.nn.replace import QUANTIZED, linear_kind
@@ -134,8 +134,8 @@ class NF4Linear(FourBitLinear):
 @frozen_products.register
 def _(linear: FourBitLinear) -> FrozenProducts:
     return FrozenProducts(
-        lambda x: product(x, linear.weights(x.dtype)),
-        lambda gradient: product(gradient, linear.weights(gradient.dtype).t()),
+        lambda x, thin=None: added(product(x, linear.weights(x.dtype)), thin),
+        lambda gradient, thin=None: added(product(gradient, linear.weights(gradient.dtype).t()), thin),
     )
 
 

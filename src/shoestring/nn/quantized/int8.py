@@ -1,16 +1,21 @@
 """Int8 linear: W ≈ scale ⊙ codes, one scale for each output row: codes int8 [out, in], scale [out] = max|row| / 127.
 
 The scale lies on the outputs, so it is never multiplied into the codes: x·Wᵀ = (x·codesᵀ) ⊙ scale going forward, and
-g·W = (g ⊙ scale)·codes going backward; one copy of the codes serves both. Codes become floats for one product.
+g·W = (g ⊙ scale)·codes going backward; one copy of the codes serves both. Codes become floats for one product, or
+with `compute="int8"` the rows of x and of g ⊙ scale become int8, each with a scale of its own (`kernels.int8`).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from shoestring.core.matmul import product
-from shoestring.nn.frozen import FrozenProducts, frozen_linear, frozen_products
+from shoestring.kernels import int8 as integers
+from shoestring.kernels.int8 import Thin
+from shoestring.nn.frozen import FrozenProducts, added, frozen_linear, frozen_products
 from shoestring.nn.linear import Linear
 from shoestring.nn.quantized.config import Int8Config
 from shoestring.nn.replace import QUANTIZED, linear_kind
@@ -32,9 +37,12 @@ class Int8Linear(nn.Module):
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = False, compute: Literal["float", "int8"] = "float"
+    ):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.compute = compute
         self.register_buffer("codes", torch.empty(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.empty(out_features))
         self.register_buffer("bias", torch.empty(out_features) if bias else None)
@@ -47,7 +55,7 @@ class Int8Linear(nn.Module):
         """Rounded to nearest. The dense weight is not kept."""
         dense = linear if isinstance(linear, nn.Linear) else linear.to_linear()
         with torch.device("meta"):
-            made = cls(dense.in_features, dense.out_features, dense.bias is not None)
+            made = cls(dense.in_features, dense.out_features, dense.bias is not None, config.compute)
         made.codes, made.scale = quantize_rows(dense.weight.detach())
         made.bias = None if dense.bias is None else dense.bias.detach().clone()
         return made.train(dense.training)
@@ -57,13 +65,37 @@ class Int8Linear(nn.Module):
         return dense_linear(self.codes.to(self.scale.dtype) * self.scale.unsqueeze(1), self.bias)
 
 
+# Fewer rows, as in decoding, keep their activations as they are; they would gain nothing.
+_FEW_ROWS = 16
+
+
+def computes_in_integers(linear: Int8Linear, x: Tensor) -> bool:
+    """Whether products with these rows [..., ·] are of integers."""
+    return (
+        linear.compute == "int8"
+        and x.dtype != torch.float64
+        and x.device.type in ("cpu", "cuda")
+        and x.numel() > _FEW_ROWS * x.shape[-1]
+        and max(linear.in_features, linear.out_features) <= integers.LONGEST
+    )
+
+
 @frozen_products.register
 def _(linear: Int8Linear) -> FrozenProducts:
-    def forward(x: Tensor) -> Tensor:
-        return product(x, linear.codes.to(x.dtype)).mul_(linear.scale.to(x.dtype))
+    def forward(x: Tensor, thin: Thin | None = None) -> Tensor:
+        if computes_in_integers(linear, x):
+            rows = integers.quantize_rows(x.flatten(end_dim=-2))
+            y = integers.product(rows, linear.codes, linear.scale, thin)
+            return y.view(*x.shape[:-1], -1).to(x.dtype)
+        return added(product(x, linear.codes.to(x.dtype)).mul_(linear.scale.to(x.dtype)), thin)
 
-    def backward(gradient: Tensor) -> Tensor:
-        return product(gradient * linear.scale.to(gradient.dtype), linear.codes.to(gradient.dtype).t())
+    def backward(gradient: Tensor, thin: Thin | None = None) -> Tensor:
+        if computes_in_integers(linear, gradient):
+            rows = integers.quantize_rows(gradient.flatten(end_dim=-2), linear.scale)
+            x_gradient = integers.product(rows, linear.codes.t(), thin=thin)
+            return x_gradient.view(*gradient.shape[:-1], -1).to(gradient.dtype)
+        scaled = gradient * linear.scale.to(gradient.dtype)
+        return added(product(scaled, linear.codes.to(gradient.dtype).t()), thin)
 
     return FrozenProducts(forward, backward)
 

@@ -1,0 +1,64 @@
+"""Compiles a C++ file of this folder at first use, for this processor, and loads it with ctypes.
+
+The library is kept in the cache folder under a key of its source, flags and processor. Without a compiler, or on a
+processor that the source does not know, there is none, and callers use their plain-torch twin. Its OpenMP calls are
+answered by the library that torch has loaded: a second one would bring a second pool of threads.
+SHOESTRING_KERNELS=off leaves the twins to do it all (for comparisons).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch  # noqa: F401  its OpenMP library must be there before a kernel is loaded
+
+from shoestring.core.errors import ShoestringError
+from shoestring.core.files import atomic_write, cache_dir
+from shoestring.core.machine import cpu_model
+
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+
+
+@functools.cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The functions of NAME.cpp, None where they cannot be had."""
+    if sys.platform != "linux" or os.environ.get("SHOESTRING_KERNELS", "") == "off":
+        return None
+    compiler = shutil.which("g++")
+    if compiler is None or not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        return None
+    source = Path(__file__).with_name(f"{name}.cpp").read_bytes()
+    key = hashlib.sha256(b"\0".join([source, " ".join(_FLAGS).encode(), cpu_model().encode()])).hexdigest()[:16]
+    try:
+        file = cache_dir() / "kernels" / f"{name}-{key}.so"
+        if not file.exists():
+            _compile(compiler, source, file)
+        return ctypes.CDLL(str(file))
+    except (OSError, subprocess.SubprocessError, ShoestringError):
+        return None
+
+
+def _compile(compiler: str, source: bytes, file: Path) -> None:
+    """Object and link apart: linking with -fopenmp would name the compiler's own OpenMP library."""
+    with atomic_write(file, "wb") as out:
+        built = Path(f"{out.name}.o")
+        linked = Path(f"{out.name}.so")
+        try:
+            made = [compiler, *_FLAGS, "-x", "c++", "-c", "-", "-o", str(built)]
+            subprocess.run(made, input=source, check=True, capture_output=True, timeout=120)
+            subprocess.run(
+                [compiler, "-shared", str(built), "-o", str(linked)], check=True, capture_output=True, timeout=120
+            )
+            out.write(linked.read_bytes())
+        except subprocess.CalledProcessError:
+            pass  # an empty file says that it was tried
+        finally:
+            built.unlink(missing_ok=True)
+            linked.unlink(missing_ok=True)

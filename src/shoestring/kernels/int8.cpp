@@ -1,0 +1,259 @@
+// Products of int8 rows with an int8 matrix, in the dot-product instructions of AVX-512 VNNI or AVX-VNNI.
+//
+//   quantize_rows   x [M, K] float32 -> codes int8 [M, K] in −127 … 127, scale [M] = max|row| / 127, sums [M] of codes
+//   product_rows    y[m, n] = scale[m]·column[n]·Σ_k codes[m, k]·weight[k, n]  +  Σ_r left[m, r]·right[r, n]
+//
+// The instruction multiplies unsigned by signed bytes, so weights are packed with 128 added, and 128·sums[m] is
+// taken off again: exact in int32. A panel of packed weights stays in a core's L2 cache while all rows pass by, and
+// every number of y is written once. Threads share panels; no result depends on how many there are.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX512VNNI__)
+constexpr int LANES = 16, ROWS = 12;
+#elif defined(__AVXVNNI__)
+constexpr int LANES = 8, ROWS = 6;
+#else
+#error "no dot products of bytes on this processor"
+#endif
+constexpr int VECTORS = 2, WIDTH = LANES * VECTORS;  // of one tile: ROWS × WIDTH accumulators in registers
+constexpr int64_t PANEL_BYTES = 320 << 10;
+
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+
+static inline Ints dot(Ints sums, Ints unsigned_bytes, Ints signed_bytes) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)unsigned_bytes, (__m512i)signed_bytes);
+#else
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)unsigned_bytes, (__m256i)signed_bytes);
+#endif
+}
+
+template <typename V>
+static inline V load(const void* from) {
+    V value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+// --- rounding ---------------------------------------------------------------------------------------------------
+
+template <bool SCALED>
+static void quantize_row(
+    const float* x, const float* columns, int64_t width, int8_t* codes, float* scale, int32_t* sum) {
+    // As integers, so that a NaN is the largest of all and reaches the scale.
+    uint32_t largest_bits = 0;
+    for (int64_t k = 0; k < width; ++k) {
+        float value = SCALED ? x[k] * columns[k] : x[k];
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        bits &= 0x7fffffffu;
+        largest_bits = bits > largest_bits ? bits : largest_bits;
+    }
+    float largest;
+    memcpy(&largest, &largest_bits, 4);
+    float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+    int32_t total = 0;
+    for (int64_t k = 0; k < width; ++k) {
+        float value = SCALED ? x[k] * columns[k] : x[k];
+        int32_t code = (int32_t)__builtin_rintf(value * inverse);
+        codes[k] = (int8_t)code;
+        total += (int8_t)code;
+    }
+    *scale = largest / 127.0f;
+    *sum = total;
+}
+
+extern "C" void quantize_rows(
+    const float* x, int64_t x_stride, const float* columns, int64_t rows, int64_t width, int8_t* codes,
+    int64_t codes_stride, float* scale, int32_t* sums, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t m = 0; m < rows; ++m) {
+        int8_t* out = codes + m * codes_stride;
+        if (columns)
+            quantize_row<true>(x + m * x_stride, columns, width, out, scale + m, sums + m);
+        else
+            quantize_row<false>(x + m * x_stride, nullptr, width, out, scale + m, sums + m);
+        memset(out + width, 0, codes_stride - width);
+    }
+}
+
+// --- the product ------------------------------------------------------------------------------------------------
+
+// Four neighbours along k of each column, as one int32, 128 added to each byte: packed[k/4][column of the tile].
+static void pack_rows(const int8_t* weight, int64_t stride, int64_t depth, int64_t columns, uint32_t* packed) {
+    // weight[n][k]: each row is a column of the product.
+    const int64_t quads = (depth + 3) / 4, whole = depth / 4;
+    for (int64_t begin = 0; begin < quads; begin += 16) {
+        int64_t end = std::min(begin + 16, quads);
+        for (int64_t n = 0; n < WIDTH; ++n) {
+            const int8_t* row = weight + n * stride;
+            for (int64_t q = begin; q < end; ++q) {
+                uint32_t bytes = 0;
+                if (n < columns) {
+                    if (q < whole)
+                        memcpy(&bytes, row + 4 * q, 4);
+                    else
+                        memcpy(&bytes, row + 4 * q, depth - 4 * q);
+                }
+                packed[q * WIDTH + n] = bytes ^ 0x80808080u;
+            }
+        }
+    }
+}
+
+static void pack_columns(const int8_t* weight, int64_t stride, int64_t depth, int64_t columns, uint32_t* packed) {
+    // weight[k][n].
+    static const int8_t zeros[WIDTH] = {};
+    int8_t tail[4][WIDTH];
+    for (int64_t k = 0; k < depth; k += 4, packed += WIDTH) {
+        const int8_t* rows[4];
+        for (int i = 0; i < 4; ++i) {
+            rows[i] = k + i < depth ? weight + (k + i) * stride : zeros;
+            if (columns < WIDTH && k + i < depth) {
+                memset(tail[i], 0, WIDTH);
+                memcpy(tail[i], rows[i], columns);
+                rows[i] = tail[i];
+            }
+        }
+        const __m128i high = _mm_set1_epi8((char)0x80);
+        for (int n = 0; n < WIDTH; n += 16) {
+            __m128i a = load<__m128i>(rows[0] + n), b = load<__m128i>(rows[1] + n);
+            __m128i c = load<__m128i>(rows[2] + n), d = load<__m128i>(rows[3] + n);
+            __m128i ab = _mm_unpacklo_epi8(a, b), cd = _mm_unpacklo_epi8(c, d);
+            __m128i ab2 = _mm_unpackhi_epi8(a, b), cd2 = _mm_unpackhi_epi8(c, d);
+            __m128i* out = (__m128i*)(packed + n);
+            _mm_storeu_si128(out + 0, _mm_xor_si128(_mm_unpacklo_epi16(ab, cd), high));
+            _mm_storeu_si128(out + 1, _mm_xor_si128(_mm_unpackhi_epi16(ab, cd), high));
+            _mm_storeu_si128(out + 2, _mm_xor_si128(_mm_unpacklo_epi16(ab2, cd2), high));
+            _mm_storeu_si128(out + 3, _mm_xor_si128(_mm_unpackhi_epi16(ab2, cd2), high));
+        }
+    }
+}
+
+struct Tile {
+    const int8_t* codes;
+    int64_t codes_stride, quads;
+    const float* scale;
+    const int32_t* sums;
+    const uint32_t* packed;
+    const float* columns;  // [WIDTH]
+    const float *left, *right;  // left [·, rank], right [rank, WIDTH]
+    int64_t left_stride, rank;
+    float* y;
+    int64_t y_stride;
+};
+
+template <int M>
+static void compute(const Tile& tile) {
+    Ints sums[M][VECTORS];
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) sums[m][v] = Ints{} - 128 * tile.sums[m];
+    const int8_t* codes = tile.codes;
+    const uint32_t* packed = tile.packed;
+    for (int64_t q = 0; q < tile.quads; ++q, codes += 4, packed += WIDTH) {
+        Ints weights[VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) weights[v] = load<Ints>(packed + v * LANES);
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) {
+            Ints row = Ints{} + load<int32_t>(codes + m * tile.codes_stride);
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; ++v) sums[m][v] = dot(sums[m][v], weights[v], row);
+        }
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) {
+            Floats value = __builtin_convertvector(sums[m][v], Floats) * tile.scale[m];
+            value *= load<Floats>(tile.columns + v * LANES);
+            for (int64_t r = 0; r < tile.rank; ++r)
+                value += tile.left[m * tile.left_stride + r] * load<Floats>(tile.right + r * WIDTH + v * LANES);
+            memcpy(tile.y + m * tile.y_stride + v * LANES, &value, sizeof value);
+        }
+}
+
+static void compute_rows(const Tile& tile, int64_t rows) {
+    switch (rows) {
+        case 1: return compute<1>(tile);
+        case 2: return compute<2>(tile);
+        case 3: return compute<3>(tile);
+        case 4: return compute<4>(tile);
+        case 5: return compute<5>(tile);
+#if defined(__AVX512VNNI__)
+        case 6: return compute<6>(tile);
+        case 7: return compute<7>(tile);
+        case 8: return compute<8>(tile);
+        case 9: return compute<9>(tile);
+        case 10: return compute<10>(tile);
+        case 11: return compute<11>(tile);
+#endif
+        default: return compute<ROWS>(tile);
+    }
+}
+
+// weight: [n][k] with row stride weight_stride, or [k][n] if `by_columns`. columns, left and right may be null.
+extern "C" void product_rows(
+    const int8_t* codes, int64_t codes_stride, const float* scale, const int32_t* sums, int64_t rows, int64_t depth,
+    const int8_t* weight, int64_t weight_stride, int by_columns, int64_t width, const float* columns,
+    const float* left, int64_t left_stride, const float* right, int64_t right_stride, int64_t rank, float* y,
+    int64_t y_stride, int threads) {
+    const int64_t quads = (depth + 3) / 4, tiles = (width + WIDTH - 1) / WIDTH;
+    int64_t together = std::max<int64_t>(1, PANEL_BYTES / (quads * 4 * WIDTH));  // tiles of a panel
+    together = std::min(together, std::max<int64_t>(1, tiles / (4 * threads)));
+    const int64_t panels = (tiles + together - 1) / together;
+    // Few panels would leave threads idle: then the rows are cut as well, and a panel is packed more than once.
+    const int64_t cuts = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, (rows + 63) / 64);
+    const int64_t rows_cut = ((rows + cuts - 1) / cuts + ROWS - 1) / ROWS * ROWS;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<uint32_t> packed(together * quads * WIDTH + 16);
+        std::vector<float> scales(together * WIDTH), rights(together * rank * WIDTH);
+        float edge[ROWS * WIDTH];
+        uint32_t* aligned = (uint32_t*)(((uintptr_t)packed.data() + 63) & ~(uintptr_t)63);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < panels * cuts; ++task) {
+            const int64_t first = task / cuts * together, count = std::min(together, tiles - first);
+            for (int64_t t = 0; t < count; ++t) {
+                const int64_t column = (first + t) * WIDTH, used = std::min<int64_t>(WIDTH, width - column);
+                uint32_t* out = aligned + t * quads * WIDTH;
+                if (by_columns)
+                    pack_columns(weight + column, weight_stride, depth, used, out);
+                else
+                    pack_rows(weight + column * weight_stride, weight_stride, depth, used, out);
+                for (int64_t n = 0; n < WIDTH; ++n) {
+                    scales[t * WIDTH + n] = n >= used ? 0.0f : columns ? columns[column + n] : 1.0f;
+                    for (int64_t r = 0; r < rank; ++r)
+                        rights[(t * rank + r) * WIDTH + n] = n < used ? right[r * right_stride + column + n] : 0.0f;
+                }
+            }
+            const int64_t stop = std::min(rows, (task % cuts + 1) * rows_cut);
+            for (int64_t m = task % cuts * rows_cut; m < stop; m += ROWS) {
+                const int64_t some = std::min<int64_t>(ROWS, stop - m);
+                for (int64_t t = 0; t < count; ++t) {
+                    const int64_t column = (first + t) * WIDTH, used = std::min<int64_t>(WIDTH, width - column);
+                    float* out = y + m * y_stride + column;
+                    const bool whole = used == WIDTH;
+                    compute_rows(
+                        Tile{codes + m * codes_stride, codes_stride, quads, scale + m, sums + m,
+                             aligned + t * quads * WIDTH, scales.data() + t * WIDTH, left + m * left_stride,
+                             rights.data() + t * rank * WIDTH, left_stride, rank, whole ? out : edge,
+                             whole ? y_stride : WIDTH},
+                        some);
+                    if (!whole)
+                        for (int64_t i = 0; i < some; ++i)
+                            memcpy(out + i * y_stride, edge + i * WIDTH, used * sizeof(float));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+"""Products of float rows with an int8 matrix, the rows rounded to int8 as well: one scale for each row.
+
+x: [M, K] float32 -> codes int8 and scale [M] = max|row| / 127; the products are sums of integers, exact in int32 as
+long as 127·127·K < 2^31; then y = scale ⊙ sums ⊙ columns. `*_plain` are the twins, through torch's integer product;
+the kernel (int8.cpp) computes the same numbers and writes y once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoestring.kernels.compiled import library
+
+LONGEST = (2**31 - 1) // 127**2  # of K
+_SMALLEST = 1e-30  # a row without a larger number counts as zeros: 127 divided by it must not overflow
+
+
+class Rows(NamedTuple):
+    """codes: [M, K] in −127 … 127, scale: [M]; sums: int32 [M] of the codes, for the kernel alone."""
+
+    codes: Tensor
+    scale: Tensor
+    sums: Tensor | None
+
+
+class Thin(NamedTuple):
+    """A product of low rank that is added: scale · left [M, r] · right [r, N]."""
+
+    left: Tensor
+    right: Tensor
+    scale: float = 1.0
+
+
+def quantize_rows(x_MK: Tensor, columns_K: Tensor | None = None) -> Rows:
+    """x, or x ⊙ columns, rounded to nearest by rows. A row with NaN or infinity has such a scale."""
+    kernels = _kernels(x_MK.device)
+    if kernels is None:
+        return quantize_rows_plain(x_MK, columns_K)
+    x_MK = x_MK.float()
+    x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
+    rows, width = x_MK.shape
+    stride = _odd_lines(width)
+    codes = torch.empty(rows, stride, dtype=torch.int8)
+    scale, sums = torch.empty(rows), torch.empty(rows, dtype=torch.int32)
+    columns_K = None if columns_K is None else columns_K.float().contiguous()
+    kernels.quantize_rows(
+        _at(x_MK), x_MK.stride(0), _at(columns_K), rows, width, _at(codes), stride, _at(scale), _at(sums),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return Rows(codes[:, :width], scale, sums)
+
+
+def quantize_rows_plain(x_MK: Tensor, columns_K: Tensor | None = None) -> Rows:
+    """The definition."""
+    x = x_MK.float()
+    x = x if columns_K is None else x * columns_K.float()
+    largest = x.abs().amax(1)
+    inverse = torch.where(largest > _SMALLEST, 127 / largest, 0)
+    return Rows((x * inverse.unsqueeze(1)).round_().to(torch.int8), largest / 127, None)
+
+
+def product(
+    rows: Rows, weight_NK: Tensor, columns_N: Tensor | None = None, thin: Thin | None = None, out: Tensor | None = None
+) -> Tensor:
+    """scale ⊙ (codes · weightᵀ) ⊙ columns + thin -> float32 [M, N]. weight: int8, or a transposed view of such.
+
+    out: where to write it; columns of something wider will do.
+    """
+    if rows.sums is None:
+        y = product_plain(rows, weight_NK, columns_N, thin)
+        return y if out is None else out.copy_(y)
+    kernels = _kernels(rows.codes.device)
+    assert kernels is not None
+    depth, width = rows.codes.shape[1], weight_NK.shape[0]
+    by_columns = weight_NK.stride(1) != 1
+    matrix = weight_NK.t() if by_columns else weight_NK
+    assert matrix.stride(1) == 1 and weight_NK.shape[1] == depth <= LONGEST
+    out = torch.empty(len(rows.codes), width) if out is None else out
+    columns_N = None if columns_N is None else columns_N.float().contiguous()
+    left = right = None
+    if thin is not None:
+        left, right = thin.left.float() * thin.scale, thin.right.float().contiguous()
+        left = left.contiguous()
+    kernels.product_rows(
+        _at(rows.codes), rows.codes.stride(0), _at(rows.scale), _at(rows.sums), len(rows.codes), depth,
+        _at(matrix), matrix.stride(0), int(by_columns), width, _at(columns_N),
+        _at(left), 0 if left is None else left.stride(0), _at(right), width, 0 if right is None else len(right),
+        _at(out), out.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def product_plain(
+    rows: Rows, weight_NK: Tensor, columns_N: Tensor | None = None, thin: Thin | None = None
+) -> Tensor:
+    """The definition."""
+    y = integer_product(rows.codes, weight_NK) * rows.scale.unsqueeze(1)
+    y = y if columns_N is None else y.mul_(columns_N.float())
+    return y if thin is None else y.addmm_(thin.left.float(), thin.right.float(), alpha=thin.scale)
+
+
+def integer_product(codes_MK: Tensor, weight_NK: Tensor, multiple: int | None = None) -> Tensor:
+    """codes · weightᵀ -> int32 [M, N]. multiple: what GPUs want K and N to be one of; more than 16 rows as well."""
+    multiple = multiple or (1 if codes_MK.device.type == "cpu" else 8)
+    inputs, outputs = -codes_MK.shape[1] % multiple, -len(weight_NK) % multiple
+    if inputs or outputs:
+        codes_MK, padded = F.pad(codes_MK, (0, inputs)), F.pad(weight_NK, (0, inputs, 0, outputs))
+        return torch._int_mm(codes_MK, padded.t())[:, : len(weight_NK)]
+    return torch._int_mm(codes_MK, weight_NK.t())
+
+
+def _kernels(device: torch.device) -> ctypes.CDLL | None:
+    return _typed_library() if device.type == "cpu" else None
+
+
+@functools.cache
+def _typed_library() -> ctypes.CDLL | None:
+    found = library("int8")
+    if found is not None:
+        at, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        found.quantize_rows.argtypes = [at, size, at, size, size, at, size, at, at, number]
+        found.product_rows.argtypes = [
+            at, size, at, at, size, size, at, size, number, size, at, at, size, at, size, size, at, size, number,
+        ]  # fmt: skip
+    return found
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _odd_lines(width: int) -> int:
+    """Bytes of a row: an odd number of cache lines, so that neighbouring rows do not share their places in a cache."""
+    lines = -(-width // 64)
+    return 64 * (lines + 1 - lines % 2)
