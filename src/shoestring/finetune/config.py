@@ -54,7 +54,10 @@ class AdapterSection(Config):
         """None unless qlora."""
         if self.method != "qlora":
             return None
-        return {"nf4": NF4Config, "int4": Int4Config, "int8": Int8Config}[self.base]()
+        kinds: dict[str, type[NF4Config] | type[Int4Config] | type[Int8Config]] = {
+            "nf4": NF4Config, "int4": Int4Config, "int8": Int8Config,
+        }  # fmt: skip
+        return kinds[self.base]()
 
 
 class FinetuneTrainConfig(Config):
