@@ -10,6 +10,7 @@ from decimal import Decimal
 import pytest
 
 from shoestring.core.errors import ConfigError
+from shoestring.data.synthetic.arithmetic import is_right
 from shoestring.data.synthetic.exercise import is_held_out, write
 from shoestring.data.synthetic.kinds import KINDS, make
 
@@ -272,3 +273,21 @@ def test_the_first_exercises_of_a_seed_are_those_they_have_always_been():
 def test_wrong_settings_are_refused(kind, settings, said):
     with pytest.raises(ConfigError, match=said):
         make(kind, **{"n": 10, **settings})
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("47 + 38 = 85", True),
+        ("The sum is 85.", True),
+        ("It is 85, of course", True),
+        ("85 is 47 + 38", False),  # the last number counts
+        ("47 + 38 = 185", False),
+        ("47 + 38 = -85", False),
+        ("", False),
+        ("eighty-five", False),
+    ],
+)
+def test_the_last_whole_number_of_an_answer_is_its_result(text, right):
+    assert is_right(text, "85") is right
+    assert is_right("It is 1,085", "1085")

@@ -21,43 +21,20 @@ from shoestring.core.errors import BudgetError, ConfigError, DataError, ModelFil
 from shoestring.finetune.config import finetune_recipe
 from shoestring.finetune.run import finetune
 from shoestring.generate.language_model import LanguageModel
-from shoestring.models.builder import build
-from shoestring.models.config import ModelConfig
-from shoestring.models.folder import load_model, save_model
+from shoestring.models.folder import load_model
 from shoestring.models.peft_folder import load_adapted, merge_folder
-from tests.data import templates
-from tests.finetune.families import chatml
-
-SHAPE = {
-    "width": 32, "layers": 2, "context": 256,
-    "attention": {"kind": "gqa", "heads": 2, "kv_heads": 1, "head_width": 16},
-    "feed_forward": {"kind": "swiglu", "width": 48},
-}  # fmt: skip
-SHORT = {
-    "train.steps": 6, "train.batch_tokens": 512, "train.sequence_length": 128, "train.evaluate_every": 2,
-    "train.checkpoint_every": 2, "optimizer.learning_rate": 1e-2, "data.validation": 0.2, "train.answers": 2,
-}  # fmt: skip
+from tests.finetune import tiny
+from tests.finetune.tiny import SHORT
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "model"
-    tokenizer = chatml(templates.CHATML)
-    shape = ModelConfig.model_validate({**SHAPE, "vocabulary": tokenizer.vocabulary_size})
-    save_model(build(shape, seed=1), folder, tokenizer)
-    return folder
+    return tiny.chat_model(tmp_path_factory.mktemp("base") / "model")
 
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "sums.jsonl"
-    rows = [
-        {"messages": [{"role": "user", "content": f"{a}+{b}?"}, {"role": "assistant", "content": str(a + b)}]}
-        for a in range(8)
-        for b in range(8)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    return tiny.sums(tmp_path_factory.mktemp("data") / "sums.jsonl")
 
 
 def run(base: Path, examples: Path, out: Path, **changes):

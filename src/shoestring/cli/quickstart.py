@@ -1,7 +1,7 @@
 """`shoestring quickstart`: the whole way once, in a few minutes, with a report of where everything is.
 
 Each part prints a heading and what it found, and returns what `--json` tells; the rooms do the work. Only
-the part that needs the network may fail: then a sentence says so, and the rest still stands.
+the model of others may be missing: then a sentence says so, and the rest still stands.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from shoestring.cli.quickstart_finetune import finetune
+from shoestring.cli.quickstart_finetune import settings as finetune_settings
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ShoestringError
@@ -22,13 +24,14 @@ from shoestring.train.recipe import load_recipe
 
 app = verb(
     "quickstart",
-    "Train a small model on Python's own source, see what it learned, then ask a real one a question.",
+    "Train a small model on Python's own source, see what it learned; ask a real one a question, teach it sums.",
     ("shoestring quickstart", "shoestring quickstart --time 1m --out runs/first"),
 )
 
 PROMPT = "def "
 INSTRUCT_MODEL = "smollm2-135m"
 QUESTION = "What is the capital of France?"
+SUM = "47 + 38 = ?"
 
 
 @app.default
@@ -37,21 +40,29 @@ def quickstart(
     out: Annotated[str | None, Parameter(help="the run's folder; runs/RECIPE-N if not given")] = None,
     time: Annotated[str | None, Parameter(help="how long to train (the recipe says 2m)")] = None,
     recipe: Annotated[str, Parameter(help="what to train: a built-in recipe or a YAML file")] = "quickstart",
+    model: Annotated[str, Parameter(help="who is asked a question, and fine-tuned")] = INSTRUCT_MODEL,
+    finetune_time: Annotated[str, Parameter(help="how long to fine-tune")] = "2m",
+    problems: Annotated[int, Parameter(help="sums that are asked before and after")] = 100,
     json: Json = False,
 ) -> None:
     started = clock.perf_counter()
     settings = {key: value for key, value in (("out", out), ("train.time", time)) if value is not None}
     load_recipe(recipe, settings)  # a mistake is reported before torch is imported
-    report = _Report(silent=json)
+    finetune_settings(finetune_time)
+    report = Report(silent=json)
     training = report.results["training"] = pretrain(recipe, settings, report)
     report.results["sample"] = sample(training["out"], report)
-    report.results["chat"] = chat(report)
+    asked = report.results["chat"] = chat(model, report)
+    if "folder" in asked:
+        run = Path(training["out"])
+        report.results["finetuning"] = finetune(asked["folder"], run, finetune_time, problems, report)
 
     from shoestring.core.machine import peak_rss_bytes
 
+    finetuning = report.results.get("finetuning", {"peak_memory": 0})
     report.results |= {
         "seconds": round(clock.perf_counter() - started, 1),
-        "peak_memory": peak_rss_bytes(),
+        "peak_memory": max(peak_rss_bytes(), finetuning["peak_memory"]),
     }
     if json:
         console.print_json(report.results)
@@ -59,7 +70,7 @@ def quickstart(
         closing(report.results, report)
 
 
-class _Report:
+class Report:
     """What the parts say, numbered headings included (nothing under --json), and what they found."""
 
     def __init__(self, silent: bool):
@@ -81,7 +92,7 @@ class _Report:
             self.say(f"    {line}")
 
 
-def pretrain(recipe: str, settings: dict[str, Any], report: _Report) -> dict[str, Any]:
+def pretrain(recipe: str, settings: dict[str, Any], report: Report) -> dict[str, Any]:
     """Train, then show the curve and the comparison with xz."""
     from shoestring.train.metrics import read_metrics
     from shoestring.train.plot import text_plot
@@ -106,7 +117,7 @@ def pretrain(recipe: str, settings: dict[str, Any], report: _Report) -> dict[str
     return result.to_json()
 
 
-def sample(run: str, report: _Report) -> dict[str, Any]:
+def sample(run: str, report: Report) -> dict[str, Any]:
     """A continuation by the model just trained."""
     from shoestring.generate.language_model import LanguageModel
 
@@ -116,25 +127,29 @@ def sample(run: str, report: _Report) -> dict[str, Any]:
     return {"prompt": PROMPT, "text": text}
 
 
-def chat(report: _Report) -> dict[str, Any]:
+def chat(model: str, report: Report) -> dict[str, Any]:
     """One question to an instruct model, in its own chat template; it may have to be fetched first."""
     from shoestring.generate.language_model import LanguageModel
     from shoestring.models.resolve import find_model
 
-    report.heading("Asking a model that was trained on two trillion tokens: SmolLM2-135M-Instruct")
+    report.heading(
+        "Asking a model that was trained on two trillion tokens: SmolLM2-135M-Instruct"
+        if model == INSTRUCT_MODEL
+        else f"Asking {model}"
+    )
     try:
-        folder = find_model(INSTRUCT_MODEL, say=console.err.print)
+        folder = find_model(model, say=console.err.print)
     except ShoestringError as error:
-        report.say(f"It could not be fetched, so nobody is asked: {error.message}.")
-        return {"model": INSTRUCT_MODEL, "error": str(error)}
+        report.say(f"It could not be fetched, so nobody is asked or taught: {error.message}.")
+        return {"model": model, "error": str(error)}
     answer = LanguageModel.load(folder).chat(QUESTION, temperature=0, max_tokens=60)
     report.quote(f"> {QUESTION}\n{answer}")
-    return {"model": INSTRUCT_MODEL, "folder": str(folder), "question": QUESTION, "answer": answer}
+    return {"model": model, "folder": str(folder), "question": QUESTION, "answer": answer}
 
 
-def closing(results: dict[str, Any], report: _Report) -> None:
+def closing(results: dict[str, Any], report: Report) -> None:
     """Where everything is, and what to try next, as commands that work where they are read."""
-    training, chat = results["training"], results["chat"]
+    training, chat, finetuning = results["training"], results["chat"], results.get("finetuning")
     run, me = training["out"], _command()
     report.heading("Done")
     memory = format_bytes(results["peak_memory"])
@@ -146,18 +161,27 @@ def closing(results: dict[str, Any], report: _Report) -> None:
         ("recipe", f"{run}/recipe.yaml", "every setting of this run"),
     ]
     if "folder" in chat:
-        places.append(("SmolLM2", chat["folder"], ""))
+        places.append((Path(chat["model"]).name, chat["folder"], ""))
+    if finetuning is not None:
+        places.append(("adapter", finetuning["model"], "a PEFT folder, for the model above"))
+        places.append(("exercises", f"{run}/exercises", "what it learned, and what it was asked"))
+    first = max(len(name) for name, _, _ in places)
     width = max(len(str(place)) for _, place, _ in places)
     for name, place, note in places:
-        report.say(f"{name:<10}{place!s:<{width}}  {note}".rstrip())
+        report.say(f"{name:<{first}}  {place!s:<{width}}  {note}".rstrip())
     report.say("\ntry next", style="bold")
-    talk = f"{me} chat {INSTRUCT_MODEL}" if "folder" in chat else f"{me} get {INSTRUCT_MODEL}"
-    for line in (
-        f'{me} generate {run} --prompt "class "',
-        talk,
+    lines = [f'{me} generate {run} --prompt "class "']
+    if finetuning is None:
+        lines.append(f"{me} get {chat['model']}")
+    else:
+        adapter = finetuning["model"]
+        lines += [f"{me} chat {chat['model']}", f'{me} chat {adapter} --prompt "{SUM}"', f"{me} merge {adapter}"]
+        lines.append(f"{me} finetune {chat['model']} --data FILE_OF_YOUR_EXAMPLES")
+    lines += [
         f"{me} pretrain quickstart --time 10m",
         f"{me} pretrain quickstart --data.source FOLDER_OF_YOUR_TEXT",
-    ):
+    ]
+    for line in lines:
         report.say(f"  {line}")
 
 

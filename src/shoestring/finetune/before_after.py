@@ -16,6 +16,7 @@ from shoestring.finetune.data_config import SupervisedDataConfig
 from shoestring.finetune.dataset import SupervisedDataset
 from shoestring.finetune.rows import ExampleSource
 from shoestring.generate.language_model import LanguageModel
+from shoestring.generate.text import without_controls
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import GenerationDefaults
 
@@ -112,7 +113,7 @@ def side_by_side(answers: list[Answer], width: int = 80) -> str:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    flat = " ".join(text.split())
+    flat = without_controls(" ".join(text.split()))
     return textwrap.wrap(flat if len(flat) <= _SHOWN else flat[: _SHOWN - 3] + "...", width) or [""]
 
 

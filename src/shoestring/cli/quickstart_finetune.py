@@ -1,0 +1,99 @@
+"""The part of `shoestring quickstart` that teaches an instruct model to add and subtract, and counts what it can do.
+
+Training is the command that a person would type, in a process of its own, so that the peak of memory it reports is its
+alone. The problems that are counted are held out by the exercises' own split and never learned.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoestring.core import console
+from shoestring.core.errors import RunError
+from shoestring.core.units import format_bytes, format_seconds
+from shoestring.finetune.config import finetune_recipe
+
+if TYPE_CHECKING:
+    from shoestring.cli.quickstart import Report
+    from shoestring.finetune.accuracy import Reply
+
+EXERCISES = 6_000  # more than two minutes take
+TURNS = 6  # exercises of one conversation: the system message is read once for all
+SHOWN = 3
+SETTINGS: dict[str, Any] = {
+    "data.validation": 0,  # what is held out is counted instead
+    "train.batch_tokens": 512,  # many small steps, as time is short
+    "train.answers": 0,
+    "optimizer.learning_rate": 1e-3,
+}
+
+
+def settings(time: str) -> dict[str, Any]:
+    """Those of the run; a mistake in `time` is reported. Raises ConfigError."""
+    chosen = {"train.time": time, **SETTINGS}
+    finetune_recipe("model", "data", chosen)
+    return chosen
+
+
+def finetune(model: str, run: Path, time: str, problems: int, report: Report) -> dict[str, Any]:
+    """Count right answers, train an adapter in `run`/sums on `run`/exercises, count again."""
+    from shoestring.data.synthetic.exercise import write
+    from shoestring.data.synthetic.kinds import make
+    from shoestring.finetune.before_after import Answer, side_by_side
+
+    report.heading("Teaching it to add and subtract, by an adapter beside its frozen weights (LoRA)")
+    sums: dict[str, Any] = {"digits": 2, "operations": ["add", "subtract"], "stories": 0.0, "places": True}
+    exercises = make("arithmetic", EXERCISES, **sums)
+    data = write(exercises, run / "exercises", TURNS) / "train.jsonl"
+    held_out = [(exercise.question, exercise.result) for exercise in exercises.test[:problems]]
+    before = _ask(model, held_out)
+    result = _train(model, data, run / "sums", time)
+    after = _ask(result["model"], held_out)
+
+    pairs = list(zip(before, after, strict=True))
+    answers = [Answer(old.question, old.result, old.text, new.text) for old, new in pairs[:SHOWN]]
+    right = [sum(reply.right for reply in replies) for replies in (before, after)]
+    report.say(
+        f"{result['steps']:,} steps in {format_seconds(result['seconds'])}, "
+        f"{format_bytes(result['peak_memory'])} of memory at most\n"
+    )
+    report.say(side_by_side(answers, console.out.width))
+    report.say(f"\n{len(held_out)} problems with one and two digits, of which it has learned none:\n")
+    cells = [
+        (name, f"{count}", f"{count / max(len(held_out), 1):.0%}")
+        for name, count in zip(("before", "after"), right, strict=True)
+    ]
+    report.say(console.table(("", "right", "share"), cells, right=("right", "share")))
+    return result | {
+        "problems": len(held_out),
+        "right_before": right[0],
+        "right_after": right[1],
+        "answers": [vars(answer) for answer in answers],
+    }
+
+
+def _ask(model: str, problems: list[tuple[str, str]]) -> list[Reply]:
+    from shoestring.finetune.accuracy import ask
+    from shoestring.generate.language_model import LanguageModel
+
+    return ask(LanguageModel.load(model), problems)
+
+
+def _train(model: str, data: Path, out: Path, time: str) -> dict[str, Any]:
+    """What `shoestring finetune ... --json` prints. Raises RunError when it fails; it has said why."""
+    command = [sys.executable, "-m", "shoestring", "finetune", model, "--data", str(data), "--out", str(out), "--json"]
+    for key, value in settings(time).items():
+        command += [f"--{key}", str(value)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    try:
+        said, _ = child.communicate()
+    except KeyboardInterrupt:  # it has got the signal as well, and saves itself
+        child.wait()
+        raise
+    if child.returncode:
+        raise RunError("the fine-tuning ended early", str(out), "the lines above say why")
+    return json.loads(said)
