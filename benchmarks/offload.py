@@ -1,0 +1,403 @@
+"""Training larger than memory: LoRA r=8 on all linears, layers streamed from disk, inside a memory cgroup.
+
+    python -m benchmarks.offload [--quick] [--shape qwen2.5-0.5b] [--memory 900MB] [--rounds 3] [--steps 4]
+    python -m benchmarks.offload --shape qwen2.5-3b        bfloat16 as it is, 2 GB, no peer
+    python -m benchmarks.offload --wait                    the share of a step that waits for a cold disk
+    python -m benchmarks.offload --generate --shape ...    greedy tokens and perplexity, streamed
+
+Random weights and tokens, 4 × 256 a step. Ours (float32, and integers on an int8 store) run inside the cgroup, which
+the kernel enforces; the peer is peft on transformers with gradient checkpointing, without a limit. They take turns. The
+limit of speed is arithmetic: 6 operations per layer weight and token and 4 per head weight, over the matrix peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cgroup import why_not
+from benchmarks.measure import alternate, finish, median, run_worker, show
+from benchmarks.random_models import SHAPES, large_model
+from shoestring.core.units import parse_bytes
+
+NAME = "benchmarks.offload"
+ROWS, TOKENS, RANK, ALPHA = 4, 256, 8, 16
+LEARNING_RATE = 2e-4
+WARMUP = 1  # steps before the timed ones
+MEMORY = {"qwen2.5-1.5b": "1.5GB", "qwen2.5-3b": "2GB"}  # where 900MB is not what is asked for
+PEER_FITS = ("qwen2.5-0.5b", "small-25m", "small-70m")
+WAITS = {"wait_256": (1, True), "wait_2048": (8, True), "wait_256_without_prefetch": (1, False)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one round of two timed steps: coarse")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of a round, after one to warm up")
+    parser.add_argument("--memory", help="of the cgroup [900MB; 2GB for qwen2.5-3b]")
+    parser.add_argument("--wait", action="store_true", help="how long a step waits for a cold disk")
+    parser.add_argument("--generate", action="store_true", help="tokens and perplexity of a streamed model")
+    parser.add_argument("--new-tokens", type=int, default=16, help="with --generate")
+    parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--weights", default="source", help=argparse.SUPPRESS)
+    parser.add_argument("--no-prefetch", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(WORKERS[arguments.worker](arguments)))
+        return
+    if arguments.quick:
+        arguments.rounds, arguments.steps, arguments.new_tokens = 1, 2, 4
+    memory: int | None = parse_bytes(arguments.memory or MEMORY.get(arguments.shape, "900MB"))
+    if reason := why_not():
+        print(f"the memory limit is not proven: {reason}", file=sys.stderr)
+        memory = None
+    model = large_model(arguments.shape)
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["--model", str(model), "--folder", folder]
+        if arguments.wait:
+            _wait(arguments, common, memory)
+        elif arguments.generate:
+            _generate(arguments, common, memory)
+        else:
+            _train(arguments, common, memory)
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def _train(arguments: argparse.Namespace, common: list[str], memory: int | None) -> None:
+    peer = arguments.shape in PEER_FITS
+    _batches(Path(common[-1]), arguments.shape, WARMUP + arguments.steps, ROWS)
+    kinds = ["streamed", "int8"] if peer else ["streamed"]
+    run_worker(NAME, "--worker", "prepare", *common, *(["--weights", "int8"] if peer else []))
+    limited = [["--worker", kind, *common] for kind in kinds]
+    results: list[list[dict[str, Any]]] = [[] for _ in [*kinds, *(["peft"] if peer else [])]]
+    for round_ in range(arguments.rounds):
+        print(f"round {round_ + 1}/{arguments.rounds}", file=sys.stderr, flush=True)
+        turn = alternate(NAME, limited, 1, memory=memory)
+        if peer:
+            turn += alternate(NAME, [["--worker", "peft", *common]], 1)
+        for kept, new in zip(results, turn, strict=True):
+            kept += new
+    _report(arguments, results, memory)
+
+
+def _report(arguments: argparse.Namespace, results: list[list[dict[str, Any]]], memory: int | None) -> None:
+    streamed = results[0]
+    first = streamed[0]
+    peak = max(result["matrix_peak"] for result in streamed)
+    limit = peak / first["flops_per_token"]
+    names = ["streamed, float32", "streamed, int8", "peft, checkpointed"]
+
+    def row(name: str, own: list[dict[str, Any]]) -> list[str]:
+        speed, losses = _rate(own), own[0]["losses"]
+        peaks = [max(result[key] for result in own) / 1e6 if key in own[0] else 0 for key in ("peak", "group_peak")]
+        waited = f"{_waited(own):.1%}" if name != names[-1] else ""
+        return [name, f"{speed:.1f}", f"{speed / limit:.0%}", *(f"{peak:,.0f}" if peak else "–" for peak in peaks),
+                waited, f"{losses[0]:.4f} → {losses[-1]:.4f}"]  # fmt: skip
+
+    show(
+        f"{arguments.shape}, {first['parameters']:,} parameters, {first['trained']:,} trained, {ROWS} × {TOKENS};"
+        f" matrix peak {peak / 1e9:.0f} GFLOP/s, limit {limit:.1f} tokens/s; "
+        + (f"cgroup of {memory / 1e6:,.0f} MB" if memory else "memory limit not proven"),
+        ["", "tokens/s", "of the limit", "peak MB", "cgroup MB", "waited", f"loss over {len(first['losses'])} steps"],
+        [row(name, own) for name, own in zip(names, results, strict=False)],
+    )
+    figures: dict[str, Any] = {
+        "tokens_per_second": _rate(streamed),
+        "limit_share": _rate(streamed) / limit,
+        "peak_mb": max(result["peak"] for own in results[:2] for result in own) / 1e6,
+        "cgroup_mb": max(result.get("group_peak", 0) for own in results[:2] for result in own) / 1e6,
+        "limit_mb": memory / 1e6 if memory else None,
+        "waited_share": _waited(streamed),
+        "memory_proven": memory is not None,
+    }
+    if len(results) == 3:
+        _, integers, peft = results
+        apart = [abs(a - b) / b for a, b in zip(integers[0]["losses"], first["losses"], strict=True)]
+        figures |= {
+            "speed_ratio": _rate(streamed) / _rate(peft),
+            "int8_speed_ratio": _rate(integers) / _rate(peft),
+            "int8_tokens_per_second": _rate(integers),
+            "int8_loss_difference": max(apart),
+            "peer_tokens_per_second": _rate(peft),
+            "peer_peak_mb": median(peft, "peak") / 1e6,
+            "peer_loss_difference": max(
+                abs(a - b) / b for a, b in zip(first["losses"], peft[0]["losses"], strict=True)
+            ),
+        }
+    finish(figures)
+
+
+def _rate(results: list[dict[str, Any]]) -> float:
+    return results[0]["tokens"] / statistics.median(s for result in results for s in result["seconds"])
+
+
+def _waited(results: list[dict[str, Any]]) -> float:
+    """Share of the timed steps in which computing stood still for the disk."""
+    return sum(result["waited"] for result in results) / sum(sum(result["seconds"]) for result in results)
+
+
+def _batches(folder: Path, shape: str, steps: int, rows: int) -> None:
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    for name in ("tokens", "labels"):
+        np.save(folder / f"{name}.npy", random.integers(SHAPES[shape][5], size=(steps, rows, TOKENS)))
+
+
+def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The store that workers read, and the adapter that the peer starts from."""
+    from shoestring.models.adapters import attach
+    from shoestring.models.peft_folder import save_adapter
+    from shoestring.nn.lora_config import LoRAConfig
+    from shoestring.offload.model import open_streamed
+
+    for weights in {"source", arguments.weights}:
+        decoder = open_streamed(arguments.model, weights)
+        if weights == "source":
+            attach(decoder, LoRAConfig(rank=RANK, alpha=ALPHA), seed=1)
+            save_adapter(decoder, arguments.folder / "adapter", arguments.model)
+        decoder.close()
+    return {}
+
+
+def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str, Any]:
+    import torch
+
+    from shoestring.core.allocator import map_large_tensors
+    from shoestring.core.machine import matrix_peak, peak_rss_bytes
+    from shoestring.data.batch import Batch
+    from shoestring.models.adapters import attach
+    from shoestring.nn.lora_config import LoRAConfig
+    from shoestring.offload.model import open_streamed
+    from shoestring.offload.step import StreamedStep
+    from shoestring.train.config import AdamWConfig
+    from shoestring.train.objective import next_token
+    from shoestring.train.optimizer import build_optimizer
+
+    map_large_tensors()
+    weights = "int8" if integers else arguments.weights
+    model = open_streamed(arguments.model, weights, prefetch=not arguments.no_prefetch)
+    if integers:
+        _compute_in_integers(model)
+    attach(model, LoRAConfig(rank=RANK, alpha=ALPHA), seed=1)
+    model.train()
+    optimizer = build_optimizer(AdamWConfig(learning_rate=LEARNING_RATE, weight_decay=0.0), model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    step = StreamedStep(model, next_token)
+    positions_BT, segments_BT = torch.arange(TOKENS)[None], torch.zeros(1, TOKENS, dtype=torch.int64)
+
+    def update(tokens_BT, labels_BT) -> float:
+        rows = zip(tokens_BT.split(1), labels_BT.split(1), strict=True)
+        loss = step([Batch(tokens, labels, positions_BT, segments_BT) for tokens, labels in rows])
+        torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.mean
+
+    result = _timed(update, arguments.folder, lambda: model.waited)
+    config, head = model.config, model.config.vocabulary * model.config.width
+    layers = config.parameter_count() - head * (1 if config.tied_head else 2)
+    return {
+        **result,
+        "peak": peak_rss_bytes(),
+        "bytes_read": model.stream.bytes_read,
+        "trained": sum(p.numel() for p in trained),
+        "parameters": config.parameter_count(),
+        "flops_per_token": 6 * layers + 4 * head,
+        "matrix_peak": matrix_peak("float32", refresh=True),
+    }
+
+
+def _compute_in_integers(model) -> None:
+    from shoestring.nn.quantized.int8 import Int8Linear
+
+    for module in model.modules():
+        if isinstance(module, Int8Linear):
+            module.compute = "int8"
+
+
+def _int8(arguments: argparse.Namespace) -> dict[str, Any]:
+    return _streamed(arguments, integers=True)
+
+
+def _peft(arguments: argparse.Namespace) -> dict[str, Any]:
+    import peft
+    import torch
+
+    from shoestring.core.machine import peak_rss_bytes
+
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(
+        arguments.folder / "adapter", is_trainable=True, dtype=torch.float32
+    )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+    def update(tokens_BT, labels_BT) -> float:
+        loss = model(input_ids=tokens_BT, labels=labels_BT, shift_labels=labels_BT, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return {**_timed(update, arguments.folder), "peak": peak_rss_bytes()}
+
+
+def _timed(update, folder: Path, waited=lambda: 0.0) -> dict[str, Any]:
+    """Losses of all steps; seconds of the timed ones, and seconds waited for the disk in them."""
+    import numpy as np
+    import torch
+
+    losses, seconds, before_waiting = [], [], 0.0
+    batches = list(zip(np.load(folder / "tokens.npy"), np.load(folder / "labels.npy"), strict=True))
+    for number, (tokens, labels) in enumerate(batches):
+        if number == WARMUP:
+            before_waiting = waited()
+        before = time.perf_counter()
+        losses.append(update(torch.from_numpy(tokens), torch.from_numpy(labels)))
+        seconds.append(time.perf_counter() - before)
+        print(f"  loss {losses[-1]:.4f}  {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
+    return {
+        "losses": losses,
+        "seconds": seconds[WARMUP:],
+        "waited": waited() - before_waiting,
+        "tokens": int(batches[0][0].size),
+    }
+
+
+# --- waiting for the disk -----------------------------------------------------------------------------------------
+
+
+def _wait(arguments: argparse.Namespace, common: list[str], memory: int | None) -> None:
+    """A float32 store, dropped from the page cache before each run; the cgroup keeps it from growing back."""
+    run_worker(NAME, "--worker", "prepare", *common, "--weights", "float32")
+    figures: dict[str, Any] = {}
+    rows = []
+    for name, (microbatches, prefetch) in WAITS.items():
+        steps = max(arguments.steps // (4 if microbatches > 1 else 1), 1)
+        _batches(Path(common[-1]), arguments.shape, WARMUP + steps, microbatches)
+        worker = ["--worker", "streamed", *common, "--weights", "float32", *([] if prefetch else ["--no-prefetch"])]
+        results = []
+        for _ in range(arguments.rounds):
+            _drop_from_page_cache(Path(common[1]))
+            results += alternate(NAME, [worker], 1, memory=memory)[0]
+        figures[name] = _waited(results)
+        seconds, waited = sum(sum(r["seconds"]) for r in results), sum(r["waited"] for r in results)
+        rows.append([f"{microbatches * TOKENS:,}", "on" if prefetch else "off", f"{_rate(results):.1f}",
+                     f"{seconds:.1f}", f"{waited:.2f}", f"{waited / seconds:.1%}"])  # fmt: skip
+    show(
+        f"{arguments.shape}, float32 store, cold page cache",
+        ["tokens a step", "prefetch", "tokens/s", "seconds", "waited", "share"],
+        rows,
+    )
+    finish(figures)
+
+
+def _drop_from_page_cache(model: Path) -> None:
+    """Of this model's weights and of every store of streamed layers."""
+    from shoestring.core.files import cache_dir
+
+    if not hasattr(os, "posix_fadvise"):
+        print("the page cache cannot be dropped here: the disk may be warm", file=sys.stderr)
+        return
+    for folder in (model, cache_dir() / "stores"):
+        for file in folder.rglob("*.safetensors"):
+            with open(file, "rb") as content:
+                os.fsync(content.fileno())
+                os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# --- generation ---------------------------------------------------------------------------------------------------
+
+
+def _generate(arguments: argparse.Namespace, common: list[str], memory: int | None) -> None:
+    asked = ["--new-tokens", str(arguments.new_tokens)]
+    streamed = run_worker(NAME, "--worker", "generate", *common, *asked, memory=memory)
+    workers = [("streamed", streamed)]
+    if arguments.shape in PEER_FITS:
+        workers.append(("resident", run_worker(NAME, "--worker", "generate_resident", *common, *asked)))
+    show(
+        f"{arguments.shape}: {arguments.new_tokens} greedy tokens, perplexity of {streamed['scored']:,} tokens"
+        + (f"; cgroup of {memory / 1e6:,.0f} MB" if memory else "; memory limit not proven"),
+        ["", "tokens/s", "perplexity", "scored tokens/s", "peak MB", "cgroup MB"],
+        [
+            [name, f"{r['tokens_per_second']:.3f}", f"{r['perplexity']:,.0f}", f"{r['scored_per_second']:.1f}",
+             f"{r['peak'] / 1e6:,.0f}", f"{r['group_peak'] / 1e6:,.0f}" if "group_peak" in r else "–"]
+            for name, r in workers
+        ],
+    )  # fmt: skip
+    figures = {
+        "tokens_per_second": streamed["tokens_per_second"],
+        "perplexity_tokens_per_second": streamed["scored_per_second"],
+        "peak_mb": streamed["peak"] / 1e6,
+        "memory_proven": memory is not None,
+    }
+    if len(workers) == 2:
+        figures["same_tokens"] = streamed["tokens"] == workers[1][1]["tokens"]
+        figures["loss_difference"] = abs(streamed["loss"] - workers[1][1]["loss"])
+    finish(figures)
+
+
+def _generated(arguments: argparse.Namespace, resident: bool = False) -> dict[str, Any]:
+    from shoestring.core.allocator import map_large_tensors
+    from shoestring.core.machine import peak_rss_bytes
+    from shoestring.data.tokenizer import Tokenizer
+    from shoestring.evaluate.perplexity import perplexity
+    from shoestring.generate.language_model import LanguageModel
+    from shoestring.models.folder import load_model
+    from shoestring.offload.model import open_streamed
+
+    map_large_tensors()
+    decoder = load_model(arguments.model) if resident else open_streamed(arguments.model)
+    model = LanguageModel(decoder, Tokenizer.load(arguments.model), arguments.model)
+    model.stop_tokens = frozenset()  # a model of random numbers may say anything
+    text = Path(__file__).read_text(encoding="utf-8")[:2000]
+    prompt = model.encode_prompt(text)[:256]
+    (tokens,) = model.complete_ids([prompt], temperature=0.0, max_tokens=arguments.new_tokens)
+    speed = model.speed
+    file = arguments.folder / "text.txt"
+    file.write_text(text, encoding="utf-8")
+    scored = perplexity(model, file, context=1024)
+    return {
+        "tokens": tokens.tokens,
+        "tokens_per_second": speed.tokens_per_second or 0.0,
+        "prompt_seconds": speed.prompt_seconds,
+        "perplexity": scored.perplexity,
+        "loss": scored.loss,
+        "scored": scored.tokens,
+        "scored_per_second": scored.tokens_per_second,
+        "peak": peak_rss_bytes(),
+    }
+
+
+def _generated_resident(arguments: argparse.Namespace) -> dict[str, Any]:
+    return _generated(arguments, resident=True)
+
+
+WORKERS = {
+    "prepare": _prepare,
+    "streamed": _streamed,
+    "int8": _int8,
+    "peft": _peft,
+    "generate": _generated,
+    "generate_resident": _generated_resident,
+}
+
+
+if __name__ == "__main__":
+    main()
