@@ -29,7 +29,7 @@ from shoestring.models.weights import TensorFile
 from shoestring.nn.quantized import four_bit, int8  # noqa: F401  importing them makes their configs known
 from shoestring.nn.replace import replace_linears
 from shoestring.offload.config import QUANTIZED, StoreFormat
-from shoestring.offload.source import Source
+from shoestring.models.source import Source
 
 MANIFEST, _VERSION = "manifest.json", 1
 _DENSE = {"float32": torch.float32, "bfloat16": torch.bfloat16}

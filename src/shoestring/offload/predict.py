@@ -1,0 +1,43 @@
+"""How much memory a streamed step will take: buffers, inputs of layers, one block's work, adapters. Torch-free."""
+
+from __future__ import annotations
+
+from shoestring.models.config import ModelConfig
+from shoestring.offload.config import StoreFormat
+from shoestring.train.predict import (
+    FLOAT,
+    LIBRARIES,
+    Job,
+    Line,
+    block_numbers,
+    head_rows,
+    loss_line,
+    trained_line,
+    working_line,
+)
+
+_BYTES: dict[str, float] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 5 / 8, "nf4": 4.25 / 8}
+
+
+def stored_bytes(config: ModelConfig, kept: str) -> int:
+    """Bytes of one layer on disk. kept: a store's format, or the source's dtype."""
+    return int(block_numbers(config) * _BYTES[kept])
+
+
+def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2) -> list[Line]:
+    """Lines of a streamed step. source: dtype of the model's files, as "bfloat16"."""
+    config = job.config
+    kept = source if weights == "source" else weights
+    head = head_rows(config.width) * config.width
+    dense = kept in ("bfloat16", "float16")
+    buffers = slots * stored_bytes(config, kept) + dense * FLOAT * block_numbers(config)
+    return [
+        ("process, before the model", job.process),
+        ("libraries of matrix products", LIBRARIES),
+        (f"{slots} layers of {config.unique_layers} in {kept}" + (", one in float32" if dense else ""), buffers),
+        ("blocks of the head", int(head * (2 * _BYTES[source] + (FLOAT if source != "float32" else 0)))),
+        trained_line(job),
+        ("inputs of the layers", config.layers * job.tokens * config.width * FLOAT),
+        working_line(job, whole=True),
+        loss_line(job, job.tokens),
+    ]

@@ -1,0 +1,111 @@
+"""How much memory a training run will take: a sum of lines, in bytes, from shapes alone. Torch-free.
+
+Tensors are freed to the system (`core.allocator`), so the peak is what is held when the most is: in the backward pass
+of a block. docs/memory.md derives each line; `benchmarks.prediction` holds the sums to measured peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shoestring.models.config import ModelConfig
+from shoestring.models.count import activations
+from shoestring.nn.config import Recompute
+from shoestring.nn.feed_forward_config import MoEConfig
+
+Line = tuple[str, int]
+FLOAT = 4  # bytes
+# Code and tables of the matrix libraries, loaded with the first products, and the threads' stacks.
+LIBRARIES = 60_000_000
+_HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `train.frozen_head_loss`
+_LOGIT_CHUNK = 100_000_000  # `train.head_loss`
+_BITS = {"int8": 8.0, "int4": 5.0, "nf4": 4.25}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One optimizer step of one process.
+
+    tokens: of the step; microbatch: computed at once; both padded. labels: at most so many of them count. trained:
+    numbers that are trained. inner: numbers per token that a block's adapters keep. process: bytes that the process
+    held before the model. base: how the blocks' frozen weights are kept, None for float32. dora: adapters keep outputs.
+    """
+
+    config: ModelConfig
+    tokens: int
+    microbatch: int
+    labels: int
+    trained: int
+    inner: int
+    process: int
+    full: bool = False
+    base: str | None = None
+    dora: bool = False
+
+
+def predict(job: Job, engine: Literal["resident", "checkpointed"]) -> list[Line]:
+    """Lines of the resident step, keeping activations or recomputing whole blocks."""
+    config = job.config
+    recompute: Recompute = "full" if engine == "checkpointed" else "selective"
+    matrices = block_numbers(config)
+    weights = config.parameter_count() * FLOAT
+    if job.base is not None:
+        weights -= int(config.unique_layers * matrices * (FLOAT - _BITS[job.base] / 8))
+    layers = activations(config, recompute).layers + config.layers * (job.inner if engine == "resident" else 0)
+    return [
+        ("process, before the model", job.process),
+        ("libraries of matrix products", LIBRARIES),
+        ("weights", weights),
+        trained_line(job),
+        ("kept activations", int(layers * job.microbatch * FLOAT)),
+        working_line(job, whole=engine == "checkpointed"),
+        loss_line(job, job.microbatch),
+    ]
+
+
+def total(lines: list[Line]) -> int:
+    return sum(size for _, size in lines)
+
+
+def block_numbers(config: ModelConfig) -> int:
+    """Weights of a block's matrices."""
+    outside = config.vocabulary * config.width * (1 if config.tied_head else 2)
+    return (config.parameter_count() - outside) // config.unique_layers
+
+
+def trained_line(job: Job) -> Line:
+    """Weights of a full run are counted as such; an adapter's are counted here, with gradients and two moments."""
+    return ("gradients and moments" if job.full else "adapters, gradients and moments",
+            job.trained * FLOAT * (3 if job.full else 4))  # fmt: skip
+
+
+def working_line(job: Job, whole: bool) -> Line:
+    """What one block holds while it goes backward. whole: its activations are made again, not only their gradients."""
+    config = job.config
+    feed_forward = config.feed_forward
+    inner = feed_forward.active * feed_forward.width if isinstance(feed_forward, MoEConfig) else feed_forward.width
+    numbers = 3 * inner + 4 * config.width  # gradients of the feed-forward part, and of the stream
+    if whole:
+        numbers += int(activations(config, "full").again) + job.inner
+    numbers += job.dora * (inner + config.width)
+    largest = inner * config.width
+    extra = largest * FLOAT if job.base is not None else 0  # one matrix made dense
+    return ("one block's working set", numbers * job.microbatch * FLOAT + extra)
+
+
+def loss_line(job: Job, states: int) -> Line:
+    """Hidden states with their gradients, and the logits of a block of the vocabulary."""
+    config = job.config
+    hidden = 3 * states * config.width
+    if job.full:
+        rows = max(1, min(states, _LOGIT_CHUNK // (FLOAT * config.vocabulary)))
+        return ("head and loss", FLOAT * (hidden + 2 * rows * config.vocabulary))
+    rows = head_rows(config.width)
+    at_once = min(job.labels, states, _STATES)
+    return ("head and loss", FLOAT * (hidden + 4 * at_once * config.width + at_once * rows))
+
+
+def head_rows(width: int) -> int:
+    """As `train.frozen_head_loss.block_rows`."""
+    return max(64, min(_HEAD_ROWS, _HEAD_BLOCK_BYTES // (FLOAT * width)))
