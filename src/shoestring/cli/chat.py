@@ -7,19 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shoestring.cli.generate import (
-    Device,
-    Dtype,
-    MaxTokens,
-    Model,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
-    as_json,
-)
+from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, SamplingFlags, as_json
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -43,31 +31,18 @@ def chat(
     prompt: Annotated[
         str | None, Parameter(help="one question; the answer is printed and that is all")
     ] = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    stop: Stop = None,
-    seed: Seed = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    sampling: SamplingFlags = AS_ADVISED,
+    place: PlaceFlags = ANYWHERE,
     json: Json = False,
 ) -> None:
-    from shoestring.generate.config import sampling_config
-
-    options = {
-        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-        "repetition_penalty": repetition_penalty, "stop": tuple(stop) if stop else None, "seed": seed,
-    }  # fmt: skip
-    sampling_config({}, options)  # a wrong flag is told before torch is imported
+    options = sampling.options()
     if json and prompt is None:
         raise ConfigError("--json needs --prompt: a conversation is not one result")
 
-    from shoestring.generate.language_model import LanguageModel, as_messages
+    from shoestring.generate.language_model import as_messages
     from shoestring.serve.terminal import TerminalChat
 
-    language_model = LanguageModel.load(model, device, dtype, say=console.err.print)
+    language_model = place.load(model)
     if json and prompt is not None:
         messages = as_messages(prompt, system)
         completion = language_model.complete_ids([language_model.encode_chat(messages)], **options)[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, SamplingFlags, as_json, write
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError, DataError
@@ -24,24 +25,6 @@ app = verb(
     ),
 )
 
-Model = Annotated[str, Parameter(help="a model folder, a run, a .gguf file, or a name that get knows")]
-MaxTokens = Annotated[int | None, Parameter(help="new tokens at most (256)")]
-Temperature = Annotated[
-    float | None, Parameter(help="0: always the likeliest token (the model's own advice, else 0.7)")
-]
-TopK = Annotated[int | None, Parameter(help="choose among this many likeliest tokens; 0: all")]
-TopP = Annotated[
-    float | None, Parameter(help="choose among the likeliest with this total probability (0.95)")
-]
-RepetitionPenalty = Annotated[float | None, Parameter(help="above 1: tokens seen before become less likely")]
-Stop = Annotated[
-    list[str] | None,
-    Parameter(help="a string that ends the text; may be given several times", allow_leading_hyphen=True),
-]
-Seed = Annotated[int | None, Parameter(help="same seed, same text (0)")]
-Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")]
-Dtype = Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")]
-
 
 @app.default
 def generate(
@@ -55,29 +38,14 @@ def generate(
         ),
     ] = None,
     file: Annotated[Path | None, Parameter(help="a file with one prompt a line")] = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    stop: Stop = None,
-    seed: Seed = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    sampling: SamplingFlags = AS_ADVISED,
+    place: PlaceFlags = ANYWHERE,
     json: Json = False,
 ) -> None:
-    from shoestring.generate.config import sampling_config
-
-    options = {
-        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-        "repetition_penalty": repetition_penalty, "stop": tuple(stop) if stop else None, "seed": seed,
-    }  # fmt: skip
-    sampling_config({}, options)  # a wrong flag is told before torch is imported
+    options = sampling.options()
     prompts = read_prompts(prompt, file)
 
-    from shoestring.generate.language_model import LanguageModel
-
-    language_model = LanguageModel.load(model, device, dtype, say=console.err.print)
+    language_model = place.load(model)
     if json:
         completions = language_model.complete(prompts, **options)
         console.print_json(as_json(language_model, prompts, completions, options))
@@ -105,37 +73,6 @@ def read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
             "there is nothing to continue", hint='give --prompt "TEXT", --prompt - or --file FILE'
         )
     return texts
-
-
-def as_json(
-    model: LanguageModel, prompts: list[str], completions: list[Completion], options: dict[str, Any]
-) -> dict[str, Any]:
-    """The result of `--json`: one object; a single prompt's text stands at its top."""
-    results = [
-        {
-            "prompt": prompt,
-            "text": completion.text,
-            "prompt_tokens": completion.prompt_tokens,
-            "new_tokens": len(completion.tokens),
-            "stop_reason": completion.reason,
-        }
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-    speed = model.speed
-    figures = {
-        "prompt_seconds": round(speed.prompt_seconds, 4),
-        "tokens_per_second": round(speed.tokens_per_second, 2) if speed.tokens_per_second else None,
-    }
-    settings = model.sampling(**options).model_dump(mode="json")
-    return (results[0] if len(results) == 1 else {"results": results}) | figures | {"sampling": settings}
-
-
-def write(text: str) -> None:
-    """A piece of a model's text to stdout at once; control characters do not reach a terminal."""
-    from shoestring.generate.text import without_controls
-
-    sys.stdout.write(without_controls(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
 
 
 def _stream(model: LanguageModel, prompt: str, options: dict[str, Any]) -> None:
