@@ -95,11 +95,14 @@ def test_the_smallest_and_largest_rows_are_finite(monkeypatch: pytest.MonkeyPatc
     assert_close(mine, twin, rtol=0, atol=0)
 
 
-def test_a_product_goes_into_columns_of_something_wider() -> None:
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_product_is_added_to_columns_of_something_wider(monkeypatch: pytest.MonkeyPatch, kernel: bool) -> None:
+    if not kernel:
+        without_kernel(monkeypatch)
     x, weight, columns = problem(20, 48, 33)
     wide = torch.full((20, 50), 7.0)
-    out = int8.product(int8.quantize_rows(x), weight, columns, out=wide[:, 10:43])
-    assert_close(out, int8.product(int8.quantize_rows(x), weight, columns))
+    out = int8.product(int8.quantize_rows(x), weight, columns, onto=wide[:, 10:43])
+    assert_close(out, int8.product(int8.quantize_rows(x), weight, columns) + 7)
     assert out.data_ptr() == wide[:, 10:].data_ptr()
     assert bool((wide[:, :10] == 7).all()) and bool((wide[:, 43:] == 7).all())
 

@@ -1,7 +1,7 @@
 // Products of int8 rows with an int8 matrix, in the dot-product instructions of AVX-512 VNNI or AVX-VNNI.
 //
 //   quantize_rows   x [M, K] float32 -> codes int8 [M, K] in −127 … 127, scale [M] = max|row| / 127, sums [M] of codes
-//   product_rows    y[m, n] = scale[m]·column[n]·Σ_k codes[m, k]·weight[k, n]  +  Σ_r left[m, r]·right[r, n]
+//   product_rows    y[m, n] = scale[m]·column[n]·Σ_k codes[m, k]·weight[k, n]  +  Σ_r left[m, r]·right[r, n]  (+ y[m, n])
 //
 // The instruction multiplies unsigned by signed bytes, so weights are packed with 128 added, and 128·sums[m] is
 // taken off again: exact in int32. A panel of packed weights stays in a core's L2 cache while all rows pass by, and
@@ -148,6 +148,7 @@ struct Tile {
     int64_t left_stride, rank;
     float* y;
     int64_t y_stride;
+    bool onto;  // adds to y
 };
 
 template <int M>
@@ -178,7 +179,9 @@ static void compute(const Tile& tile) {
             value *= load<Floats>(tile.columns + v * LANES);
             for (int64_t r = 0; r < tile.rank; ++r)
                 value += tile.left[m * tile.left_stride + r] * load<Floats>(tile.right + r * WIDTH + v * LANES);
-            memcpy(tile.y + m * tile.y_stride + v * LANES, &value, sizeof value);
+            float* y = tile.y + m * tile.y_stride + v * LANES;
+            if (tile.onto) value += load<Floats>(y);
+            memcpy(y, &value, sizeof value);
         }
 }
 
@@ -206,7 +209,7 @@ extern "C" void product_rows(
     const int8_t* codes, int64_t codes_stride, const float* scale, const int32_t* sums, int64_t rows, int64_t depth,
     const int8_t* weight, int64_t weight_stride, int by_columns, int64_t width, const float* columns,
     const float* left, int64_t left_stride, const float* right, int64_t right_stride, int64_t rank, float* y,
-    int64_t y_stride, int threads) {
+    int64_t y_stride, int onto, int threads) {
     const int64_t quads = (depth + 3) / 4, tiles = (width + WIDTH - 1) / WIDTH;
     int64_t together = std::max<int64_t>(1, PANEL_BYTES / (quads * 4 * WIDTH));  // tiles of a panel
     together = std::min(together, std::max<int64_t>(1, tiles / (4 * threads)));
@@ -243,11 +246,14 @@ extern "C" void product_rows(
                     const int64_t column = (first + t) * WIDTH, used = std::min<int64_t>(WIDTH, width - column);
                     float* out = y + m * y_stride + column;
                     const bool whole = used == WIDTH;
+                    if (!whole && onto)
+                        for (int64_t i = 0; i < some; ++i)
+                            memcpy(edge + i * WIDTH, out + i * y_stride, used * sizeof(float));
                     compute_rows(
                         Tile{codes + m * codes_stride, codes_stride, quads, scale + m, sums + m,
                              aligned + t * quads * WIDTH, scales.data() + t * WIDTH, left + m * left_stride,
                              rights.data() + t * rank * WIDTH, left_stride, rank, whole ? out : edge,
-                             whole ? y_stride : WIDTH},
+                             whole ? y_stride : WIDTH, onto != 0},
                         some);
                     if (!whole)
                         for (int64_t i = 0; i < some; ++i)

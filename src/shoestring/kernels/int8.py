@@ -66,22 +66,27 @@ def quantize_rows_plain(x_MK: Tensor, columns_K: Tensor | None = None) -> Rows:
 
 
 def product(
-    rows: Rows, weight_NK: Tensor, columns_N: Tensor | None = None, thin: Thin | None = None, out: Tensor | None = None
+    rows: Rows,
+    weight_NK: Tensor,
+    columns_N: Tensor | None = None,
+    thin: Thin | None = None,
+    onto: Tensor | None = None,
 ) -> Tensor:
     """scale ⊙ (codes · weightᵀ) ⊙ columns + thin -> float32 [M, N]. weight: int8, or a transposed view of such.
 
-    out: where to write it; columns of something wider will do.
+    onto: float32 [M, N] that this is added to, in place.
     """
     if rows.sums is None:
         y = product_plain(rows, weight_NK, columns_N, thin)
-        return y if out is None else out.copy_(y)
+        return y if onto is None else onto.add_(y)
     kernels = _kernels(rows.codes.device)
     assert kernels is not None
     depth, width = rows.codes.shape[1], weight_NK.shape[0]
     by_columns = weight_NK.stride(1) != 1
     matrix = weight_NK.t() if by_columns else weight_NK
     assert matrix.stride(1) == 1 and weight_NK.shape[1] == depth <= LONGEST
-    out = torch.empty(len(rows.codes), width) if out is None else out
+    out = torch.empty(len(rows.codes), width) if onto is None else onto
+    assert out.stride(1) == 1 and out.dtype == torch.float32
     columns_N = None if columns_N is None else columns_N.float().contiguous()
     left = right = None
     if thin is not None:
@@ -91,7 +96,7 @@ def product(
         _at(rows.codes), rows.codes.stride(0), _at(rows.scale), _at(rows.sums), len(rows.codes), depth,
         _at(matrix), matrix.stride(0), int(by_columns), width, _at(columns_N),
         _at(left), 0 if left is None else left.stride(0), _at(right), width, 0 if right is None else len(right),
-        _at(out), out.stride(0), torch.get_num_threads(),
+        _at(out), out.stride(0), int(onto is not None), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -127,6 +132,7 @@ def _typed_library() -> ctypes.CDLL | None:
         found.quantize_rows.argtypes = [at, size, at, size, size, at, size, at, at, number]
         found.product_rows.argtypes = [
             at, size, at, at, size, size, at, size, number, size, at, at, size, at, size, size, at, size, number,
+            number,
         ]  # fmt: skip
     return found
 

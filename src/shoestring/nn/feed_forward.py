@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shoestring.nn.bundle import bundled
 from shoestring.nn.feed_forward_config import GELUConfig, SquaredReLUConfig, SwiGLUConfig
 from shoestring.nn.linear import Linear
 from shoestring.nn.recompute import recomputing
@@ -61,7 +62,7 @@ class SwiGLU(nn.Module):
         self.down = make_linear(config.width, width, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Aux]:
-        gate_BTF, up_BTF = self.gate(x_BTD), self.up(x_BTD)
+        gate_BTF, up_BTF = bundled((self.gate, self.up), x_BTD)
         product_BTF = silu_product(gate_BTF, up_BTF)
         with recomputing(product_BTF, silu_product_out, gate_BTF, up_BTF):
             return self.down(product_BTF), {}

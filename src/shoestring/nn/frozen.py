@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,26 @@ from shoestring.kernels.int8 import Thin
 from shoestring.nn.low_rank import LowRankLinear
 
 
+def _as_it_is(x: Tensor) -> None:
+    return None
+
+
 class FrozenProducts(NamedTuple):
     """forward: [..., in] -> [..., out], backward: [..., out] -> [..., in], without bias; the result is the caller's.
 
-    Both take a second argument, a `Thin` product that is added to the result, or None. Weights are looked up when a
-    product is made, never before: whoever streams them puts others in their place.
+    forward(x, thin, rows): with the `Thin` product `thin` added. rows: `rounded(x)`, where several linears that share
+    x have it made once. backward(gradient, thin, onto): added to `onto`, in place. All but the first may be left out.
+    Weights are looked up when a product is made, never before: whoever streams them puts others in their place.
     """
 
     forward: Callable[..., Tensor]
     backward: Callable[..., Tensor]
+    rounded: Callable[[Tensor], Any] = _as_it_is
 
 
-def added(y: Tensor, thin: Thin | None) -> Tensor:
-    """y, in place, with what is added to it."""
+def added(y: Tensor, thin: Thin | None, onto: Tensor | None = None) -> Tensor:
+    """y + thin, in y, or added to `onto`."""
+    y = y if onto is None else onto.add_(y)
     if thin is not None:
         y.flatten(end_dim=-2).addmm_(thin.left, thin.right, alpha=thin.scale)
     return y
@@ -45,8 +52,8 @@ def frozen_products(linear: nn.Module) -> FrozenProducts:
 @frozen_products.register
 def _(linear: nn.Linear) -> FrozenProducts:
     return FrozenProducts(
-        lambda x, thin=None: added(product(x, linear.weight.detach().to(x.dtype)), thin),
-        lambda g, thin=None: added(product(g, linear.weight.detach().to(g.dtype).t()), thin),
+        lambda x, thin=None, rows=None: added(product(x, linear.weight.detach().to(x.dtype)), thin),
+        lambda g, thin=None, onto=None: added(product(g, linear.weight.detach().to(g.dtype).t()), thin, onto),
     )
 
 
@@ -54,8 +61,8 @@ def _(linear: nn.Linear) -> FrozenProducts:
 def _(linear: LowRankLinear) -> FrozenProducts:
     first, second = frozen_products(linear.first), frozen_products(linear.second)
     return FrozenProducts(
-        lambda x, thin=None: second.forward(first.forward(x), thin),
-        lambda g, thin=None: first.backward(second.backward(g), thin),
+        lambda x, thin=None, rows=None: second.forward(first.forward(x), thin),
+        lambda g, thin=None, onto=None: first.backward(second.backward(g), thin, onto),
     )
 
 

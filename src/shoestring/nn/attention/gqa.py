@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shoestring.nn.attention.core import attend
 from shoestring.nn.attention.window import attend_window
+from shoestring.nn.bundle import bundled
 from shoestring.nn.cache import LayerCache
 from shoestring.nn.config import GQAConfig
 from shoestring.nn.context import Context
@@ -47,10 +48,10 @@ class GroupedQueryAttention(nn.Module):
     def project(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """-> queries [B, H, T, C], keys and values [B, K, T, C], normed and not yet rotated."""
         heads = (*x_BTD.shape[:2], -1, self.head_width)
-        q_BHTC = self.query_norm(self.query(x_BTD).view(heads)).transpose(1, 2)
-        k_BKTC = self.key_norm(self.key(x_BTD).view(heads)).transpose(1, 2)
-        v_BKTC = self.value(x_BTD).view(heads).transpose(1, 2)
-        return q_BHTC, k_BKTC, v_BKTC
+        query, key, value = bundled((self.query, self.key, self.value), x_BTD)
+        q_BHTC = self.query_norm(query.view(heads)).transpose(1, 2)
+        k_BKTC = self.key_norm(key.view(heads)).transpose(1, 2)
+        return q_BHTC, k_BKTC, value.view(heads).transpose(1, 2)
 
     def attend(
         self, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, context: Context, cache: LayerCache | None

@@ -134,8 +134,8 @@ class NF4Linear(FourBitLinear):
 @frozen_products.register
 def _(linear: FourBitLinear) -> FrozenProducts:
     return FrozenProducts(
-        lambda x, thin=None: added(product(x, linear.weights(x.dtype)), thin),
-        lambda gradient, thin=None: added(product(gradient, linear.weights(gradient.dtype).t()), thin),
+        lambda x, thin=None, rows=None: added(product(x, linear.weights(x.dtype)), thin),
+        lambda g, thin=None, onto=None: added(product(g, linear.weights(g.dtype).t()), thin, onto),
     )
 
 

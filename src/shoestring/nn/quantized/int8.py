@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shoestring.core.matmul import product
 from shoestring.kernels import int8 as integers
-from shoestring.kernels.int8 import Thin
+from shoestring.kernels.int8 import Rows, Thin
 from shoestring.nn.frozen import FrozenProducts, added, frozen_linear, frozen_products
 from shoestring.nn.linear import Linear
 from shoestring.nn.quantized.config import Int8Config
@@ -82,22 +82,28 @@ def computes_in_integers(linear: Int8Linear, x: Tensor) -> bool:
 
 @frozen_products.register
 def _(linear: Int8Linear) -> FrozenProducts:
-    def forward(x: Tensor, thin: Thin | None = None) -> Tensor:
+    def rounded(x: Tensor) -> Rows | None:
+        return integers.quantize_rows(x.flatten(end_dim=-2)) if computes_in_integers(linear, x) else None
+
+    def forward(x: Tensor, thin: Thin | None = None, rows: Rows | None = None) -> Tensor:
         if computes_in_integers(linear, x):
-            rows = integers.quantize_rows(x.flatten(end_dim=-2))
+            rows = integers.quantize_rows(x.flatten(end_dim=-2)) if rows is None else rows
             y = integers.product(rows, linear.codes, linear.scale, thin)
             return y.view(*x.shape[:-1], -1).to(x.dtype)
         return added(product(x, linear.codes.to(x.dtype)).mul_(linear.scale.to(x.dtype)), thin)
 
-    def backward(gradient: Tensor, thin: Thin | None = None) -> Tensor:
-        if computes_in_integers(linear, gradient):
-            rows = integers.quantize_rows(gradient.flatten(end_dim=-2), linear.scale)
-            x_gradient = integers.product(rows, linear.codes.t(), thin=thin)
-            return x_gradient.view(*gradient.shape[:-1], -1).to(gradient.dtype)
-        scaled = gradient * linear.scale.to(gradient.dtype)
-        return added(product(scaled, linear.codes.to(gradient.dtype).t()), thin)
+    def backward(gradient: Tensor, thin: Thin | None = None, onto: Tensor | None = None) -> Tensor:
+        if not computes_in_integers(linear, gradient):
+            scaled = gradient * linear.scale.to(gradient.dtype)
+            return added(product(scaled, linear.codes.to(gradient.dtype).t()), thin, onto)
+        rows = integers.quantize_rows(gradient.flatten(end_dim=-2), linear.scale)
+        if onto is not None and onto.dtype == torch.float32:
+            integers.product(rows, linear.codes.t(), thin=thin, onto=onto.flatten(end_dim=-2))
+            return onto
+        x_gradient = integers.product(rows, linear.codes.t(), thin=thin).view(*gradient.shape[:-1], -1)
+        return x_gradient.to(gradient.dtype) if onto is None else onto.add_(x_gradient)
 
-    return FrozenProducts(forward, backward)
+    return FrozenProducts(forward, backward, rounded)
 
 
 @torch.no_grad()
