@@ -1,8 +1,7 @@
 """The README and the docs are true: their commands run or at least parse, their tree is the real one.
 
 The README's blocks run from top to bottom in one folder, with the quickstart's smoke recipe in place of the
-two-minute one and a little text in `my-texts`. Fine-tuning takes minutes: lines that make or need its run
-are only parsed here; tests/finetune trains, asks and merges tiny models.
+two-minute one and a little text in `my-texts`. What is fine-tuned is a tiny random model, for a second.
 """
 
 import contextlib
@@ -22,6 +21,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.finetune.config import finetune_recipe
 from shoestring.models.get import get
 from shoestring.train.recipe import load_recipe
+from tests.finetune.tiny import chat_model
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -41,7 +41,9 @@ def command_lines(content: str) -> list[str]:
 
 
 def tiny(tokens: list[str]) -> list[str]:
-    """The same command with the smoke recipe and the little text, and in its eight steps."""
+    """The same command with the smoke recipe and the little text, in its eight steps, or with a tiny model."""
+    if tokens[0] == "finetune":
+        return ["chats" if token == "smollm2-135m" else "1s" if token == "5m" else token for token in tokens]
     tokens = ["quickstart-smoke" if token == "quickstart" else token for token in tokens]
     if tokens[0] != "pretrain" or "--help" in tokens or "--resume" in tokens:
         return tokens
@@ -59,11 +61,12 @@ def desk(tmp_path_factory) -> Path:
     for number in range(30):
         text = "".join(f"def f{number}_{i}(x):\n    return {i * number} + x\n\n\n" for i in range(40))
         (folder / "my-texts" / f"{number:02d}.py").write_text(text)
+    chat_model(folder / "chats")
     get("smollm2-135m")
     return folder
 
 
-def test_every_block_of_the_readme_runs_but_for_fine_tuning(desk, monkeypatch, capsys):
+def test_every_block_of_the_readme_runs(desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     names: dict[str, object] = {}
     said = []
@@ -77,7 +80,7 @@ def test_every_block_of_the_readme_runs_but_for_fine_tuning(desk, monkeypatch, c
             continue
         for line in command_lines(content):
             program, *tokens = shlex.split(line)
-            if program == "make" or "runs/sums" in tokens:  # one of them runs this test; the others take minutes
+            if program == "make":  # one of them runs this test, the other all of what follows
                 continue
             assert program == "shoestring"
             assert main(tiny(tokens)) == 0, f"{line}\n{capsys.readouterr().err}"
@@ -85,6 +88,8 @@ def test_every_block_of_the_readme_runs_but_for_fine_tuning(desk, monkeypatch, c
     text = "\n".join(said)
     assert text.count("Paris") == 3  # asked by the command, in Python, and of the plain module
     assert (desk / "runs/second/latest/model.safetensors").is_file()
+    assert (desk / "runs/sums/latest/adapter_model.safetensors").is_file()
+    assert (desk / "models/sums/model.safetensors").is_file()
     assert isinstance(names["decoder"], torch.nn.Module)
 
 
@@ -160,6 +165,20 @@ def test_the_python_in_the_docs_runs(desk, monkeypatch, capsys):
         for _, content in blocks(page, "python"):
             if "..." not in content:  # a sketch of something to be written
                 exec(compile(re.sub(r"max_tokens=\d+", "max_tokens=3", content), page.name, "exec"), {})
+
+
+def test_the_fine_tuning_page_works_as_it_stands(desk, monkeypatch, capsys):
+    page = ROOT / "docs/finetune.md"
+    (desk / "page").mkdir()
+    monkeypatch.chdir(desk / "page")
+    (_, shell), *_ = blocks(page, "sh")
+    for line in command_lines(shell):
+        tokens = [{"smollm2-135m": "../chats", "5m": "1s"}.get(token, token) for token in shlex.split(line)[1:]]
+        assert main(tokens) == 0, f"{line}\n{capsys.readouterr().err}"
+    (_, content), *_ = blocks(page, "python")
+    content = content.replace("smollm2-135m", "../chats").replace('train__time="5m"', "train__steps=2")
+    exec(compile(content, page.name, "exec"), {})
+    assert "runs/finetune-2/" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", ["shoestring fly", "shoestring pretrain quickstart --train.stepz 3"])
