@@ -6,9 +6,11 @@ import sys
 import pytest
 
 from shoestring.core.errors import ConfigError
-from shoestring.train.recipe import list_recipes, load_recipe
+from shoestring.finetune.config import finetune_recipe, load_finetune_recipe
+from shoestring.train.recipe import list_recipes, load_recipe, recipe_verb
 
-NAMES = list(list_recipes())
+NAMES = [name for name in list_recipes() if recipe_verb(name) == "pretrain"]
+FINETUNE = [name for name in list_recipes() if recipe_verb(name) == "finetune"]
 SMOKE = [name for name in NAMES if name.endswith("-smoke")]
 
 
@@ -71,6 +73,47 @@ def test_smoke_recipes_train_a_few_steps_on_the_standard_library(name, tmp_path)
     assert (result.checkpoint / "config.json").is_file() and result.plot.stat().st_size > 5000
 
 
+@pytest.mark.parametrize("name", [name for name in FINETUNE if not name.endswith("-smoke")])
+def test_a_fine_tuning_recipe_has_a_description_and_a_smoke_variant_of_the_same_kinds(name):
+    recipe, smoke = load_finetune_recipe(name), load_finetune_recipe(f"{name}-smoke")
+    assert recipe.description and smoke.description and recipe.description != smoke.description
+    assert recipe.adapter == smoke.adapter and recipe.optimizer == smoke.optimizer
+    assert smoke.train.steps < 10 and smoke.train.time is None
+
+
+@pytest.mark.parametrize("name", [name for name in FINETUNE if name.endswith("-smoke")])
+def test_smoke_recipes_of_fine_tuning_train_a_few_steps_on_a_tiny_model(name, tmp_path, monkeypatch):
+    from benchmarks.random_models import SHAPES, large_model
+    from shoestring.finetune.run import finetune
+
+    monkeypatch.setitem(SHAPES, "tiny", (32, 3, 4, 2, 64, 400, True))
+    model = large_model("tiny", "bfloat16", tmp_path)
+    settings = {"model": str(model), "train.sequence_length": 512}  # its tokens are short
+    result = finetune(name, out=str(tmp_path / "run"), overrides=settings)
+    assert result.steps == load_finetune_recipe(name).train.steps and result.loss_after < result.loss_before
+    assert (result.model / "adapter_config.json").is_file()
+
+
+def test_a_recipe_is_run_by_its_own_verb():
+    with pytest.raises(ConfigError, match="shoestring finetune lazy-finetune"):
+        load_recipe("lazy-finetune")
+    recipe = finetune_recipe("lazy-finetune", "mine.jsonl", {"train.steps": "5"})
+    assert recipe.data.source == "mine.jsonl" and recipe.adapter.rank == 8
+    assert (recipe.train.steps, recipe.train.epochs, recipe.train.time) == (5, None, None)
+    assert finetune_recipe("quickstart", "mine.jsonl").model == "quickstart"  # a recipe of another verb is no model
+
+
+def test_recipes_of_both_kinds_are_listed_shown_and_checked(capsys):
+    from shoestring.cli.main import main
+
+    assert main(["recipe", "list"]) == main(["recipe", "check", "lazy-finetune"]) == 0
+    assert "lazy-finetune " in capsys.readouterr().out
+    assert main(["recipe", "show", "lazy-finetune", "--adapter.rank", "4"]) == 0
+    assert "rank: 4" in capsys.readouterr().out
+    assert main(["recipe", "check", "lazy-finetune", "--adapter.rang", "4"]) == 2
+    assert "did you mean adapter.rank?" in capsys.readouterr().err
+
+
 def test_one_length_given_replaces_the_recipes_own():
     train = load_recipe("quickstart", {"train.steps": "5"}).train
     assert (train.steps, train.tokens, train.time) == (5, None, None)
@@ -126,5 +169,6 @@ def test_impossible_combinations_are_refused(overrides):
 
 
 def test_reading_recipes_does_not_import_torch():
-    code = "import sys; from shoestring.train.recipe import *; [load_recipe(n) for n in list_recipes()]"
+    code = "import sys; from shoestring.train.recipe import *; from shoestring.finetune.config import *\n"
+    code += "[(load_recipe if recipe_verb(n) == 'pretrain' else load_finetune_recipe)(n) for n in list_recipes()]"
     subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoestring.core.errors import DataError, NetworkError
+from shoestring.core.errors import ConfigError, DataError, NetworkError
 from shoestring.data.sources import Skipped
 from shoestring.finetune import rows
 from shoestring.finetune.formats import to_example
@@ -238,3 +238,12 @@ def test_any_row_is_an_example_or_a_sentence(row, form):
         assert error.where == "a:1"
     else:
         assert example.messages and all(isinstance(m["content"], str) for m in example.messages) and example.question()
+
+
+def test_exercises_are_made_on_the_spot_the_same_each_time():
+    source = ExampleSource("exercises:comparisons")
+    first, again = (list(source.examples(Skipped())) for _ in range(2))
+    assert source.form == "messages" and len(first) > 1000 and first == again
+    assert [m["role"] for m in first[0].messages] == ["user", "assistant"]
+    with pytest.raises(ConfigError, match="known: arithmetic"):
+        ExampleSource("exercises:chess")

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.errors import BudgetError, ConfigError
-from shoestring.finetune.config import finetune_recipe
+from shoestring.finetune.config import finetune_recipe, is_finetune_recipe
 
 app = verb(
     "finetune",
@@ -24,10 +24,15 @@ app = verb(
 
 @app.default
 def finetune(
-    model: Annotated[str | None, Parameter(help="a model folder, a run, or a name that get knows")] = None,
+    model: Annotated[
+        str | None, Parameter(help="a model folder, a run, a name that get knows; or a recipe, by name or .yaml file")
+    ] = None,
     /,
     *,
-    data: Annotated[str | None, Parameter(help="a .jsonl, .json or .parquet file, a folder, or hf:OWNER/NAME")] = None,
+    data: Annotated[
+        str | None,
+        Parameter(help="a .jsonl, .json or .parquet file, a folder, hf:OWNER/NAME, or exercises:KIND (data.source)"),
+    ] = None,
     method: Annotated[
         Literal["lora", "dora", "qlora", "full"] | None,
         Parameter(help="lora; dora; qlora, on a 4-bit base; full, every weight (adapter.method) [lora]"),
@@ -60,7 +65,7 @@ def finetune(
         if value is not None and settings.setdefault(key, value) != value:
             raise ConfigError(f"{flag} and --{key} say different things (command line)")
     if resume is None:
-        if model is None or data is None:
+        if model is None or (data is None and not is_finetune_recipe(model)):
             missing = "a model" if model is None else "--data"
             raise ConfigError(
                 f"finetune needs {missing}", hint="shoestring finetune MODEL --data FILE, or --resume OUT"

@@ -11,8 +11,9 @@ from cyclopts import Parameter
 
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
-from shoestring.core.config import dump_yaml
-from shoestring.train.recipe import list_recipes, load_recipe, recipe_name
+from shoestring.core.config import Config, dump_yaml
+from shoestring.finetune.config import load_finetune_recipe
+from shoestring.train.recipe import list_recipes, load_recipe, recipe_name, recipe_verb
 
 Name = Annotated[str, Parameter(help="a built-in recipe, a YAML file, or a run folder")]
 
@@ -50,7 +51,7 @@ def list_(*, json: Json = False) -> None:
 
 @_show.default
 def show(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
-    settings = load_recipe(recipe, overrides)
+    settings = _load(recipe, overrides)
     if json:
         console.print_json(settings.model_dump(mode="json"))
     else:
@@ -59,10 +60,15 @@ def show(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) ->
 
 @_check.default
 def check(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
-    load_recipe(recipe, overrides)
+    _load(recipe, overrides)
     if json:
         console.print_json({"recipe": recipe_name(recipe), "ok": True})
     else:
         console.out.print(
             f"{recipe_name(recipe)}: every setting is known, of the right type, and possible together"
         )
+
+
+def _load(recipe: str, overrides: dict[str, str] | None) -> Config:
+    """A recipe of either kind."""
+    return (load_finetune_recipe if recipe_verb(recipe) == "finetune" else load_recipe)(recipe, overrides)

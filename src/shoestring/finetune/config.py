@@ -6,18 +6,20 @@ saved beside the results says everything.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from shoestring.core.config import Config, load_config
-from shoestring.core.document import Document, read_document
+from shoestring.core.document import Document
 from shoestring.core.units import Bytes, Seconds
 from shoestring.finetune.data_config import SupervisedDataConfig
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
 from shoestring.train.config import AdamWConfig, CosineConfig, LogConfig
+from shoestring.train.recipe import is_built_in, read_recipe, recipe_verb
 
 Method = Literal["lora", "dora", "qlora", "full"]
 Base = Literal["nf4", "int4", "int8"]
@@ -25,6 +27,7 @@ Base = Literal["nf4", "int4", "int8"]
 # Adapters start from zero and bear about ten times the rate of whole weights.
 _LEARNING_RATES: dict[str, float] = {"lora": 5e-4, "dora": 5e-4, "qlora": 5e-4, "full": 5e-5}
 DEFAULT_EPOCHS = 3.0
+_LENGTHS = ("train.steps", "train.epochs", "train.time")
 
 
 class AdapterSection(Config):
@@ -105,6 +108,7 @@ class FinetuneBudgetConfig(Config):
 class FinetuneRecipe(Config):
     """One run. Built by `finetune.run.finetune`."""
 
+    description: str = ""
     model: str = Field(min_length=1, description="a model folder, a run, or a name that `shoestring get` knows")
     data: SupervisedDataConfig
     adapter: AdapterSection = AdapterSection()
@@ -120,23 +124,42 @@ class FinetuneRecipe(Config):
     threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's own choice")
 
 
-def finetune_recipe(model: str, source: str, settings: dict[str, Any] | None = None) -> FinetuneRecipe:
-    """A whole recipe from a model, a data source and dotted settings (text is read as YAML). Raises ConfigError."""
+def is_finetune_recipe(text: str | Path) -> bool:
+    """Whether what stands in a MODEL's place names a recipe: a built-in one for fine-tuning, or a YAML file."""
+    if is_built_in(text):
+        return recipe_verb(text) == "finetune"
+    return str(text).endswith((".yaml", ".yml"))
+
+
+def finetune_recipe(model: str, source: str | None = None, settings: dict[str, Any] | None = None) -> FinetuneRecipe:
+    """A whole recipe from a model, a data source and dotted settings (text is read as YAML). Raises ConfigError.
+
+    model: or a recipe, by name or file, which the source and the settings change.
+    """
     settings = {key: value for key, value in (settings or {}).items() if value is not None}
+    if is_finetune_recipe(model):
+        if source is not None:
+            settings["data.source"] = json.dumps(source)  # a string, whatever else it looks like in YAML
+        return load_finetune_recipe(model, settings)
     method = str(settings.get("adapter.method", "lora"))
     values: dict[str, Any] = {
         "model": model,
-        "data": {"source": source},
+        "data": {} if source is None else {"source": source},
         "train": {},
         "optimizer": {
             "learning_rate": _LEARNING_RATES.get(method, 5e-4), "betas": [0.9, 0.99], "weight_decay": 0.0,
         },
     }  # fmt: skip
-    if not any(f"train.{name}" in settings for name in ("steps", "epochs", "time")):
+    if not any(key in settings for key in _LENGTHS):
         values["train"]["epochs"] = DEFAULT_EPOCHS
     return load_config(FinetuneRecipe, Document(values, name="settings"), settings)
 
 
-def load_finetune_recipe(file: str | Path, overrides: dict[str, Any] | None = None) -> FinetuneRecipe:
-    """The recipe that a run saved, with overrides. Raises ConfigError."""
-    return load_config(FinetuneRecipe, read_document(file), overrides)
+def load_finetune_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> FinetuneRecipe:
+    """A recipe by name, file or run folder, with overrides; one length given replaces its own. Raises ConfigError."""
+    overrides = dict(overrides or {})
+    if any(overrides.get(key) is not None for key in _LENGTHS):
+        for key in _LENGTHS:
+            overrides.setdefault(key, None)
+    hint = f"shoestring recipe show {name_or_path} lists all settings"
+    return load_config(FinetuneRecipe, read_recipe(name_or_path), overrides, hint=hint)

@@ -23,7 +23,8 @@ class SupervisedDataConfig(Config):
 
     source: str = Field(
         min_length=1,
-        description="a .jsonl(.gz, .zst), .json or .parquet file, a folder of them, or hf:OWNER/NAME",
+        description="a .jsonl(.gz, .zst), .json or .parquet file, a folder of them, hf:OWNER/NAME,"
+        " or exercises:KIND, made on the spot (`shoestring data make`)",
     )
     format: Format = Field("auto", description="auto: told from the first rows")
     template: str = Field(

@@ -1,4 +1,4 @@
-"""Where examples come from: JSONL, JSON and Parquet files, folders of them, and data sets on the hub.
+"""Where examples come from: JSONL, JSON and Parquet files, folders of them, data sets on the hub, made exercises.
 
 A source is listed once, its form told from its first rows; then examples come one at a time, each with its
 file and line, so that a mistake can be found.
@@ -16,9 +16,12 @@ from typing import Any
 
 from shoestring.core.errors import DataError, NetworkError
 from shoestring.data.sources import JSONL_SUFFIXES, LINE_LIMIT, Skipped, jsonl_lines
+from shoestring.data.synthetic.kinds import make
 from shoestring.finetune.data_config import Format, OnBadLine
 from shoestring.finetune.formats import EXPECTED, SKIP, Example, detect, to_example
 
+EXERCISES = "exercises:"  # before a kind of `data.synthetic.kinds`
+_EXERCISES_MADE = 4000  # held-out ones, which `data make` writes apart, included
 _LOOKED_AT = 20  # rows from which the form is told
 _SUFFIXES = (*JSONL_SUFFIXES, ".json", ".parquet")
 
@@ -40,7 +43,11 @@ class ExampleSource:
     ) -> None:
         self.source = str(source)
         self.on_bad_line = on_bad_line
-        self.files = _hub_files(self.source, say) if self.source.startswith("hf:") else _files(Path(source))
+        self.files: list[Path] = []
+        if self.source.startswith("hf:"):
+            self.files = _hub_files(self.source, say)
+        elif not self.source.startswith(EXERCISES):
+            self.files = _files(Path(source))
         self.form: Format = self._detect() if form == "auto" else form
 
     def examples(self, skipped: Skipped) -> Iterator[Example]:
@@ -54,6 +61,8 @@ class ExampleSource:
                 skipped.add("bad lines", where)
 
     def _rows(self) -> Iterator[tuple[str, Row]]:
+        if self.source.startswith(EXERCISES):
+            return _exercise_rows(self.source)
         return itertools.chain.from_iterable(map(_rows, self.files))
 
     def _detect(self) -> Format:
@@ -84,6 +93,13 @@ def _rows(file: Path) -> Iterator[tuple[str, Row]]:
                     yield where, functools.partial(_parse, line, where)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", str(file)) from error
+
+
+def _exercise_rows(source: str) -> Iterator[tuple[str, Row]]:
+    """The exercises that `shoestring data make KIND` writes to train on, but fewer."""
+    exercises = make(source.removeprefix(EXERCISES), _EXERCISES_MADE)
+    for number, exercise in enumerate(exercises.train, 1):
+        yield f"{source}: exercise {number}", functools.partial(_given, exercise.row())
 
 
 def _given(row: Any) -> Any:

@@ -22,7 +22,7 @@ from shoestring.core.machine import matrix_peak, peak_rss_bytes
 from shoestring.core.seeds import seed_everything
 from shoestring.finetune.batches import SupervisedPass, SupervisedStream
 from shoestring.finetune.before_after import Answer, answer, choose_questions, load_answers, save_answers
-from shoestring.finetune.config import FinetuneRecipe, finetune_recipe, load_finetune_recipe
+from shoestring.finetune.config import FinetuneRecipe, finetune_recipe, is_finetune_recipe, load_finetune_recipe
 from shoestring.finetune.dataset import SupervisedDataset
 from shoestring.finetune.result import FinetuneResult, header
 from shoestring.finetune.supervise import prepare_dataset
@@ -69,6 +69,7 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune `model` on the examples in `data`, or continue the run in the folder `resume`.
 
+    model: or a recipe, by name or file, which may say which data.
     overrides: dotted settings of `FinetuneRecipe`; keywords are settings as well, two underscores for a dot:
     `finetune("smollm2-135m", "mine.jsonl", adapter__method="dora", train__time="10m", out="runs/mine")`. Progress goes
     to stderr. Raises ConfigError, DataError, ModelFileError, RunError, and Interrupted when the user stopped the run.
@@ -128,9 +129,10 @@ def _open(
         if parallel.rank() == 0:
             truncate_metrics(out / "metrics.jsonl", read_state(whole[-1]).step if whole else 0)
         return recipe, out, whole[-1] if whole else None
-    if model is None or data is None:
-        raise ConfigError("fine-tuning needs a model and data", hint="finetune(MODEL, FILE), or resume=OUT")
-    recipe = finetune_recipe(str(model), str(data), changed)
+    if model is None or (data is None and not is_finetune_recipe(model)):
+        hint = "finetune(MODEL, FILE), finetune(RECIPE), or resume=OUT"
+        raise ConfigError("fine-tuning needs a model and data", hint=hint)
+    recipe = finetune_recipe(str(model), None if data is None else str(data), changed)
     if recipe.budget.memory is not None:
         raise BudgetError(
             "finetune cannot promise a memory budget yet, so it refuses budget.memory",

@@ -1,14 +1,15 @@
 """Recipes by name or path: the built-in ones are YAML files in `shoestring/recipes`. Torch-free.
 
 A name is looked up among the built-ins, a path is read as it stands. Overrides are what the command line
-calls `--dotted.key value`; choosing another length (steps, tokens or time) drops the recipe's own.
+calls `--dotted.key value`; choosing another length (steps, tokens or time) drops the recipe's own. A recipe with a
+section `adapter` is for fine-tuning: `finetune.config` loads it.
 """
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shoestring.core.config import load_config
 from shoestring.core.document import Document, read_document
@@ -52,6 +53,21 @@ def find_recipe(name_or_path: str | Path) -> Path:
     raise ConfigError(f"there is no recipe {str(name_or_path)!r}", hint="\n".join(lines))
 
 
+def recipe_verb(name_or_path: str | Path) -> Literal["pretrain", "finetune"]:
+    """The verb that runs a recipe. Raises ConfigError for one that does not exist."""
+    return _verb(read_recipe(name_or_path))
+
+
+def read_recipe(name_or_path: str | Path) -> Document:
+    """The recipe's settings, unchecked, with what it extends. Raises ConfigError."""
+    file = find_recipe(name_or_path)
+    return read_document(file, find=_extended(file))
+
+
+def _verb(document: Document) -> Literal["pretrain", "finetune"]:
+    return "finetune" if "adapter" in document.values else "pretrain"
+
+
 def load_recipe(
     name_or_path: str | Path | Document | Recipe, overrides: dict[str, Any] | None = None
 ) -> Recipe:
@@ -64,9 +80,13 @@ def load_recipe(
         return load_config(Recipe, document, overrides)
     if isinstance(name_or_path, Document):
         return load_config(Recipe, name_or_path, overrides)
-    file = find_recipe(name_or_path)
+    document = read_recipe(name_or_path)
+    if _verb(document) == "finetune":
+        raise ConfigError(
+            f"{name_or_path} is a recipe for fine-tuning", hint=f"shoestring finetune {name_or_path} runs it"
+        )
     hint = f"shoestring recipe show {name_or_path} lists all settings"
-    return load_config(Recipe, read_document(file, find=_extended(file)), overrides, hint=hint)
+    return load_config(Recipe, document, overrides, hint=hint)
 
 
 def recipe_name(name_or_path: str | Path | Recipe) -> str:
