@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-from benchmarks.measure import alternate, finish, median, show
+from benchmarks.measure import alternate
+from benchmarks.peer import report, save_batches, timed
 
 ROWS, TOKENS, RANK, ALPHA = 2, 256, 8, 16
 LEARNING_RATE = 2e-4
@@ -50,8 +48,6 @@ def main() -> None:
 
 def _prepare(folder: Path, model: str, method: str, steps: int) -> None:
     """The base's place, the adapter that both start from, and the batches."""
-    import numpy as np
-
     from shoestring.data.config import DataConfig
     from shoestring.data.loader import PackedLoader
     from shoestring.data.tokenizer import Tokenizer
@@ -68,9 +64,7 @@ def _prepare(folder: Path, model: str, method: str, steps: int) -> None:
     save_adapter(decoder, folder / "adapter", base)
     shards = open_dataset(DataConfig(source="stdlib", separate_documents=False), Tokenizer.load(base))
     loader = PackedLoader(shards, "validation", TOKENS, ROWS, seed=1, separate_documents=False)
-    batches = [next(loader) for _ in range(steps)]
-    np.save(folder / "tokens.npy", np.stack([batch.tokens_BT.numpy() for batch in batches]))
-    np.save(folder / "labels.npy", np.stack([batch.labels_BT.numpy() for batch in batches]))
+    save_batches(folder, [next(loader) for _ in range(steps)])
 
 
 def _shoestring(folder: Path, method: str) -> dict:
@@ -108,10 +102,8 @@ def _shoestring(folder: Path, method: str) -> dict:
         optimizer.zero_grad(set_to_none=True)
         return loss.mean
 
-    losses, seconds = _timed(update, folder)
     return {
-        "losses": losses,
-        "seconds": seconds,
+        **timed(update, folder),
         "peak": peak_rss_bytes(),
         "trained": sum(p.numel() for p in trained),
         "parameters": model.config.parameter_count(),
@@ -140,59 +132,17 @@ def _peft(folder: Path, method: str) -> dict:
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    losses, seconds = _timed(update, folder)
-    return {"losses": losses, "seconds": seconds, "peak": peak_rss_bytes()}
+    return {**timed(update, folder), "peak": peak_rss_bytes()}
 
 
 WORKERS = {"shoestring": _shoestring, "peft": _peft}
 
 
-def _timed(update, folder: Path) -> tuple[list[float], list[float]]:
-    import numpy as np
-    import torch
-
-    losses, seconds = [], []
-    for tokens, labels in zip(np.load(folder / "tokens.npy"), np.load(folder / "labels.npy"), strict=True):
-        before = time.perf_counter()
-        losses.append(update(torch.from_numpy(tokens), torch.from_numpy(labels)))
-        seconds.append(time.perf_counter() - before)
-        print(f"  loss {losses[-1]:.4f}  {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
-    return losses, seconds
-
-
 def _report(ours: list[dict], theirs: list[dict], method: str) -> None:
-    def rate(results: list[dict]) -> float:
-        return ROWS * TOKENS / statistics.median(s for result in results for s in result["seconds"][2:])
-
     first = ours[0]
-    peak = max(result["matrix_peak"] for result in ours)
-    limit = peak / first["flops_per_token"]
-    pairs = zip(first["losses"], theirs[0]["losses"], strict=True)
-    apart = max(abs(mine - other) / other for mine, other in pairs)
-    rows = [
-        [name, f"{rate(results):.0f}", f"{rate(results) / limit:.0%}", f"{median(results, 'peak') / 1e6:,.0f}",
-         f"{results[0]['losses'][0]:.4f} → {results[0]['losses'][-1]:.4f}"]
-        for name, results in ((f"shoestring, {method}", ours), ("peft", theirs))
-    ]  # fmt: skip
-    rows.append(["limit", f"{limit:.0f}", "100%", f"{4 * first['parameters'] / 1e6:,.0f} (weights)", ""])
-    show(
-        f"{first['parameters']:,} parameters, {first['trained']:,} trained, {ROWS} × {TOKENS} tokens, float32; "
-        f"products by {first['products']}; matrix peak {peak / 1e9:.0f} GFLOP/s",
-        ["", "tokens/s", "of the limit", "peak MB", f"loss over {len(first['losses'])} steps"],
-        rows,
-    )
-    finish(
-        {
-            "speed_ratio": rate(ours) / rate(theirs),
-            "memory_ratio": median(ours, "peak") / median(theirs, "peak"),
-            "limit_share": rate(ours) / limit,
-            "tokens_per_second": rate(ours),
-            "peer_tokens_per_second": rate(theirs),
-            "peak_mb": median(ours, "peak") / 1e6,
-            "peer_peak_mb": median(theirs, "peak") / 1e6,
-            "largest_loss_difference": apart,
-        }
-    )
+    title = f"{first['parameters']:,} parameters, {first['trained']:,} trained, {ROWS} × {TOKENS} tokens, float32"
+    floor = "limit", f"{4 * first['parameters'] / 1e6:,.0f} (weights)"
+    report(title, (f"shoestring, {method}", "peft"), ours, theirs, ROWS * TOKENS, 2, floor)
 
 
 if __name__ == "__main__":

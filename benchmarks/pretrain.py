@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-from benchmarks.measure import alternate, finish, median, show
+from benchmarks.measure import alternate
+from benchmarks.peer import report, save_batches, timed
 
 ROWS, TOKENS = 2, 1024
 
@@ -45,8 +43,6 @@ def main() -> None:
 
 def _prepare(folder: Path, steps: int) -> None:
     """The starting weights and `steps` batches, as both workers read them."""
-    import numpy as np
-
     from shoestring.data.config import DataConfig
     from shoestring.data.loader import PackedLoader
     from shoestring.models.builder import build
@@ -57,17 +53,7 @@ def _prepare(folder: Path, steps: int) -> None:
     save_model(build(load_recipe("elite-112m").model, seed=1), folder / "model")
     shards = open_dataset(DataConfig(source="stdlib", separate_documents=False))
     loader = PackedLoader(shards, "train", TOKENS, ROWS, seed=1, separate_documents=False)
-    batches = [next(loader) for _ in range(steps)]
-    np.save(folder / "tokens.npy", np.stack([batch.tokens_BT.numpy() for batch in batches]))
-    np.save(folder / "labels.npy", np.stack([batch.labels_BT.numpy() for batch in batches]))
-
-
-def _batches(folder: Path):
-    import numpy as np
-    import torch
-
-    for tokens, labels in zip(np.load(folder / "tokens.npy"), np.load(folder / "labels.npy"), strict=True):
-        yield torch.from_numpy(tokens), torch.from_numpy(labels)
+    save_batches(folder, [next(loader) for _ in range(steps)])
 
 
 def _shoestring(folder: Path, steps: int) -> dict:
@@ -97,10 +83,8 @@ def _shoestring(folder: Path, steps: int) -> dict:
         optimizer.zero_grad(set_to_none=True)
         return loss.mean
 
-    losses, seconds = _timed(update, folder)
     return {
-        "losses": losses,
-        "seconds": seconds,
+        **timed(update, folder),
         "peak": peak_rss_bytes(),
         "parameters": model.parameter_count(),
         "flops_per_token": flops_per_token(model.config, TOKENS),
@@ -129,57 +113,17 @@ def _transformers(folder: Path, steps: int) -> dict:
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    losses, seconds = _timed(update, folder)
-    return {"losses": losses, "seconds": seconds, "peak": peak_rss_bytes()}
+    return {**timed(update, folder), "peak": peak_rss_bytes()}
 
 
 WORKERS = {"shoestring": _shoestring, "transformers": _transformers}
 
 
-def _timed(update, folder: Path) -> tuple[list[float], list[float]]:
-    losses, seconds = [], []
-    for tokens_BT, labels_BT in _batches(folder):
-        before = time.perf_counter()
-        losses.append(update(tokens_BT, labels_BT))
-        seconds.append(time.perf_counter() - before)
-        print(f"  loss {losses[-1]:.4f}  {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
-    return losses, seconds
-
-
 def _report(ours: list[dict], theirs: list[dict]) -> None:
-    def rate(results: list[dict]) -> float:
-        return ROWS * TOKENS / statistics.median(s for result in results for s in result["seconds"][1:])
-
     first = ours[0]
-    peak = max(result["matrix_peak"] for result in ours)
-    limit = peak / first["flops_per_token"]
-    held = 16.0 * first["parameters"]  # float32 weights, gradients and two moments
-    mine, other = ([loss for result in results for loss in result["losses"]] for results in (ours, theirs))
-    apart = max(abs(a - b) / b for a, b in zip(mine, other, strict=True))
-    rows = [
-        [name, f"{rate(results):.0f}", f"{rate(results) / limit:.0%}", f"{median(results, 'peak') / 1e6:,.0f}",
-         f"{results[0]['losses'][0]:.4f} → {results[0]['losses'][-1]:.4f}"]
-        for name, results in (("shoestring", ours), ("transformers", theirs))
-    ]  # fmt: skip
-    rows.append(["floor", f"{limit:.0f}", "100%", f"{held / 1e6:,.0f}", ""])
-    show(
-        f"{first['parameters']:,} parameters, {ROWS} × {TOKENS} tokens, float32; products by {first['products']}; "
-        f"matrix peak {peak / 1e9:.0f} GFLOP/s",
-        ["", "tokens/s", "of the limit", "peak MB", f"loss over {len(first['losses'])} steps"],
-        rows,
-    )
-    finish(
-        {
-            "speed_ratio": rate(ours) / rate(theirs),
-            "memory_ratio": median(ours, "peak") / median(theirs, "peak"),
-            "limit_share": rate(ours) / limit,
-            "tokens_per_second": rate(ours),
-            "peer_tokens_per_second": rate(theirs),
-            "peak_mb": median(ours, "peak") / 1e6,
-            "peer_peak_mb": median(theirs, "peak") / 1e6,
-            "largest_loss_difference": apart,
-        }
-    )
+    title = f"{first['parameters']:,} parameters, {ROWS} × {TOKENS} tokens, float32"
+    floor = "floor", f"{16 * first['parameters'] / 1e6:,.0f}"  # float32 weights, gradients and two moments
+    report(title, ("shoestring", "transformers"), ours, theirs, ROWS * TOKENS, 1, floor)
 
 
 if __name__ == "__main__":
