@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetune.run import finetune as finetune
     from shoestring.finetune.supervise import prepare_dataset as prepare_dataset
-    from shoestring.generate.language_model import LanguageModel
+    from shoestring.offload.load import load as load
     from shoestring.train.pretrain import pretrain as pretrain
-
-    load = LanguageModel.load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain"]
@@ -25,13 +23,15 @@ __all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        return importlib.import_module("shoestring.generate.language_model").LanguageModel.load
+        return importlib.import_module("shoestring.offload.load").load
     if name == "finetune":
         return importlib.import_module("shoestring.finetune")  # the room itself, which can be called
     if name == "perplexity":
         return importlib.import_module("shoestring.evaluate.perplexity").perplexity
     if name == "prepare_dataset":
         return importlib.import_module("shoestring.finetune.supervise").prepare_dataset
+    if name == "finetune_within":  # what calling the room does
+        return importlib.import_module("shoestring.plan.finetune").finetune
     if name == "pretrain":
         return importlib.import_module("shoestring.train.pretrain").pretrain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

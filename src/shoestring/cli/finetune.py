@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
-from shoestring.core.errors import BudgetError, ConfigError
+from shoestring.core.errors import ConfigError
 from shoestring.finetune.config import finetune_recipe, is_finetune_recipe
 
 app = verb(
@@ -44,21 +44,24 @@ def finetune(
     on_bad_line: Annotated[
         Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts (data.on_bad_line)")
     ] = None,
-    memory: Annotated[str | None, Parameter(help="not offered yet: refused", show=False)] = None,
+    memory: Annotated[
+        str | None,
+        Parameter(help="the whole process at most, as 1GB; layers stream from disk if they must (budget.memory)"),
+    ] = None,
+    compute: Annotated[
+        Literal["float32", "bfloat16", "int8"] | None,
+        Parameter(help="products; int8 is faster and rounds the frozen weights (precision.compute) [float32]"),
+    ] = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out); runs/finetune-N if not given")] = None,
     resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
-    if memory is not None:
-        raise BudgetError(
-            "finetune cannot keep to a memory budget yet, so it refuses --memory",
-            hint="--method qlora, --train.checkpoint_blocks full and a smaller --train.microbatch take less memory",
-        )
     settings: dict[str, Any] = dict(overrides or {})
     given = {
         "--method": ("adapter.method", method), "--rank": ("adapter.rank", rank), "--steps": ("train.steps", steps),
         "--epochs": ("train.epochs", epochs), "--time": ("train.time", time), "--out": ("out", out),
+        "--memory": ("budget.memory", memory), "--compute": ("precision.compute", compute),
         "--on-bad-line": ("data.on_bad_line", on_bad_line),
     }  # fmt: skip
     for flag, (key, value) in given.items():
@@ -71,7 +74,7 @@ def finetune(
                 f"finetune needs {missing}", hint="shoestring finetune MODEL --data FILE, or --resume OUT"
             )
         finetune_recipe(model, data, settings)  # a mistake is reported before torch is imported
-    from shoestring.finetune.run import finetune as tune
+    from shoestring.plan.finetune import finetune as tune
     from shoestring.train import parallel
 
     result = tune(model, data, resume=resume, overrides=settings)

@@ -8,7 +8,6 @@ from cyclopts import Parameter
 
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
-from shoestring.core.errors import BudgetError
 
 app = verb(
     "perplexity",
@@ -35,20 +34,17 @@ def perplexity(
         int | None, Parameter(help="tokens between the windows of a long text; smaller is exacter [half the context]")
     ] = None,
     examples: Annotated[int | None, Parameter(help="only so many texts or rows [all]")] = None,
-    memory: Annotated[str | None, Parameter(help="not offered yet: refused", show=False)] = None,
+    memory: Annotated[
+        str | None, Parameter(help="the whole process at most, as 2GB; layers stream from disk if they must")
+    ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto",
     on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used")] = "stop",
     json: Json = False,
 ) -> None:
-    if memory is not None:
-        raise BudgetError(
-            "perplexity cannot keep to a memory budget yet, so it refuses --memory",
-            hint="a smaller --context takes less",
-        )
     from shoestring.evaluate.perplexity import perplexity as measure
 
-    result = measure(model, data, context, stride, examples, None, device, dtype, on_bad_line, console.err.print)
+    result = measure(model, data, context, stride, examples, memory, device, dtype, on_bad_line, console.err.print)
     if json:
         console.print_json(result.to_json())
     else:

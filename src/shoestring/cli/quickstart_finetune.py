@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from shoestring.finetune.accuracy import Reply
 
 EXERCISES = 6_000  # more than two minutes take
-TURNS = 6  # exercises of one conversation: the system message is read once for all
+TURNS = 4  # exercises of one conversation: the system message is read once for all
 SHOWN = 3
 SETTINGS: dict[str, Any] = {
     "data.validation": 0,  # what is held out is counted instead
     "train.batch_tokens": 512,  # many small steps, as time is short
+    "train.sequence_length": 512,  # room for three conversations
     "train.answers": 0,
-    "optimizer.learning_rate": 1e-3,
+    "optimizer.learning_rate": 2e-3,
 }
 
 
@@ -46,8 +47,7 @@ def finetune(model: str, run: Path, time: str, problems: int, report: Report) ->
     from shoestring.finetune.before_after import Answer, side_by_side
 
     report.heading("Teaching it to add and subtract, by an adapter beside its frozen weights (LoRA)")
-    sums: dict[str, Any] = {"digits": 2, "operations": ["add", "subtract"], "stories": 0.0, "places": True}
-    exercises = make("arithmetic", EXERCISES, **sums)
+    exercises = make("arithmetic", EXERCISES, digits=2, operations=["add", "subtract"], stories=0.0)
     data = write(exercises, run / "exercises", TURNS) / "train.jsonl"
     held_out = [(exercise.question, exercise.result) for exercise in exercises.test[:problems]]
     before = _ask(model, held_out)

@@ -20,9 +20,9 @@ import torch
 
 from shoestring.core import console
 from shoestring.core.allocator import map_large_tensors
-from shoestring.core.errors import BudgetError, ConfigError
+from shoestring.core.errors import ConfigError
 from shoestring.core.machine import peak_rss_bytes
-from shoestring.core.units import format_bytes, format_count, format_seconds
+from shoestring.core.units import format_bytes, format_count, format_seconds, parse_bytes
 from shoestring.data.batch import IGNORED, Batch
 from shoestring.evaluate.text import text_windows, texts_of
 from shoestring.finetune.batches import SupervisedPass
@@ -30,10 +30,12 @@ from shoestring.finetune.data_config import OnBadLine
 from shoestring.finetune.supervise import prepare_dataset
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.resolve import Say
+from shoestring.offload.load import load
 from shoestring.train.evaluation import HeldOutText, measure
 
-CONTEXT = 2048  # tokens, or the model's own context where that is shorter
-_AT_ONCE = 2048  # tokens computed together: what matmuls need to be fast, and what a streamed layer is read for
+CONTEXT = 2048  # tokens, or the model's own context where that is shorter; also the tokens computed together
+_INSIDE_A_BUDGET = 1024  # the same where memory is limited: what `offload.load` keeps room for
+_LOSS_BYTES = 2 * 4 * _INSIDE_A_BUDGET * 8192  # logits of a block of the vocabulary, and a copy
 _PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
@@ -93,21 +95,22 @@ def perplexity(
 
     context: tokens that the model sees at most (2,048, or what it can). stride: tokens between the windows of a long
     text, half the context if not given; smaller is exacter and slower. examples: only the first so many texts, or so
-    many rows. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError.
+    many rows. memory: of the whole process ("2GB"); layers of a larger model come from disk. Progress goes to stderr.
+    Raises ConfigError, DataError, ModelFileError, and BudgetError with the least memory that would do.
     """
-    if memory is not None:
-        raise BudgetError(
-            "perplexity cannot keep to a memory budget yet, so it refuses memory",
-            hint="a smaller context takes less",
-        )
     _check(context, stride, examples)
+    largest = CONTEXT if memory is None else _INSIDE_A_BUDGET
+    if memory is not None and context is not None and context > largest:
+        raise ConfigError(
+            f"inside a memory budget at most {largest:,} tokens are read at once, and the context is {context:,}"
+        )
     map_large_tensors()
-    language = model if isinstance(model, LanguageModel) else LanguageModel.load(model, device, dtype, say)
+    language = model if isinstance(model, LanguageModel) else _load(model, device, dtype, memory, say)
     longest = language.decoder.config.context
     if context is not None and context > longest:
         raise ConfigError(f"a context of {context:,} tokens is longer than the model's ({longest:,})")
-    context = context or min(longest, CONTEXT)
-    stride, at_once = stride or max(context // 2, 1), max(_AT_ONCE // context, 1)
+    context = context or min(longest, largest)
+    stride, at_once = stride or max(context // 2, 1), max(largest // context, 1)
     texts, rows = texts_of(str(data), on_bad_line, say)
     if rows is None:
         some = itertools.islice(texts, examples)
@@ -134,6 +137,17 @@ def perplexity(
         seconds=time.perf_counter() - started,
         peak_memory=peak_rss_bytes(),
     )
+
+
+def _load(
+    model: str | Path, device: str | torch.device, dtype: str | torch.dtype, memory: int | str | None, say: Say | None
+) -> LanguageModel:
+    """Frozen, so that the loss passes over the vocabulary in blocks, for which the budget keeps room."""
+    if memory is not None:
+        memory = (parse_bytes(memory) if isinstance(memory, str) else memory) - _LOSS_BYTES
+    language = load(model, device, dtype, memory, say=say)
+    language.decoder.requires_grad_(False)
+    return language
 
 
 def _check(context: int | None, stride: int | None, examples: int | None) -> None:

@@ -1,6 +1,6 @@
 """Fine-tuning on one's own examples. The room and the verb share a name, so the room can be called.
 
-`shoestring.finetune(model, data, ...)` is `shoestring.finetune.run.finetune(model, data, ...)`.
+`shoestring.finetune(model, data, ...)` is `run.finetune(model, data, ...)` with an engine chosen for the memory given.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 class _Room(types.ModuleType):
     def __call__(self, *arguments: Any, **settings: Any) -> FinetuneResult:
-        """See `shoestring.finetune.run.finetune`."""
-        from shoestring.finetune.run import finetune
+        """See `shoestring.plan.finetune.finetune`."""
+        import shoestring
 
-        return finetune(*arguments, **settings)
+        return shoestring.finetune_within(*arguments, **settings)
 
 
 sys.modules[__name__].__class__ = _Room

@@ -67,9 +67,13 @@ def choose_questions(dataset: SupervisedDataset, config: SupervisedDataConfig, c
 
 
 def answer(
-    decoder: Decoder, dataset: SupervisedDataset, questions: list[Question], defaults: GenerationDefaults | None = None
+    decoder: Decoder,
+    dataset: SupervisedDataset,
+    questions: list[Question],
+    defaults: GenerationDefaults | None = None,
+    longest: int | None = None,
 ) -> list[str]:
-    """The model's greedy answers, a few dozen tokens at most. The decoder's training mode is put back."""
+    """The model's greedy answers of at most `longest` tokens, a few dozen. The decoder's training mode is put back."""
     if not questions:
         return []
     training = decoder.training
@@ -77,7 +81,8 @@ def answer(
         model = LanguageModel(decoder, dataset.tokenizer, defaults=defaults)
         room = max(decoder.config.context - _LONGEST, 1)
         prompts = [question.ids[-room:] for question in questions]
-        done = model.complete_ids(prompts, temperature=0.0, repetition_penalty=1.0, max_tokens=_LONGEST, seed=0)
+        longest = longest or _LONGEST
+        done = model.complete_ids(prompts, temperature=0.0, repetition_penalty=1.0, max_tokens=longest, seed=0)
     finally:
         decoder.train(training)
     return [completion.text.strip() for completion in done]

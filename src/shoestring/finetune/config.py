@@ -23,6 +23,8 @@ from shoestring.train.recipe import is_built_in, read_recipe, recipe_verb
 
 Method = Literal["lora", "dora", "qlora", "full"]
 Base = Literal["nf4", "int4", "int8"]
+Engine = Literal["auto", "resident", "checkpointed", "streamed"]
+Weights = Literal["source", "float32", "bfloat16", "int8", "int4", "nf4"]
 
 # Adapters start from zero and bear about ten times the rate of whole weights.
 _LEARNING_RATES: dict[str, float] = {"lora": 5e-4, "dora": 5e-4, "qlora": 5e-4, "full": 5e-5}
@@ -52,15 +54,6 @@ class AdapterSection(Config):
             rank_stabilized=self.rank_stabilized,
             dora=self.method == "dora",
         )
-
-    def quantized(self) -> Int8Config | Int4Config | NF4Config | None:
-        """None unless qlora."""
-        if self.method != "qlora":
-            return None
-        kinds: dict[str, type[NF4Config] | type[Int4Config] | type[Int8Config]] = {
-            "nf4": NF4Config, "int4": Int4Config, "int8": Int8Config,
-        }  # fmt: skip
-        return kinds[self.base]()
 
 
 class FinetuneTrainConfig(Config):
@@ -96,13 +89,27 @@ class FinetuneTrainConfig(Config):
 class FinetunePrecisionConfig(Config):
     """Trained weights and the optimizer stay in float32."""
 
-    compute: Literal["float32", "bfloat16"] = Field("float32", description="what matmuls run in")
+    compute: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="what matmuls run in; int8: those with frozen weights, kept in int8"
+    )
+
+    @property
+    def dtype(self) -> str:
+        """Of everything that is not an int8 product."""
+        return "float32" if self.compute == "int8" else self.compute
 
 
 class FinetuneBudgetConfig(Config):
-    """What the run may use."""
+    """What the run may use, and how it keeps to that. The same result whatever the engine, up to rounding."""
 
-    memory: Bytes | None = Field(None, description="not offered yet: refused")
+    memory: Bytes | None = Field(None, description="the whole process's memory at most, as 1GB; null: no limit")
+    engine: Engine = Field(
+        "auto",
+        description="resident; checkpointed: blocks are computed again; streamed: layers come from disk; auto: the"
+        " fastest that fits",
+    )
+    weights: Weights = Field("source", description="how streamed layers are kept on disk; source: as in the model")
+    slots: int | None = Field(None, ge=2, description="layers in memory while streaming; null: as many as fit")
 
 
 class FinetuneRecipe(Config):
@@ -122,6 +129,36 @@ class FinetuneRecipe(Config):
     seed: int = 1
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's own choice")
+
+    @model_validator(mode="after")
+    def _possible(self) -> FinetuneRecipe:
+        method, budget = self.adapter.method, self.budget
+        if method == "full" and (budget.engine == "streamed" or budget.weights != "source"):
+            raise ValueError("budget: only adapters train while layers are streamed, not every weight (adapter.method)")
+        if budget.engine in ("resident", "checkpointed") and budget.weights != "source":
+            raise ValueError(f"budget.weights is for streamed layers, and budget.engine is {budget.engine}")
+        if method == "qlora" and budget.weights not in ("source", self.adapter.base):
+            raise ValueError(f"budget.weights {budget.weights} and adapter.base {self.adapter.base} differ")
+        if self.precision.compute == "int8" and self.frozen_kind() != "int8":
+            raise ValueError("precision.compute int8 needs frozen weights in int8: not full, nor another adapter.base")
+        return self
+
+    def frozen_kind(self) -> str | None:
+        """How the blocks' frozen weights are kept in memory: int8, int4, nf4, or None for floats."""
+        if self.adapter.method == "full":
+            return None
+        if self.adapter.method == "qlora":
+            return self.adapter.base
+        if self.budget.weights in ("int8", "int4", "nf4"):
+            return self.budget.weights
+        return "int8" if self.precision.compute == "int8" else None
+
+    def frozen_config(self) -> Int8Config | Int4Config | NF4Config | None:
+        """What the blocks' frozen linears become, None for floats."""
+        kind = self.frozen_kind()
+        if kind == "int8":
+            return Int8Config(compute="int8" if self.precision.compute == "int8" else "float")
+        return None if kind is None else Int4Config() if kind == "int4" else NF4Config()
 
 
 def is_finetune_recipe(text: str | Path) -> bool:

@@ -22,7 +22,8 @@ class FinetuneResult:
     """out: the run folder; checkpoint: the newest adapter or model in it, best: the one with the lowest held-out loss.
 
     loss_before, loss_after: nats per supervised held-out token, before the first step and at the best one. seconds:
-    wall clock of training over all sessions. peak_memory: the process's largest resident set, in bytes.
+    wall clock of training over all sessions. peak_memory: the process's largest resident set, in bytes, beside what was
+    predicted for it (None when nothing was left to train). engine: how the model was kept.
     """
 
     out: Path
@@ -37,6 +38,8 @@ class FinetuneResult:
     peak_memory: int
     answers: list[Answer] = field(default_factory=list)
     plot: Path | None = None
+    predicted_memory: int | None = None
+    engine: str = "resident"
 
     @property
     def model(self) -> Path:
@@ -48,7 +51,10 @@ class FinetuneResult:
         return {**asdict(self), **paths, "model": str(self.model)}
 
     def __str__(self) -> str:
-        done = [format_seconds(self.seconds), f"peak {format_bytes(self.peak_memory)}"]
+        peak = f"peak {format_bytes(self.peak_memory)}"
+        if self.predicted_memory is not None:
+            peak += f" ({format_bytes(self.predicted_memory)} predicted)"
+        done = [format_seconds(self.seconds), peak]
         if self.loss_before is not None and self.loss_after is not None:
             done.insert(0, f"held-out loss {self.loss_before:.3f} → {self.loss_after:.3f}")
         lines = [f"done      {' · '.join(done)}"]
@@ -68,13 +74,10 @@ class FinetuneResult:
 
 def header(
     recipe: FinetuneRecipe, out: Path, decoder: Decoder, dataset: SupervisedDataset, rows: int, length: int,
-    state: TrainerState,
+    state: TrainerState, predicted: int,
 ) -> str:  # fmt: skip
-    """The aligned lines before training."""
+    """The aligned lines before training. predicted: bytes of the whole process."""
     trained = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
-    held = sum(tensor.nbytes for tensor in {*decoder.parameters(), *decoder.buffers()})
-    # Of what is trained there are also gradients and two moments, in float32.
-    memory = held + 12 * trained
     section = recipe.adapter
     method: str = section.method
     if method != "full":
@@ -86,7 +89,7 @@ def header(
         f"out       {out}",
         f"data      {header_line(dataset)}",
         f"split     {counts.train:,} to learn from, {counts.validation:,} held out",
-        f"memory    {format_bytes(memory)} for weights, gradients and optimizer, activations on top;"
+        f"memory    {format_bytes(predicted)} predicted for the whole process ({recipe.budget.engine});"
         f" {format_bytes(total_memory_bytes())} here",
         f"time      {_length(recipe, rows * length)}",
     ]

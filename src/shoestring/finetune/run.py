@@ -17,16 +17,18 @@ import torch
 from shoestring.core import console
 from shoestring.core.allocator import map_large_tensors
 from shoestring.core.device import resolve_device, resolve_dtype
-from shoestring.core.errors import BudgetError, ConfigError, ModelFileError, RunError
-from shoestring.core.machine import matrix_peak, peak_rss_bytes
+from shoestring.core.errors import ConfigError, ModelFileError, RunError
+from shoestring.core.machine import matrix_peak, peak_rss_bytes, rss_bytes
 from shoestring.core.seeds import seed_everything
 from shoestring.finetune.batches import SupervisedPass, SupervisedStream
-from shoestring.finetune.before_after import Answer, answer, choose_questions, load_answers, save_answers
+from shoestring.finetune.before_after import Answer, Question, answer, choose_questions, load_answers, save_answers
 from shoestring.finetune.config import FinetuneRecipe, finetune_recipe, is_finetune_recipe, load_finetune_recipe
 from shoestring.finetune.dataset import SupervisedDataset
+from shoestring.finetune.engine import Choice, Choose, Engine, Request, plainly
+from shoestring.finetune.memory_guard import MemoryGuard
 from shoestring.finetune.result import FinetuneResult, header
 from shoestring.finetune.supervise import prepare_dataset
-from shoestring.models.adapters import attach, quantize_blocks, switch
+from shoestring.models.adapters import attach, switch
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import (
     GenerationDefaults,
@@ -37,6 +39,8 @@ from shoestring.models.folder import (
 )
 from shoestring.models.peft_folder import is_adapter, load_adapter, write_adapter_files
 from shoestring.models.resolve import find_model
+from shoestring.models.source import Source
+from shoestring.models.weight_files import weight_paths
 from shoestring.train import parallel
 from shoestring.train.checkpoint import Checkpoint, checkpoints, clean, read_state, restore_optimizer
 from shoestring.train.early_stopping import EarlyStopping
@@ -48,15 +52,15 @@ from shoestring.train.objective import next_token
 from shoestring.train.optimizer import build_optimizer
 from shoestring.train.pace import FixedSteps, Pace, TimeBudget
 from shoestring.train.plot import write_plot
+from shoestring.train.predict import total
 from shoestring.train.progress import ProgressLine
 from shoestring.train.reporters import build_reporters
 from shoestring.train.run_folder import find_run, new_run, resumed_recipe, save_recipe
 from shoestring.train.schedule import build_schedule
 from shoestring.train.state import TrainerState
-from shoestring.train.step import ResidentStep
 
 _SHORTEST_ROW, _LONGEST_ROW = 256, 2048  # tokens, when the recipe leaves the length open
-_MICROBATCH_TOKENS = 512  # computed at once: what matmuls need to be fast on a CPU
+_STREAMED_ANSWER = 16  # tokens of an answer while each of them reads the model from disk
 _PLOT = "loss.png"
 
 
@@ -65,6 +69,7 @@ def finetune(
     data: str | Path | None = None,
     resume: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
+    choose: Choose = plainly,
     **settings: Any,
 ) -> FinetuneResult:
     """Fine-tune `model` on the examples in `data`, or continue the run in the folder `resume`.
@@ -72,7 +77,8 @@ def finetune(
     model: or a recipe, by name or file, which may say which data.
     overrides: dotted settings of `FinetuneRecipe`; keywords are settings as well, two underscores for a dot:
     `finetune("smollm2-135m", "mine.jsonl", adapter__method="dora", train__time="10m", out="runs/mine")`. Progress goes
-    to stderr. Raises ConfigError, DataError, ModelFileError, RunError, and Interrupted when the user stopped the run.
+    to stderr. choose: of the engine that keeps the model (`plan` gives one that obeys a memory budget). Raises
+    ConfigError, DataError, ModelFileError, RunError, BudgetError, and Interrupted when the user stopped the run.
     """
     changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
     parallel.start()
@@ -84,9 +90,10 @@ def finetune(
     if resumed is not None and state.finished:
         _say(f"{resumed} is finished; nothing is left to train")
         return _result(recipe, resumed, state, load_answers(resumed), None)
-    run = _prepare(recipe, resumed, checkpoint, state)
+    run = _prepare(recipe, resumed, checkpoint, state, choose)
     recipe, out = run.recipe, run.out
-    _say(header(recipe, out, run.decoder, run.dataset, run.rows, run.length, state))
+    predicted = total(run.choice.lines)
+    _say(header(recipe, out, run.decoder, run.dataset, run.rows, run.length, state, predicted))
     answers = _before(run)
     _train(run)
     return _result(recipe, out, state, answers, run)
@@ -105,9 +112,14 @@ class _Run:
     dataset: SupervisedDataset
     device: torch.device
     rows: int
-    microbatch: int
     length: int
     generation: GenerationDefaults
+    choice: Choice
+
+    @property
+    def microbatch(self) -> int:
+        """Rows computed at once."""
+        return self.choice.microbatch
 
 
 def _open(
@@ -133,15 +145,12 @@ def _open(
         hint = "finetune(MODEL, FILE), finetune(RECIPE), or resume=OUT"
         raise ConfigError("fine-tuning needs a model and data", hint=hint)
     recipe = finetune_recipe(str(model), None if data is None else str(data), changed)
-    if recipe.budget.memory is not None:
-        raise BudgetError(
-            "finetune cannot promise a memory budget yet, so it refuses budget.memory",
-            hint="a smaller train.microbatch, train.checkpoint_blocks full and adapter.method qlora take less memory",
-        )
     return recipe, None, None
 
 
-def _prepare(recipe: FinetuneRecipe, out: Path | None, checkpoint: Path | None, state: TrainerState) -> _Run:
+def _prepare(
+    recipe: FinetuneRecipe, out: Path | None, checkpoint: Path | None, state: TrainerState, choose: Choose
+) -> _Run:
     """Model and data, and then the run folder: mistakes in either must not leave one. out: of a run to resume."""
     settings, device = recipe.train, resolve_device(recipe.device)
     base = find_model(recipe.model, say=_say)
@@ -160,30 +169,41 @@ def _prepare(recipe: FinetuneRecipe, out: Path | None, checkpoint: Path | None, 
     length = settings.sequence_length or min(max(dataset.counts.longest, _SHORTEST_ROW), longest)
     world = parallel.world_size()
     rows = max(-(-settings.batch_tokens // (length * world)), 1)
-    microbatch = settings.microbatch or max(
-        n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= _MICROBATCH_TOKENS)
-    )
-    if rows % microbatch:
-        raise ConfigError(f"train.microbatch ({microbatch}) must divide the {rows} rows of each process")
+    if settings.microbatch is not None and rows % settings.microbatch:
+        raise ConfigError(f"train.microbatch ({settings.microbatch}) must divide the {rows} rows of each process")
+    choice = choose(Request(recipe, base, read_config(base), rows, length, rss_bytes()))
+    recipe = choice.recipe
+    _check_source(base, state, checkpoint)
     seed_everything(recipe.seed)
-    decoder = _load(recipe, base, checkpoint, device)
-    decoder.checkpoint_blocks = settings.checkpoint_blocks
+    decoder = _load(recipe, choice.engine, base, checkpoint, device)
     generation = read_generation_config(base)
     if out is None:
         if parallel.rank() == 0:
             recipe, out = new_run(recipe, "finetune", None)
         out = Path(parallel.text_from_first(str(out)))
-    return _Run(recipe, out, checkpoint, state, base, decoder, dataset, device, rows, microbatch, length, generation)
+    return _Run(recipe, out, checkpoint, state, base, decoder, dataset, device, rows, length, generation, choice)
 
 
-def _load(recipe: FinetuneRecipe, base: Path, checkpoint: Path | None, device: torch.device) -> Decoder:
+def _check_source(base: Path, state: TrainerState, checkpoint: Path | None) -> None:
+    """A run goes on with the weights that it began with. Raises ModelFileError for others."""
+    source = Source.of(weight_paths(base))
+    began = [event["digest"] for event in state.events if event["event"] == "source"]
+    if checkpoint is None:
+        state.events.append({"event": "source", "step": 0, "digest": source.digest})
+    elif began and began[0] != source.digest:
+        raise ModelFileError(
+            "the model's weights are not those that this run began with", str(base), "put them back, or start a new run"
+        )
+
+
+def _load(
+    recipe: FinetuneRecipe, engine: Engine, base: Path, checkpoint: Path | None, device: torch.device
+) -> Decoder:
     """The model, frozen and with its adapter where there is one, fresh or from a checkpoint."""
-    config, quantized = recipe.adapter.lora(), recipe.adapter.quantized()
+    config = recipe.adapter.lora()
     if config is None:
-        return load_model(checkpoint or base, device=device, dtype=torch.float32)
-    decoder = load_model(base, device=device, dtype=torch.float32)
-    if quantized is not None:
-        quantize_blocks(decoder, quantized)
+        return engine.load(checkpoint or base, recipe, device)
+    decoder = engine.load(base, recipe, device)
     if checkpoint is not None:
         load_adapter(decoder, checkpoint)
     else:
@@ -197,14 +217,14 @@ def _before(run: _Run) -> list[Answer]:
     if run.checkpoint is not None:
         return kept
     parallel.wait()
-    compute = resolve_dtype(run.recipe.precision.compute)
+    compute = resolve_dtype(run.recipe.precision.dtype)
     if len(run.dataset.indices("validation")):
         measured = measure(run.decoder, _held_out(run), compute)
         run.state.events.append({"event": "started", "step": 0, "before": measured.loss})
     if parallel.rank() != 0:
         return []
     questions = choose_questions(run.dataset, run.recipe.data, run.recipe.train.answers)
-    said = answer(run.decoder, run.dataset, questions, run.generation)
+    said = _answers(run, questions)
     answers = [
         Answer(question.text, question.expected, before) for question, before in zip(questions, said, strict=True)
     ]
@@ -212,9 +232,15 @@ def _before(run: _Run) -> list[Answer]:
     return answers
 
 
+def _answers(run: _Run, questions: list[Question]) -> list[str]:
+    longest = _STREAMED_ANSWER if run.choice.engine.streams else None
+    return answer(run.decoder, run.dataset, questions, run.generation, longest)
+
+
 def _held_out(run: _Run) -> SupervisedPass:
+    at_once = run.rows if run.choice.engine.streams else run.microbatch  # a pass may read the whole model
     return SupervisedPass(
-        run.dataset, "validation", run.length, run.microbatch, run.recipe.data.layout,
+        run.dataset, "validation", run.length, at_once, run.recipe.data.layout,
         run.recipe.train.evaluate_examples, parallel.rank(), parallel.world_size(),
     )  # fmt: skip
 
@@ -226,7 +252,7 @@ def _train(run: _Run) -> None:
         run.dataset, run.length, run.microbatch, run.rows * world, recipe.data.layout, recipe.seed, "train",
         parallel.rank(), world, recipe.data.longest_first,
     )  # fmt: skip
-    compute = resolve_dtype(recipe.precision.compute)
+    compute = resolve_dtype(recipe.precision.dtype)
     optimizer = build_optimizer(recipe.optimizer, model)
     seed_everything(recipe.seed + 1)
     if run.checkpoint is not None:
@@ -252,10 +278,13 @@ def _train(run: _Run) -> None:
         evaluation = Evaluation(model, held_out, held_out, settings.evaluate_every, step_tokens, compute)
         callbacks = [evaluation, EarlyStopping(settings.patience), *callbacks]
     model.train()
+    guard = MemoryGuard(recipe.budget.memory)
     try:
         with StopRequest() as stop:
+            guard.stop = stop
+            callbacks.append(guard)
             train(
-                ResidentStep(model, next_token, compute),
+                run.choice.engine.step(model, next_token, compute),
                 stream,
                 optimizer,
                 build_schedule(recipe.schedule),
@@ -268,6 +297,8 @@ def _train(run: _Run) -> None:
                 stop=stop,
             )
     except Interrupted as error:
+        if guard.exceeded is not None:
+            raise guard.error(out) from None
         raise Interrupted(
             f"{error.message}; saved in {out}", hint=f"continue with: shoestring finetune --resume {out}"
         ) from None
@@ -314,7 +345,7 @@ def _result(
         if best != newest:
             run.decoder = _at(run, best)
         questions = choose_questions(run.dataset, recipe.data, recipe.train.answers)
-        for one, said in zip(answers, answer(run.decoder, run.dataset, questions, run.generation), strict=False):
+        for one, said in zip(answers, _answers(run, questions), strict=False):
             one.after = said
         save_answers(answers, out)
     peak = peak_rss_bytes()
@@ -330,6 +361,8 @@ def _result(
         loss_before=started[0] if started else None,
         loss_after=state.best_loss,
         peak_memory=peak,
+        predicted_memory=None if run is None else total(run.choice.lines),
+        engine=recipe.budget.engine,
         answers=answers,
         plot=write_plot(out / "metrics.jsonl", out / _PLOT, out.name) if parallel.rank() == 0 else None,
     )

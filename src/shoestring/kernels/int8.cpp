@@ -1,7 +1,9 @@
 // Products of int8 rows with an int8 matrix, in the dot-product instructions of AVX-512 VNNI or AVX-VNNI.
 //
-//   quantize_rows   x [M, K] float32 -> codes int8 [M, K] in −127 … 127, scale [M] = max|row| / 127, sums [M] of codes
-//   product_rows    y[m, n] = scale[m]·column[n]·Σ_k codes[m, k]·weight[k, n]  +  Σ_r left[m, r]·right[r, n]  (+ y[m, n])
+//   quantize_rows   x [M, K] float32 -> codes int8 [M, K] in −127 … 127, scale [M] = max|row| / 127, sums [M] of codes;
+//                   of kept columns, those with the largest numbers, the codes are 0 and the values stay as they are
+//   product_rows    y[m, n] = scale[m]·column[n]·Σ_k codes[m, k]·weight[k, n]  +  Σ_r left[m, r]·right[r, n]  (+ y[m, n]),
+//                   kept columns among the second sum
 //
 // The instruction multiplies unsigned by signed bytes, so weights are packed with 128 added, and 128·sums[m] is
 // taken off again: exact in int32. A panel of packed weights stays in a core's L2 cache while all rows pass by, and
@@ -70,16 +72,55 @@ static void quantize_row(
     *sum = total;
 }
 
+// The columns with the largest numbers, in any order.
+static void choose_columns(
+    const float* x, int64_t x_stride, int64_t rows, int64_t width, int64_t kept, int32_t* chosen, int threads) {
+    constexpr int64_t BLOCK = 128;
+    std::vector<uint32_t> largest((width + BLOCK - 1) / BLOCK * BLOCK);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t begin = 0; begin < width; begin += BLOCK) {
+        const int64_t count = std::min(BLOCK, width - begin);
+        uint32_t highest[BLOCK] = {};
+        for (int64_t m = 0; m < rows; ++m) {
+            const float* row = x + m * x_stride + begin;
+            for (int64_t k = 0; k < count; ++k) {
+                uint32_t bits;
+                memcpy(&bits, row + k, 4);
+                bits &= 0x7fffffffu;
+                highest[k] = bits > highest[k] ? bits : highest[k];
+            }
+        }
+        memcpy(largest.data() + begin, highest, sizeof highest);
+    }
+    std::vector<int32_t> order(width);
+    for (int64_t k = 0; k < width; ++k) order[k] = (int32_t)k;
+    std::nth_element(order.begin(), order.begin() + kept, order.end(), [&](int32_t a, int32_t b) {
+        return largest[a] != largest[b] ? largest[a] > largest[b] : a < b;
+    });
+    std::copy(order.begin(), order.begin() + kept, chosen);
+}
+
+// columns may be null. kept < width: how many columns to keep; values [rows, kept] takes them.
 extern "C" void quantize_rows(
     const float* x, int64_t x_stride, const float* columns, int64_t rows, int64_t width, int8_t* codes,
-    int64_t codes_stride, float* scale, int32_t* sums, int threads) {
+    int64_t codes_stride, float* scale, int32_t* sums, int64_t kept, int32_t* chosen, float* values, int threads) {
+    std::vector<float> factors;
+    if (kept) {
+        choose_columns(x, x_stride, rows, width, kept, chosen, threads);
+        factors.assign(width, 1.0f);
+        if (columns) std::copy(columns, columns + width, factors.begin());
+        for (int64_t j = 0; j < kept; ++j) factors[chosen[j]] = 0.0f;
+        columns = factors.data();
+    }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t m = 0; m < rows; ++m) {
         int8_t* out = codes + m * codes_stride;
+        const float* row = x + m * x_stride;
+        for (int64_t j = 0; j < kept; ++j) values[m * kept + j] = row[chosen[j]];
         if (columns)
-            quantize_row<true>(x + m * x_stride, columns, width, out, scale + m, sums + m);
+            quantize_row<true>(row, columns, width, out, scale + m, sums + m);
         else
-            quantize_row<false>(x + m * x_stride, nullptr, width, out, scale + m, sums + m);
+            quantize_row<false>(row, nullptr, width, out, scale + m, sums + m);
         memset(out + width, 0, codes_stride - width);
     }
 }
@@ -146,6 +187,8 @@ struct Tile {
     const float* columns;  // [WIDTH]
     const float *left, *right;  // left [·, rank], right [rank, WIDTH]
     int64_t left_stride, rank;
+    const float *values, *kept_right;  // values [·, kept], kept_right [kept, WIDTH]
+    int64_t kept;
     float* y;
     int64_t y_stride;
     bool onto;  // adds to y
@@ -179,6 +222,8 @@ static void compute(const Tile& tile) {
             value *= load<Floats>(tile.columns + v * LANES);
             for (int64_t r = 0; r < tile.rank; ++r)
                 value += tile.left[m * tile.left_stride + r] * load<Floats>(tile.right + r * WIDTH + v * LANES);
+            for (int64_t j = 0; j < tile.kept; ++j)
+                value += tile.values[m * tile.kept + j] * load<Floats>(tile.kept_right + j * WIDTH + v * LANES);
             float* y = tile.y + m * tile.y_stride + v * LANES;
             if (tile.onto) value += load<Floats>(y);
             memcpy(y, &value, sizeof value);
@@ -208,8 +253,8 @@ static void compute_rows(const Tile& tile, int64_t rows) {
 extern "C" void product_rows(
     const int8_t* codes, int64_t codes_stride, const float* scale, const int32_t* sums, int64_t rows, int64_t depth,
     const int8_t* weight, int64_t weight_stride, int by_columns, int64_t width, const float* columns,
-    const float* left, int64_t left_stride, const float* right, int64_t right_stride, int64_t rank, float* y,
-    int64_t y_stride, int onto, int threads) {
+    const float* left, int64_t left_stride, const float* right, int64_t right_stride, int64_t rank,
+    const int32_t* chosen, const float* values, int64_t kept, float* y, int64_t y_stride, int onto, int threads) {
     const int64_t quads = (depth + 3) / 4, tiles = (width + WIDTH - 1) / WIDTH;
     int64_t together = std::max<int64_t>(1, PANEL_BYTES / (quads * 4 * WIDTH));  // tiles of a panel
     together = std::min(together, std::max<int64_t>(1, tiles / (4 * threads)));
@@ -220,7 +265,8 @@ extern "C" void product_rows(
 #pragma omp parallel num_threads(threads)
     {
         std::vector<uint32_t> packed(together * quads * WIDTH + 16);
-        std::vector<float> scales(together * WIDTH), rights(together * rank * WIDTH);
+        std::vector<float> scales(together * WIDTH), rights(together * rank * WIDTH),
+            kept_rights(together * kept * WIDTH);
         float edge[ROWS * WIDTH];
         uint32_t* aligned = (uint32_t*)(((uintptr_t)packed.data() + 63) & ~(uintptr_t)63);
 #pragma omp for schedule(dynamic, 1)
@@ -237,6 +283,11 @@ extern "C" void product_rows(
                     scales[t * WIDTH + n] = n >= used ? 0.0f : columns ? columns[column + n] : 1.0f;
                     for (int64_t r = 0; r < rank; ++r)
                         rights[(t * rank + r) * WIDTH + n] = n < used ? right[r * right_stride + column + n] : 0.0f;
+                    const int8_t* own = by_columns ? weight + column + n : weight + (column + n) * weight_stride;
+                    for (int64_t j = 0; j < kept; ++j)
+                        kept_rights[(t * kept + j) * WIDTH + n] =
+                            n < used ? scales[t * WIDTH + n] * own[by_columns ? chosen[j] * weight_stride : chosen[j]]
+                                     : 0.0f;
                 }
             }
             const int64_t stop = std::min(rows, (task % cuts + 1) * rows_cut);
@@ -252,7 +303,8 @@ extern "C" void product_rows(
                     compute_rows(
                         Tile{codes + m * codes_stride, codes_stride, quads, scale + m, sums + m,
                              aligned + t * quads * WIDTH, scales.data() + t * WIDTH, left + m * left_stride,
-                             rights.data() + t * rank * WIDTH, left_stride, rank, whole ? out : edge,
+                             rights.data() + t * rank * WIDTH, left_stride, rank, values + m * kept,
+                             kept_rights.data() + t * kept * WIDTH, kept, whole ? out : edge,
                              whole ? y_stride : WIDTH, onto != 0},
                         some);
                     if (!whole)

@@ -1,8 +1,8 @@
 """Products of float rows with an int8 matrix, the rows rounded to int8 as well: one scale for each row.
 
 x: [M, K] float32 -> codes int8 and scale [M] = max|row| / 127; the products are sums of integers, exact in int32 as
-long as 127·127·K < 2^31; then y = scale ⊙ sums ⊙ columns. `*_plain` are the twins, through torch's integer product;
-the kernel (int8.cpp) computes the same numbers and writes y once.
+long as 127·127·K < 2^31; then y = scale ⊙ sums ⊙ columns. The few largest columns of x may stay floats. `*_plain`
+are the twins, through torch's integer product; the kernel (int8.cpp) computes the same numbers and writes y once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ _SMALLEST = 1e-30  # a row without a larger number counts as zeros: 127 divided 
 
 
 class Rows(NamedTuple):
-    """codes: [M, K] in −127 … 127, scale: [M]; sums: int32 [M] of the codes, for the kernel alone."""
+    """codes: [M, K] in −127 … 127, scale: [M]; sums: int32 [M] of the codes, for the kernel alone.
+
+    kept: int32 [k], columns whose codes are zero and whose `values` [M, k] are as they were.
+    """
 
     codes: Tensor
     scale: Tensor
-    sums: Tensor | None
+    sums: Tensor | None = None
+    kept: Tensor | None = None
+    values: Tensor | None = None
 
 
 class Thin(NamedTuple):
@@ -37,32 +42,45 @@ class Thin(NamedTuple):
     scale: float = 1.0
 
 
-def quantize_rows(x_MK: Tensor, columns_K: Tensor | None = None) -> Rows:
-    """x, or x ⊙ columns, rounded to nearest by rows. A row with NaN or infinity has such a scale."""
+def quantize_rows(x_MK: Tensor, columns_K: Tensor | None = None, keep: int = 0) -> Rows:
+    """x, or x ⊙ columns, rounded to nearest by rows. A row with NaN or infinity has such a scale.
+
+    keep: of this many columns, those of x with the largest numbers, values are kept instead of codes (as LLM.int8
+    does, arXiv 2208.07339): a few columns of a language model's activations are many times larger than the rest.
+    """
+    keep = min(keep, x_MK.shape[1] // 16)
+    assert not keep or columns_K is None
     kernels = _kernels(x_MK.device)
     if kernels is None:
-        return quantize_rows_plain(x_MK, columns_K)
+        return quantize_rows_plain(x_MK, columns_K, keep)
     x_MK = x_MK.float()
     x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
     rows, width = x_MK.shape
     stride = _odd_lines(width)
     codes = torch.empty(rows, stride, dtype=torch.int8)
     scale, sums = torch.empty(rows), torch.empty(rows, dtype=torch.int32)
+    kept = torch.empty(keep, dtype=torch.int32) if keep else None
+    values = torch.empty(rows, keep) if keep else None
     columns_K = None if columns_K is None else columns_K.float().contiguous()
     kernels.quantize_rows(
         _at(x_MK), x_MK.stride(0), _at(columns_K), rows, width, _at(codes), stride, _at(scale), _at(sums),
-        torch.get_num_threads(),
+        keep, _at(kept), _at(values), torch.get_num_threads(),
     )  # fmt: skip
-    return Rows(codes[:, :width], scale, sums)
+    return Rows(codes[:, :width], scale, sums, kept, values)
 
 
-def quantize_rows_plain(x_MK: Tensor, columns_K: Tensor | None = None) -> Rows:
+def quantize_rows_plain(x_MK: Tensor, columns_K: Tensor | None = None, keep: int = 0) -> Rows:
     """The definition."""
     x = x_MK.float()
     x = x if columns_K is None else x * columns_K.float()
+    kept = values = None
+    if keep:
+        kept = x.abs().amax(0).topk(keep).indices
+        values = x[:, kept]
+        x = x.index_fill(1, kept, 0)
     largest = x.abs().amax(1)
     inverse = torch.where(largest > _SMALLEST, 127 / largest, 0)
-    return Rows((x * inverse.unsqueeze(1)).round_().to(torch.int8), largest / 127, None)
+    return Rows((x * inverse.unsqueeze(1)).round_().to(torch.int8), largest / 127, None, kept, values)
 
 
 def product(
@@ -96,6 +114,7 @@ def product(
         _at(rows.codes), rows.codes.stride(0), _at(rows.scale), _at(rows.sums), len(rows.codes), depth,
         _at(matrix), matrix.stride(0), int(by_columns), width, _at(columns_N),
         _at(left), 0 if left is None else left.stride(0), _at(right), width, 0 if right is None else len(right),
+        _at(rows.kept), _at(rows.values), 0 if rows.kept is None else len(rows.kept),
         _at(out), out.stride(0), int(onto is not None), torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -106,6 +125,8 @@ def product_plain(
 ) -> Tensor:
     """The definition."""
     y = integer_product(rows.codes, weight_NK) * rows.scale.unsqueeze(1)
+    if rows.kept is not None and rows.values is not None:
+        y.addmm_(rows.values, weight_NK[:, rows.kept].t().float())
     y = y if columns_N is None else y.mul_(columns_N.float())
     return y if thin is None else y.addmm_(thin.left.float(), thin.right.float(), alpha=thin.scale)
 
@@ -129,10 +150,10 @@ def _typed_library() -> ctypes.CDLL | None:
     found = library("int8")
     if found is not None:
         at, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        found.quantize_rows.argtypes = [at, size, at, size, size, at, size, at, at, number]
+        found.quantize_rows.argtypes = [at, size, at, size, size, at, size, at, at, size, at, at, number]
         found.product_rows.argtypes = [
-            at, size, at, at, size, size, at, size, number, size, at, at, size, at, size, size, at, size, number,
-            number,
+            at, size, at, at, size, size, at, size, number, size, at, at, size, at, size, size, at, at, size, at, size,
+            number, number,
         ]  # fmt: skip
     return found
 

@@ -72,6 +72,14 @@ class WeightFiles:
         self.close()
 
 
+def weight_paths(folder: str | Path) -> list[Path]:
+    """The files that hold a model's weights. Raises ModelFileError."""
+    files = _tensor_files(Path(folder))
+    for file in files:
+        file.__exit__()
+    return [file.path for file in files]
+
+
 def _tensor_files(folder: Path) -> list[TensorFile]:
     """The open files that hold the weights, each with only the tensors that the index gives it."""
     if (folder / WEIGHTS).is_file():

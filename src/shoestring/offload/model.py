@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.nn.config import block_order
+from shoestring.nn.quantized.int8 import Int8Linear
 from shoestring.offload.config import StoreFormat
 from shoestring.offload.ends import DiskEmbedding, StreamedHead
 from shoestring.offload.run import StreamedRun
@@ -60,19 +61,25 @@ def open_streamed(
     dtype: torch.dtype = torch.float32,
     prefetch: bool = True,
     say: Callable[[str], Any] | None = None,
+    compute: Literal["float", "int8"] = "float",
 ) -> StreamedDecoder:
     """The model in a folder, its layers streamed through `slots` buffers, everything frozen.
 
     weights: how layers are kept on disk; formats that the folder does not have are made once, in the cache. dtype: that
-    dense weights are used in. Raises ModelFileError (broken, changed or unsupported models), RunError (full disk).
+    dense weights are used in. compute: "int8" runs the products of int8 weights in integers. Raises ModelFileError
+    (broken, changed or unsupported models), RunError (full disk).
     """
     store = open_store(folder, weights, say)
     try:
         _check_kinds(store.config, folder)
-        return _assemble(store, slots, device, dtype, prefetch)
+        decoder = _assemble(store, slots, device, dtype, prefetch)
     except BaseException:
         store.close()
         raise
+    for module in decoder.modules():
+        if isinstance(module, Int8Linear):
+            module.compute = compute
+    return decoder
 
 
 def _check_kinds(config: ModelConfig, folder: str | Path) -> None:

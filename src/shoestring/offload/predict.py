@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shoestring.models.config import ModelConfig
+from shoestring.models.count import cache_numbers
 from shoestring.offload.config import StoreFormat
 from shoestring.train.predict import (
     FLOAT,
@@ -40,4 +41,19 @@ def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2) -> list
         ("inputs of the layers", config.layers * job.tokens * config.width * FLOAT),
         working_line(job, whole=True),
         loss_line(job, job.tokens),
+    ]
+
+
+def predict_decoding(
+    config: ModelConfig, weights: StoreFormat, source: str, slots: int, process: int, tokens: int
+) -> list[Line]:
+    """Lines of streamed decoding. tokens: of the cache, and of one pass that reads a prompt."""
+    inner = 4 * getattr(config.feed_forward, "width", config.width) + 8 * config.width
+    job = Job(config, tokens, tokens, 0, 0, 0, process)
+    buffers = predict(job, weights, source, slots)[:4]
+    return [
+        *buffers,
+        ("cache of keys and values", int(cache_numbers(config) * tokens * FLOAT)),
+        ("one block's working set", inner * tokens * FLOAT),
+        ("logits", 4 * config.vocabulary * FLOAT),
     ]

@@ -24,12 +24,12 @@ from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_folder, cache_dir, remove_stale
 from shoestring.models.builder import build_block
 from shoestring.models.config import ModelConfig
+from shoestring.models.source import Source
 from shoestring.models.weight_files import WeightFiles
 from shoestring.models.weights import TensorFile
 from shoestring.nn.quantized import four_bit, int8  # noqa: F401  importing them makes their configs known
 from shoestring.nn.replace import replace_linears
 from shoestring.offload.config import QUANTIZED, StoreFormat
-from shoestring.models.source import Source
 
 MANIFEST, _VERSION = "manifest.json", 1
 _DENSE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
