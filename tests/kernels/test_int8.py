@@ -39,6 +39,24 @@ def test_rows_are_rounded_as_the_twin_rounds_them(rows: int, inputs: int, output
     assert bool((error <= 0.5001 * twin.scale.unsqueeze(1)).all())
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_largest_columns_stay_as_they_are(transposed: bool) -> None:
+    x, weight, columns = problem(20, 70, 41)
+    x[:, [3, 66]] *= 50
+    x[7, 12] = -200
+    given = weight.t().contiguous().t() if transposed else weight
+    mine, twin = int8.quantize_rows(x, keep=3), int8.quantize_rows_plain(x, keep=3)
+    assert twin.kept is not None and sorted(twin.kept.tolist()) == [3, 12, 66]
+    assert mine.kept is not None and sorted(mine.kept.tolist()) == [3, 12, 66]
+    assert torch.equal(mine.codes, twin.codes) and torch.equal(mine.scale, twin.scale)
+    thin = Thin(torch.randn(20, 2), torch.randn(2, 41))
+    y = int8.product(mine, given, columns, thin)
+    assert_close(y, int8.product_plain(twin, weight, columns, thin), rtol=1e-4, atol=1e-2)
+    exact = x.double() @ (weight.double() * columns.unsqueeze(1)).t() + thin.left.double() @ thin.right.double()
+    error, without = (y - exact).norm(), (int8.product(int8.quantize_rows(x), weight, columns, thin) - exact).norm()
+    assert float(error) < 0.1 * float(without)
+
+
 @SHAPES
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("added", [False, True])

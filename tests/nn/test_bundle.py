@@ -75,7 +75,7 @@ def test_rounded_inputs_and_gradients_are_those_of_each_linear_alone() -> None:
 def test_the_input_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     plain = kernel.quantize_rows
-    monkeypatch.setattr(kernel, "quantize_rows", lambda *given: calls.append(given) or plain(*given))
+    monkeypatch.setattr(kernel, "quantize_rows", lambda *given, **more: calls.append(given) or plain(*given, **more))
     linears, x = members("int8", dtype=torch.float32), torch.randn(20, IN, requires_grad=True)
     outputs = bundled(linears, x)
     assert len(calls) == 1
