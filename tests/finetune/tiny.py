@@ -13,7 +13,7 @@ from tests.data import templates
 from tests.finetune.families import chatml
 
 SHAPE = {
-    "width": 32, "layers": 2, "context": 256,
+    "width": 32, "layers": 2, "context": 512,
     "attention": {"kind": "gqa", "heads": 2, "kv_heads": 1, "head_width": 16},
     "feed_forward": {"kind": "swiglu", "width": 48},
 }  # fmt: skip
