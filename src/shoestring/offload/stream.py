@@ -24,7 +24,7 @@ _ALIGNMENT = 64
 def placeholder(shape: Iterable[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """A tensor of this shape that takes the memory of one number."""
     value = torch.nan if dtype.is_floating_point else 0
-    return torch.full((1,), value, dtype=dtype, device=device).expand(tuple(shape))
+    return torch.full((), value, dtype=dtype, device=device).expand(tuple(shape))
 
 
 class LayerStream:
