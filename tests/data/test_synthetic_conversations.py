@@ -1,4 +1,4 @@
-"""Sums reckoned by places, and several exercises in one conversation: right, and nothing of the test set in them."""
+"""Lists of sums, and several exercises in one conversation: right, and nothing of the test set in them."""
 
 import json
 import re
@@ -9,47 +9,39 @@ from shoestring.core.errors import ConfigError
 from shoestring.data.synthetic.exercise import is_held_out, write
 from shoestring.data.synthetic.kinds import make
 
-N = 3000
+N = 2000
 
 
 def sums(**settings):
-    return make("arithmetic", N, seed=3, **{"stories": 0, "places": True, **settings})
+    return make("arithmetic", N, seed=3, **{"stories": 0, "lists": 0.5, **settings})
 
 
-def test_every_part_of_a_sum_by_places_is_equal_and_its_step_parts_tens_from_ones():
+def test_every_sum_of_a_list_is_asked_for_and_answered_truly_in_its_order():
     exercises = sums(operations=["add", "subtract", "multiply"], digits=3, negative=True)
-    steps = 0
-    for exercise in [*exercises.train, *exercises.test]:
-        parts = exercise.answer.split(" = ")
-        assert len({eval(part) for part in parts}) == 1 and parts[-1] == exercise.result
-        a, sign, b = re.fullmatch(r"(\d+) ([-+*]) (\d+)", parts[0]).groups()
-        if len(parts) == 3:
-            tens, rest, ones = re.fullmatch(r"(-?\d+) ([-+]) (\d+)", parts[1]).groups()
-            apart = int(a[-1]) + int(b[-1]) if sign == "+" else int(a[-1]) - int(b[-1])
-            assert int(tens) % 10 == 0 and int(rest + ones) == apart and parts[1] != parts[0]
-            steps += 1
-        else:
-            assert sign == "*" or max(int(a), int(b)) < 10 or parts[0] in ("0 + 0", f"{int(a) // 10 * 10} {sign} {b}")
-    assert steps > N / 3
+    lengths = set()
+    for exercise in exercises.train:
+        if exercise.kind == "list":
+            lines = exercise.answer.split("\n")
+            assert re.findall(r"\d+ [-+*] \d+", exercise.question) == [line.split(" = ")[0] for line in lines]
+            assert all(eval(line.replace("=", "==")) for line in lines)
+            assert lines[-1].split(" = ")[1] == exercise.result
+            lengths.add(len(lines))
+    assert lengths == set(range(2, 11))
 
 
-def test_places_change_answers_and_not_what_is_asked_in_a_test():
-    plain, by_places = sums(places=False).test, sums().test
-    assert [e.question for e in plain] == [e.question for e in by_places]
-    assert [e.answer.split(" = ")[-1] for e in by_places] == [e.result for e in plain]
-
-
-def test_no_held_out_problem_is_reckoned_on_the_way_to_another():
-    exercises = sums()
+def test_no_sum_of_a_list_is_held_out_and_tests_ask_one_by_one():
+    exercises = sums(operations=["add", "subtract"])
     test = {problem for exercise in exercises.test for problem in exercise.problems}
     assert test and all(is_held_out(problem, 0.1) for problem in test)
     for exercise in exercises.train:
-        parts = exercise.answer.split(" = ")[:-1]
-        for part in parts:
-            a, sign, b = part.split(" ")
+        for a, sign, b in re.findall(r"(\d+) ([-+]) (\d+) =", exercise.answer):
             assert f"{min(int(a), int(b))} {sign} {max(int(a), int(b))}" not in test
-    # As a control, answers in the test do go by way of held-out problems.
-    assert any(is_held_out(shown, 0.1) for exercise in exercises.test for shown in exercise.shown)
+    assert sum(exercise.kind == "list" for exercise in exercises.test) < len(exercises.test) / 10
+
+
+def test_an_operation_named_twice_is_drawn_twice_as_often():
+    drawn = [e.problems[0].split(" ")[1] for e in sums(lists=0, operations=["add", "subtract", "subtract"]).train]
+    assert 0.6 < drawn.count("-") / len(drawn) < 0.73
 
 
 def test_a_conversation_has_as_many_exercises_as_asked_and_a_test_has_one(tmp_path):
@@ -74,7 +66,9 @@ def test_no_problem_of_a_conversation_is_held_out(tmp_path):
     assert held_out and all(is_held_out(problem, 0.1) for problem in held_out)
 
 
-def test_a_conversation_without_a_turn_is_refused(tmp_path):
+def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="0 turns"):
         write(make("arithmetic", 10), tmp_path / "sums", turns=0)
     assert not (tmp_path / "sums").exists()
+    with pytest.raises(ConfigError, match="lists 1.5"):
+        sums(lists=1.5)

@@ -92,7 +92,7 @@ def make(
     ] = None,
     stories: Annotated[float | None, Parameter(help="arithmetic: share of problems in words [0.1]")] = None,
     negative: Annotated[bool, Parameter(help="arithmetic: differences below zero too")] = False,
-    places: Annotated[bool, Parameter(help="arithmetic: answers by way of tens and ones, 70 + 15")] = False,
+    lists: Annotated[float | None, Parameter(help="arithmetic: share that asks for several sums [0]")] = None,
     turns: Annotated[int, Parameter(help="exercises of one conversation to train on")] = 1,
     json: Json = False,
 ) -> None:
@@ -101,8 +101,7 @@ def make(
 
     chosen = operations.split(",") if operations is not None else None
     settings = {
-        "digits": digits, "operations": chosen, "stories": stories,
-        "negative": negative or None, "places": places or None,
+        "digits": digits, "operations": chosen, "stories": stories, "negative": negative or None, "lists": lists,
     }  # fmt: skip
     settings = {name: value for name, value in settings.items() if value is not None}
     exercises = make_exercises(kind, n, seed, test, **settings)

@@ -1,9 +1,9 @@
 """Sums, differences and products in words and signs, and short stories of several steps.
 
 Plain questions are answered by the whole equation, "7 + 8 = 15": the operands stand next to the result, where
-attention finds them easily, and the answer is short. With `places` tens and ones are reckoned apart first,
-"47 + 38 = 70 + 15 = 85", so that no digit of a number takes more than one step of thought. Stories are answered in the
-manner of GSM8K (Cobbe et al. 2021, arXiv 2110.14168): "7+8=<<7+8=15>>15", the result after "####".
+attention finds them easily, and the answer is short. Lists ask for several at once, a line each
+in the answer: twice as much to learn from as many tokens. Stories are answered in the manner of GSM8K (Cobbe et al.
+2021, arXiv 2110.14168): "7+8=<<7+8=15>>15", the result after "####".
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ _WORDED = {
         "How much is {a} times {b}?",
     ),
 }
+_LISTED = ("Calculate: {}", "Solve these: {}", "What are {}?", "{}", "Compute {}.")
+_LONGEST_LIST = 10
 _WHOLE_NUMBER = re.compile(r"-?\d[\d,]*")
 _NAMES = ("Ann", "Ben", "Clara", "David", "Ella", "Felix", "Grace", "Hugo", "Ida", "Jonas", "Kim", "Lena")
 _THINGS = ("apples", "books", "stamps", "marbles", "pencils", "shells", "coins", "stickers", "cards", "beads")
@@ -57,24 +59,30 @@ def arithmetic(
     operations: Sequence[str] = ("add", "subtract"),
     stories: float = 0.1,
     negative: bool = False,
-    places: bool = False,
+    lists: float = 0.0,
 ) -> Draw:
     """Draws exercises of operands with 1 to `digits` digits, each number of digits equally often.
 
-    stories: share of problems in words. negative: differences below zero too. places: sums and differences by way of
-    tens and ones; what is reckoned on the way counts as learned. Raises ConfigError.
+    operations: one that stands there twice is drawn twice as often.
+
+    stories: share of problems in words. negative: differences below zero too. lists: share of the other questions that
+    ask for several, in signs; they are for training, as hardly one is held out as a whole. Raises ConfigError.
     """
     unknown = [operation for operation in operations if operation not in SIGNS]
     if unknown or not operations:
         raise ConfigError(f"unknown operation {', '.join(unknown) or '(none)'}", hint=f"known: {', '.join(SIGNS)}")
+    if not 0 <= lists <= 1:
+        raise ConfigError(f"lists {lists}", hint="a share up to 1")
     if not 1 <= digits <= 12 or not 0 <= stories <= 1:
         raise ConfigError(f"digits {digits}, stories {stories}", hint="digits from 1 to 12, stories a share up to 1")
-    known = tuple(dict.fromkeys(operations))
+    known = tuple(operations)
 
     def draw(rng: random.Random) -> Exercise:
         if rng.random() < stories:
             return _story(rng, digits, known)
-        return _plain(rng, digits, rng.choice(known), negative, places)
+        if lists and rng.random() < lists:
+            return _list(rng, digits, known, negative)
+        return _plain(rng, digits, rng.choice(known), negative)
 
     return draw
 
@@ -100,36 +108,41 @@ def number(rng: random.Random, digits: int) -> int:
     return rng.randrange(10 ** (size - 1) if size > 1 else 0, 10**size)
 
 
-def _plain(rng: random.Random, digits: int, operation: str, negative: bool, places: bool) -> Exercise:
-    a, b = number(rng, digits), number(rng, digits)
-    if operation == "subtract" and a < b and not negative:
-        a, b = b, a
+def _plain(rng: random.Random, digits: int, operation: str, negative: bool) -> Exercise:
+    a, b = _operands(rng, digits, operation, negative)
     # Signs and words equally often, as there are twice as many phrasings with signs.
     phrasing = rng.choice(_ANY + _WORDED[operation] * 2)
     result = evaluate(a, operation, b)
-    asked = f"{a} {SIGNS[operation]} {b}"
-    step = _by_places(a, operation, b) if places else None
-    way, shown = ("", ()) if step is None or step[0] == asked else (f" = {step[0]}", (step[1],))
     return Exercise(
         "arithmetic",
         phrasing.format(a=a, b=b, s=SIGNS[operation]),
-        f"{asked}{way} = {result}",
+        f"{a} {SIGNS[operation]} {b} = {result}",
         str(result),
         (problem(a, operation, b),),
-        shown,
     )
 
 
-def _by_places(a: int, operation: str, b: int) -> tuple[str, str] | None:
-    """What is left once tens (with all above) and ones are reckoned apart, 62 - 38 -> "30 - 6", and its problem.
+def _list(rng: random.Random, digits: int, operations: Sequence[str], negative: bool) -> Exercise:
+    """Two to ten problems; those of two one-digit numbers, of which there are few, are left to plain questions."""
+    asked, problems, result = [], [], 0
+    for _ in range(rng.randint(2, _LONGEST_LIST)):
+        operation = rng.choice(operations)
+        a, b = _operands(rng, digits, operation, negative)
+        while max(a, b) < 10 and digits > 1:
+            a, b = _operands(rng, digits, operation, negative)
+        result = evaluate(a, operation, b)
+        asked.append((f"{a} {SIGNS[operation]} {b}", result))
+        problems.append(problem(a, operation, b))
+    question = rng.choice(_LISTED).format(", ".join(sum_ for sum_, _ in asked))
+    answer = "\n".join(f"{sum_} = {value}" for sum_, value in asked)
+    return Exercise("list", question, answer, str(result), tuple(dict.fromkeys(problems)))
 
-    None where there are no tens, and for products.
-    """
-    if operation == "multiply" or max(a, b) < 10:
-        return None
-    tens, ones = 10 * evaluate(a // 10, operation, b // 10), evaluate(a % 10, operation, b % 10)
-    rest = "add" if ones >= 0 else "subtract"
-    return f"{tens} {SIGNS[rest]} {abs(ones)}", problem(tens, rest, abs(ones))
+
+def _operands(rng: random.Random, digits: int, operation: str, negative: bool) -> tuple[int, int]:
+    a, b = number(rng, digits), number(rng, digits)
+    if operation == "subtract" and a < b and not negative:
+        a, b = b, a
+    return a, b
 
 
 def _story(rng: random.Random, digits: int, operations: Sequence[str]) -> Exercise:

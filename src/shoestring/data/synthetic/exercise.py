@@ -2,7 +2,7 @@
 
 The side is decided by a hash of the unordered problem, whatever its wording, seed or order: 7 + 8 and 8 + 7, asked
 in ten ways, are all held out or all learned. An exercise of several steps belongs to a side only if all of its
-steps do, so that a fact of the test set is never learned inside a longer story; nor on the way to another result.
+steps do, so that a fact of the test set is never learned inside a longer story.
 """
 
 from __future__ import annotations
@@ -23,17 +23,13 @@ _TRIES = 1000  # draws without a new exercise, after which the space is taken to
 
 @dataclass(frozen=True)
 class Exercise:
-    """problems: canonical unordered problems that solving it takes. result: the bare answer, for scoring.
-
-    shown: further problems that the answer solves on the way: not asked for, so they may stand in a test, but learned.
-    """
+    """problems: canonical unordered problems that solving it takes. result: the bare answer, for scoring."""
 
     kind: str
     question: str
     answer: str
     result: str
     problems: tuple[str, ...]
-    shown: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The `messages` form, with what an evaluation needs beside it."""
@@ -102,8 +98,7 @@ def _side(draw: Draw, rng: random.Random, test: float, held_out: bool) -> Iterat
     while idle < _TRIES:
         exercise = draw(rng)
         idle += 1
-        facts = exercise.problems if held_out else exercise.problems + exercise.shown
-        if all(is_held_out(problem, test) == held_out for problem in facts):
+        if all(is_held_out(problem, test) == held_out for problem in exercise.problems):
             if exercise.question not in seen:
                 seen.add(exercise.question)
                 idle = 0
