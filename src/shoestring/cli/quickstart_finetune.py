@@ -58,7 +58,7 @@ def finetune(model: str, run: Path, time: str, problems: int, report: Report) ->
     answers = [Answer(old.question, old.result, old.text, new.text) for old, new in pairs[:SHOWN]]
     right = [sum(reply.right for reply in replies) for replies in (before, after)]
     report.say(
-        f"{result['steps']:,} steps in {format_seconds(result['seconds'])}, "
+        f"{result['steps']:,} step{'s' * (result['steps'] != 1)} in {format_seconds(result['seconds'])}, "
         f"{format_bytes(result['peak_memory'])} of memory at most\n"
     )
     report.say(side_by_side(answers, console.out.width))
