@@ -86,7 +86,7 @@ def test_the_adapter_of_a_run_gives_the_same_logits_in_peft_and_merged(
 
 _CHILD = """
 import os, signal, sys
-from shoestring.finetune.run import finetune
+from shoestring.plan.finetune import finetune
 from shoestring.train import checkpoint
 base, data, out, step, resume = sys.argv[1:6]
 write = checkpoint.write_checkpoint
@@ -104,12 +104,14 @@ else:
 """
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "full"])
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "full", "streamed"])
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(
     method: str, base: Path, examples: Path, tmp_path: Path
 ) -> None:
     settings = {**SHORT, "adapter.method": method, "adapter.dropout": 0.1, "train.evaluate_every": 3}
-    whole = finetune(base, examples, overrides={**settings, "out": str(tmp_path / "whole")})
+    if method == "streamed":
+        settings |= {"adapter.method": "lora", "budget.engine": "streamed"}
+    whole = shoestring.finetune(base, examples, overrides={**settings, "out": str(tmp_path / "whole")})
     pairs = [f"{key}={value}" for key, value in settings.items()]
     for step, resume in ((2, "no"), (4, "yes")):
         killed = subprocess.run(
@@ -117,7 +119,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(
             env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         )  # fmt: skip
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = finetune(resume=tmp_path / "cut")
+    resumed = shoestring.finetune(resume=tmp_path / "cut")
     name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
     for file in (name, "trainer/optimizer.safetensors"):
         expected, found = load_file(whole.checkpoint / file), load_file(resumed.checkpoint / file)

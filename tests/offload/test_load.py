@@ -1,0 +1,65 @@
+"""Streamed decoding: the same greedy tokens as the resident model, adapters too, within the memory that is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import shoestring
+from shoestring.core.errors import BudgetError
+from shoestring.core.machine import rss_bytes
+from shoestring.models.folder import load_model
+from shoestring.models.peft_folder import save_adapter
+from shoestring.offload import load as module
+from shoestring.offload.model import StreamedDecoder
+from tests.finetune import tiny as chat
+from tests.offload import tiny
+
+PROMPTS = ["1+1?", "What is 2 + 5", "x"]
+
+
+@pytest.fixture
+def streamed(tmp_path, monkeypatch):
+    """A tiny model, and how to load it as if it did not fit."""
+    folder = chat.chat_model(tmp_path / "model")
+    monkeypatch.setattr(module, "resident_bytes", lambda config: 10**15)
+
+    def load(place=folder, **settings):
+        return shoestring.load(place, memory="16GB", **settings)
+
+    return folder, load
+
+
+def test_greedy_tokens_and_batches_equal_the_resident_models(streamed):
+    folder, load = streamed
+    model, resident = load(), shoestring.load(folder)
+    assert isinstance(model.decoder, StreamedDecoder) and not isinstance(resident.decoder, StreamedDecoder)
+    options = {"temperature": 0.0, "max_tokens": 12, "repetition_penalty": 1.0}
+    assert model.generate(PROMPTS, **options) == resident.generate(PROMPTS, **options)
+    assert model.chat("2+3?", **options) == resident.chat("2+3?", **options)
+    module.close(model)
+
+
+def test_an_adapter_decodes_on_a_streamed_base(streamed, tmp_path):
+    folder, load = streamed
+    decoder = tiny.adapt(load_model(folder))
+    save_adapter(decoder, tmp_path / "adapter", folder)
+    model, resident = load(tmp_path / "adapter"), shoestring.load(tmp_path / "adapter")
+    options = {"temperature": 0.0, "max_tokens": 12}
+    assert model.generate(PROMPTS, **options) == resident.generate(PROMPTS, **options)
+    tokens = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        ours, theirs = (m.decoder.head(m.decoder(tokens)[0]) for m in (model, resident))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    module.close(model)
+
+
+def test_a_model_that_fits_is_loaded_whole(tmp_path):
+    folder = chat.chat_model(tmp_path / "model")
+    assert not isinstance(shoestring.load(folder, memory="16GB").decoder, StreamedDecoder)
+
+
+def test_a_budget_below_the_process_itself_is_refused_with_what_would_do(streamed):
+    _, load = streamed
+    with pytest.raises(BudgetError, match="(?s)too little to decode.*would do"):
+        shoestring.load(streamed[0], memory=rss_bytes() // 2)
