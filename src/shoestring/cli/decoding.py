@@ -53,15 +53,18 @@ class SamplingFlags:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PlaceFlags:
-    """Where the model computes, and in what numbers."""
+    """Where the model computes, in what numbers, and in how much memory."""
 
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto"
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto"
+    memory: Annotated[
+        str | None, Parameter(help="the whole process at most, as 2GB; layers stream from disk if they must")
+    ] = None
 
     def load(self, model: str) -> LanguageModel:
-        from shoestring.generate.language_model import LanguageModel
+        from shoestring.offload.load import load
 
-        return LanguageModel.load(model, self.device, self.dtype, say=console.err.print)
+        return load(model, self.device, self.dtype, self.memory, say=console.err.print)
 
 
 AS_ADVISED, ANYWHERE = SamplingFlags(), PlaceFlags()  # when no flag is given

@@ -43,7 +43,7 @@ def load(
     BudgetError with the least that would do, and what `LanguageModel.load` raises.
     """
     if memory is None:
-        return LanguageModel.load(model, device, dtype)
+        return LanguageModel.load(model, device, dtype, say)
     map_large_tensors()
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     folder = find_model(model, say=say)
@@ -52,7 +52,7 @@ def load(
         config = files.config
         source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
     if weights == "source" and rss_bytes() + resident_bytes(config) <= budget * _SPARE:
-        return LanguageModel.load(model, device, dtype)
+        return LanguageModel.load(model, device, dtype, say)
     slots = _slots(config, weights, source, budget)
     settled = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
     decoder = open_streamed(base, weights, slots, resolve_device(str(device)), settled, say=say)
