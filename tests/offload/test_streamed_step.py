@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from shoestring.core.errors import RunError
 from shoestring.models.folder import load_model
 from shoestring.offload.model import open_streamed
 from shoestring.offload.step import StreamedStep
@@ -94,4 +95,27 @@ def test_a_block_that_is_not_brought_in_cannot_be_used_by_mistake(tmp_path):
     with model.present(1) as block:
         assert torch.isfinite(block.attention.query.weight).all()
         assert torch.isnan(model.blocks[0].attention.query.weight).all()
+    model.close()
+
+
+def test_inputs_of_layers_on_disk_change_nothing_and_leave_nothing(tmp_path):
+    folder = tiny.save(tmp_path / "model", dtype=torch.float32)
+    model = tiny.adapt(open_streamed(folder), dropout=0.2)
+    (tmp_path / "spill").mkdir()
+    results = []
+    for spill in (None, tmp_path / "spill"):
+        torch.manual_seed(3)
+        loss = StreamedStep(model, next_token, spill=spill)(tiny.batches(3)).mean
+        results.append((loss, {name: p.grad for name, p in tiny.trained(model).items()}))
+        model.zero_grad()
+    (kept, expected), (spilled, found) = results
+    assert spilled == kept and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert list((tmp_path / "spill").iterdir()) == []
+    model.close()
+
+
+def test_a_full_disk_for_inputs_is_a_sentence(tmp_path):
+    model = tiny.adapt(open_streamed(tiny.save(tmp_path / "model"), dtype=torch.float64))
+    with pytest.raises(RunError, match="inputs of layers cannot be written"):
+        StreamedStep(model, next_token, spill=tmp_path / "not there")(tiny.batches(1))
     model.close()

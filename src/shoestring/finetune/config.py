@@ -109,6 +109,9 @@ class FinetuneBudgetConfig(Config):
         " fastest that fits",
     )
     weights: Weights = Field("source", description="how streamed layers are kept on disk; source: as in the model")
+    inputs: Literal["auto", "memory", "disk"] = Field(
+        "auto", description="where streaming keeps the inputs of layers; auto: on disk only if memory does not suffice"
+    )
     slots: int | None = Field(None, ge=2, description="layers in memory while streaming; null: as many as fit")
 
 

@@ -36,7 +36,9 @@ class Engine(Protocol):
         """The base model, its frozen weights as the recipe wants them, without adapters."""
         ...
 
-    def step(self, model: Decoder, objective: Objective, compute: torch.dtype) -> Step: ...
+    def step(self, model: Decoder, objective: Objective, compute: torch.dtype, out: Path) -> Step:
+        """out: the run's folder, for what does not stay in memory."""
+        ...
 
 
 class Resident:
@@ -55,7 +57,7 @@ class Resident:
         decoder.checkpoint_blocks = "full" if self.name == "checkpointed" else recipe.train.checkpoint_blocks
         return decoder
 
-    def step(self, model: Decoder, objective: Objective, compute: torch.dtype) -> Step:
+    def step(self, model: Decoder, objective: Objective, compute: torch.dtype, out: Path) -> Step:
         return ResidentStep(model, objective, compute)
 
 

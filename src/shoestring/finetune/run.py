@@ -284,7 +284,7 @@ def _train(run: _Run) -> None:
             guard.stop = stop
             callbacks.append(guard)
             train(
-                run.choice.engine.step(model, next_token, compute),
+                run.choice.engine.step(model, next_token, compute, out),
                 stream,
                 optimizer,
                 build_schedule(recipe.schedule),

@@ -25,8 +25,8 @@ def stored_bytes(config: ModelConfig, kept: str) -> int:
     return int(block_numbers(config) * _BYTES[kept])
 
 
-def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2) -> list[Line]:
-    """Lines of a streamed step. source: dtype of the model's files, as "bfloat16"."""
+def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2, spilled: bool = False) -> list[Line]:
+    """Lines of a streamed step. source: dtype of the model's files, as "bfloat16". spilled: inputs go to the disk."""
     config = job.config
     kept = source if weights == "source" else weights
     head = head_rows(config.width) * config.width
@@ -38,7 +38,7 @@ def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2) -> list
         (f"{slots} layers of {config.unique_layers} in {kept}" + (", one in float32" if dense else ""), buffers),
         ("blocks of the head", int(head * (2 * _BYTES[source] + (FLOAT if source != "float32" else 0)))),
         trained_line(job),
-        ("inputs of the layers", config.layers * job.tokens * config.width * FLOAT),
+        ("inputs of the layers", (2 if spilled else config.layers) * job.tokens * config.width * FLOAT),
         working_line(job, whole=True),
         loss_line(job, job.tokens),
     ]

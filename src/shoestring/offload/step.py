@@ -8,6 +8,7 @@ its kept input, with a graph, and goes backward. The same loss and gradients as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from shoestring.nn.context import Context, make_context
 from shoestring.nn.recompute import recomputing_nothing
 from shoestring.nn.replay import Replay
 from shoestring.nn.stack import Aux, draw_at
+from shoestring.offload.inputs import Inputs, Kept
 from shoestring.offload.model import StreamedDecoder
 from shoestring.train import parallel
 from shoestring.train.dropout import microbatch_seeds
@@ -24,13 +26,21 @@ from shoestring.train.objective import Loss, Objective, label_count
 
 
 class StreamedStep:
-    """A `train.step.Step`. compute: the dtype that matmuls run in (autocast)."""
+    """A `train.step.Step`. compute: the dtype that matmuls run in (autocast).
 
-    def __init__(self, model: StreamedDecoder, objective: Objective, compute: torch.dtype = torch.float32):
+    spill: a folder on whose disk the inputs of layers are kept; None keeps them in memory.
+    """
+
+    def __init__(
+        self, model: StreamedDecoder, objective: Objective, compute: torch.dtype = torch.float32,
+        spill: Path | None = None,
+    ):  # fmt: skip
         self.model, self.objective, self.compute = model, objective, compute
+        self._inputs = Inputs(spill)
 
     def __call__(self, microbatches: Sequence[Batch]) -> Loss:
         self.model.stream.store.source.check()
+        self._inputs.begin()
         counts = [label_count(batch) for batch in microbatches]
         total = int(parallel.sum_numbers(sum(counts))[0])
         summed, metrics = 0.0, dict[str, float]()
@@ -60,7 +70,7 @@ class StreamedStep:
         for position, index in enumerate(self.model.run.order):
             self.model.run.bring(position)
             for part in parts:
-                part.kept.append(part.x_BTD)
+                part.kept.append(self._inputs.keep(part.x_BTD))
                 part.choices.append(Replay())
                 part.x_BTD, aux = part.through(self.model.blocks[index], position, part.x_BTD)
                 part.add(aux)
@@ -83,7 +93,7 @@ class StreamedStep:
         for position in range(len(order) - 1, -1, -1):
             self.model.run.bring(position, down=True)
             for part in parts:
-                entering = part.kept.pop().requires_grad_(position > 0)
+                entering = self._inputs.take(part.kept.pop()).requires_grad_(position > 0)
                 y_BTD, aux = part.through(self.model.blocks[order[position]], position, entering)
                 outputs, gradients = [y_BTD], [part.gradient]
                 for extra in aux.values():
@@ -109,7 +119,7 @@ class _Part:
                 x_BTD = add(x_BTD, self.context)
         self.x_BTD: Tensor = x_BTD
         self.gradient: Tensor = x_BTD.new_empty(0)  # of the loss for the output of the layer at hand
-        self.kept: list[Tensor] = []
+        self.kept: list[Kept] = []
         self.choices: list[Replay] = []
         self.aux: dict[str, float] = {}
 

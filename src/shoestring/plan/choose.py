@@ -22,7 +22,7 @@ from shoestring.train.predict import Job, Line, predict, total
 _SPARE = 0.97  # of the budget that a prediction may fill: the rest is its error
 _EFFICIENCY = 0.7  # of the matrix peak that a step reaches, for the estimate of its speed
 _INT8_GAIN = 2.5  # of int8 products over float32 ones, where processors have instructions for them
-MakeStreamed = Callable[[StoreFormat, int], Engine]
+MakeStreamed = Callable[[StoreFormat, int, bool], Engine]  # (weights, slots, inputs on disk)
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class _Candidate:
     lines: list[Line]
     seconds: float  # of a step, predicted
     slots: int = 0
+    spilled: bool = False
 
     @property
     def peak(self) -> int:
@@ -51,7 +52,9 @@ def choose_engine(request: Request, streamed: MakeStreamed) -> Choice:
             raise _too_small(request, min(found, key=lambda one: one.peak))
         best = min(fitting, key=lambda one: one.seconds)
         _tell(request, best, found)
-    chosen = recipe.budget.model_copy(update={"engine": best.name, "slots": best.slots or None})
+    chosen = recipe.budget.model_copy(
+        update={"engine": best.name, "slots": best.slots or None, "inputs": "disk" if best.spilled else "memory"}
+    )
     train = recipe.train.model_copy(update={"microbatch": best.rows})
     return Choice(
         recipe.model_copy(update={"budget": chosen, "train": train}), best.engine, best.rows, best.lines
@@ -94,11 +97,16 @@ def _streamed(request: Request, job: Job, rows: int, make: MakeStreamed) -> Iter
     compute = _compute(request, job, True)
     layers = config.unique_layers
     counts = [recipe.budget.slots] if recipe.budget.slots else sorted({layers, layers // 2, 4, 3, 2}, reverse=True)
-    for slots in counts:
-        if 2 <= slots <= max(layers, 2):
-            reading = (2 * max(layers - slots, 0) * layer + head) / speed
-            lines = predict_streamed(job, weights, source, slots)
-            yield _Candidate("streamed", make(weights, slots), rows, lines, max(compute, reading), slots)
+    spilling = {"memory": [False], "disk": [True], "auto": [False, True]}[recipe.budget.inputs]
+    for spilled in spilling:
+        for slots in counts:
+            if 2 <= slots <= max(layers, 2):
+                reading = (2 * max(layers - slots, 0) * layer + head) / speed
+                lines = predict_streamed(job, weights, source, slots, spilled)
+                # Inputs are written and read while nothing else is done.
+                spill = spilled * 2 * layers * job.tokens * config.width * 4 / speed
+                seconds = max(compute, reading) + spill
+                yield _Candidate("streamed", make(weights, slots, spilled), rows, lines, seconds, slots, spilled)
 
 
 def _format(recipe: FinetuneRecipe) -> StoreFormat:
@@ -140,7 +148,8 @@ def _tell(request: Request, best: _Candidate, found: list[_Candidate]) -> None:
             console.err.print(f"{name:<13} {format_bytes(one.peak)}, {format_seconds(one.seconds)} a step: {fits}")
     tokens = request.rows * request.length
     console.err.print(
-        f"chosen        {best.name}, {best.rows} × {request.length} tokens at once, about"
+        f"chosen        {best.name}, {best.rows} × {request.length} tokens at once"
+        f"{', inputs of layers on disk' * best.spilled}, about"
         f" {tokens / best.seconds:,.0f} tokens/s"
     )
     for line in _suggestions(request, best):

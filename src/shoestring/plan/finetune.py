@@ -23,13 +23,13 @@ from shoestring.train.step import Step
 
 
 class Streamed:
-    """Layers from disk, through `slots` buffers."""
+    """Layers from disk, through `slots` buffers. spilled: inputs of layers go to the run's disk."""
 
     name, streams = "streamed", True
 
-    def __init__(self, weights: StoreFormat, slots: int):
+    def __init__(self, weights: StoreFormat, slots: int, spilled: bool):
         self.weights: StoreFormat = weights
-        self.slots = slots
+        self.slots, self.spilled = slots, spilled
 
     def load(self, base: Path, recipe: FinetuneRecipe, device: torch.device) -> Decoder:
         from shoestring.core import console
@@ -39,9 +39,9 @@ class Streamed:
             compute="int8" if recipe.precision.compute == "int8" else "float",
         )  # fmt: skip
 
-    def step(self, model: Decoder, objective: Objective, compute: torch.dtype) -> Step:
+    def step(self, model: Decoder, objective: Objective, compute: torch.dtype, out: Path) -> Step:
         assert isinstance(model, StreamedDecoder)
-        return StreamedStep(model, objective, compute)
+        return StreamedStep(model, objective, compute, out if self.spilled else None)
 
 
 def finetune(
