@@ -86,6 +86,7 @@ def test_the_model_that_is_asked_learns_sums_and_its_answers_are_counted(recipe,
     for answer, row in zip(tuned["answers"], asked, strict=False):
         assert answer["question"] == row["messages"][0]["content"] and answer["expected"] == row["answer"]
     assert report["peak_memory"] >= tuned["peak_memory"] > 0
+    assert 0.5 < tuned["peak_memory"] / tuned["predicted_memory"] < 2 and tuned["peak_memory"] < 1e9
 
 
 def test_what_is_told_of_the_lesson_are_answers_side_by_side_and_commands_that_work(recipe, capsys):
@@ -94,7 +95,7 @@ def test_what_is_told_of_the_lesson_are_answers_side_by_side_and_commands_that_w
     assert main(["quickstart", *words]) == 0
     out = capsys.readouterr().out
     lesson = out.partition("4. Teaching it")[2].partition("5. Done")[0]
-    assert lesson.count("Q: ") == 4 and "2 problems" in lesson
+    assert lesson.count("Q: ") == 4 and "2 problems" in lesson and "predicted, 1GB allowed" in lesson
     cells = [line.split() for line in lesson.splitlines() if line.startswith(("before ", "after "))]
     assert [cell[0] for cell in cells[-2:]] == ["before", "after"] and all(len(cell) == 3 for cell in cells[-2:])
     commands = [shlex.split(line) for line in out.partition("try next\n")[2].splitlines()]

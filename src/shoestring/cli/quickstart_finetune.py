@@ -1,7 +1,7 @@
 """The part of `shoestring quickstart` that teaches an instruct model to add and subtract, and counts what it can do.
 
-Training is the command that a person would type, in a process of its own, so that the peak of memory it reports is its
-alone. The problems that are counted are held out by the exercises' own split and never learned.
+Training is the command that a person would type, within 1 GB, in a process of its own, so that the peak of memory it
+reports is its alone. The problems that are counted are held out by the exercises' own split and never learned.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ EXERCISES = 6_000  # more than two minutes take
 TURNS = 4  # exercises of one conversation: the system message is read once for all
 SHOWN = 3
 SETTINGS: dict[str, Any] = {
+    "budget.memory": "1GB",
     "data.validation": 0,  # what is held out is counted instead
     "train.batch_tokens": 512,  # many small steps, as time is short
     "train.sequence_length": 512,  # room for three conversations
@@ -59,7 +60,8 @@ def finetune(model: str, run: Path, time: str, problems: int, report: Report) ->
     right = [sum(reply.right for reply in replies) for replies in (before, after)]
     report.say(
         f"{result['steps']:,} step{'s' * (result['steps'] != 1)} in {format_seconds(result['seconds'])}, "
-        f"{format_bytes(result['peak_memory'])} of memory at most\n"
+        f"{format_bytes(result['peak_memory'])} of memory at most "
+        f"({format_bytes(result['predicted_memory'])} predicted, {SETTINGS['budget.memory']} allowed)\n"
     )
     report.say(side_by_side(answers, console.out.width))
     report.say(f"\n{len(held_out)} problems with one and two digits, of which it has learned none:\n")
