@@ -48,7 +48,7 @@ _WORDED = {
     ),
 }
 _LISTED = ("Calculate: {}", "Solve these: {}", "What are {}?", "{}", "Compute {}.")
-_LONGEST_LIST = 10
+_LONGEST_LIST = 6
 _WHOLE_NUMBER = re.compile(r"-?\d[\d,]*")
 _NAMES = ("Ann", "Ben", "Clara", "David", "Ella", "Felix", "Grace", "Hugo", "Ida", "Jonas", "Kim", "Lena")
 _THINGS = ("apples", "books", "stamps", "marbles", "pencils", "shells", "coins", "stickers", "cards", "beads")
@@ -123,7 +123,7 @@ def _plain(rng: random.Random, digits: int, operation: str, negative: bool) -> E
 
 
 def _list(rng: random.Random, digits: int, operations: Sequence[str], negative: bool) -> Exercise:
-    """Two to ten problems; those of two one-digit numbers, of which there are few, are left to plain questions."""
+    """Two to six problems; those of two one-digit numbers, of which there are few, are left to plain questions."""
     asked, problems, result = [], [], 0
     for _ in range(rng.randint(2, _LONGEST_LIST)):
         operation = rng.choice(operations)
