@@ -123,7 +123,8 @@ def test_only_the_first_texts_are_read_when_so_many_are_asked_for(judge, tmp_pat
         ({"context": 65}, ConfigError, "longer than the model's"),
         ({"context": 8, "stride": 9}, ConfigError, "leaves out text"),
         ({"stride": 0}, ConfigError, "at least 1"),
-        ({"memory": "1GB"}, BudgetError, "refuses"),
+        ({"memory": "1GB", "context": 1025}, ConfigError, "inside a memory budget"),
+        ({"memory": "100MB"}, BudgetError, "too little"),
     ],
 )
 def test_what_makes_no_sense_is_refused(judge, tmp_path, settings, error, reason):
@@ -135,3 +136,13 @@ def test_a_source_without_text_is_refused(judge, tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match="no text"):
         perplexity(judge[1], tmp_path / "empty.txt")
+
+
+def test_a_streamed_model_scores_as_one_in_memory(judge, tmp_path, monkeypatch):
+    from shoestring.offload import load as loading
+
+    file = write_texts(tmp_path)
+    resident = perplexity(judge[1], file)
+    monkeypatch.setattr(loading, "resident_bytes", lambda config: 10**12)  # as if it did not fit
+    streamed = perplexity(judge[1], file, memory="2GB")
+    assert streamed.loss == resident.loss and streamed.tokens == resident.tokens
