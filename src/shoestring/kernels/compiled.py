@@ -24,6 +24,7 @@ from shoestring.core.files import atomic_write, cache_dir
 from shoestring.core.machine import cpu_model
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_PATIENCE = 300  # seconds for a compiler that needs three
 
 
 @functools.cache
@@ -52,9 +53,9 @@ def _compile(compiler: str, source: bytes, file: Path) -> None:
         linked = Path(f"{out.name}.so")
         try:
             made = [compiler, *_FLAGS, "-x", "c++", "-c", "-", "-o", str(built)]
-            subprocess.run(made, input=source, check=True, capture_output=True, timeout=120)
+            subprocess.run(made, input=source, check=True, capture_output=True, timeout=_PATIENCE)
             subprocess.run(
-                [compiler, "-shared", str(built), "-o", str(linked)], check=True, capture_output=True, timeout=120
+                [compiler, "-shared", str(built), "-o", str(linked)], check=True, capture_output=True, timeout=_PATIENCE
             )
             out.write(linked.read_bytes())
         except subprocess.CalledProcessError:

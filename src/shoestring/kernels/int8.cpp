@@ -230,22 +230,19 @@ static void compute(const Tile& tile) {
         }
 }
 
-static void compute_rows(const Tile& tile, int64_t rows) {
-    switch (rows) {
-        case 1: return compute<1>(tile);
-        case 2: return compute<2>(tile);
-        case 3: return compute<3>(tile);
-        case 4: return compute<4>(tile);
-        case 5: return compute<5>(tile);
-#if defined(__AVX512VNNI__)
-        case 6: return compute<6>(tile);
-        case 7: return compute<7>(tile);
-        case 8: return compute<8>(tile);
-        case 9: return compute<9>(tile);
-        case 10: return compute<10>(tile);
-        case 11: return compute<11>(tile);
-#endif
-        default: return compute<ROWS>(tile);
+// The last rows go in parts of few sizes: each size is compiled for itself.
+static void compute_rows(Tile tile, int64_t rows) {
+    if (rows == ROWS) return compute<ROWS>(tile);
+    while (rows > 0) {
+        const int64_t some = rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+        some == 4 ? compute<4>(tile) : some == 2 ? compute<2>(tile) : compute<1>(tile);
+        rows -= some;
+        tile.codes += some * tile.codes_stride;
+        tile.scale += some;
+        tile.sums += some;
+        tile.left += some * tile.left_stride;
+        tile.values += some * tile.kept;
+        tile.y += some * tile.y_stride;
     }
 }
 

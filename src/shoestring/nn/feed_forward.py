@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shoestring.kernels import swiglu
 from shoestring.nn.bundle import bundled
 from shoestring.nn.feed_forward_config import GELUConfig, SquaredReLUConfig, SwiGLUConfig
 from shoestring.nn.linear import Linear
@@ -27,24 +28,15 @@ def silu_product_plain(gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
     return F.silu(gate_BTF) * up_BTF
 
 
-def silu_product_out(gate: Tensor, up: Tensor) -> Tensor:
-    """The value alone, without a graph."""
-    return F.silu(gate).mul_(up)
-
-
 class _SiluProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return silu_product_out(gate, up)
+        return swiglu.silu_product(gate, up)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        gate, up = ctx.saved_tensors
-        gradient = gradients[0]
-        up_gradient = F.silu(gate).mul_(gradient)
-        gate_gradient = torch.ops.aten.silu_backward(gradient * up, gate)
-        return gate_gradient, up_gradient
+        return swiglu.silu_product_backward(gradients[0], *ctx.saved_tensors)
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
@@ -64,7 +56,7 @@ class SwiGLU(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Aux]:
         gate_BTF, up_BTF = bundled((self.gate, self.up), x_BTD)
         product_BTF = silu_product(gate_BTF, up_BTF)
-        with recomputing(product_BTF, silu_product_out, gate_BTF, up_BTF):
+        with recomputing(product_BTF, swiglu.silu_product, gate_BTF, up_BTF):
             return self.down(product_BTF), {}
 
 
