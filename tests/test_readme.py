@@ -18,7 +18,7 @@ from shoestring.cli.main import main, parse
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import VERBS
 from shoestring.core.errors import ConfigError
-from shoestring.finetune.config import finetune_recipe
+from shoestring.finetune.config import finetune_recipe, is_finetune_recipe
 from shoestring.models.get import get
 from shoestring.train.recipe import load_recipe
 from tests.finetune.tiny import chat_model
@@ -119,8 +119,8 @@ def check_command(line: str) -> None:
         overrides = settings["overrides"]
         if arguments.kwargs.get("time"):
             overrides["train.time"] = arguments.kwargs["time"]
-        if tokens[0] == "finetune":
-            finetune_recipe(recipe, arguments.kwargs["data"], overrides)
+        if tokens[0] == "finetune" or is_finetune_recipe(recipe):
+            finetune_recipe(recipe, arguments.kwargs.get("data"), overrides)
         else:
             load_recipe(recipe, overrides)
 
