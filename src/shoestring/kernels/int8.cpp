@@ -128,6 +128,34 @@ extern "C" void quantize_rows(
 // --- the product ------------------------------------------------------------------------------------------------
 
 // Four neighbours along k of each column, as one int32, 128 added to each byte: packed[k/4][column of the tile].
+#if defined(__AVX512VNNI__)
+// 16 rows of 64 bytes -> 16 rows of what stood in one column of 4 bytes, WIDTH apart.
+static void transpose(const int8_t* from, int64_t stride, uint32_t* to) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = load<__m512i>(from + i * stride);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    const __m512i high = _mm512_set1_epi32((int)0x80808080u);
+    for (int j = 0; j < 4; ++j) {  // a[i + j] holds in its quarter l what rows i … i + 3 have in column 4·l + j
+        __m512i even = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), odd = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
+        __m512i even2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
+        __m512i odd2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
+        _mm512_storeu_si512(to + j * WIDTH, _mm512_xor_si512(_mm512_shuffle_i32x4(even, even2, 0x88), high));
+        _mm512_storeu_si512(to + (4 + j) * WIDTH, _mm512_xor_si512(_mm512_shuffle_i32x4(odd, odd2, 0x88), high));
+        _mm512_storeu_si512(to + (8 + j) * WIDTH, _mm512_xor_si512(_mm512_shuffle_i32x4(even, even2, 0xdd), high));
+        _mm512_storeu_si512(to + (12 + j) * WIDTH, _mm512_xor_si512(_mm512_shuffle_i32x4(odd, odd2, 0xdd), high));
+    }
+}
+#endif
+
 static void pack_rows(const int8_t* weight, int64_t stride, int64_t depth, int64_t columns, uint32_t* packed) {
     // weight[n][k]: each row is a column of the product.
     const int64_t quads = (depth + 3) / 4, whole = depth / 4;
@@ -135,6 +163,13 @@ static void pack_rows(const int8_t* weight, int64_t stride, int64_t depth, int64
         int64_t end = std::min(begin + 16, quads);
         for (int64_t n = 0; n < WIDTH; ++n) {
             const int8_t* row = weight + n * stride;
+#if defined(__AVX512VNNI__)
+            if (n % 16 == 0 && n + 16 <= columns && begin + 16 <= whole) {
+                transpose(row + 4 * begin, stride, packed + begin * WIDTH + n);
+                n += 15;
+                continue;
+            }
+#endif
             for (int64_t q = begin; q < end; ++q) {
                 uint32_t bytes = 0;
                 if (n < columns) {
@@ -195,6 +230,20 @@ struct Tile {
 };
 
 template <int M>
+static inline void add_thin(
+    Floats (&values)[M][VECTORS], const float* left, int64_t stride, const float* right, int64_t rank) {
+    for (int64_t r = 0; r < rank; ++r) {
+        Floats row[VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) row[v] = load<Floats>(right + r * WIDTH + v * LANES);
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; ++v) values[m][v] += left[m * stride + r] * row[v];
+    }
+}
+
+template <int M>
 static void compute(const Tile& tile) {
     Ints sums[M][VECTORS];
 #pragma GCC unroll 12
@@ -214,18 +263,21 @@ static void compute(const Tile& tile) {
             for (int v = 0; v < VECTORS; ++v) sums[m][v] = dot(sums[m][v], weights[v], row);
         }
     }
+    Floats values[M][VECTORS];
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v)
+            values[m][v] = __builtin_convertvector(sums[m][v], Floats) * tile.scale[m] *
+                           load<Floats>(tile.columns + v * LANES);
+    add_thin<M>(values, tile.left, tile.left_stride, tile.right, tile.rank);
+    add_thin<M>(values, tile.values, tile.kept, tile.kept_right, tile.kept);
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) {
-            Floats value = __builtin_convertvector(sums[m][v], Floats) * tile.scale[m];
-            value *= load<Floats>(tile.columns + v * LANES);
-            for (int64_t r = 0; r < tile.rank; ++r)
-                value += tile.left[m * tile.left_stride + r] * load<Floats>(tile.right + r * WIDTH + v * LANES);
-            for (int64_t j = 0; j < tile.kept; ++j)
-                value += tile.values[m * tile.kept + j] * load<Floats>(tile.kept_right + j * WIDTH + v * LANES);
             float* y = tile.y + m * tile.y_stride + v * LANES;
-            if (tile.onto) value += load<Floats>(y);
+            Floats value = tile.onto ? values[m][v] + load<Floats>(y) : values[m][v];
             memcpy(y, &value, sizeof value);
         }
 }
