@@ -36,11 +36,13 @@ def load(
     memory: str | int | None = None,
     weights: StoreFormat = "source",
     say: Callable[[str], Any] | None = None,
+    beside: int = 0,
 ) -> LanguageModel:
     """`LanguageModel.load`, inside `memory` bytes ("2GB") for the whole process if given.
 
-    A model that does not fit is read from disk layer by layer for every token (`weights`: how it is kept there). Raises
-    BudgetError with the least that would do, and what `LanguageModel.load` raises.
+    A model that does not fit is read from disk layer by layer for every token (`weights`: how it is kept there). beside:
+    bytes of the budget that the caller will use. Raises BudgetError with the least that would do, and what
+    `LanguageModel.load` raises.
     """
     if memory is None:
         return LanguageModel.load(model, device, dtype, say)
@@ -51,9 +53,9 @@ def load(
     with WeightFiles(base) as files:
         config = files.config
         source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
-    if weights == "source" and rss_bytes() + resident_bytes(config) <= budget * _SPARE:
+    if weights == "source" and rss_bytes() + resident_bytes(config) + beside <= budget * _SPARE:
         return LanguageModel.load(model, device, dtype, say)
-    slots = _slots(config, weights, source, budget)
+    slots = _slots(config, weights, source, budget, rss_bytes() + beside)
     settled = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
     decoder = open_streamed(base, weights, slots, resolve_device(str(device)), settled, say=say)
     if folder != base:
@@ -68,10 +70,10 @@ def resident_bytes(config: ModelConfig) -> int:
     return int(4 * (config.parameter_count() + cache_numbers(config) * _TOKENS + passing)) + 60_000_000
 
 
-def _slots(config: ModelConfig, weights: StoreFormat, source: str, budget: int) -> int:
-    """The most layers in memory that fit. Raises BudgetError."""
+def _slots(config: ModelConfig, weights: StoreFormat, source: str, budget: int, others: int) -> int:
+    """The most layers in memory that fit. others: bytes of the process without the model. Raises BudgetError."""
     for slots in range(max(config.unique_layers, 2), 1, -1):
-        least = sum(size for _, size in predict_decoding(config, weights, source, slots, rss_bytes(), _TOKENS))
+        least = sum(size for _, size in predict_decoding(config, weights, source, slots, others, _TOKENS))
         if least <= budget * _SPARE:
             return slots
     enough = -(-int(least / _SPARE) // 10_000_000) * 10

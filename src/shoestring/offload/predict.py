@@ -34,7 +34,7 @@ def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2, spilled
     buffers = slots * stored_bytes(config, kept) + dense * FLOAT * block_numbers(config)
     return [
         ("process, before the model", job.process),
-        ("libraries of matrix products", LIBRARIES),
+        ("libraries, loaded when first used", LIBRARIES),
         (f"{slots} layers of {config.unique_layers} in {kept}" + (", one in float32" if dense else ""), buffers),
         ("blocks of the head", int(head * (2 * _BYTES[source] + (FLOAT if source != "float32" else 0)))),
         trained_line(job),

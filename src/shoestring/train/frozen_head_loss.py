@@ -58,37 +58,49 @@ def _over_blocks(
     rows_ND: Tensor, blocks: Blocks, labels_N: Tensor, softcap: float | None, wants_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """-> losses [N], and their gradients for the rows [N, D] (empty if they are not wanted)."""
-    accuracy = torch.float64 if rows_ND.dtype == torch.float64 else torch.float32
-    count = rows_ND.shape[0]
-    normalizer_N = torch.full((count,), -torch.inf, dtype=accuracy, device=rows_ND.device)
-    labelled_N = torch.empty_like(normalizer_N)
-    mean_ND = torch.zeros(rows_ND.shape if wants_gradient else (0,), dtype=accuracy, device=rows_ND.device)
-    label_rows_ND = torch.empty_like(mean_ND)
+    merged = _Merged(rows_ND, labels_N, softcap, wants_gradient)
     for first, block_VD in blocks(block_rows(rows_ND.shape[1])):
-        block_VD = block_VD.to(rows_ND.dtype)
-        logits = wide(product(rows_ND, block_VD))
+        merged.add(first, block_VD.to(rows_ND.dtype))
+        del block_VD  # before the next one is made
+    return merged.normalizer_N - merged.labelled_N, merged.mean_ND.sub_(merged.label_rows_ND)
+
+
+class _Merged:
+    """What the blocks so far gave: log Σ exp(z), the labels' logits, Σ p·w, and the labels' rows."""
+
+    def __init__(self, rows_ND: Tensor, labels_N: Tensor, softcap: float | None, wants_gradient: bool):
+        self.rows_ND, self.labels_N, self.softcap, self.wants_gradient = rows_ND, labels_N, softcap, wants_gradient
+        self.accuracy = torch.float64 if rows_ND.dtype == torch.float64 else torch.float32
+        count, device = rows_ND.shape[0], rows_ND.device
+        self.normalizer_N = torch.full((count,), -torch.inf, dtype=self.accuracy, device=device)
+        self.labelled_N = torch.empty_like(self.normalizer_N)
+        self.mean_ND = torch.zeros(rows_ND.shape if wants_gradient else (0,), dtype=self.accuracy, device=device)
+        self.label_rows_ND = torch.empty_like(self.mean_ND)
+
+    def add(self, first: int, block_VD: Tensor) -> None:
+        """Merge the block of the head whose first row is `first`."""
+        logits = wide(product(self.rows_ND, block_VD))
         slope = None
-        if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
-            logits.div_(softcap).tanh_()
-            slope = 1 - logits.square() if wants_gradient else None
-            logits.mul_(softcap)
-        here = ((labels_N >= first) & (labels_N < first + block_VD.shape[0])).nonzero().flatten()
-        labels = labels_N[here] - first
-        labelled_N[here] = logits[here, labels]
-        if wants_gradient and len(here):
-            label_rows_ND[here] = block_VD[labels].to(accuracy)
+        if self.softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
+            logits.div_(self.softcap).tanh_()
+            slope = 1 - logits.square() if self.wants_gradient else None
+            logits.mul_(self.softcap)
+        here = ((self.labels_N >= first) & (self.labels_N < first + block_VD.shape[0])).nonzero().flatten()
+        labels = self.labels_N[here] - first
+        self.labelled_N[here] = logits[here, labels]
+        if self.wants_gradient and len(here):
+            self.label_rows_ND[here] = block_VD[labels].to(self.accuracy)
             if slope is not None:
-                label_rows_ND[here] *= slope[here, labels].unsqueeze(1)
+                self.label_rows_ND[here] *= slope[here, labels].unsqueeze(1)
         highest_N = logits.amax(1)
         torch.softmax(logits, dim=1, out=logits)
         # log Σ exp(z) of the block: its largest logit is its largest probability too.
         block_N = highest_N - logits.amax(1).log_()
-        merged_N = torch.logaddexp(normalizer_N, block_N)
-        if wants_gradient:
+        normalizer_N = torch.logaddexp(self.normalizer_N, block_N)
+        if self.wants_gradient:
             if slope is not None:
                 logits.mul_(slope)
-            share_ND = product(logits.to(rows_ND.dtype), block_VD.t()).to(accuracy)
-            mean_ND.mul_((normalizer_N - merged_N).exp_().unsqueeze(1))
-            mean_ND.addcmul_(share_ND, (block_N - merged_N).exp_().unsqueeze(1))
-        normalizer_N = merged_N
-    return normalizer_N - labelled_N, mean_ND.sub_(label_rows_ND)
+            share_ND = product(logits.to(self.rows_ND.dtype), block_VD.t()).to(self.accuracy)
+            self.mean_ND.mul_((self.normalizer_N - normalizer_N).exp_().unsqueeze(1))
+            self.mean_ND.addcmul_(share_ND, (block_N - normalizer_N).exp_().unsqueeze(1))
+        self.normalizer_N = normalizer_N

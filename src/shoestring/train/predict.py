@@ -16,8 +16,8 @@ from shoestring.nn.feed_forward_config import MoEConfig
 
 Line = tuple[str, int]
 FLOAT = 4  # bytes
-# Code and tables of the matrix libraries, loaded with the first products, and the threads' stacks.
-LIBRARIES = 60_000_000
+# Code and tables of the matrix libraries, loaded with the first products, and what torch's optimizers import.
+LIBRARIES = 95_000_000
 _HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `train.frozen_head_loss`
 _LOGIT_CHUNK = 100_000_000  # `train.head_loss`
 _BITS = {"int8": 8.0, "int4": 5.0, "nf4": 4.25}
@@ -55,7 +55,7 @@ def predict(job: Job, engine: Literal["resident", "checkpointed"]) -> list[Line]
     layers = activations(config, recompute).layers + config.layers * (job.inner if engine == "resident" else 0)
     return [
         ("process, before the model", job.process),
-        ("libraries of matrix products", LIBRARIES),
+        ("libraries, loaded when first used", LIBRARIES),
         ("weights", weights),
         trained_line(job),
         ("kept activations", int(layers * job.microbatch * FLOAT)),
