@@ -40,8 +40,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round of two timed steps: coarse")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of a round, after one to warm up")
+    parser.add_argument("--rounds", type=int, help="[3; 1 for a shape without a peer]")
+    parser.add_argument("--steps", type=int, help="timed steps of a round, after one to warm up [4; 2 without a peer]")
+    parser.add_argument("--slots", type=int, default=2, help="layers in memory")
+    parser.add_argument("--microbatch", type=int, default=1, help="rows computed at once, ours")
     parser.add_argument("--memory", help="of the cgroup [900MB; 2GB for qwen2.5-3b]")
     parser.add_argument("--wait", action="store_true", help="how long a step waits for a cold disk")
     parser.add_argument("--generate", action="store_true", help="tokens and perplexity of a streamed model")
@@ -55,9 +57,13 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(WORKERS[arguments.worker](arguments)))
         return
+    peer = arguments.shape in PEER_FITS
+    arguments.rounds = arguments.rounds or (3 if peer else 1)
+    arguments.steps = arguments.steps or (4 if peer else 2)
     if arguments.quick:
         arguments.rounds, arguments.steps, arguments.new_tokens = 1, 2, 4
-    memory: int | None = parse_bytes(arguments.memory or MEMORY.get(arguments.shape, "900MB"))
+    arguments.memory = parse_bytes(arguments.memory or MEMORY.get(arguments.shape, "900MB"))
+    memory: int | None = arguments.memory
     if reason := why_not():
         print(f"the memory limit is not proven: {reason}", file=sys.stderr)
         memory = None
@@ -80,7 +86,8 @@ def _train(arguments: argparse.Namespace, common: list[str], memory: int | None)
     _batches(Path(common[-1]), arguments.shape, WARMUP + arguments.steps, ROWS)
     kinds = ["streamed", "int8"] if peer else ["streamed"]
     run_worker(NAME, "--worker", "prepare", *common, *(["--weights", "int8"] if peer else []))
-    limited = [["--worker", kind, *common] for kind in kinds]
+    how = ["--slots", str(arguments.slots), "--microbatch", str(arguments.microbatch)]
+    limited = [["--worker", kind, *common, *how] for kind in kinds]
     results: list[list[dict[str, Any]]] = [[] for _ in [*kinds, *(["peft"] if peer else [])]]
     for round_ in range(arguments.rounds):
         print(f"round {round_ + 1}/{arguments.rounds}", file=sys.stderr, flush=True)
@@ -187,20 +194,25 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
     from shoestring.train.optimizer import build_optimizer
 
     map_large_tensors()
-    weights = "int8" if integers else arguments.weights
-    model = open_streamed(arguments.model, weights, prefetch=not arguments.no_prefetch)
-    if integers:
-        _compute_in_integers(model)
+    model = open_streamed(
+        arguments.model,
+        "int8" if integers else arguments.weights,
+        arguments.slots,
+        prefetch=not arguments.no_prefetch,
+        compute="int8" if integers else "float",
+    )
     attach(model, LoRAConfig(rank=RANK, alpha=ALPHA), seed=1)
     model.train()
     optimizer = build_optimizer(AdamWConfig(learning_rate=LEARNING_RATE, weight_decay=0.0), model)
     trained = [p for p in model.parameters() if p.requires_grad]
     step = StreamedStep(model, next_token)
-    positions_BT, segments_BT = torch.arange(TOKENS)[None], torch.zeros(1, TOKENS, dtype=torch.int64)
+    at_once = arguments.microbatch
+    positions_BT = torch.arange(TOKENS).expand(at_once, -1)
+    segments_BT = torch.zeros(at_once, TOKENS, dtype=torch.int64)
 
     def update(tokens_BT, labels_BT) -> float:
-        rows = zip(tokens_BT.split(1), labels_BT.split(1), strict=True)
-        loss = step([Batch(tokens, labels, positions_BT, segments_BT) for tokens, labels in rows])
+        parts = zip(tokens_BT.split(at_once), labels_BT.split(at_once), strict=True)
+        loss = step([Batch(tokens, labels, positions_BT, segments_BT) for tokens, labels in parts])
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -218,14 +230,6 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
         "flops_per_token": 6 * layers + 4 * head,
         "matrix_peak": matrix_peak("float32", refresh=True),
     }
-
-
-def _compute_in_integers(model) -> None:
-    from shoestring.nn.quantized.int8 import Int8Linear
-
-    for module in model.modules():
-        if isinstance(module, Int8Linear):
-            module.compute = "int8"
 
 
 def _int8(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -327,7 +331,8 @@ def _drop_from_page_cache(model: Path) -> None:
 
 def _generate(arguments: argparse.Namespace, common: list[str], memory: int | None) -> None:
     asked = ["--new-tokens", str(arguments.new_tokens)]
-    streamed = run_worker(NAME, "--worker", "generate", *common, *asked, memory=memory)
+    budget = ["--memory", str(arguments.memory)]
+    streamed = run_worker(NAME, "--worker", "generate", *common, *asked, *budget, memory=memory)
     workers = [("streamed", streamed)]
     if arguments.shape in PEER_FITS:
         workers.append(("resident", run_worker(NAME, "--worker", "generate_resident", *common, *asked)))
@@ -354,25 +359,21 @@ def _generate(arguments: argparse.Namespace, common: list[str], memory: int | No
 
 
 def _generated(arguments: argparse.Namespace, resident: bool = False) -> dict[str, Any]:
-    from shoestring.core.allocator import map_large_tensors
     from shoestring.core.machine import peak_rss_bytes
-    from shoestring.data.tokenizer import Tokenizer
     from shoestring.evaluate.perplexity import perplexity
-    from shoestring.generate.language_model import LanguageModel
-    from shoestring.models.folder import load_model
-    from shoestring.offload.model import open_streamed
+    from shoestring.offload.load import close, load
 
-    map_large_tensors()
-    decoder = load_model(arguments.model) if resident else open_streamed(arguments.model)
-    model = LanguageModel(decoder, Tokenizer.load(arguments.model), arguments.model)
+    memory = None if resident else int(arguments.memory)
+    model = load(arguments.model, memory=memory)
     model.stop_tokens = frozenset()  # a model of random numbers may say anything
     text = Path(__file__).read_text(encoding="utf-8")[:2000]
     prompt = model.encode_prompt(text)[:256]
     (tokens,) = model.complete_ids([prompt], temperature=0.0, max_tokens=arguments.new_tokens)
     speed = model.speed
+    close(model)
     file = arguments.folder / "text.txt"
     file.write_text(text, encoding="utf-8")
-    scored = perplexity(model, file, context=1024)
+    scored = perplexity(arguments.model, file, context=1024, memory=memory)
     return {
         "tokens": tokens.tokens,
         "tokens_per_second": speed.tokens_per_second or 0.0,

@@ -22,7 +22,7 @@ from shoestring.core import console
 from shoestring.core.allocator import map_large_tensors
 from shoestring.core.errors import ConfigError
 from shoestring.core.machine import peak_rss_bytes
-from shoestring.core.units import format_bytes, format_count, format_seconds, parse_bytes
+from shoestring.core.units import format_bytes, format_count, format_seconds
 from shoestring.data.batch import IGNORED, Batch
 from shoestring.evaluate.text import text_windows, texts_of
 from shoestring.finetune.batches import SupervisedPass
@@ -143,9 +143,7 @@ def _load(
     model: str | Path, device: str | torch.device, dtype: str | torch.dtype, memory: int | str | None, say: Say | None
 ) -> LanguageModel:
     """Frozen, so that the loss passes over the vocabulary in blocks, for which the budget keeps room."""
-    if memory is not None:
-        memory = (parse_bytes(memory) if isinstance(memory, str) else memory) - _LOSS_BYTES
-    language = load(model, device, dtype, memory, say=say)
+    language = load(model, device, dtype, memory, say=say, beside=_LOSS_BYTES)
     language.decoder.requires_grad_(False)
     return language
 
