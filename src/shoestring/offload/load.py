@@ -40,8 +40,8 @@ def load(
 ) -> LanguageModel:
     """`LanguageModel.load`, inside `memory` bytes ("2GB") for the whole process if given.
 
-    A model that does not fit is read from disk layer by layer for every token (`weights`: how it is kept there). beside:
-    bytes of the budget that the caller will use. Raises BudgetError with the least that would do, and what
+    A model that does not fit is read from disk layer by layer for every token (`weights`: how it is kept there).
+    beside: bytes of the budget that the caller will use. Raises BudgetError with the least that would do, and what
     `LanguageModel.load` raises.
     """
     if memory is None:
