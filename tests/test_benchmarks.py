@@ -9,8 +9,10 @@ import torch
 
 from benchmarks.cgroup import memory_group, why_not
 from benchmarks.measure import run_worker
+from benchmarks.prediction import CASES
 from benchmarks.random_models import SHAPES, config_json, large_model
 from shoestring.core.errors import RunError
+from shoestring.finetune.config import finetune_recipe
 from shoestring.models.folder import load_model
 
 WORKER = """
@@ -93,3 +95,12 @@ def test_the_shapes_are_the_published_ones(tmp_path):
         counts[shape] = read_config(tmp_path).parameter_count()
     # Of the published safetensors, by the sizes of their files.
     assert counts == {"qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688}
+
+
+def test_the_cases_of_the_prediction_are_recipes_of_every_engine_and_format():
+    recipes = [finetune_recipe("m", "d.jsonl", case.settings()) for case in CASES]
+    assert len({str(case) for case in CASES}) >= 12
+    assert {recipe.budget.engine for recipe in recipes} == {"resident", "checkpointed", "streamed"}
+    streamed = {recipe.budget.weights for recipe in recipes if recipe.budget.engine == "streamed"}
+    assert streamed == {"source", "float32", "bfloat16", "int8", "int4", "nf4"}
+    assert {recipe.frozen_kind() for recipe in recipes if recipe.budget.engine != "streamed"} == {None, "int8", "nf4"}
