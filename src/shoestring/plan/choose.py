@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoestring.core import console
 from shoestring.core.errors import BudgetError
-from shoestring.core.machine import disk_read_speed, matrix_peak, total_memory_bytes
+from shoestring.core.machine import file_read_speed, matrix_peak, total_memory_bytes
 from shoestring.core.units import format_bytes, format_seconds
 from shoestring.finetune.config import FinetuneRecipe
 from shoestring.finetune.engine import MICROBATCH_TOKENS, Choice, Engine, Request, Resident, usual_microbatch
 from shoestring.models.count import operations
-from shoestring.models.weight_files import WeightFiles
+from shoestring.models.weight_files import WeightFiles, weight_paths
 from shoestring.offload.config import StoreFormat
 from shoestring.offload.predict import predict as predict_streamed
 from shoestring.offload.predict import stored_bytes
@@ -93,7 +94,7 @@ def _streamed(request: Request, job: Job, rows: int, make: MakeStreamed) -> Iter
     kept = source if weights == "source" else weights
     layer = stored_bytes(config, kept)
     head = config.vocabulary * config.width * (4 if source == "float32" else 2)
-    speed = disk_read_speed(request.base)
+    speed = _read_speed(str(request.base))
     compute = _compute(request, job, True)
     layers = config.unique_layers
     counts = [recipe.budget.slots] if recipe.budget.slots else sorted({layers, layers // 2, 4, 3, 2}, reverse=True)
@@ -107,6 +108,12 @@ def _streamed(request: Request, job: Job, rows: int, make: MakeStreamed) -> Iter
                 spill = spilled * 2 * layers * job.tokens * config.width * 4 / speed
                 seconds = max(compute, reading) + spill
                 yield _Candidate("streamed", make(weights, slots, spilled), rows, lines, seconds, slots, spilled)
+
+
+@functools.cache
+def _read_speed(base: str) -> float:
+    """Of the disk that holds the model, in bytes per second."""
+    return file_read_speed(max(weight_paths(base), key=lambda path: path.stat().st_size))
 
 
 def _format(recipe: FinetuneRecipe) -> StoreFormat:
