@@ -396,3 +396,18 @@ def test_the_tokenizer_is_saved_with_the_model_and_gives_its_ids(tmp_path):
     assert Tokenizer.load(tmp_path / "model").fingerprint() == tokenizer.fingerprint()
     assert read_generation_config(tmp_path / "model") == GenerationDefaults(2, (2,), None)
     assert read_config(tmp_path / "model") == tiny()
+
+
+def test_quantizing_while_reading_gives_what_quantizing_afterwards_gives(tmp_path):
+    from shoestring.models.adapters import quantize_blocks
+    from shoestring.nn.quantized.config import Int4Config
+    from tests.models import tiny_families
+
+    folder = tiny_families.save("qwen2", tmp_path / "model", torch.float32)
+    afterwards = load_model(folder)
+    quantize_blocks(afterwards, Int4Config())
+    found = load_model(folder, quantized=Int4Config())
+    expected = {**dict(afterwards.named_parameters()), **dict(afterwards.named_buffers())}
+    tensors = {**dict(found.named_parameters()), **dict(found.named_buffers())}
+    assert tensors.keys() == expected.keys() and found.head.weight is found.embedding.weight
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)

@@ -14,7 +14,7 @@ import torch
 
 from shoestring.core.errors import BudgetError
 from shoestring.finetune.config import FinetuneRecipe
-from shoestring.models.adapters import attach, quantize_blocks
+from shoestring.models.adapters import attach
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
@@ -50,10 +50,7 @@ class Resident:
         self.name = "checkpointed" if checkpointed else "resident"
 
     def load(self, base: Path, recipe: FinetuneRecipe, device: torch.device) -> Decoder:
-        frozen = recipe.frozen_config()
-        decoder = load_model(base, device=device, dtype=torch.float32)
-        if frozen is not None:
-            quantize_blocks(decoder, frozen)
+        decoder = load_model(base, device, torch.float32, recipe.frozen_config())
         decoder.checkpoint_blocks = "full" if self.name == "checkpointed" else recipe.train.checkpoint_blocks
         return decoder
 

@@ -97,19 +97,19 @@ def build(
     decoder = decoder.to(dtype)
     if torch.device(device).type == "meta":
         return decoder
-    _allocate(decoder, device)
+    allocate(decoder, device)
     if seed is not None:
         initialize(decoder, seed)
     return decoder
 
 
-def _allocate(decoder: Decoder, device: torch.device | str) -> None:
-    """Give every parameter and buffer memory on `device`, what is shared once.
+def allocate(root: nn.Module, device: torch.device | str) -> None:
+    """Give every parameter and buffer below `root` memory on `device`, what is shared once; its content is arbitrary.
 
     As `Module.to_empty`, which separates a tied head and makes torch import sympy: a second and a half.
     """
     made: dict[int, torch.Tensor] = {}
-    for module in decoder.modules():
+    for module in root.modules():
         tables: list[dict[str, Any]] = [module._parameters, module._buffers]
         for own in tables:
             for name, old in own.items():

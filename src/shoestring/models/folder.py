@@ -16,13 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shoestring.core.config import Config
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
-from shoestring.models.builder import build
+from shoestring.models.builder import allocate, build
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import config_fields, family_of, read_config, read_json
 from shoestring.models.weight_files import INDEX, WEIGHTS, WeightFiles
+from shoestring.nn.replace import replace_linears
 
 __all__ = [
     "GenerationDefaults",
@@ -39,20 +41,41 @@ __all__ = [
 
 
 def load_model(
-    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    quantized: Config | None = None,
 ) -> Decoder:
     """The decoder in a model folder, ready to run or train.
 
-    dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it.
+    dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it. quantized:
+    what the linears of the blocks become as they are read, one block after another, so that they are never all dense.
     A head that config.json ties but the file gives other values is untied, as transformers does.
     Raises ModelFileError with what is missing, unexpected, misshapen or broken.
     """
     with WeightFiles(folder) as files:
-        decoder = build(files.config, device=device, dtype=dtype or torch.float32)
-        parameters = dict(decoder.named_parameters())
-        for place in files.places.values():
-            place.file.read_into(place.tensor, parameters[place.parameter])
-    return decoder
+        if quantized is None:
+            decoder = build(files.config, device=device, dtype=dtype or torch.float32)
+            _fill(decoder, "", files)
+            return decoder
+        decoder = build(files.config, device="meta", dtype=dtype or torch.float32)
+        blocks, decoder.blocks = decoder.blocks, torch.nn.ModuleList()
+        allocate(decoder, device)
+        _fill(decoder, "", files)
+        for index, block in enumerate(blocks):
+            allocate(block, device)
+            _fill(block, f"blocks.{index}.", files)
+            replace_linears(block, quantized, lambda *_: True)
+        decoder.blocks = blocks
+        return decoder
+
+
+def _fill(root: torch.nn.Module, prefix: str, files: WeightFiles) -> None:
+    """Read the parameters below `root`, in the order of the files."""
+    parameters = {prefix + name: parameter for name, parameter in root.named_parameters()}
+    for name, place in files.places.items():
+        if name in parameters:
+            place.file.read_into(place.tensor, parameters[name])
 
 
 # --- saving -------------------------------------------------------------------------------------------------
