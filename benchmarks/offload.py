@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.cgroup import why_not
 from benchmarks.measure import alternate, finish, median, run_worker, show
 from benchmarks.random_models import SHAPES, large_model
+from benchmarks.streamed_generation import generate, report_generation, score
 from shoestring.core.units import parse_bytes
 
 NAME = "benchmarks.offload"
@@ -73,7 +74,7 @@ def main() -> None:
         if arguments.wait:
             _wait(arguments, common, memory)
         elif arguments.generate:
-            _generate(arguments, common, memory)
+            report_generation(arguments, common, memory, arguments.shape in PEER_FITS)
         else:
             _train(arguments, common, memory)
 
@@ -326,77 +327,13 @@ def _drop_from_page_cache(model: Path) -> None:
                 os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-# --- generation ---------------------------------------------------------------------------------------------------
-
-
-def _generate(arguments: argparse.Namespace, common: list[str], memory: int | None) -> None:
-    asked = ["--new-tokens", str(arguments.new_tokens)]
-    budget = ["--memory", str(arguments.memory)]
-    streamed = run_worker(NAME, "--worker", "generate", *common, *asked, *budget, memory=memory)
-    workers = [("streamed", streamed)]
-    if arguments.shape in PEER_FITS:
-        workers.append(("resident", run_worker(NAME, "--worker", "generate_resident", *common, *asked)))
-    show(
-        f"{arguments.shape}: {arguments.new_tokens} greedy tokens, perplexity of {streamed['scored']:,} tokens"
-        + (f"; cgroup of {memory / 1e6:,.0f} MB" if memory else "; memory limit not proven"),
-        ["", "tokens/s", "perplexity", "scored tokens/s", "peak MB", "cgroup MB"],
-        [
-            [name, f"{r['tokens_per_second']:.3f}", f"{r['perplexity']:,.0f}", f"{r['scored_per_second']:.1f}",
-             f"{r['peak'] / 1e6:,.0f}", f"{r['group_peak'] / 1e6:,.0f}" if "group_peak" in r else "–"]
-            for name, r in workers
-        ],
-    )  # fmt: skip
-    figures = {
-        "tokens_per_second": streamed["tokens_per_second"],
-        "perplexity_tokens_per_second": streamed["scored_per_second"],
-        "peak_mb": streamed["peak"] / 1e6,
-        "memory_proven": memory is not None,
-    }
-    if len(workers) == 2:
-        figures["same_tokens"] = streamed["tokens"] == workers[1][1]["tokens"]
-        figures["loss_difference"] = abs(streamed["loss"] - workers[1][1]["loss"])
-    finish(figures)
-
-
-def _generated(arguments: argparse.Namespace, resident: bool = False) -> dict[str, Any]:
-    from shoestring.core.machine import peak_rss_bytes
-    from shoestring.evaluate.perplexity import perplexity
-    from shoestring.offload.load import close, load
-
-    memory = None if resident else int(arguments.memory)
-    model = load(arguments.model, memory=memory)
-    model.stop_tokens = frozenset()  # a model of random numbers may say anything
-    text = Path(__file__).read_text(encoding="utf-8")[:2000]
-    prompt = model.encode_prompt(text)[:256]
-    (tokens,) = model.complete_ids([prompt], temperature=0.0, max_tokens=arguments.new_tokens)
-    speed = model.speed
-    close(model)
-    file = arguments.folder / "text.txt"
-    file.write_text(text, encoding="utf-8")
-    scored = perplexity(arguments.model, file, context=1024, memory=memory)
-    return {
-        "tokens": tokens.tokens,
-        "tokens_per_second": speed.tokens_per_second or 0.0,
-        "prompt_seconds": speed.prompt_seconds,
-        "perplexity": scored.perplexity,
-        "loss": scored.loss,
-        "scored": scored.tokens,
-        "scored_per_second": scored.tokens_per_second,
-        "peak": peak_rss_bytes(),
-    }
-
-
-def _generated_resident(arguments: argparse.Namespace) -> dict[str, Any]:
-    return _generated(arguments, resident=True)
-
-
 WORKERS = {
     "prepare": _prepare,
     "streamed": _streamed,
     "int8": _int8,
     "peft": _peft,
-    "generate": _generated,
-    "generate_resident": _generated_resident,
+    "generate": generate,
+    "perplexity": score,
 }
 
 
