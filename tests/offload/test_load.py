@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import shoestring
+from shoestring.cli.main import main
 from shoestring.core.errors import BudgetError
 from shoestring.core.machine import rss_bytes
 from shoestring.models.folder import load_model
@@ -63,3 +64,14 @@ def test_a_budget_below_the_process_itself_is_refused_with_what_would_do(streame
     _, load = streamed
     with pytest.raises(BudgetError, match="(?s)too little to decode.*would do"):
         shoestring.load(streamed[0], memory=rss_bytes() // 2)
+
+
+def test_the_command_line_decodes_within_a_memory(streamed, capsys):
+    folder, _ = streamed
+    words = ["generate", str(folder), "--prompt", "1+1?", "--temperature", "0", "--max-tokens", "8"]
+    assert main(words) == 0
+    resident = capsys.readouterr().out
+    assert main([*words, "--memory", "16GB"]) == 0
+    assert capsys.readouterr().out == resident
+    assert main([*words, "--memory", "10MB"]) == 2
+    assert "too little to decode" in capsys.readouterr().err
