@@ -3,6 +3,11 @@
 glibc raises the size above which it maps blocks by themselves up to 32 MB as large blocks are freed; from then
 on tensors share its heap, and the holes between long-lived activations stay resident: 300 MB at 112M parameters
 and 2 × 1024 tokens. Pinning that size keeps each tensor of a megabyte or more in a mapping of its own.
+
+A mapping's pages are cleared by the system as they are first touched, which takes longer than most passes over them:
+2.3 ms for 5 MB where writing takes 0.06. Where activations do not live long, as when layers are streamed or
+recomputed, a threshold of 32 MB lets them use one another's memory: 1.2 times the speed of a float32 layer of
+Qwen2.5-0.5B at 256 tokens and 1.6 times that of an int8 one, for about 15 MB more.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 
 
 def map_large_tensors(threshold: int = 1 << 20) -> bool:
@@ -23,4 +28,6 @@ def map_large_tensors(threshold: int = 1 << 20) -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    return bool(libc.mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(threshold)))
+    # What is free at the heap's end goes back beyond twice that, as glibc has it when it chooses for itself.
+    trimmed = libc.mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(2 * threshold))
+    return bool(libc.mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(threshold)) and trimmed)
