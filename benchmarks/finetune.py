@@ -70,7 +70,7 @@ def _prepare(folder: Path, model: str, method: str, steps: int) -> None:
 def _shoestring(folder: Path, method: str) -> dict:
     import torch
 
-    from shoestring.core.allocator import map_large_tensors
+    from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
     from shoestring.core.matmul import prefers_onednn
     from shoestring.data.batch import Batch
@@ -84,7 +84,7 @@ def _shoestring(folder: Path, method: str) -> dict:
     from shoestring.train.optimizer import build_optimizer
     from shoestring.train.step import ResidentStep
 
-    map_large_tensors()
+    map_large_tensors(SHORT_LIVED)
     model = load_model(find_base(folder / "adapter"))
     if method in ("nf4", "int4", "int8"):
         quantize_blocks(model, {"nf4": NF4Config(), "int4": Int4Config(), "int8": Int8Config()}[method])

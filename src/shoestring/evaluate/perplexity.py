@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from shoestring.core import console
-from shoestring.core.allocator import map_large_tensors
+from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
 from shoestring.core.errors import ConfigError
 from shoestring.core.machine import peak_rss_bytes
 from shoestring.core.units import format_bytes, format_count, format_seconds
@@ -104,7 +104,7 @@ def perplexity(
         raise ConfigError(
             f"inside a memory budget at most {largest:,} tokens are read at once, and the context is {context:,}"
         )
-    map_large_tensors()
+    map_large_tensors(SHORT_LIVED)
     language = model if isinstance(model, LanguageModel) else _load(model, device, dtype, memory, say)
     longest = language.decoder.config.context
     if context is not None and context > longest:

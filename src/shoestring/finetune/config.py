@@ -112,7 +112,9 @@ class FinetuneBudgetConfig(Config):
     inputs: Literal["auto", "memory", "disk"] = Field(
         "auto", description="where streaming keeps the inputs of layers; auto: on disk only if memory does not suffice"
     )
-    slots: int | None = Field(None, ge=2, description="layers in memory while streaming; null: as many as fit")
+    slots: int | None = Field(
+        None, ge=2, description="layers in memory while streaming; null: as many as fit, 2 if no memory is given"
+    )
 
 
 class FinetuneRecipe(Config):

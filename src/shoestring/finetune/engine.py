@@ -5,6 +5,7 @@ What is trained and what comes out do not depend on the engine, up to rounding.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,14 +72,8 @@ class Request:
 
     def job(self, microbatch: int) -> Job:
         """Its shape, for predictions. microbatch: rows computed at once."""
-        recipe, lora = self.recipe, self.recipe.adapter.lora()
-        trained, inner = self.config.parameter_count(), 0
-        if lora is not None:
-            shapes = build(self.config, device="meta")
-            linears = attach(shapes, lora, modules=recipe.adapter.modules)
-            trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
-            inner = lora.rank * len(linears) // self.config.unique_layers
-        tokens = self.rows * self.length
+        recipe, tokens = self.recipe, self.rows * self.length
+        trained, inner = self._trained
         return Job(
             config=self.config,
             tokens=tokens,
@@ -87,10 +82,22 @@ class Request:
             trained=trained,
             inner=inner,
             process=self.process,
-            full=lora is None,
+            full=recipe.adapter.method == "full",
             base=recipe.frozen_kind(),
             dora=recipe.adapter.method == "dora",
         )
+
+    @functools.cached_property
+    def _trained(self) -> tuple[int, int]:
+        """Numbers that are trained, and that the adapters of a block keep for each token."""
+        adapter = self.recipe.adapter
+        lora = adapter.lora()
+        if lora is None:
+            return self.config.parameter_count(), 0
+        shapes = build(self.config, device="meta")
+        linears = attach(shapes, lora, modules=adapter.modules)
+        trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
+        return trained, lora.rank * len(linears) // self.config.unique_layers
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from shoestring.core import console
-from shoestring.core.allocator import map_large_tensors
+from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError, ModelFileError, RunError
 from shoestring.core.machine import matrix_peak, peak_rss_bytes, rss_bytes
@@ -82,7 +82,7 @@ def finetune(
     """
     changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
     parallel.start()
-    map_large_tensors()
+    map_large_tensors(SHORT_LIVED)
     recipe, resumed, checkpoint = _open(model, data, resume, changed)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)

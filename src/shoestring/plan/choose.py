@@ -44,10 +44,11 @@ class _Candidate:
 def choose_engine(request: Request, streamed: MakeStreamed) -> Choice:
     """The fastest engine that fits; without a budget resident, unless the recipe names another. Raises BudgetError."""
     recipe = request.recipe
-    found = list(_candidates(request, streamed))
+    candidates = _candidates(request, streamed)
     if recipe.budget.memory is None:
-        best = found[0]
+        best = next(candidates)
     else:
+        found = list(candidates)
         fitting = [one for one in found if one.peak <= recipe.budget.memory * _SPARE]
         if not fitting:
             raise _too_small(request, min(found, key=lambda one: one.peak))
@@ -97,7 +98,9 @@ def _streamed(request: Request, job: Job, rows: int, make: MakeStreamed) -> Iter
     speed = _read_speed(str(request.base))
     compute = _compute(request, job, True)
     layers = config.unique_layers
-    counts = [recipe.budget.slots] if recipe.budget.slots else sorted({layers, layers // 2, 4, 3, 2}, reverse=True)
+    counts = [recipe.budget.slots or 2]
+    if recipe.budget.slots is None and recipe.budget.memory is not None:
+        counts = sorted({layers, layers // 2, 4, 3, 2}, reverse=True)
     spilling = {"memory": [False], "disk": [True], "auto": [False, True]}[recipe.budget.inputs]
     for spilled in spilling:
         for slots in counts:
