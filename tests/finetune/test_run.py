@@ -21,6 +21,7 @@ from shoestring.core.errors import BudgetError, ConfigError, DataError, ModelFil
 from shoestring.finetune.config import finetune_recipe
 from shoestring.finetune.run import finetune
 from shoestring.generate.language_model import LanguageModel
+from shoestring.models.adapters import halve_bases
 from shoestring.models.folder import load_model
 from shoestring.models.peft_folder import load_adapted, merge_folder
 from tests.finetune import tiny
@@ -200,3 +201,18 @@ def test_the_learning_rate_follows_the_method_unless_given() -> None:
 def test_python_has_the_name_of_the_command(base: Path, examples: Path, tmp_path: Path) -> None:
     result = shoestring.finetune(base, examples, overrides={**SHORT, "train.steps": 1}, out=str(tmp_path / "run"))
     assert result.steps == 1
+
+
+def test_products_in_bfloat16_keep_the_base_in_bfloat16_and_learn_nearly_the_same(
+    base: Path, examples: Path, tmp_path: Path
+) -> None:
+    plain = run(base, examples, tmp_path / "plain")
+    halved = run(base, examples, tmp_path / "halved", **{"precision.compute": "bfloat16"})
+    assert halved.loss_after == pytest.approx(plain.loss_after, rel=0.02)
+    assert halved.loss_after != plain.loss_after
+    decoder, _ = load_adapted(tmp_path / "halved" / "latest")
+    before = decoder(torch.arange(9)[None])[0]
+    halve_bases(decoder)
+    linear = decoder.blocks[0].attention.query
+    assert linear.base.weight.dtype == torch.bfloat16 and linear.adapters["default"].first.dtype == torch.float32
+    assert_close(decoder(torch.arange(9)[None])[0], before, rtol=0.05, atol=0.05)

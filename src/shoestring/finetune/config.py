@@ -158,6 +158,10 @@ class FinetuneRecipe(Config):
             return self.budget.weights
         return "int8" if self.precision.compute == "int8" else None
 
+    def halves_base(self) -> bool:
+        """Whether frozen weights are kept in bfloat16. DoRA's lengths are of the weights in float32."""
+        return self.precision.compute == "bfloat16" and self.adapter.method == "lora" and self.frozen_kind() is None
+
     def frozen_config(self) -> Int8Config | Int4Config | NF4Config | None:
         """What the blocks' frozen linears become, None for floats."""
         kind = self.frozen_kind()

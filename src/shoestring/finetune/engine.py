@@ -83,7 +83,7 @@ class Request:
             inner=inner,
             process=self.process,
             full=recipe.adapter.method == "full",
-            base=recipe.frozen_kind(),
+            base="bfloat16" if recipe.halves_base() else recipe.frozen_kind(),
             dora=recipe.adapter.method == "dora",
         )
 

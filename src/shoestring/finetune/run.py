@@ -28,7 +28,7 @@ from shoestring.finetune.engine import Choice, Choose, Engine, Request, plainly
 from shoestring.finetune.memory_guard import MemoryGuard
 from shoestring.finetune.result import FinetuneResult, header
 from shoestring.finetune.supervise import prepare_dataset
-from shoestring.models.adapters import attach, switch
+from shoestring.models.adapters import attach, halve_bases, switch
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import (
     GenerationDefaults,
@@ -208,6 +208,8 @@ def _load(
         load_adapter(decoder, checkpoint)
     else:
         attach(decoder, config, recipe.seed, recipe.adapter.modules)
+    if recipe.halves_base() and not engine.streams:
+        halve_bases(decoder)
     return decoder
 
 

@@ -122,6 +122,13 @@ def quantize_blocks(decoder: Decoder, config: Config) -> list[str]:
     return replace_linears(decoder, config, lambda name, _: name.startswith("blocks."))
 
 
+def halve_bases(decoder: Decoder) -> None:
+    """Keep the dense weights under adapters in bfloat16, for products in bfloat16: cast once instead of every time."""
+    for linear in adapted_linears(decoder).values():
+        if isinstance(linear.base, nn.Linear):
+            linear.base.weight.data = linear.base.weight.data.bfloat16()
+
+
 def _choose(decoder: Decoder, modules: Sequence[str] | None) -> list[str]:
     """Dotted names of the linears to adapt."""
     linears = [

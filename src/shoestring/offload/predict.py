@@ -12,9 +12,8 @@ from shoestring.train.predict import (
     Line,
     block_numbers,
     head_rows,
-    loss_line,
     trained_line,
-    working_line,
+    work_lines,
 )
 
 _BYTES: dict[str, float] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 5 / 8, "nf4": 4.25 / 8}
@@ -39,8 +38,7 @@ def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2, spilled
         ("blocks of the head", int(head * (2 * _BYTES[source] + (FLOAT if source != "float32" else 0)))),
         trained_line(job),
         ("inputs of the layers", (2 if spilled else config.layers) * job.tokens * config.width * FLOAT),
-        working_line(job, whole=True),
-        loss_line(job, job.tokens),
+        *work_lines(job, True, job.tokens),
     ]
 
 

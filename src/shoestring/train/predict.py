@@ -20,7 +20,7 @@ FLOAT = 4  # bytes
 LIBRARIES = 107_000_000
 _HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `train.frozen_head_loss`
 _LOGIT_CHUNK = 100_000_000  # `train.head_loss`
-_BITS = {"int8": 8.0, "int4": 5.0, "nf4": 4.25}
+_BITS = {"bfloat16": 16.0, "int8": 8.0, "int4": 5.0, "nf4": 4.25}
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ def predict(job: Job, engine: Literal["resident", "checkpointed"]) -> list[Line]
         ("weights", weights),
         trained_line(job),
         ("kept activations", int(layers * job.microbatch * FLOAT)),
-        working_line(job, whole=engine == "checkpointed"),
-        loss_line(job, job.microbatch),
+        *work_lines(job, engine == "checkpointed", job.microbatch),
     ]
 
 
@@ -80,30 +79,37 @@ def trained_line(job: Job) -> Line:
             job.trained * FLOAT * (3 if job.full else 4))  # fmt: skip
 
 
-def working_line(job: Job, whole: bool) -> Line:
-    """What one block holds while it goes backward. whole: its activations are made again, not only their gradients."""
+def work_lines(job: Job, again: bool, states: int) -> list[Line]:
+    """What comes and goes: the head's logits, then each block's activations and gradients.
+
+    again: a block's activations are computed a second time. states: hidden states that meet the head together.
+    """
+    return [
+        ("hidden states and their gradients", 3 * states * job.config.width * FLOAT),
+        ("logits, or one block's work", max(_logits(job, states), _block(job, again))),
+    ]
+
+
+def _block(job: Job, again: bool) -> int:
     config = job.config
     feed_forward = config.feed_forward
     inner = feed_forward.active * feed_forward.width if isinstance(feed_forward, MoEConfig) else feed_forward.width
     numbers = 3 * inner + 4 * config.width  # gradients of the feed-forward part, and of the stream
-    if whole:
+    if again:
         numbers += int(activations(config, "full").again) + job.inner
     numbers += job.dora * (inner + config.width)
     largest = inner * config.width
-    extra = largest * FLOAT if job.base is not None else 0  # one matrix made dense
-    return ("one block's working set", numbers * job.microbatch * FLOAT + extra)
+    extra = largest * FLOAT if job.base not in (None, "bfloat16") else 0  # one matrix made dense
+    return numbers * job.microbatch * FLOAT + extra
 
 
-def loss_line(job: Job, states: int) -> Line:
-    """Hidden states with their gradients, and the logits of a block of the vocabulary."""
+def _logits(job: Job, states: int) -> int:
     config = job.config
-    hidden = 3 * states * config.width
     if job.full:
         rows = max(1, min(states, _LOGIT_CHUNK // (FLOAT * config.vocabulary)))
-        return ("head and loss", FLOAT * (hidden + 2 * rows * config.vocabulary))
-    rows = head_rows(config.width)
-    at_once = min(job.labels, states, _STATES)
-    return ("head and loss", FLOAT * (hidden + 4 * at_once * config.width + at_once * rows))
+        return FLOAT * 2 * rows * config.vocabulary
+    rows, at_once = head_rows(config.width), min(job.labels, states, _STATES)
+    return FLOAT * at_once * (4 * config.width + rows)
 
 
 def head_rows(width: int) -> int:
