@@ -30,12 +30,7 @@ class MemoryGroup:
     @property
     def peak(self) -> int:
         """The most that was charged at once, in bytes: page cache counts, so long reading ends at the limit."""
-        return self._number("memory.max_usage_in_bytes")
-
-    @property
-    def times_full(self) -> int:
-        """How often the limit was met, and page cache had to go."""
-        return self._number("memory.failcnt")
+        return int((self.folder / "memory.max_usage_in_bytes").read_text())
 
     @property
     def kills(self) -> int:
@@ -46,9 +41,6 @@ class MemoryGroup:
     def command(self, arguments: list[str]) -> list[str]:
         """The same command, inside from its first page on."""
         return ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.folder / "cgroup.procs"), *arguments]
-
-    def _number(self, name: str) -> int:
-        return int((self.folder / name).read_text())
 
 
 def why_not() -> str | None:

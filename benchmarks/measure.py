@@ -30,8 +30,8 @@ def run_worker(
 ) -> dict[str, Any]:
     """The JSON object that `python -m module ARGUMENTS` prints last. Raises RuntimeError with its stderr.
 
-    memory: bytes of a memory cgroup around the worker; the result then has `group_peak` (bytes) and `group_full` (how
-    often page cache had to go). Raises RuntimeError when the kernel killed it, or where no group can be made.
+    memory: bytes of a memory cgroup around the worker; the result then has `group_peak` (bytes). Raises RuntimeError
+    when the kernel killed it, or where no group can be made.
     """
     command = [sys.executable, "-m", module, *arguments]
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -44,7 +44,7 @@ def run_worker(
             raise RuntimeError(
                 f"{' '.join(command[2:])} was killed at its limit of {memory / 1e6:,.0f} MB:\n{done.stderr[-4000:]}"
             )
-        return _result(command, done) | {"group_peak": group.peak, "group_full": group.times_full}
+        return _result(command, done) | {"group_peak": group.peak}
 
 
 def _result(command: Sequence[str], done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
