@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--general", type=int, default=48, help="of the base model's own answers, mixed in")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
     parser.add_argument("--worker", choices=("train", "measure"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -84,7 +85,7 @@ def main() -> None:
         run = run_worker(
             "benchmarks.arithmetic", "--worker", "train", "--model", arguments.model, *common,
             "--minutes", str(arguments.minutes), "--method", arguments.method, "--general", str(arguments.general),
-            "--learning-rate", str(arguments.learning_rate),
+            "--learning-rate", str(arguments.learning_rate), "--compute", arguments.compute,
             *(["--steps", str(arguments.steps)] if arguments.steps else []),
         )  # fmt: skip
         print("trained", file=sys.stderr, flush=True)
@@ -125,6 +126,7 @@ def _train(arguments: argparse.Namespace) -> dict:
             **SETTINGS,
             **length,
             "adapter.method": arguments.method,
+            "precision.compute": arguments.compute,
             "optimizer.learning_rate": arguments.learning_rate,
         },
     )
