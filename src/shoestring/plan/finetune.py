@@ -60,5 +60,4 @@ def finetune(
 
     if memory is not None:
         settings["budget.memory"] = memory
-    changed = {**(overrides or {}), **settings}
-    return run(model, data, resume, changed, choose=lambda request: choose_engine(request, Streamed))
+    return run(model, data, resume, overrides, lambda request: choose_engine(request, Streamed), **settings)
