@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,6 +23,7 @@ from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_folder, cache_dir, remove_stale
 from shoestring.models.builder import build_block
 from shoestring.models.config import ModelConfig
+from shoestring.models.resolve import Say
 from shoestring.models.source import Source
 from shoestring.models.weight_files import WeightFiles
 from shoestring.models.weights import TensorFile
@@ -33,7 +33,6 @@ from shoestring.offload.config import QUANTIZED, StoreFormat
 
 MANIFEST, _VERSION = "manifest.json", 1
 _DENSE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-Say = Any
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def empty_block(config: ModelConfig, index: int, format: StoreFormat) -> nn.Modu
     return block
 
 
-def open_store(folder: str | Path, format: StoreFormat = "source", say: Say = None) -> Store:
+def open_store(folder: str | Path, format: StoreFormat = "source", say: Say | None = None) -> Store:
     """The layers of the model in a folder, made ready in this format if they are not yet.
 
     Raises ModelFileError for a broken or changed source and a corrupted store, RunError for a full disk.
@@ -152,7 +151,7 @@ def _source_layers(files: WeightFiles) -> tuple[tuple[Piece, ...], ...]:
     )
 
 
-def _make(place: Path, files: WeightFiles, format: StoreFormat, source: Source, say: Say) -> None:
+def _make(place: Path, files: WeightFiles, format: StoreFormat, source: Source, say: Say | None) -> None:
     """Write the store, one layer in memory at a time."""
     config = files.config
     if say is not None:
