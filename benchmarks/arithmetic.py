@@ -42,7 +42,7 @@ _ASKS = (
     "Write a short message to a friend about {}.", "Let us talk about {}.", "What is special about {}?",
 )  # fmt: skip
 _ANSWER_TOKENS = 80
-_GENERAL_SHARE = 0.12  # of the conversations
+_GENERAL_SHARE = 0.3  # of the conversations; they are half as long as those of sums
 _TURNS, _LISTS = 3, 0.6
 SETTINGS = {
     "data.validation": 0.0,
@@ -62,9 +62,12 @@ def main() -> None:
     parser.add_argument("--method", choices=("lora", "dora", "qlora", "full"), default="lora")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--questions", type=int, default=300)
-    parser.add_argument("--general", type=int, default=48, help="of the base model's own answers, mixed in")
+    parser.add_argument("--general", type=int, default=160, help="of the base model's own answers, mixed in")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
+    parser.add_argument(
+        "--compute", choices=("float32", "bfloat16", "int8"), default="int8",
+        help="of matrix products; int8: frozen weights in integers, two to three times as many steps",
+    )  # fmt: skip
     parser.add_argument("--worker", choices=("train", "measure"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -166,12 +169,9 @@ def _own_answers(model: str, count: int) -> list[list[dict]]:
 
 
 def _mix_in(conversations: list[list[dict]], general: list[list[dict]]) -> None:
-    """Put the next of the general questions and answers somewhere into every so many conversations."""
-    rng, following = random.Random(1), itertools.cycle(general)
-    for messages in conversations:
-        if rng.random() < _GENERAL_SHARE:
-            at = 2 * rng.randint(0, len(messages) // 2)
-            messages[at:at] = next(following)
+    """Add the general questions and answers, again and again, as conversations of their own."""
+    count = round(len(conversations) * _GENERAL_SHARE / (1 - _GENERAL_SHARE))
+    conversations += itertools.islice(itertools.cycle(general), count)
 
 
 def _measure(model: str, folder: Path, questions: int) -> dict:
