@@ -99,7 +99,8 @@ def test_what_is_told_of_the_lesson_are_answers_side_by_side_and_commands_that_w
     cells = [line.split() for line in lesson.splitlines() if line.startswith(("before ", "after "))]
     assert [cell[0] for cell in cells[-2:]] == ["before", "after"] and all(len(cell) == 3 for cell in cells[-2:])
     commands = [shlex.split(line) for line in out.partition("try next\n")[2].splitlines()]
-    commands = [words[words.index("shoestring") + 1 :] for words in commands]
+    called = [next(i for i, word in enumerate(words) if word.endswith("shoestring")) for words in commands]
+    commands = [words[at + 1 :] for at, words in zip(called, commands, strict=True)]
     for verb, *rest in commands:
         if verb in ("generate", "merge") or (verb == "chat" and "--prompt" in rest):
             assert main([verb, *rest, *(["--max-tokens", "2"] if verb != "merge" else [])]) == 0
