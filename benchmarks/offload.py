@@ -72,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         common = ["--model", str(model), "--folder", folder]
         if arguments.wait:
-            _wait(arguments, common, memory)
+            _wait(arguments, common, None if memory is None else max(memory, 1_200_000_000))  # 2,048 tokens a step
         elif arguments.generate:
             report_generation(arguments, common, memory, arguments.shape in PEER_FITS)
         else:

@@ -84,10 +84,16 @@ def test_too_little_memory_is_refused_with_the_least_that_would_do(base, example
 
 
 def test_a_run_above_its_budget_stops_at_a_checkpoint(base, examples, tmp_path, monkeypatch):
-    monkeypatch.setattr("shoestring.finetune.memory_guard.peak_rss_bytes", lambda: 9_000_000_000)
+    outgrow(monkeypatch)
     with pytest.raises(BudgetError, match="took 9.00 GB, more than its budget of 8.00 GB, and was stopped and saved"):
         run(base, examples, tmp_path / "run", **{"budget.memory": "8GB"})
     assert (tmp_path / "run" / "latest" / "trainer" / "state.json").is_file()
+
+
+def outgrow(monkeypatch) -> None:
+    """The process takes 1 GB at first and 9 GB after a step."""
+    peaks = iter([1_000_000_000])
+    monkeypatch.setattr("shoestring.finetune.memory_guard.peak_rss_bytes", lambda: next(peaks, 9_000_000_000))
 
 
 def test_without_a_budget_nothing_is_watched():
@@ -99,7 +105,7 @@ def test_without_a_budget_nothing_is_watched():
 def test_a_run_is_not_resumed_on_other_weights(examples, tmp_path, monkeypatch):
     base = tiny.chat_model(tmp_path / "model")
     stop = {**SHORT, "train.steps": 4}
-    monkeypatch.setattr("shoestring.finetune.memory_guard.peak_rss_bytes", lambda: 9_000_000_000)
+    outgrow(monkeypatch)
     with pytest.raises(BudgetError):
         run(base, examples, tmp_path / "run", **{**stop, "budget.memory": "8GB"})
     weights = base / "model.safetensors"

@@ -12,10 +12,14 @@ from shoestring.train.loop import Callback, StepEvent
 
 
 class MemoryGuard(Callback):
-    """memory: bytes of the whole process, None: no limit. After a step above it the run is asked to stop."""
+    """memory: bytes of the whole process, None: no limit. After a step that took more the run is asked to stop.
+
+    What the process took before, for something else, is not held against the run.
+    """
 
     def __init__(self, memory: int | None):
         self.memory = memory
+        self.before = peak_rss_bytes()
         self.stop: StopRequest | None = None
         self.exceeded: int | None = None
 
@@ -23,7 +27,7 @@ class MemoryGuard(Callback):
         if self.memory is None or self.exceeded is not None or event.last:
             return
         peak = peak_rss_bytes()
-        if peak > self.memory and self.stop is not None:
+        if peak > max(self.memory, self.before) and self.stop is not None:
             self.exceeded = peak
             self.stop.requested = True
 
