@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
+GIVEN_BACK = 1 << 20  # the threshold with which memory is the sum of what is held
 SHORT_LIVED = 32 << 20  # the threshold where large tensors come and go in every layer
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 

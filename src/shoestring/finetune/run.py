@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from shoestring.core import console
-from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
+from shoestring.core.allocator import GIVEN_BACK, SHORT_LIVED, map_large_tensors
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError, ModelFileError, RunError
 from shoestring.core.machine import matrix_peak, peak_rss_bytes, rss_bytes
@@ -82,8 +82,9 @@ def finetune(
     """
     changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
     parallel.start()
-    map_large_tensors(SHORT_LIVED)
     recipe, resumed, checkpoint = _open(model, data, resume, changed)
+    # Reused memory is faster; memory given back at once is what can be predicted.
+    map_large_tensors(SHORT_LIVED if recipe.budget.memory is None else GIVEN_BACK)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     state = TrainerState() if checkpoint is None else read_state(checkpoint)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
+from shoestring.core.allocator import map_large_tensors
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError
 from shoestring.core.machine import rss_bytes
@@ -46,7 +46,7 @@ def load(
     """
     if memory is None:
         return LanguageModel.load(model, device, dtype, say)
-    map_large_tensors(SHORT_LIVED)
+    map_large_tensors()
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     folder = find_model(model, say=say)
     base = find_base(folder, say) if is_adapter(folder) else folder

@@ -86,7 +86,8 @@ def work_lines(job: Job, again: bool, states: int) -> list[Line]:
     """
     return [
         ("hidden states and their gradients", 3 * states * job.config.width * FLOAT),
-        ("logits, or one block's work", max(_logits(job, states), _block(job, again))),
+        ("one block's work", _block(job, again)),
+        ("logits of a block of the head", _logits(job, states)),
     ]
 
 
