@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from shoestring.kernels import compiled, int8
-from shoestring.kernels.compiled import library
+from shoestring.kernels.compiled import kernel
 from shoestring.kernels.int8 import Rows, Thin
 
 SHAPES = pytest.mark.parametrize("rows,inputs,outputs", [(1, 64, 64), (5, 7, 3), (37, 255, 191), (100, 130, 64)])
@@ -20,7 +20,7 @@ def problem(rows: int, inputs: int, outputs: int):
 
 
 def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "_typed_library", lambda: None)
+    monkeypatch.setattr(int8, "_typed_kernel", lambda: None)
 
 
 @SHAPES
@@ -76,7 +76,7 @@ def test_products_are_the_twins_and_exact(rows: int, inputs: int, outputs: int, 
 
 def test_the_kernel_is_at_work_where_it_can_be() -> None:
     rows = int8.quantize_rows(torch.randn(3, 4))
-    assert (rows.sums is not None) == (library("int8") is not None)
+    assert (rows.sums is not None) == (kernel("int8") is not None)
 
 
 def test_sums_do_not_overflow_up_to_the_longest_rows() -> None:
@@ -153,7 +153,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOESTRING_KERNELS", "off")
-    assert compiled.library.__wrapped__("int8") is None
+    assert compiled.kernel.__wrapped__("int8") is None
 
 
 def test_without_a_compiler_or_after_a_failed_compilation_the_twin_works(tmp_path, monkeypatch) -> None:
@@ -161,6 +161,6 @@ def test_without_a_compiler_or_after_a_failed_compilation_the_twin_works(tmp_pat
     monkeypatch.setenv("SHOESTRING_KERNELS", "")
     monkeypatch.setattr(compiled, "_FLAGS", ("--no-such-flag",))
     for _ in range(2):
-        assert compiled.library.__wrapped__("int8") is None
+        assert compiled.kernel.__wrapped__("int8") is None
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
-    assert compiled.library.__wrapped__("int8") is None
+    assert compiled.kernel.__wrapped__("int8") is None

@@ -13,7 +13,7 @@ from shoestring.kernels import swiglu
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swiglu, "WORTHWHILE", 1)
     if request.param == "twin":
-        monkeypatch.setattr(swiglu, "_typed_library", lambda: None)
+        monkeypatch.setattr(swiglu, "_typed_kernel", lambda: None)
 
 
 def operands() -> list[torch.Tensor]:

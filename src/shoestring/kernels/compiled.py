@@ -28,7 +28,7 @@ _PATIENCE = 300  # seconds for a compiler that needs three
 
 
 @functools.cache
-def library(name: str) -> ctypes.CDLL | None:
+def kernel(name: str) -> ctypes.CDLL | None:
     """The functions of NAME.cpp, None where they cannot be had."""
     if sys.platform != "linux" or os.environ.get("SHOESTRING_KERNELS", "") == "off":
         return None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoestring.kernels.compiled import library
+from shoestring.kernels.compiled import kernel
 
 LONGEST = (2**31 - 1) // 127**2  # of K
 _SMALLEST = 1e-30  # a row without a larger number counts as zeros: 127 divided by it must not overflow
@@ -142,12 +142,12 @@ def integer_product(codes_MK: Tensor, weight_NK: Tensor, multiple: int | None = 
 
 
 def _kernels(device: torch.device) -> ctypes.CDLL | None:
-    return _typed_library() if device.type == "cpu" else None
+    return _typed_kernel() if device.type == "cpu" else None
 
 
 @functools.cache
-def _typed_library() -> ctypes.CDLL | None:
-    found = library("int8")
+def _typed_kernel() -> ctypes.CDLL | None:
+    found = kernel("int8")
     if found is not None:
         at, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         found.quantize_rows.argtypes = [at, size, at, size, size, at, size, at, at, size, at, at, number]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoestring.kernels.compiled import library
+from shoestring.kernels.compiled import kernel
 
 # Below this many numbers a call costs more than the passes that it saves.
 WORTHWHILE = 1 << 14
@@ -55,12 +55,12 @@ def silu_product_backward_plain(gradient: Tensor, gate: Tensor, up: Tensor) -> t
 
 def _kernels(*tensors: Tensor) -> ctypes.CDLL | None:
     fits = all(x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() for x in tensors)
-    return _typed_library() if fits and tensors[0].numel() >= WORTHWHILE else None
+    return _typed_kernel() if fits and tensors[0].numel() >= WORTHWHILE else None
 
 
 @functools.cache
-def _typed_library() -> ctypes.CDLL | None:
-    found = library("swiglu")
+def _typed_kernel() -> ctypes.CDLL | None:
+    found = kernel("swiglu")
     if found is not None:
         at, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         found.silu_product.argtypes = [at, at, at, size, number]

@@ -1,7 +1,7 @@
 """A decoder that is larger than memory: base weights stay on disk, adapters, norms and biases in memory.
 
 It is an ordinary `Decoder`: adapters attach to it, any torch optimizer trains them, `LanguageModel` decodes with it.
-Only one block at a time has its weights; the others hold placeholders.
+Only one block at a time has its weights; the others are hollow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shoestring.offload.config import StoreFormat
 from shoestring.offload.ends import DiskEmbedding, StreamedHead
 from shoestring.offload.run import StreamedRun
 from shoestring.offload.store import Store, empty_block, open_store
-from shoestring.offload.stream import LayerStream, placeholder
+from shoestring.offload.stream import LayerStream, hollow
 
 
 class StreamedDecoder(Decoder):
@@ -105,10 +105,10 @@ def _assemble(
     outside = nn.ModuleDict({"inputs": plain.inputs, "norm": plain.norm})
     _settle(outside, "", set(), store, device, dtype)
     shape = (config.vocabulary, config.width)
-    weight = nn.Parameter(placeholder(shape, dtype, device), requires_grad=False)
+    weight = nn.Parameter(hollow(shape, dtype, device), requires_grad=False)
     head_weight = weight
     if not config.tied_head:
-        head_weight = nn.Parameter(placeholder(shape, dtype, device), requires_grad=False)
+        head_weight = nn.Parameter(hollow(shape, dtype, device), requires_grad=False)
     stream = LayerStream(store, blocks, slots, dtype, device, prefetch)
     run = StreamedRun(tuple(block_order(config.layers, config.sharing)), stream)
     decoder = StreamedDecoder(
@@ -131,7 +131,7 @@ def _assemble(
 def _settle(
     root: nn.Module, prefix: str, streamed: set[str], store: Store, device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    """Placeholders for what is streamed; everything else read from the model's files."""
+    """Hollow tensors for what is streamed; everything else read from the model's files."""
     for module_name, module in root.named_modules():
         own: list[tuple[dict[str, Any], bool]] = [(module._parameters, True), (module._buffers, False)]
         for table, is_parameter in own:
@@ -141,7 +141,7 @@ def _settle(
                 name = f"{module_name}.{last}" if module_name else last
                 if name in streamed:
                     kept = dtype if is_parameter else old.dtype
-                    new = placeholder(old.shape, kept, device)
+                    new = hollow(old.shape, kept, device)
                 else:
                     new = torch.empty(old.shape, dtype=dtype, device=device)
                     place = store.files.places[prefix + name]
