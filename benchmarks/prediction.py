@@ -56,6 +56,7 @@ class Case:
             "train.answers": 0,
             "train.evaluate_examples": self.rows,
             "budget.engine": self.engine,
+            "budget.memory": "64GB",  # a promise is made for runs with a budget: they give memory back at once
             "adapter.method": self.method,
             "adapter.rank": RANK,
         }
