@@ -1,6 +1,6 @@
 """What fine-tuning can do in minutes: SmolLM2-135M-Instruct learns to add and subtract, and stays a conversationalist.
 
-    python -m benchmarks.arithmetic [--quick] [--minutes 14 | --steps 230] [--method lora] [--general 48]
+    python -m benchmarks.arithmetic [--quick] [--minutes 14 | --steps 230] [--method lora] [--no-preserve]
 
 LoRA on synthetic one- and two-digit addition and subtraction in chat form; test problems are held out by a hash of the
 unordered problem. Counted as right: the last whole number of a greedy answer is the result. General chat is measured by
@@ -8,18 +8,15 @@ perplexity on the conversations in benchmarks/conversations.jsonl, written for t
 
 The time goes where it teaches: several sums in a question and several questions in a conversation (SmolLM2's template
 spends 39 of 50 tokens around a single sum), subtraction twice as often as addition because it is learned last, no
-held-out loss on the way. --general N has the base model answer N everyday questions, none of which is in the file
-above, before it is trained; the answers, sampled as it would speak, stand among the sums in one conversation of eight.
-Cross-entropy on a model's own samples is at its least where it does not change. That time counts too.
+held-out loss on the way. Each step also holds the model's predictions near the base's on what the base says to everyday
+questions (`preserve.source everyday`), none of which is in the file above.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
-import random
 import sys
 import tempfile
 import time
@@ -30,20 +27,8 @@ from typing import Any
 from benchmarks.measure import finish, run_worker, show
 
 CONVERSATIONS = Path(__file__).parent / "conversations.jsonl"
-_THINGS = (
-    "bread", "the moon", "a bicycle", "rain", "a library", "coffee", "friendship", "a garden", "winter", "music",
-    "dogs", "homework", "a long walk", "old houses", "chess", "public transport", "sleep", "honey", "volcanoes",
-    "the stars",
-)  # fmt: skip
-_ASKS = (
-    "Explain {} in two sentences.", "Write a short poem about {}.", "Why do people like {}?",
-    "Give me three facts about {}.", "Tell me a short story with {} in it.", "What should a child know about {}?",
-    "What is the history of {}?", "Give me some advice about {}.", "What are the good and bad sides of {}?",
-    "Write a short message to a friend about {}.", "Let us talk about {}.", "What is special about {}?",
-)  # fmt: skip
-_ANSWER_TOKENS = 80
-_GENERAL_SHARE = 0.3  # of the conversations; they are half as long as those of sums
 _TURNS, _LISTS = 3, 0.6
+_AROUND = 40  # seconds for loading, everyday answers and saving
 SETTINGS = {
     "data.validation": 0.0,
     "train.answers": 0,
@@ -51,6 +36,7 @@ SETTINGS = {
     "train.sequence_length": 512,
     "train.batch_tokens": 512,  # one conversation, of 200 tokens in the mean: many small steps
     "schedule.final": 0.05,
+    "preserve.tokens": 96,
 }
 
 
@@ -62,7 +48,7 @@ def main() -> None:
     parser.add_argument("--method", choices=("lora", "dora", "qlora", "full"), default="lora")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--questions", type=int, default=300)
-    parser.add_argument("--general", type=int, default=160, help="of the base model's own answers, mixed in")
+    parser.add_argument("--preserve", action=argparse.BooleanOptionalAction, default=True, help="ordinary predictions")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(
         "--compute", choices=("float32", "bfloat16", "int8"), default="int8",
@@ -87,7 +73,8 @@ def main() -> None:
         print("measured before", file=sys.stderr, flush=True)
         run = run_worker(
             "benchmarks.arithmetic", "--worker", "train", "--model", arguments.model, *common,
-            "--minutes", str(arguments.minutes), "--method", arguments.method, "--general", str(arguments.general),
+            "--minutes", str(arguments.minutes), "--method", arguments.method,
+            "--preserve" if arguments.preserve else "--no-preserve",
             "--learning-rate", str(arguments.learning_rate), "--compute", arguments.compute,
             *(["--steps", str(arguments.steps)] if arguments.steps else []),
         )  # fmt: skip
@@ -111,23 +98,18 @@ def _train(arguments: argparse.Namespace) -> dict:
     import shoestring
 
     folder = arguments.folder
-    file = folder / "learn.jsonl"
     started = time.perf_counter()
-    conversations = [row["messages"] for row in _rows(folder / "sums" / "train.jsonl")]
-    if arguments.general:
-        _mix_in(conversations, _own_answers(arguments.model, arguments.general))
-    file.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in conversations), encoding="utf-8")
-    spent = time.perf_counter() - started
-    length: dict[str, Any] = {"train.time": f"{60 * arguments.minutes - spent:.0f}s"}
+    length: dict[str, Any] = {"train.time": f"{60 * arguments.minutes - _AROUND:.0f}s"}
     if arguments.steps:
         length = {"train.steps": arguments.steps}
     result = shoestring.finetune(
         arguments.model,
-        file,
+        folder / "sums" / "train.jsonl",
         out=str(folder / "run"),
         overrides={
             **SETTINGS,
             **length,
+            "preserve.source": "everyday" if arguments.preserve else None,
             "adapter.method": arguments.method,
             "precision.compute": arguments.compute,
             "optimizer.learning_rate": arguments.learning_rate,
@@ -137,41 +119,13 @@ def _train(arguments: argparse.Namespace) -> dict:
         "model": str(result.model),
         "steps": result.steps,
         "tokens": result.tokens,
-        "minutes": (result.seconds + spent) / 60,
+        "minutes": (time.perf_counter() - started) / 60,
         "peak": result.peak_memory,
     }
 
 
 def _rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def _own_answers(model: str, count: int) -> list[list[dict]]:
-    """Everyday questions, and what the base model says to them: samples of all it could say, not only the likeliest."""
-    from shoestring.generate.language_model import LanguageModel
-
-    language = LanguageModel.load(model)
-    asked = [ask.format(thing) for thing in _THINGS for ask in _ASKS]
-    asked = random.Random(1).sample(asked, min(count, len(asked)))
-    prompts = [language.encode_chat([{"role": "user", "content": question}]) for question in asked]
-    turns = []
-    for first in range(0, len(asked), 24):
-        sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": first}
-        said = language.complete_ids(prompts[first : first + 24], max_tokens=_ANSWER_TOKENS, **sampling)
-        for question, reply in zip(asked[first : first + 24], said, strict=True):
-            text = reply.text.strip()
-            if reply.reason == "max_tokens":  # it must not learn to stop in mid-sentence
-                text = text[: max(text.rfind(mark) for mark in ".!?") + 1]
-            if text:
-                answer = {"role": "assistant", "content": text}
-                turns.append([{"role": "user", "content": question}, answer])
-    return turns
-
-
-def _mix_in(conversations: list[list[dict]], general: list[list[dict]]) -> None:
-    """Add the general questions and answers, again and again, as conversations of their own."""
-    count = round(len(conversations) * _GENERAL_SHARE / (1 - _GENERAL_SHARE))
-    conversations += itertools.islice(itertools.cycle(general), count)
 
 
 def _measure(model: str, folder: Path, questions: int) -> dict:

@@ -164,8 +164,8 @@ def test_padded_batches_of_like_lengths_waste_little(dataset):
     batches = stream(dataset, layout="padded", rows=8, longest_first=False)
     taken = [next(batches) for _ in range(batches.samples_per_epoch // 8)]
     used = sum(int((batch.segments_BT >= 0).sum()) for batch in taken)
-    assert used / sum(batch.tokens_BT.numel() for batch in taken) > 0.85
-    assert all(batch.tokens_BT.shape[1] % 8 == 0 for batch in taken)
+    assert used / sum(batch.tokens_BT.numel() for batch in taken) > 0.8
+    assert all(batch.tokens_BT.shape[1] % 16 == 0 for batch in taken)
 
 
 def test_a_stream_of_other_data_or_settings_is_not_resumed(dataset):

@@ -44,6 +44,13 @@ def finetune(
     on_bad_line: Annotated[
         Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts (data.on_bad_line)")
     ] = None,
+    preserve: Annotated[
+        str | None,
+        Parameter(
+            help="other examples, on which the model is to stay as it is: a file as for --data; or everyday: what it"
+            " says itself to everyday questions (preserve.source)"
+        ),
+    ] = None,
     memory: Annotated[
         str | None,
         Parameter(help="the whole process at most, as 1GB; layers stream from disk if they must (budget.memory)"),
@@ -62,7 +69,7 @@ def finetune(
         "--method": ("adapter.method", method), "--rank": ("adapter.rank", rank), "--steps": ("train.steps", steps),
         "--epochs": ("train.epochs", epochs), "--time": ("train.time", time), "--out": ("out", out),
         "--memory": ("budget.memory", memory), "--compute": ("precision.compute", compute),
-        "--on-bad-line": ("data.on_bad_line", on_bad_line),
+        "--preserve": ("preserve.source", preserve), "--on-bad-line": ("data.on_bad_line", on_bad_line),
     }  # fmt: skip
     for flag, (key, value) in given.items():
         if value is not None and settings.setdefault(key, value) != value:

@@ -2,7 +2,8 @@
 
 glibc raises the size above which it maps blocks by themselves up to 32 MB as large blocks are freed; from then
 on tensors share its heap, and the holes between long-lived activations stay resident: 300 MB at 112M parameters
-and 2 × 1024 tokens. Pinning that size keeps each tensor of a megabyte or more in a mapping of its own.
+and 2 × 1024 tokens. Pinning that size keeps each tensor of a megabyte or more in a mapping of its own; where a limit is
+to be kept, each of 128 kB or more, because hidden states of a short row leave holes too.
 
 A mapping's pages are cleared by the system as they are first touched, which takes longer than most passes over them:
 2.3 ms for 5 MB where writing takes 0.06. Where activations do not live long, as when layers are streamed or
@@ -15,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-GIVEN_BACK = 1 << 20  # the threshold with which memory is the sum of what is held
+GIVEN_BACK = 1 << 17  # the threshold with which memory is the sum of what is held
 SHORT_LIVED = 32 << 20  # the threshold where large tensors come and go in every layer
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 

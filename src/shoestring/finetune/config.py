@@ -117,12 +117,25 @@ class FinetuneBudgetConfig(Config):
     )
 
 
+class PreserveConfig(Config):
+    """Ordinary examples on which the model's predictions are held near the base's. Built by `finetune.preserve`."""
+
+    source: str | None = Field(
+        None,
+        min_length=1,
+        description="examples as in data.source; everyday: what the model says to everyday questions; null: none",
+    )
+    weight: float = Field(1.0, gt=0, description="of KL(base ‖ tuned), in nats per token, beside the loss")
+    tokens: int = Field(256, gt=0, description="of these examples, in each optimizer step of each process")
+
+
 class FinetuneRecipe(Config):
     """One run. Built by `finetune.run.finetune`."""
 
     description: str = ""
     model: str = Field(min_length=1, description="a model folder, a run, or a name that `shoestring get` knows")
     data: SupervisedDataConfig
+    preserve: PreserveConfig = PreserveConfig()
     adapter: AdapterSection = AdapterSection()
     train: FinetuneTrainConfig
     optimizer: AdamWConfig
@@ -144,6 +157,8 @@ class FinetuneRecipe(Config):
             raise ValueError(f"budget.weights is for streamed layers, and budget.engine is {budget.engine}")
         if method == "qlora" and budget.weights not in ("source", self.adapter.base):
             raise ValueError(f"budget.weights {budget.weights} and adapter.base {self.adapter.base} differ")
+        if self.preserve.source is not None and (method == "full" or budget.engine == "streamed"):
+            raise ValueError("preserve needs the base in memory beside an adapter: not full, nor streamed layers")
         if self.precision.compute == "int8" and self.frozen_kind() != "int8":
             raise ValueError("precision.compute int8 needs frozen weights in int8: not full, nor another adapter.base")
         return self

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from shoestring.core.errors import BudgetError
+from shoestring.finetune.batches import padded_length
 from shoestring.finetune.config import FinetuneRecipe
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
@@ -61,7 +62,10 @@ class Resident:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be trained. rows, of `length` tokens each: of one optimizer step in this process."""
+    """What is to be trained. rows, of `length` tokens each: of one optimizer step in this process.
+
+    lengths: how many lengths rows have, once padded.
+    """
 
     recipe: FinetuneRecipe
     base: Path
@@ -69,15 +73,17 @@ class Request:
     rows: int
     length: int
     process: int
+    lengths: int = 1
 
     def job(self, microbatch: int) -> Job:
         """Its shape, for predictions. microbatch: rows computed at once."""
         recipe, tokens = self.recipe, self.rows * self.length
         trained, inner = self._trained
+        compared = recipe.preserve.source is not None
         return Job(
             config=self.config,
             tokens=tokens,
-            microbatch=microbatch * self.length,
+            microbatch=max(microbatch * self.length, padded_length(recipe.preserve.tokens) if compared else 0),
             labels=tokens,
             trained=trained,
             inner=inner,
@@ -85,6 +91,8 @@ class Request:
             full=recipe.adapter.method == "full",
             base="bfloat16" if recipe.halves_base() else recipe.frozen_kind(),
             dora=recipe.adapter.method == "dora",
+            lengths=self.lengths,
+            compared=compared,
         )
 
     @functools.cached_property

@@ -7,11 +7,11 @@ from shoestring.models.count import cache_numbers
 from shoestring.offload.config import StoreFormat
 from shoestring.train.predict import (
     FLOAT,
-    LIBRARIES,
     Job,
     Line,
     block_numbers,
     head_rows,
+    libraries_line,
     trained_line,
     work_lines,
 )
@@ -24,21 +24,25 @@ def stored_bytes(config: ModelConfig, kept: str) -> int:
     return int(block_numbers(config) * _BYTES[kept])
 
 
+def head_bytes(config: ModelConfig, source: str) -> int:
+    """Of two blocks as they come, and one in float32."""
+    weights = head_rows(config.width) * config.width
+    return int(weights * (2 * _BYTES[source] + (FLOAT if source != "float32" else 0)))
+
+
 def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2, spilled: bool = False) -> list[Line]:
     """Lines of a streamed step. source: dtype of the model's files, as "bfloat16". spilled: inputs go to the disk."""
     config = job.config
     kept = source if weights == "source" else weights
-    head = head_rows(config.width) * config.width
     dense = kept in ("bfloat16", "float16")
     buffers = slots * stored_bytes(config, kept) + dense * FLOAT * block_numbers(config)
     return [
         ("process, before the model", job.process),
-        ("libraries, loaded when first used", LIBRARIES),
+        libraries_line(job),
         (f"{slots} layers of {config.unique_layers} in {kept}" + (", one in float32" if dense else ""), buffers),
-        ("blocks of the head", int(head * (2 * _BYTES[source] + (FLOAT if source != "float32" else 0)))),
         trained_line(job),
         ("inputs of the layers", (2 if spilled else config.layers) * job.tokens * config.width * FLOAT),
-        *work_lines(job, True, job.tokens),
+        *work_lines(job, True, job.tokens, head_bytes(config, source)),
     ]
 
 
@@ -48,9 +52,9 @@ def predict_decoding(
     """Lines of streamed decoding. tokens: of the cache, and of one pass that reads a prompt."""
     inner = 4 * getattr(config.feed_forward, "width", config.width) + 8 * config.width
     job = Job(config, tokens, tokens, 0, 0, 0, process)
-    buffers = predict(job, weights, source, slots)[:4]
     return [
-        *buffers,
+        *predict(job, weights, source, slots)[:3],
+        ("blocks of the head", head_bytes(config, source)),
         ("cache of keys and values", int(cache_numbers(config) * tokens * FLOAT)),
         ("one block's working set", inner * tokens * FLOAT),
         ("logits", 4 * config.vocabulary * FLOAT),

@@ -71,7 +71,7 @@ def _candidates(request: Request, streamed: MakeStreamed) -> Iterator[_Candidate
         engines = [recipe.budget.engine]
     elif recipe.train.checkpoint_blocks == "full":
         engines = ["checkpointed", "streamed"]
-    if recipe.adapter.method == "full":
+    if recipe.adapter.method == "full" or recipe.preserve.source is not None:
         engines = [name for name in engines if name != "streamed"]
     elif recipe.budget.weights != "source":
         engines = ["streamed"]

@@ -1,7 +1,8 @@
 """How much memory a training run will take: a sum of lines, in bytes, from shapes alone. Torch-free.
 
-Tensors are freed to the system (`core.allocator`), so the peak is what is held when the most is: in the backward pass
-of a block. docs/memory.md derives each line; `benchmarks.prediction` holds the sums to measured peaks.
+Tensors are freed to the system (`core.allocator`), so the peak is what is held when the most is: under the output head
+or in the backward pass of a block. docs/memory.md derives each line; `benchmarks.prediction` holds the sums to measured
+peaks.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from shoestring.nn.feed_forward_config import MoEConfig
 Line = tuple[str, int]
 FLOAT = 4  # bytes
 # Code and tables of the matrix libraries, loaded with the first products, and what torch's optimizers import.
-LIBRARIES = 107_000_000
+LIBRARIES = 119_000_000
+_LENGTH = 13_000_000  # what oneDNN keeps for every further number of tokens that it has met
 _HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `train.frozen_head_loss`
+_COMPARED = 100_000_000  # four chunks of `train.base_distance`
 _LOGIT_CHUNK = 100_000_000  # `train.head_loss`
 _BITS = {"bfloat16": 16.0, "int8": 8.0, "int4": 5.0, "nf4": 4.25}
 
@@ -30,6 +33,7 @@ class Job:
     tokens: of the step; microbatch: computed at once; both padded. labels: at most so many of them count. trained:
     numbers that are trained. inner: numbers per token that a block's adapters keep. process: bytes that the process
     held before the model. base: how the blocks' frozen weights are kept, None for float32. dora: adapters keep outputs.
+    lengths: how many lengths of rows there are. compared: predictions are compared with the base's.
     """
 
     config: ModelConfig
@@ -42,6 +46,8 @@ class Job:
     full: bool = False
     base: str | None = None
     dora: bool = False
+    lengths: int = 1
+    compared: bool = False
 
 
 def predict(job: Job, engine: Literal["resident", "checkpointed"]) -> list[Line]:
@@ -53,18 +59,33 @@ def predict(job: Job, engine: Literal["resident", "checkpointed"]) -> list[Line]
     if job.base is not None:
         weights -= int(config.unique_layers * matrices * (FLOAT - _BITS[job.base] / 8))
     layers = activations(config, recompute).layers + config.layers * (job.inner if engine == "resident" else 0)
-    return [
+    kept = int(layers * job.microbatch * FLOAT)
+    work = work_lines(job, engine == "checkpointed", job.microbatch)
+    lines = [
         ("process, before the model", job.process),
-        ("libraries, loaded when first used", LIBRARIES),
+        libraries_line(job),
         ("weights", weights),
         trained_line(job),
-        ("kept activations", int(layers * job.microbatch * FLOAT)),
-        *work_lines(job, engine == "checkpointed", job.microbatch),
+        ("kept activations", kept),
+        *work,
     ]
+    return lines if not job.full else _full(job, lines)
 
 
 def total(lines: list[Line]) -> int:
     return sum(size for _, size in lines)
+
+
+def _full(job: Job, lines: list[Line]) -> list[Line]:
+    """With the second gradient of embedding or head that exists before it is added to the first.
+
+    In the first backward pass of a step gradients come as activations go.
+    """
+    lines = [*lines, ("another gradient of the head", job.config.vocabulary * job.config.width * FLOAT)]
+    if job.tokens > job.microbatch:
+        return lines
+    gradients = job.trained * FLOAT
+    return [(name, max(size - gradients, 0) if name == "kept activations" else size) for name, size in lines]
 
 
 def block_numbers(config: ModelConfig) -> int:
@@ -79,15 +100,24 @@ def trained_line(job: Job) -> Line:
             job.trained * FLOAT * (3 if job.full else 4))  # fmt: skip
 
 
-def work_lines(job: Job, again: bool, states: int) -> list[Line]:
-    """What comes and goes: the head's logits, then each block's activations and gradients.
+def libraries_line(job: Job) -> Line:
+    return ("libraries, loaded when first used", LIBRARIES + (job.lengths - 1) * _LENGTH)
 
-    again: a block's activations are computed a second time. states: hidden states that meet the head together.
+
+def work_lines(job: Job, again: bool, states: int, head: int = 0) -> list[Line]:
+    """What comes and goes: each block's activations and gradients, or the head and its logits.
+
+    again: a block's activations are computed a second time. states: hidden states that meet the head together. head:
+    bytes of it that are in memory at once, only meanwhile.
     """
+    phases = [
+        ("one block's work", _block(job, again)),
+        ("blocks of the head and logits", head + _logits(job, states)),
+        ("predictions beside the base's", job.compared * _COMPARED),
+    ]
     return [
         ("hidden states and their gradients", 3 * states * job.config.width * FLOAT),
-        ("one block's work", _block(job, again)),
-        ("logits of a block of the head", _logits(job, states)),
+        max(phases, key=lambda line: line[1]),
     ]
 
 

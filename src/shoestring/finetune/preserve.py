@@ -1,0 +1,71 @@
+"""Fine-tuning that leaves the rest of the model as it was: a penalty on its distance from the base, on other examples.
+
+Each optimizer step adds weight · KL(base ‖ tuned), in nats per token, on some ordinary examples. The base is the same
+model with its adapter set aside, so it costs no memory. Mixing such examples into the data teaches their words, again
+and again; this teaches whole distributions, which are at their least distance where the model does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from shoestring.data.batch import PADDING_SEGMENT, Batch
+from shoestring.finetune.batches import SupervisedStream
+from shoestring.finetune.config import PreserveConfig
+from shoestring.finetune.dataset import SupervisedDataset
+from shoestring.finetune.supervise import AllTruncated, ModelSide, StopNeverSupervised, prepare_dataset
+from shoestring.models.adapters import without_adapters
+from shoestring.models.decoder import Decoder
+from shoestring.train import parallel
+from shoestring.train.base_distance import base_distance
+from shoestring.train.objective import Loss
+from shoestring.train.step import Step
+
+EVERYDAY = "everyday"  # in the place of a source: examples that the model makes (`finetune.everyday`)
+
+
+class PreservingStep:
+    """`step`, and the penalty's gradient. batches: of ordinary examples, one for each optimizer step.
+
+    compute: the dtype that matmuls run in.
+    """
+
+    def __init__(self, step: Step, model: Decoder, batches: Iterator[Batch], weight: float, compute: torch.dtype):
+        self._step, self._model, self._batches = step, model, batches
+        self._weight, self._compute = weight, compute
+
+    def __call__(self, microbatches: Sequence[Batch]) -> Loss:
+        device = microbatches[0].tokens_BT.device
+        batch = next(self._batches).to(device)
+        with torch.autocast(device.type, dtype=self._compute, enabled=self._compute != torch.float32):
+            with torch.no_grad(), without_adapters(self._model):
+                base_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+            hidden_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+            counted = batch.segments_BT != PADDING_SEGMENT
+            distance = base_distance(hidden_BTD[counted], base_BTD[counted], self._model.head)
+        # Gradients are summed over all processes by the step that follows.
+        mean = distance / (int(counted.sum()) * parallel.world_size())
+        (self._weight * mean).backward()
+        loss = self._step(microbatches)
+        apart = float(parallel.sum_numbers(float(mean.detach()))[0])
+        loss.metrics["base_distance"] = apart * loss.count
+        return loss
+
+
+def ordinary_examples(source: str | Path, config: PreserveConfig, model: ModelSide | Path) -> SupervisedDataset:
+    """What the model's predictions are held on, all of every example. Raises as `prepare_dataset` does."""
+    try:
+        return prepare_dataset(source, model, config.tokens, supervise="all", validation=0.0)
+    except (AllTruncated, StopNeverSupervised) as error:
+        raise AllTruncated(error.message, str(source), "use a larger preserve.tokens") from None
+
+
+def ordinary_batches(dataset: SupervisedDataset, tokens: int, seed: int, steps_done: int = 0) -> SupervisedStream:
+    """A row for each optimizer step and process; steps_done: of a run that goes on."""
+    rank, world = parallel.rank(), parallel.world_size()
+    stream = SupervisedStream(dataset, tokens, 1, world, "packed", seed, rank=rank, world=world)
+    stream.restore({**stream.state(), "epoch": 0, "next_sample": steps_done * world})
+    return stream
