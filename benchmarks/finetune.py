@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import alternate
-from benchmarks.peer import report, save_batches, timed
+from benchmarks.peer import peft_update, report, save_batches, timed
 
 ROWS, TOKENS, RANK, ALPHA = 2, 256, 8, 16
 LEARNING_RATE = 2e-4
@@ -121,18 +121,7 @@ def _peft(folder: Path, method: str) -> dict:
 
     model = peft.AutoPeftModelForCausalLM.from_pretrained(folder / "adapter", is_trainable=True, dtype=torch.float32)
     model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-
-    def update(tokens_BT, labels_BT) -> float:
-        loss = model(input_ids=tokens_BT, labels=labels_BT, shift_labels=labels_BT, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    return {**timed(update, folder), "peak": peak_rss_bytes()}
+    return {**timed(peft_update(model, LEARNING_RATE), folder), "peak": peak_rss_bytes()}
 
 
 WORKERS = {"shoestring": _shoestring, "peft": _peft}

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.cgroup import why_not
 from benchmarks.measure import alternate, finish, median, run_worker, show
+from benchmarks.peer import peft_update
 from benchmarks.random_models import SHAPES, large_model
 from benchmarks.streamed_generation import generate, report_generation, score
 from shoestring.core.units import parse_bytes
@@ -183,7 +184,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str, Any]:
     import torch
 
-    from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
+    from shoestring.core.allocator import GIVEN_BACK, map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
     from shoestring.data.batch import Batch
     from shoestring.models.adapters import attach
@@ -194,7 +195,7 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
     from shoestring.train.objective import next_token
     from shoestring.train.optimizer import build_optimizer
 
-    map_large_tensors(SHORT_LIVED)
+    map_large_tensors(GIVEN_BACK)  # as a run with a budget has it
     model = open_streamed(
         arguments.model,
         "int8" if integers else arguments.weights,
@@ -249,18 +250,7 @@ def _peft(arguments: argparse.Namespace) -> dict[str, Any]:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
     model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-
-    def update(tokens_BT, labels_BT) -> float:
-        loss = model(input_ids=tokens_BT, labels=labels_BT, shift_labels=labels_BT, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    return {**_timed(update, arguments.folder), "peak": peak_rss_bytes()}
+    return {**_timed(peft_update(model, LEARNING_RATE), arguments.folder), "peak": peak_rss_bytes()}
 
 
 def _timed(update, folder: Path, waited=lambda: 0.0) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 _cache = Path(tempfile.gettempdir()) / f"shoestring-tests-{getpass.getuser()}"
 os.environ.setdefault("SHOESTRING_CACHE", str(_cache))
@@ -19,3 +21,19 @@ _source = str(Path(__file__).parents[1] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join([_source, *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ["NO_COLOR"] = "1"
 os.environ.pop("FORCE_COLOR", None)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that chats."""
+    from tests.finetune import tiny
+
+    return tiny.chat_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few dozen sums to teach it."""
+    from tests.finetune import tiny
+
+    return tiny.sums(tmp_path_factory.mktemp("data") / "sums.jsonl")

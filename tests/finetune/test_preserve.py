@@ -26,18 +26,7 @@ from shoestring.nn.lora_config import LoRAConfig
 from shoestring.train.base_distance import base_distance_plain
 from shoestring.train.objective import next_token
 from shoestring.train.step import ResidentStep, forward_loss
-from tests.finetune import tiny
 from tests.finetune.tiny import SHORT
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.chat_model(tmp_path_factory.mktemp("base") / "model")
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.sums(tmp_path_factory.mktemp("data") / "sums.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +79,22 @@ def test_a_step_leaves_the_gradient_of_loss_and_distance(base: Path, examples: P
     for name, p in twin.named_parameters():
         if p.requires_grad:
             assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_the_base_is_asked_once_for_a_row_that_comes_again(base: Path, examples: Path, ordinary: Path) -> None:
+    taken, general = next(batches_of(examples, base)), next(batches_of(ordinary, base))
+    gradients = []
+    for times in (1, 2):  # the second time from what was kept
+        model = moved_model(base)
+        passes = []
+        model.register_forward_hook(lambda *_, seen=passes: seen.append(1))
+        step = PreservingStep(ResidentStep(model, next_token), model, iter([general] * 2), 1.0, torch.float32)
+        for _ in range(times):
+            model.zero_grad(set_to_none=True)
+            step([taken])
+        assert len(passes) == 1 + 2 * times
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert gradients[0] and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def distance_of(run: Path, base: Path, ordinary: Path) -> float:

@@ -24,18 +24,7 @@ from shoestring.generate.language_model import LanguageModel
 from shoestring.models.adapters import halve_bases
 from shoestring.models.folder import load_model
 from shoestring.models.peft_folder import load_adapted, merge_folder
-from tests.finetune import tiny
 from tests.finetune.tiny import SHORT
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.chat_model(tmp_path_factory.mktemp("base") / "model")
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.sums(tmp_path_factory.mktemp("data") / "sums.jsonl")
 
 
 def run(base: Path, examples: Path, out: Path, **changes):

@@ -17,16 +17,6 @@ from tests.finetune import tiny
 from tests.finetune.tiny import SHORT
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.chat_model(tmp_path_factory.mktemp("base") / "model")
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.sums(tmp_path_factory.mktemp("data") / "sums.jsonl")
-
-
 def run(base: Path, examples: Path, out: Path, **changes):
     return shoestring.finetune(base, examples, overrides={**SHORT, "out": str(out), **changes})
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from shoestring.cli.verb import Json, Overrides, verb
+from shoestring.cli.verb import Json, Overrides, verb, with_flags
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
 from shoestring.finetune.config import finetune_recipe, is_finetune_recipe
@@ -64,16 +64,13 @@ def finetune(
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
-    settings: dict[str, Any] = dict(overrides or {})
-    given = {
-        "--method": ("adapter.method", method), "--rank": ("adapter.rank", rank), "--steps": ("train.steps", steps),
-        "--epochs": ("train.epochs", epochs), "--time": ("train.time", time), "--out": ("out", out),
-        "--memory": ("budget.memory", memory), "--compute": ("precision.compute", compute),
-        "--preserve": ("preserve.source", preserve), "--on-bad-line": ("data.on_bad_line", on_bad_line),
-    }  # fmt: skip
-    for flag, (key, value) in given.items():
-        if value is not None and settings.setdefault(key, value) != value:
-            raise ConfigError(f"{flag} and --{key} say different things (command line)")
+    flags = (
+        ("--method", "adapter.method", method), ("--rank", "adapter.rank", rank), ("--steps", "train.steps", steps),
+        ("--epochs", "train.epochs", epochs), ("--time", "train.time", time), ("--out", "out", out),
+        ("--preserve", "preserve.source", preserve), ("--on-bad-line", "data.on_bad_line", on_bad_line),
+        ("--memory", "budget.memory", memory), ("--compute", "precision.compute", compute),
+    )  # fmt: skip
+    settings = with_flags(overrides, flags)
     if resume is None:
         if model is None or (data is None and not is_finetune_recipe(model)):
             missing = "a model" if model is None else "--data"

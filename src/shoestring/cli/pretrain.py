@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from shoestring.cli.verb import Json, Overrides, verb
+from shoestring.cli.verb import Json, Overrides, verb, with_flags
 from shoestring.core import console
 from shoestring.core.errors import BudgetError, ConfigError
 from shoestring.train.recipe import load_recipe
@@ -34,7 +34,6 @@ def pretrain(
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
-    settings: dict[str, Any] = dict(overrides or {})
     if memory is not None:
         raise BudgetError(
             "pretrain cannot keep to a memory budget yet, so it refuses --memory",
@@ -42,9 +41,7 @@ def pretrain(
         )
     if recipe is None and resume is None:
         raise ConfigError("pretrain needs a recipe", hint="shoestring recipe list shows the built-in ones")
-    for flag, key, value in (("--time", "train.time", time), ("--out", "out", out)):
-        if value is not None and settings.setdefault(key, value) != value:
-            raise ConfigError(f"{flag} and --{key} say different things (command line)")
+    settings = with_flags(overrides, (("--time", "train.time", time), ("--out", "out", out)))
     if recipe is not None:
         load_recipe(recipe, settings)  # a mistake is reported before torch is imported
     from shoestring.train import parallel

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from shoestring.data.batch import PADDING_SEGMENT, Batch
 from shoestring.finetune.batches import SupervisedStream
@@ -24,25 +25,26 @@ from shoestring.train.base_distance import base_distance
 from shoestring.train.objective import Loss
 from shoestring.train.step import Step
 
+KEPT_BYTES = 32_000_000  # of the base's hidden states
 EVERYDAY = "everyday"  # in the place of a source: examples that the model makes (`finetune.everyday`)
 
 
 class PreservingStep:
     """`step`, and the penalty's gradient. batches: of ordinary examples, one for each optimizer step.
 
-    compute: the dtype that matmuls run in.
+    compute: the dtype that matmuls run in. The base's hidden states of the first rows are kept: rows come again.
     """
 
     def __init__(self, step: Step, model: Decoder, batches: Iterator[Batch], weight: float, compute: torch.dtype):
         self._step, self._model, self._batches = step, model, batches
         self._weight, self._compute = weight, compute
+        self._kept: dict[bytes, Tensor] = {}
 
     def __call__(self, microbatches: Sequence[Batch]) -> Loss:
         device = microbatches[0].tokens_BT.device
         batch = next(self._batches).to(device)
         with torch.autocast(device.type, dtype=self._compute, enabled=self._compute != torch.float32):
-            with torch.no_grad(), without_adapters(self._model):
-                base_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+            base_BTD = self._base(batch)
             hidden_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
             counted = batch.segments_BT != PADDING_SEGMENT
             distance = base_distance(hidden_BTD[counted], base_BTD[counted], self._model.head)
@@ -53,6 +55,17 @@ class PreservingStep:
         apart = float(parallel.sum_numbers(float(mean.detach()))[0])
         loss.metrics["base_distance"] = apart * loss.count
         return loss
+
+    @torch.no_grad()
+    def _base(self, batch: Batch) -> Tensor:
+        name = b"".join(part.cpu().numpy().tobytes() for part in (batch.tokens_BT, batch.segments_BT))
+        if name in self._kept:
+            return self._kept[name]
+        with without_adapters(self._model):
+            base_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        if sum(kept.nbytes for kept in self._kept.values()) + base_BTD.nbytes <= KEPT_BYTES:
+            self._kept[name] = base_BTD
+        return base_BTD
 
 
 def ordinary_examples(source: str | Path, config: PreserveConfig, model: ModelSide | Path) -> SupervisedDataset:

@@ -84,12 +84,13 @@ def header(
         method += f", rank {section.rank}" + (f" on {section.base}" if method == "qlora" else "")
     size = format_count(decoder.config.parameter_count())
     counts = dataset.counts
+    least = "at least " * (recipe.budget.memory is None)  # freed memory is then kept for reuse
     lines = [
         f"model     {recipe.model}: {size} parameters, {format_count(trained)} trained ({method})",
         f"out       {out}",
         f"data      {header_line(dataset)}",
         f"split     {counts.train:,} to learn from, {counts.validation:,} held out",
-        f"memory    {format_bytes(predicted)} predicted for the whole process ({recipe.budget.engine});"
+        f"memory    {least}{format_bytes(predicted)} predicted for the whole process ({recipe.budget.engine});"
         f" {format_bytes(total_memory_bytes())} here",
         f"time      {_length(recipe, rows * length)}",
     ]

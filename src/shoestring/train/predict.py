@@ -1,7 +1,7 @@
 """How much memory a training run will take: a sum of lines, in bytes, from shapes alone. Torch-free.
 
 Tensors are freed to the system (`core.allocator`), so the peak is what is held when the most is: under the output head
-or in the backward pass of a block. docs/memory.md derives each line; `benchmarks.prediction` holds the sums to measured
+or in the backward pass of a block. docs/offload.md lists the lines; `benchmarks.prediction` holds the sums to measured
 peaks.
 """
 
@@ -21,7 +21,7 @@ FLOAT = 4  # bytes
 LIBRARIES = 119_000_000
 _LENGTH = 13_000_000  # what oneDNN keeps for every further number of tokens that it has met
 _HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `train.frozen_head_loss`
-_COMPARED = 100_000_000  # four chunks of `train.base_distance`
+_COMPARED = 132_000_000  # four chunks of `train.base_distance`, and hidden states that `finetune.preserve` keeps
 _LOGIT_CHUNK = 100_000_000  # `train.head_loss`
 _BITS = {"bfloat16": 16.0, "int8": 8.0, "int4": 5.0, "nf4": 4.25}
 
