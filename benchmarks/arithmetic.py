@@ -37,6 +37,7 @@ SETTINGS = {
     "train.batch_tokens": 512,  # one conversation, of 200 tokens in the mean: many small steps
     "schedule.final": 0.05,
     "preserve.tokens": 96,
+    "preserve.every": 2,
 }
 
 

@@ -41,9 +41,9 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def batches_of(file: Path, base: Path, tokens: int = 128, steps_done: int = 0) -> Iterator[Batch]:
+def batches_of(file: Path, base: Path, tokens: int = 128, taken: int = 0) -> Iterator[Batch]:
     dataset = ordinary_examples(file, PreserveConfig(tokens=tokens), base)
-    return ordinary_batches(dataset, tokens, 1, steps_done)
+    return ordinary_batches(dataset, tokens, 1, taken)
 
 
 def moved_model(base: Path) -> Decoder:
@@ -62,7 +62,7 @@ def test_a_step_leaves_the_gradient_of_loss_and_distance(base: Path, examples: P
     general = next(batches_of(ordinary, base))
     taken = next(batches_of(examples, base))
     model, twin = moved_model(base), moved_model(base)
-    step = PreservingStep(ResidentStep(model, next_token), model, batches_of(ordinary, base), 0.7, torch.float32)
+    step = PreservingStep(ResidentStep(model, next_token), model, batches_of(ordinary, base), 0.7)
     loss = step([taken])
 
     expected, _ = forward_loss(twin, next_token, taken)
@@ -88,7 +88,7 @@ def test_the_base_is_asked_once_for_a_row_that_comes_again(base: Path, examples:
         model = moved_model(base)
         passes = []
         model.register_forward_hook(lambda *_, seen=passes: seen.append(1))
-        step = PreservingStep(ResidentStep(model, next_token), model, iter([general] * 2), 1.0, torch.float32)
+        step = PreservingStep(ResidentStep(model, next_token), model, iter([general] * 2))
         for _ in range(times):
             model.zero_grad(set_to_none=True)
             step([taken])
@@ -123,12 +123,13 @@ def test_a_run_that_preserves_moves_less_where_it_should_and_still_learns(
     assert told[0] == pytest.approx(0, abs=1e-6) and max(told) > 1e-4
 
 
+@pytest.mark.parametrize("every", [1, 3])
 def test_a_resumed_run_goes_on_with_the_same_examples(
-    base: Path, examples: Path, ordinary: Path, tmp_path: Path
+    every: int, base: Path, examples: Path, ordinary: Path, tmp_path: Path
 ) -> None:
-    settings = {**SHORT, "preserve.source": str(ordinary), "preserve.tokens": 96}
+    settings = {**SHORT, "preserve.source": str(ordinary), "preserve.tokens": 96, "preserve.every": every}
     whole = shoestring.finetune(base, examples, overrides={**settings, "out": str(tmp_path / "whole")})
-    batches, later = batches_of(ordinary, base, 96), batches_of(ordinary, base, 96, steps_done=4)
+    batches, later = batches_of(ordinary, base, 96), batches_of(ordinary, base, 96, taken=4)
     taken = [next(batches).tokens_BT for _ in range(6)]
     assert torch.equal(taken[4], next(later).tokens_BT) and not torch.equal(taken[4], taken[0])
     cut = tmp_path / "cut"
@@ -137,6 +138,9 @@ def test_a_resumed_run_goes_on_with_the_same_examples(
         for file in folder.rglob("*"):
             file.unlink() if file.is_file() else None
     resumed = shoestring.finetune(resume=cut)
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "base_distance" in line]
+    assert steps == list(range(1, 7, every))
     expected, found = (load_file(r.checkpoint / "adapter_model.safetensors") for r in (whole, resumed))
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 

@@ -126,7 +126,8 @@ class PreserveConfig(Config):
         description="examples as in data.source; everyday: what the model says to everyday questions; null: none",
     )
     weight: float = Field(1.0, gt=0, description="of KL(base ‖ tuned), in nats per token, beside the loss")
-    tokens: int = Field(256, gt=0, description="of these examples, in each optimizer step of each process")
+    tokens: int = Field(256, gt=0, description="of these examples at a time, in each process")
+    every: int = Field(1, gt=0, description="optimizer steps from one with these examples to the next")
 
 
 class FinetuneRecipe(Config):

@@ -30,17 +30,25 @@ EVERYDAY = "everyday"  # in the place of a source: examples that the model makes
 
 
 class PreservingStep:
-    """`step`, and the penalty's gradient. batches: of ordinary examples, one for each optimizer step.
+    """`step`, and every so many times the penalty's gradient. batches: of ordinary examples, one for each penalty.
 
-    compute: the dtype that matmuls run in. The base's hidden states of the first rows are kept: rows come again.
+    compute: the dtype that matmuls run in. steps_done: of a run that goes on. The base's hidden states of the first
+    rows are kept: rows come again.
     """
 
-    def __init__(self, step: Step, model: Decoder, batches: Iterator[Batch], weight: float, compute: torch.dtype):
+    def __init__(
+        self, step: Step, model: Decoder, batches: Iterator[Batch], weight: float = 1.0, every: int = 1,
+        compute: torch.dtype = torch.float32, steps_done: int = 0,
+    ):  # fmt: skip
         self._step, self._model, self._batches = step, model, batches
-        self._weight, self._compute = weight, compute
+        self._weight, self._every, self._compute = weight, every, compute
+        self._steps = steps_done
         self._kept: dict[bytes, Tensor] = {}
 
     def __call__(self, microbatches: Sequence[Batch]) -> Loss:
+        self._steps += 1
+        if (self._steps - 1) % self._every:
+            return self._step(microbatches)
         device = microbatches[0].tokens_BT.device
         batch = next(self._batches).to(device)
         with torch.autocast(device.type, dtype=self._compute, enabled=self._compute != torch.float32):
@@ -76,9 +84,9 @@ def ordinary_examples(source: str | Path, config: PreserveConfig, model: ModelSi
         raise AllTruncated(error.message, str(source), "use a larger preserve.tokens") from None
 
 
-def ordinary_batches(dataset: SupervisedDataset, tokens: int, seed: int, steps_done: int = 0) -> SupervisedStream:
-    """A row for each optimizer step and process; steps_done: of a run that goes on."""
+def ordinary_batches(dataset: SupervisedDataset, tokens: int, seed: int, taken: int = 0) -> SupervisedStream:
+    """A row at a time for each process. taken: by each in a run that goes on."""
     rank, world = parallel.rank(), parallel.world_size()
     stream = SupervisedStream(dataset, tokens, 1, world, "packed", seed, rank=rank, world=world)
-    stream.restore({**stream.state(), "epoch": 0, "next_sample": steps_done * world})
+    stream.restore({**stream.state(), "epoch": 0, "next_sample": taken * world})
     return stream

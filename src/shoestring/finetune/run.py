@@ -196,8 +196,9 @@ def _step(run: Run, compute: torch.dtype) -> Step:
     step = run.choice.engine.step(model, next_token, compute, run.out)
     if run.ordinary is None:
         return step
-    batches = ordinary_batches(run.ordinary, recipe.preserve.tokens, recipe.seed, run.state.step)
-    return PreservingStep(step, model, batches, recipe.preserve.weight, compute)
+    held, done = recipe.preserve, run.state.step
+    batches = ordinary_batches(run.ordinary, held.tokens, recipe.seed, -(-done // held.every))
+    return PreservingStep(step, model, batches, held.weight, held.every, compute, done)
 
 
 def _pace(run: Run, stream: SupervisedStream) -> Pace:
