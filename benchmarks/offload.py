@@ -184,7 +184,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str, Any]:
     import torch
 
-    from shoestring.core.allocator import GIVEN_BACK, map_large_tensors
+    from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
     from shoestring.data.batch import Batch
     from shoestring.models.adapters import attach
@@ -195,7 +195,7 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
     from shoestring.train.objective import next_token
     from shoestring.train.optimizer import build_optimizer
 
-    map_large_tensors(GIVEN_BACK)  # as a run with a budget has it
+    map_large_tensors(SHORT_LIVED)  # as a run has it whose budget allows
     model = open_streamed(
         arguments.model,
         "int8" if integers else arguments.weights,
