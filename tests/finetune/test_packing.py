@@ -10,7 +10,7 @@ import torch
 
 from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED
-from shoestring.finetune.batches import SupervisedPass, SupervisedStream, to_batch
+from shoestring.finetune.batches import SupervisedPass, SupervisedStream, row_lengths, to_batch
 from shoestring.finetune.packing import best_fit_decreasing
 from shoestring.finetune.supervise import prepare_dataset
 from shoestring.train.objective import next_token
@@ -166,6 +166,14 @@ def test_padded_batches_of_like_lengths_waste_little(dataset):
     used = sum(int((batch.segments_BT >= 0).sum()) for batch in taken)
     assert used / sum(batch.tokens_BT.numel() for batch in taken) > 0.8
     assert all(batch.tokens_BT.shape[1] % 16 == 0 for batch in taken)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_the_lengths_of_rows_are_counted_before_they_are_made(layout, dataset):
+    batches = stream(dataset, layout=layout, rows=1)
+    met = {next(batches).tokens_BT.shape[1] for _ in range(batches.samples_per_epoch)}
+    counted = row_lengths(dataset, layout, batches.state()["sequence_length"])
+    assert counted == len(met) > 1
 
 
 def test_a_stream_of_other_data_or_settings_is_not_resumed(dataset):

@@ -191,10 +191,13 @@ def padded_length(tokens: int) -> int:
     return -(-tokens // multiple) * multiple
 
 
-def row_lengths(dataset: SupervisedDataset, layout: Layout) -> int:
-    """How many lengths rows will have, or a little less: full rows are much alike."""
+def row_lengths(dataset: SupervisedDataset, layout: Layout, sequence_length: int) -> int:
+    """How many lengths rows will have, in whatever order examples come."""
     lengths = dataset.lengths[dataset.indices("train")]
-    return min(2, len(lengths)) if layout == "packed" else len({padded_length(int(n)) for n in lengths})
+    if layout == "packed":
+        rows = best_fit_decreasing(lengths, max(sequence_length, int(lengths.max())), np.arange(len(lengths)))
+        lengths = np.array([lengths[row].sum() for row in rows])
+    return len({padded_length(int(tokens)) for tokens in lengths})
 
 
 def to_batch(dataset: SupervisedDataset, rows: Sequence[Sequence[int]]) -> Batch:

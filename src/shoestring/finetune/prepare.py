@@ -121,7 +121,7 @@ def prepare(
     rows = max(-(-settings.batch_tokens // (length * world)), 1)
     if settings.microbatch is not None and rows % settings.microbatch:
         raise ConfigError(f"train.microbatch ({settings.microbatch}) must divide the {rows} rows of each process")
-    lengths = row_lengths(dataset, recipe.data.layout)
+    lengths = row_lengths(dataset, recipe.data.layout, length)
     choice = choose(Request(recipe, base, read_config(base), rows, padded_length(length), rss_bytes(), lengths))
     recipe = choice.recipe
     _check_source(base, state, checkpoint)
