@@ -147,7 +147,11 @@ def test_a_resumed_run_goes_on_with_the_same_examples(
 
 @pytest.mark.parametrize(
     "changes, said",
-    [({"adapter.method": "full"}, "adapter"), ({"budget.engine": "streamed"}, "streamed")],
+    [
+        ({"adapter.method": "full"}, "adapter"),
+        ({"budget.engine": "streamed"}, "streamed"),
+        ({"preserve.source": "everyday", "preserve.tokens": 64}, "96 or more"),
+    ],
 )
 def test_what_has_no_base_beside_it_is_refused(
     changes: dict, said: str, base: Path, examples: Path, ordinary: Path, tmp_path: Path

@@ -29,6 +29,7 @@ Weights = Literal["source", "float32", "bfloat16", "int8", "int4", "nf4"]
 # Adapters start from zero and bear about ten times the rate of whole weights.
 _LEARNING_RATES: dict[str, float] = {"lora": 5e-4, "dora": 5e-4, "qlora": 5e-4, "full": 5e-5}
 DEFAULT_EPOCHS = 3.0
+EVERYDAY = "everyday"  # in the place of preserve.source: examples that the model makes (`finetune.everyday`)
 _LENGTHS = ("train.steps", "train.epochs", "train.time")
 
 
@@ -160,6 +161,8 @@ class FinetuneRecipe(Config):
             raise ValueError(f"budget.weights {budget.weights} and adapter.base {self.adapter.base} differ")
         if self.preserve.source is not None and (method == "full" or budget.engine == "streamed"):
             raise ValueError("preserve needs the base in memory beside an adapter: not full, nor streamed layers")
+        if self.preserve.source == EVERYDAY and self.preserve.tokens < 96:
+            raise ValueError("preserve.tokens must be 96 or more for everyday questions and answers")
         if self.precision.compute == "int8" and self.frozen_kind() != "int8":
             raise ValueError("precision.compute int8 needs frozen weights in int8: not full, nor another adapter.base")
         return self

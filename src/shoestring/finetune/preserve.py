@@ -26,7 +26,6 @@ from shoestring.train.objective import Loss
 from shoestring.train.step import Step
 
 KEPT_BYTES = 32_000_000  # of the base's hidden states
-EVERYDAY = "everyday"  # in the place of a source: examples that the model makes (`finetune.everyday`)
 
 
 class PreservingStep:
