@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--memory", help="of the cgroup [900MB; 2GB for qwen2.5-3b]")
     parser.add_argument("--wait", action="store_true", help="how long a step waits for a cold disk")
     parser.add_argument("--generate", action="store_true", help="tokens and perplexity of a streamed model")
+    parser.add_argument("--reuse", action="store_true", help="keep freed memory, as a run without a budget does")
     parser.add_argument("--new-tokens", type=int, default=16, help="with --generate")
     parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
@@ -88,7 +89,7 @@ def _train(arguments: argparse.Namespace, common: list[str], memory: int | None)
     _batches(Path(common[-1]), arguments.shape, WARMUP + arguments.steps, ROWS)
     kinds = ["streamed", "int8"] if peer else ["streamed"]
     run_worker(NAME, "--worker", "prepare", *common, *(["--weights", "int8"] if peer else []))
-    how = ["--slots", str(arguments.slots), "--microbatch", str(arguments.microbatch)]
+    how = ["--slots", str(arguments.slots), "--microbatch", str(arguments.microbatch)] + ["--reuse"] * arguments.reuse
     limited = [["--worker", kind, *common, *how] for kind in kinds]
     results: list[list[dict[str, Any]]] = [[] for _ in [*kinds, *(["peft"] if peer else [])]]
     for round_ in range(arguments.rounds):
@@ -184,7 +185,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str, Any]:
     import torch
 
-    from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
+    from shoestring.core.allocator import GIVEN_BACK, SHORT_LIVED, map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
     from shoestring.data.batch import Batch
     from shoestring.models.adapters import attach
@@ -195,7 +196,7 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
     from shoestring.train.objective import next_token
     from shoestring.train.optimizer import build_optimizer
 
-    map_large_tensors(SHORT_LIVED)  # as a run has it whose budget allows
+    map_large_tensors(SHORT_LIVED if arguments.reuse else GIVEN_BACK)
     model = open_streamed(
         arguments.model,
         "int8" if integers else arguments.weights,

@@ -8,7 +8,7 @@ to be kept, each of 128 kB or more, because hidden states of a short row leave h
 A mapping's pages are cleared by the system as they are first touched, which takes longer than most passes over them:
 2.3 ms for 5 MB where writing takes 0.06. Where activations do not live long, as when layers are streamed or
 recomputed, a threshold of 32 MB lets them use one another's memory: 1.5 times the speed of streamed float32 steps of
-Qwen2.5-0.5B and 1.8 times that of int8 ones, for 50 to 150 MB more.
+Qwen2.5-0.5B and 1.8 times that of int8 ones, for 50 to 250 MB more, not the same every time.
 """
 
 from __future__ import annotations

@@ -110,16 +110,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Choice:
-    """recipe: with what was chosen, so that a resumed run does the same. lines: of the predicted peak.
-
-    reuses_memory: what is freed is kept for the next that comes, which is faster and takes more.
-    """
+    """recipe: with what was chosen, so that a resumed run does the same. lines: of the predicted peak."""
 
     recipe: FinetuneRecipe
     engine: Engine
     microbatch: int
     lines: list[Line]
-    reuses_memory: bool = True
 
 
 Choose = Callable[[Request], Choice]

@@ -74,7 +74,8 @@ def finetune(
     changed = {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
     parallel.start()
     recipe, resumed, checkpoint = open_recipe(model, data, resume, changed)
-    map_large_tensors(GIVEN_BACK)
+    # Reused memory is faster; memory given back at once is what can be predicted.
+    map_large_tensors(SHORT_LIVED if recipe.budget.memory is None else GIVEN_BACK)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     state = TrainerState() if checkpoint is None else read_state(checkpoint)
@@ -82,8 +83,6 @@ def finetune(
         say(f"{resumed} is finished; nothing is left to train")
         return _result(recipe, resumed, state, load_answers(resumed), None)
     run = prepare(recipe, resumed, checkpoint, state, choose)
-    if run.choice.reuses_memory:
-        map_large_tensors(SHORT_LIVED)
     recipe, out = run.recipe, run.out
     predicted = total(run.choice.lines)
     say(header(recipe, out, run.decoder, run.dataset, run.rows, run.length, state, predicted))

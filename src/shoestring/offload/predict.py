@@ -30,13 +30,8 @@ def head_bytes(config: ModelConfig, source: str) -> int:
     return int(weights * (2 * _BYTES[source] + (FLOAT if source != "float32" else 0)))
 
 
-def predict(
-    job: Job, weights: StoreFormat, source: str, slots: int = 2, spilled: bool = False, reuse: bool = False
-) -> list[Line]:
-    """Lines of a streamed step.
-
-    source: dtype of the model's files, as "bfloat16". spilled: inputs go to the disk. reuse: freed memory is kept.
-    """
+def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2, spilled: bool = False) -> list[Line]:
+    """Lines of a streamed step. source: dtype of the model's files, as "bfloat16". spilled: inputs go to the disk."""
     config = job.config
     kept = source if weights == "source" else weights
     dense = kept in ("bfloat16", "float16")
@@ -47,7 +42,7 @@ def predict(
         (f"{slots} layers of {config.unique_layers} in {kept}" + (", one in float32" if dense else ""), buffers),
         trained_line(job),
         ("inputs of the layers", (2 if spilled else config.layers) * job.tokens * config.width * FLOAT),
-        *work_lines(job, True, job.tokens, head_bytes(config, source), reuse),
+        *work_lines(job, True, job.tokens, head_bytes(config, source)),
     ]
 
 

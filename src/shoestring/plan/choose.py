@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from shoestring.train.predict import Job, Line, predict, total
 
 _SPARE = 0.97  # of the budget that a prediction may fill: the rest is its error
 _EFFICIENCY = 0.7  # of the matrix peak that a step reaches, for the estimate of its speed
-_CLEARING = 1.4  # times as long, where the system clears memory each time it is taken
 _INT8_GAIN = 2.5  # of int8 products over float32 ones, where processors have instructions for them
 MakeStreamed = Callable[[StoreFormat, int, bool], Engine]  # (weights, slots, inputs on disk)
 
@@ -37,7 +35,6 @@ class _Candidate:
     seconds: float  # of a step, predicted
     slots: int = 0
     spilled: bool = False
-    reuse: bool = False
 
     @property
     def peak(self) -> int:
@@ -61,8 +58,9 @@ def choose_engine(request: Request, streamed: MakeStreamed) -> Choice:
         update={"engine": best.name, "slots": best.slots or None, "inputs": "disk" if best.spilled else "memory"}
     )
     train = recipe.train.model_copy(update={"microbatch": best.rows})
-    settled = recipe.model_copy(update={"budget": chosen, "train": train})
-    return Choice(settled, best.engine, best.rows, best.lines, best.reuse or recipe.budget.memory is None)
+    return Choice(
+        recipe.model_copy(update={"budget": chosen, "train": train}), best.engine, best.rows, best.lines
+    )
 
 
 def _candidates(request: Request, streamed: MakeStreamed) -> Iterator[_Candidate]:
@@ -104,14 +102,15 @@ def _streamed(request: Request, job: Job, rows: int, make: MakeStreamed) -> Iter
     if recipe.budget.slots is None and recipe.budget.memory is not None:
         counts = sorted({layers, layers // 2, 4, 3, 2}, reverse=True)
     spilling = {"memory": [False], "disk": [True], "auto": [False, True]}[recipe.budget.inputs]
-    fitting = [slots for slots in counts if 2 <= slots <= max(layers, 2)]
-    for spilled, slots, reuse in itertools.product(spilling, fitting, (True, False)):
-        reading = (2 * max(layers - slots, 0) * layer + head) / speed
-        lines = predict_streamed(job, weights, source, slots, spilled, reuse)
-        # Inputs are written and read while nothing else is done.
-        spill = spilled * 2 * layers * job.tokens * config.width * 4 / speed
-        seconds = max(compute * (1 if reuse else _CLEARING), reading) + spill
-        yield _Candidate("streamed", make(weights, slots, spilled), rows, lines, seconds, slots, spilled, reuse)
+    for spilled in spilling:
+        for slots in counts:
+            if 2 <= slots <= max(layers, 2):
+                reading = (2 * max(layers - slots, 0) * layer + head) / speed
+                lines = predict_streamed(job, weights, source, slots, spilled)
+                # Inputs are written and read while nothing else is done.
+                spill = spilled * 2 * layers * job.tokens * config.width * 4 / speed
+                seconds = max(compute, reading) + spill
+                yield _Candidate("streamed", make(weights, slots, spilled), rows, lines, seconds, slots, spilled)
 
 
 @functools.cache

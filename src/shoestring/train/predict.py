@@ -21,7 +21,6 @@ FLOAT = 4  # bytes
 LIBRARIES = 119_000_000
 _LENGTH = 13_000_000  # what oneDNN keeps for every further number of tokens that it has met
 _HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `train.frozen_head_loss`
-_REUSED = 20_000_000  # what the C library holds back at the end of its heap, and holes
 _COMPARED = 132_000_000  # four chunks of `train.base_distance`, and hidden states that `finetune.preserve` keeps
 _LOGIT_CHUNK = 100_000_000  # `train.head_loss`
 _BITS = {"bfloat16": 16.0, "int8": 8.0, "int4": 5.0, "nf4": 4.25}
@@ -105,41 +104,34 @@ def libraries_line(job: Job) -> Line:
     return ("libraries, loaded when first used", LIBRARIES + (job.lengths - 1) * _LENGTH)
 
 
-def work_lines(job: Job, again: bool, states: int, head: int = 0, reuse: bool = False) -> list[Line]:
+def work_lines(job: Job, again: bool, states: int, head: int = 0) -> list[Line]:
     """What comes and goes: each block's activations and gradients, or the head and its logits.
 
     again: a block's activations are computed a second time. states: hidden states that meet the head together. head:
-    bytes of it that are in memory at once, only meanwhile. reuse: what is freed is kept for the next that comes.
+    bytes of it that are in memory at once, only meanwhile.
     """
     phases = [
         ("one block's work", _block(job, again)),
         ("blocks of the head and logits", head + _logits(job, states)),
         ("predictions beside the base's", job.compared * _COMPARED),
     ]
-    *_, second, largest = sorted(phases, key=lambda line: line[1])
-    again_dense = _dense_matrix(job) if job.base in ("int4", "nf4") else 0
-    kept = [("freed memory, kept for reuse", second[1] + again_dense + _REUSED)] if reuse else []
-    return [("hidden states and their gradients", 3 * states * job.config.width * FLOAT), largest, *kept]
+    return [
+        ("hidden states and their gradients", 3 * states * job.config.width * FLOAT),
+        max(phases, key=lambda line: line[1]),
+    ]
 
 
 def _block(job: Job, again: bool) -> int:
-    config, inner = job.config, _inner(job)
+    config = job.config
+    feed_forward = config.feed_forward
+    inner = feed_forward.active * feed_forward.width if isinstance(feed_forward, MoEConfig) else feed_forward.width
     numbers = 3 * inner + 4 * config.width  # gradients of the feed-forward part, and of the stream
     if again:
         numbers += int(activations(config, "full").again) + job.inner
     numbers += job.dora * (inner + config.width)
-    extra = _dense_matrix(job) if job.base not in (None, "bfloat16") else 0
+    largest = inner * config.width
+    extra = largest * FLOAT if job.base not in (None, "bfloat16") else 0  # one matrix made dense
     return numbers * job.microbatch * FLOAT + extra
-
-
-def _inner(job: Job) -> int:
-    feed_forward = job.config.feed_forward
-    return feed_forward.active * feed_forward.width if isinstance(feed_forward, MoEConfig) else feed_forward.width
-
-
-def _dense_matrix(job: Job) -> int:
-    """Bytes of a block's largest matrix, as a quantized base makes it to multiply with."""
-    return _inner(job) * job.config.width * FLOAT
 
 
 def _logits(job: Job, states: int) -> int:
