@@ -71,7 +71,7 @@ def generate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def score(arguments: argparse.Namespace) -> dict[str, Any]:
-    from shoestring.evaluate.perplexity import perplexity
+    from shoestring.plan.perplexity import perplexity
 
     scored = perplexity(arguments.model, arguments.folder / "text.txt", context=1024, memory=arguments.memory)
     return {

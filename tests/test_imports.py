@@ -16,8 +16,8 @@ ROOMS = {
     "nn": 2,
     "models": 3,
     "train": 4, "generate": 4,
-    "finetune": 5, "offload": 5, "compress": 5, "export": 5,
-    "evaluate": 6, "serve": 6, "plan": 6, "search": 6,
+    "finetune": 5, "offload": 5, "compress": 5, "evaluate": 5, "export": 5,
+    "serve": 6, "plan": 6, "search": 6,
     "cli": 7,
 }  # fmt: skip
 JUDGES = {"transformers", "peft"}

@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shoestring.evaluate.perplexity import perplexity as perplexity
+    from shoestring.finetune.examples import prepare_dataset as prepare_dataset
     from shoestring.finetune.run import finetune as finetune
-    from shoestring.finetune.supervise import prepare_dataset as prepare_dataset
     from shoestring.offload.load import load as load
+    from shoestring.plan.perplexity import perplexity as perplexity
     from shoestring.train.pretrain import pretrain as pretrain
 
 __version__ = "0.1.0"
@@ -27,9 +27,9 @@ def __getattr__(name: str) -> Any:
     if name == "finetune":
         return importlib.import_module("shoestring.finetune")  # the room itself, which can be called
     if name == "perplexity":
-        return importlib.import_module("shoestring.evaluate.perplexity").perplexity
+        return importlib.import_module("shoestring.plan.perplexity").perplexity
     if name == "prepare_dataset":
-        return importlib.import_module("shoestring.finetune.supervise").prepare_dataset
+        return importlib.import_module("shoestring.finetune.examples").prepare_dataset
     if name == "finetune_within":  # what calling the room does
         return importlib.import_module("shoestring.plan.finetune").finetune
     if name == "pretrain":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shoestring.cli.main import main
-from tests.finetune import families
+from tests.data import families
 
 TURNS = [{"role": "user", "content": "What is 7 + 8?"}, {"role": "assistant", "content": "7 + 8 = 15\nYes."}]
 

@@ -9,11 +9,11 @@ import transformers
 
 from shoestring.core.errors import BudgetError, ConfigError, DataError
 from shoestring.data.train_tokenizer import train_tokenizer
-from shoestring.evaluate.perplexity import perplexity
 from shoestring.evaluate.text import windows
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.folder import load_model
-from tests.finetune.families import QWEN25, by_hand, chatml
+from shoestring.plan.perplexity import perplexity
+from tests.data.families import QWEN25, by_hand, chatml
 
 TEXTS = ["one and two and three and four and five", "a", "two and one", "of three and four and of five and six " * 4]
 

@@ -10,7 +10,7 @@ from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.folder import save_model
 from tests.data import templates
-from tests.finetune.families import chatml
+from tests.data.families import chatml
 
 SHAPE = {
     "width": 32, "layers": 2, "context": 512,

@@ -229,12 +229,12 @@ STRANGE = [
 def test_strange_values_are_read_or_refused_in_a_sentence(values):
     scaled = {**values, "rope_scaling": {**YARN, "beta_fast": 32, "beta_slow": 1, "attention_factor": 1.1}}
     for name, strange in itertools.product(scaled, STRANGE):
-        read_or_refuse({**scaled, name: strange})
+        assert_read_or_refused({**scaled, name: strange})
     for name, strange in itertools.product(scaled["rope_scaling"], STRANGE):
-        read_or_refuse({**scaled, "rope_scaling": {**scaled["rope_scaling"], name: strange}})
+        assert_read_or_refused({**scaled, "rope_scaling": {**scaled["rope_scaling"], name: strange}})
 
 
-def read_or_refuse(values) -> None:
+def assert_read_or_refused(values) -> None:
     try:
         config, _ = family_named(values["model_type"]).read_config(values)
     except ModelFileError as error:

@@ -142,7 +142,7 @@ def check_autocast(seed: int, tokens_BT: torch.Tensor) -> None:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-def check(seed: int, folder) -> None:
+def assert_properties(seed: int, folder) -> None:
     decoder = model(seed)
     tokens_BT = tokens(2, TOKENS, seed)
     check_count(decoder)
@@ -156,14 +156,14 @@ def check(seed: int, folder) -> None:
 
 @pytest.mark.parametrize("seed", FEW)
 def test_what_must_hold_of_any_decoder_holds_of_a_random_one(seed, tmp_path):
-    check(seed, tmp_path)
+    assert_properties(seed, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("start", MANY)
 def test_what_must_hold_of_any_decoder_holds_of_thousands(start, tmp_path):
     for seed in range(start, start + 50):
-        check(seed, tmp_path / str(seed))
+        assert_properties(seed, tmp_path / str(seed))
 
 
 def test_every_kind_is_drawn():

@@ -236,7 +236,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def compare_with_peer(yarn: bool, query_rank: int | None, bias: bool, interleave: bool, **changes) -> None:
+def assert_agrees_with_peer(yarn: bool, query_rank: int | None, bias: bool, interleave: bool, **changes) -> None:
     peer, peer_rotary, _ = peer_of(yarn, q_lora_rank=query_rank, attention_bias=bias, rope_interleave=interleave)
     log = 0.1 * torch.tensor(4.0, dtype=torch.float64).log().item()
     options = {
@@ -275,13 +275,13 @@ def compare_with_peer(yarn: bool, query_rank: int | None, bias: bool, interleave
 @pytest.mark.parametrize("query_rank, bias", [(None, False), (12, True)])
 @pytest.mark.parametrize("interleave", [True, False])
 def test_it_agrees_with_deepseek_v3_of_transformers(yarn, query_rank, bias, interleave):
-    compare_with_peer(yarn, query_rank, bias, interleave)
+    assert_agrees_with_peer(yarn, query_rank, bias, interleave)
 
 
 @pytest.mark.parametrize("wrong", [{"rope_interleave": False}, {"mscale": 1.0}, {"latent_epsilon": 1e-1}])
 def test_a_forgotten_detail_of_deepseek_is_noticed(wrong):
     with pytest.raises(AssertionError):
-        compare_with_peer(True, None, False, True, **wrong)
+        assert_agrees_with_peer(True, None, False, True, **wrong)
 
 
 def test_training_keeps_nothing_of_tokens_squared():

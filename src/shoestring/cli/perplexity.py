@@ -42,7 +42,7 @@ def perplexity(
     on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used")] = "stop",
     json: Json = False,
 ) -> None:
-    from shoestring.evaluate.perplexity import perplexity as measure
+    from shoestring.plan.perplexity import perplexity as measure
 
     result = measure(model, data, context, stride, examples, memory, device, dtype, on_bad_line, console.err.print)
     if json:

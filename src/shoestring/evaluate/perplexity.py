@@ -19,23 +19,19 @@ from typing import Any
 import torch
 
 from shoestring.core import console
-from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
 from shoestring.core.errors import ConfigError
 from shoestring.core.machine import peak_rss_bytes
 from shoestring.core.units import format_bytes, format_count, format_seconds
 from shoestring.data.batch import IGNORED, Batch
+from shoestring.data.supervised.batches import SupervisedPass
+from shoestring.data.supervised.config import OnBadLine
+from shoestring.data.supervised.supervise import ModelSide, build_dataset
 from shoestring.evaluate.text import text_windows, texts_of
-from shoestring.finetune.batches import SupervisedPass
-from shoestring.finetune.data_config import OnBadLine
-from shoestring.finetune.supervise import prepare_dataset
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.resolve import Say
-from shoestring.offload.load import load
 from shoestring.train.evaluation import HeldOutText, measure
 
 CONTEXT = 2048  # tokens, or the model's own context where that is shorter; also the tokens computed together
-_INSIDE_A_BUDGET = 1024  # the same where memory is limited: what `offload.load` keeps room for
-_LOSS_BYTES = 2 * 4 * _INSIDE_A_BUDGET * 8192  # logits of a block of the vocabulary, and a copy
 _PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
@@ -85,27 +81,21 @@ def perplexity(
     context: int | None = None,
     stride: int | None = None,
     examples: int | None = None,
-    memory: int | str | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     on_bad_line: OnBadLine = "stop",
     say: Say | None = None,
+    largest: int = CONTEXT,
 ) -> Perplexity:
     """The perplexity of `model` on a text file, a folder, "stdlib", or rows of text or conversations (JSONL, Parquet).
 
     context: tokens that the model sees at most (2,048, or what it can). stride: tokens between the windows of a long
     text, half the context if not given; smaller is exacter and slower. examples: only the first so many texts, or so
-    many rows. memory: of the whole process ("2GB"); layers of a larger model come from disk. Progress goes to stderr.
-    Raises ConfigError, DataError, ModelFileError, and BudgetError with the least memory that would do.
+    many rows. largest: tokens computed together, and the context if none is given. Progress goes to stderr. Raises
+    ConfigError, DataError and ModelFileError.
     """
-    _check(context, stride, examples)
-    largest = CONTEXT if memory is None else _INSIDE_A_BUDGET
-    if memory is not None and context is not None and context > largest:
-        raise ConfigError(
-            f"inside a memory budget at most {largest:,} tokens are read at once, and the context is {context:,}"
-        )
-    map_large_tensors(SHORT_LIVED)
-    language = model if isinstance(model, LanguageModel) else _load(model, device, dtype, memory, say)
+    check_windows(context, stride, examples)
+    language = model if isinstance(model, LanguageModel) else _load(model, device, dtype, say)
     longest = language.decoder.config.context
     if context is not None and context > longest:
         raise ConfigError(f"a context of {context:,} tokens is longer than the model's ({longest:,})")
@@ -118,7 +108,7 @@ def perplexity(
         batches = SupervisedPass(dataset, "train", context, at_once)
     else:
         settings = {"format": rows.form, "validation": 0.0, "on_bad_line": on_bad_line}
-        dataset = prepare_dataset(data, language.tokenizer, context, say, **settings)
+        dataset = build_dataset(data, ModelSide.of(language.tokenizer), context, say, **settings)
         batches = SupervisedPass(dataset, "train", context, at_once, max_examples=examples)
         documents = batches.documents
     started = time.perf_counter()
@@ -140,15 +130,16 @@ def perplexity(
 
 
 def _load(
-    model: str | Path, device: str | torch.device, dtype: str | torch.dtype, memory: int | str | None, say: Say | None
+    model: str | Path, device: str | torch.device, dtype: str | torch.dtype, say: Say | None
 ) -> LanguageModel:
-    """Frozen, so that the loss passes over the vocabulary in blocks, for which the budget keeps room."""
-    language = load(model, device, dtype, memory, say=say, beside=_LOSS_BYTES)
+    """Frozen, so that the loss passes over the vocabulary in blocks."""
+    language = LanguageModel.load(model, device, dtype, say)
     language.decoder.requires_grad_(False)
     return language
 
 
-def _check(context: int | None, stride: int | None, examples: int | None) -> None:
+def check_windows(context: int | None, stride: int | None, examples: int | None) -> None:
+    """Raises ConfigError for numbers that no text can be measured with."""
     for name, value in (("context", context), ("stride", stride), ("examples", examples)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, found {value}")

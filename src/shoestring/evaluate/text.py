@@ -17,10 +17,10 @@ import numpy as np
 
 from shoestring.core.errors import DataError
 from shoestring.data.sources import Skipped, Source
+from shoestring.data.supervised.config import OnBadLine
+from shoestring.data.supervised.dataset import DatasetBuilder, SupervisedDataset
+from shoestring.data.supervised.rows import ExampleSource
 from shoestring.data.tokenizer import Tokenizer
-from shoestring.finetune.data_config import OnBadLine
-from shoestring.finetune.dataset import DatasetBuilder, SupervisedDataset
-from shoestring.finetune.rows import ExampleSource
 
 _AT_ONCE = 64  # documents tokenized together
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from shoestring.core.files import atomic_write
 from shoestring.data.sources import Skipped
-from shoestring.finetune.data_config import SupervisedDataConfig
-from shoestring.finetune.dataset import SupervisedDataset
-from shoestring.finetune.rows import ExampleSource
+from shoestring.data.supervised.config import SupervisedDataConfig
+from shoestring.data.supervised.dataset import SupervisedDataset
+from shoestring.data.supervised.rows import ExampleSource
 from shoestring.generate.language_model import LanguageModel
 from shoestring.generate.text import without_controls
 from shoestring.models.decoder import Decoder

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from shoestring.core.config import Config, load_config
 from shoestring.core.document import Document
 from shoestring.core.units import Bytes, Seconds
-from shoestring.finetune.data_config import SupervisedDataConfig
+from shoestring.data.supervised.config import SupervisedDataConfig
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
 from shoestring.train.config import AdamWConfig, CosineConfig, LogConfig

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from shoestring.core.errors import BudgetError
-from shoestring.finetune.batches import padded_length
+from shoestring.data.supervised.batches import padded_length
 from shoestring.finetune.config import FinetuneRecipe
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build

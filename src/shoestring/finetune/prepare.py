@@ -16,7 +16,8 @@ from shoestring.core.device import resolve_device
 from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.core.machine import rss_bytes
 from shoestring.core.seeds import seed_everything
-from shoestring.finetune.batches import padded_length, row_lengths
+from shoestring.data.supervised.batches import padded_length, row_lengths
+from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.finetune.config import (
     EVERYDAY,
     FinetuneRecipe,
@@ -24,11 +25,10 @@ from shoestring.finetune.config import (
     is_finetune_recipe,
     load_finetune_recipe,
 )
-from shoestring.finetune.dataset import SupervisedDataset
 from shoestring.finetune.engine import Choice, Choose, Engine, Request
 from shoestring.finetune.everyday import write_everyday
+from shoestring.finetune.examples import prepare_dataset
 from shoestring.finetune.preserve import ordinary_examples
-from shoestring.finetune.supervise import prepare_dataset
 from shoestring.models.adapters import attach, halve_bases, without_adapters
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import (

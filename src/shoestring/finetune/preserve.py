@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from shoestring.data.batch import PADDING_SEGMENT, Batch
-from shoestring.finetune.batches import SupervisedStream
+from shoestring.data.supervised.batches import SupervisedStream
+from shoestring.data.supervised.dataset import SupervisedDataset
+from shoestring.data.supervised.supervise import AllTruncated, ModelSide, StopNeverSupervised
 from shoestring.finetune.config import PreserveConfig
-from shoestring.finetune.dataset import SupervisedDataset
-from shoestring.finetune.supervise import AllTruncated, ModelSide, StopNeverSupervised, prepare_dataset
+from shoestring.finetune.examples import prepare_dataset
 from shoestring.models.adapters import without_adapters
 from shoestring.models.decoder import Decoder
 from shoestring.train import parallel

@@ -9,9 +9,9 @@ from typing import Any
 from shoestring.core import console
 from shoestring.core.machine import total_memory_bytes
 from shoestring.core.units import format_bytes, format_count, format_seconds
+from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.finetune.before_after import Answer, side_by_side
 from shoestring.finetune.config import FinetuneRecipe
-from shoestring.finetune.dataset import SupervisedDataset
 from shoestring.finetune.show import header_line
 from shoestring.models.decoder import Decoder
 from shoestring.train.state import TrainerState

@@ -18,7 +18,7 @@ from shoestring.core.device import resolve_dtype
 from shoestring.core.errors import RunError
 from shoestring.core.machine import matrix_peak, peak_rss_bytes
 from shoestring.core.seeds import seed_everything
-from shoestring.finetune.batches import SupervisedPass, SupervisedStream
+from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
 from shoestring.finetune.before_after import Answer, Question, answer, choose_questions, load_answers, save_answers
 from shoestring.finetune.config import FinetuneRecipe
 from shoestring.finetune.engine import Choose, plainly

@@ -10,7 +10,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from shoestring.core.units import format_count
-from shoestring.finetune.dataset import SupervisedDataset
+from shoestring.data.supervised.dataset import SupervisedDataset
 
 if TYPE_CHECKING:
     from rich.text import Text

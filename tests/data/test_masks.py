@@ -8,11 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, processors
 
-from shoestring.finetune.supervise import prepare_dataset
+from shoestring.finetune.examples import prepare_dataset
 from shoestring.models.get import get
-from tests.data import templates
-from tests.finetune import families
-from tests.finetune.families import by_hand, found
+from tests.data import families, templates
+from tests.data.families import by_hand, found
 
 SMOLLM2_SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 QWEN_SYSTEM = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
@@ -48,7 +47,7 @@ def prepared(tmp_path, row, tokenizer, length=None, **options):
     return prepare_dataset(file, tokenizer, length, **options)
 
 
-def check(tmp_path, row, tokenizer, marked, length=None, **options):
+def assert_learns(tmp_path, row, tokenizer, marked, length=None, **options):
     dataset = prepared(tmp_path, row, tokenizer, length, **options)
     ids, mask = by_hand(tokenizer, marked)
     assert found(dataset) == (ids[:length], mask[:length])
@@ -59,7 +58,7 @@ def check(tmp_path, row, tokenizer, marked, length=None, **options):
 
 
 def test_smollm2_several_turns(tmp_path, smollm2):
-    check(
+    assert_learns(
         tmp_path,
         {"messages": TURNS},
         smollm2,
@@ -69,7 +68,7 @@ def test_smollm2_several_turns(tmp_path, smollm2):
 
 
 def test_smollm2_system(tmp_path, smollm2):
-    check(
+    assert_learns(
         tmp_path,
         {"messages": SYSTEM},
         smollm2,
@@ -79,7 +78,7 @@ def test_smollm2_system(tmp_path, smollm2):
 
 
 def test_smollm2_tool_answer(tmp_path, smollm2):
-    check(
+    assert_learns(
         tmp_path,
         {"messages": ANSWERED_BY_TOOL},
         smollm2,
@@ -95,7 +94,7 @@ def test_smollm2_cut_inside_the_second_answer(tmp_path, smollm2):
     )
     whole, _ = by_hand(smollm2, marked)
     length = len(whole) - 5  # "the", "sum", ".", "<|im_end|>", "\n"
-    check(tmp_path, {"messages": TURNS}, smollm2, marked, length)
+    assert_learns(tmp_path, {"messages": TURNS}, smollm2, marked, length)
     counts = prepared(tmp_path, {"messages": TURNS}, smollm2, length).counts
     assert (counts.truncated, counts.longest, counts.tokens) == (1, len(whole), length)
 
@@ -104,7 +103,7 @@ def test_smollm2_cut_inside_the_second_answer(tmp_path, smollm2):
 
 
 def test_qwen_several_turns(tmp_path):
-    check(
+    assert_learns(
         tmp_path,
         {"messages": TURNS},
         families.chatml(families.QWEN25),
@@ -114,7 +113,7 @@ def test_qwen_several_turns(tmp_path):
 
 
 def test_qwen_system(tmp_path):
-    check(
+    assert_learns(
         tmp_path,
         {"messages": SYSTEM},
         families.chatml(families.QWEN25),
@@ -137,14 +136,14 @@ QWEN_TOOLS = (
 
 
 def test_qwen_calls_a_tool(tmp_path):
-    check(tmp_path, {"messages": TOOL_TURNS, "tools": [TOOL]}, families.chatml(families.QWEN25), QWEN_TOOLS)
+    assert_learns(tmp_path, {"messages": TOOL_TURNS, "tools": [TOOL]}, families.chatml(families.QWEN25), QWEN_TOOLS)
 
 
 def test_qwen_calls_a_tool_with_arguments_given_as_text(tmp_path):
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
     turns = [TOOL_TURNS[0], {"role": "assistant", "content": None, "tool_calls": [call]}, *TOOL_TURNS[2:]]
     row = {"messages": turns, "tools": json.dumps([TOOL])}
-    check(tmp_path, row, families.chatml(families.QWEN25), QWEN_TOOLS)
+    assert_learns(tmp_path, row, families.chatml(families.QWEN25), QWEN_TOOLS)
 
 
 def test_qwen_cut_inside_the_answer(tmp_path):
@@ -152,14 +151,14 @@ def test_qwen_cut_inside_the_answer(tmp_path):
     tokenizer = families.chatml(families.QWEN25)
     second = "<|im_start|>user\nSure, in the end?<|im_end|>\n<|im_start|>assistant\n‹Yes, the sum.<|im_end|>›\n"
     length = len(by_hand(tokenizer, marked)[0]) + 10
-    check(tmp_path, {"messages": TURNS}, tokenizer, marked + second, length)
+    assert_learns(tmp_path, {"messages": TURNS}, tokenizer, marked + second, length)
 
 
 # Llama 3 and 3.1
 
 
 def test_llama3_several_turns(tmp_path):
-    check(
+    assert_learns(
         tmp_path,
         {"messages": TURNS},
         families.llama(families.LLAMA3),
@@ -172,7 +171,7 @@ def test_llama3_several_turns(tmp_path):
 
 def test_llama3_system_and_trimmed_text(tmp_path):
     answer = {"role": "assistant", "content": "\n 7 + 8 = 15 \n"}
-    check(
+    assert_learns(
         tmp_path,
         {"messages": [*SYSTEM[:2], answer]},
         families.llama(families.LLAMA3),
@@ -184,7 +183,7 @@ def test_llama3_system_and_trimmed_text(tmp_path):
 
 def test_llama31_calls_a_tool_on_a_fixed_day(tmp_path):
     tool = json.dumps(TOOL, indent=4, ensure_ascii=False)
-    check(
+    assert_learns(
         tmp_path,
         {"messages": TOOL_TURNS, "tools": [TOOL]},
         families.llama(templates.LLAMA),
@@ -205,7 +204,7 @@ def test_llama3_cut_right_after_the_first_answer(tmp_path):
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhat is 7 + 8?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n‹7 + 8 = 15<|eot_id|>›"
     )
-    check(tmp_path, {"messages": TURNS}, tokenizer, first, len(by_hand(tokenizer, first)[0]))
+    assert_learns(tmp_path, {"messages": TURNS}, tokenizer, first, len(by_hand(tokenizer, first)[0]))
 
 
 # A base model without a template
@@ -213,7 +212,7 @@ def test_llama3_cut_right_after_the_first_answer(tmp_path):
 
 def test_base_prompt_and_completion_are_joined(tmp_path):
     row = {"prompt": "The sum of 7 and 8 is", "completion": " 15"}
-    check(tmp_path, row, families.base(), "<s>The sum of 7 and 8 is‹ 15</s>›")
+    assert_learns(tmp_path, row, families.base(), "<s>The sum of 7 and 8 is‹ 15</s>›")
 
 
 def test_base_several_turns_with_system(tmp_path):
@@ -230,7 +229,7 @@ def test_base_several_turns_with_system(tmp_path):
 
 def test_base_tool_answer(tmp_path):
     marked = "<s>User:\nWhat is 7 + 8?\n\nTool:\n15\n\nAssistant:\n‹It is 15.</s>›\n\n"
-    check(tmp_path, {"messages": ANSWERED_BY_TOOL}, families.base(), marked)
+    assert_learns(tmp_path, {"messages": ANSWERED_BY_TOOL}, families.base(), marked)
 
 
 def test_base_cut_inside_the_second_answer(tmp_path):
@@ -239,7 +238,7 @@ def test_base_cut_inside_the_second_answer(tmp_path):
         "<s>User:\nWhat is 7 + 8?\n\nAssistant:\n‹7 + 8 = 15</s>›\n\n"
         "User:\nSure, in the end?\n\nAssistant:\n‹Yes, the sum.</s>›\n\n"
     )
-    check(tmp_path, {"messages": TURNS}, tokenizer, marked, len(by_hand(tokenizer, marked)[0]) - 6)
+    assert_learns(tmp_path, {"messages": TURNS}, tokenizer, marked, len(by_hand(tokenizer, marked)[0]) - 6)
 
 
 def test_text_is_learned_whole_and_ends_with_eos(tmp_path):
@@ -257,7 +256,7 @@ def test_only_the_last_turn_is_learned_when_asked(tmp_path):
         QWEN_SYSTEM + "<|im_start|>user\nWhat is 7 + 8?<|im_end|>\n<|im_start|>assistant\n7 + 8 = 15<|im_end|>\n"
         "<|im_start|>user\nSure, in the end?<|im_end|>\n<|im_start|>assistant\n‹Yes, the sum.<|im_end|>›\n"
     )
-    check(tmp_path, {"messages": TURNS}, families.chatml(families.QWEN25), marked, supervise="last")
+    assert_learns(tmp_path, {"messages": TURNS}, families.chatml(families.QWEN25), marked, supervise="last")
 
 
 def test_everything_is_learned_when_asked(tmp_path):
@@ -271,7 +270,7 @@ def test_a_turn_of_weight_zero_is_not_learned(tmp_path):
         QWEN_SYSTEM + "<|im_start|>user\nWhat is 7 + 8?<|im_end|>\n<|im_start|>assistant\n7 + 8 = 15<|im_end|>\n"
         "<|im_start|>user\nSure, in the end?<|im_end|>\n<|im_start|>assistant\n‹Yes, the sum.<|im_end|>›\n"
     )
-    check(tmp_path, {"messages": turns}, families.chatml(families.QWEN25), marked)
+    assert_learns(tmp_path, {"messages": turns}, families.chatml(families.QWEN25), marked)
 
 
 def test_prompt_as_messages_learns_the_completion_alone(tmp_path):
@@ -280,7 +279,7 @@ def test_prompt_as_messages_learns_the_completion_alone(tmp_path):
         "<|im_start|>user\nSure, in the end?<|im_end|>\n<|im_start|>assistant\n‹Yes, the sum.<|im_end|>›\n"
     )
     row = {"prompt": TURNS[:3], "completion": TURNS[3:]}
-    check(tmp_path, row, families.chatml(families.QWEN25), marked)
+    assert_learns(tmp_path, row, families.chatml(families.QWEN25), marked)
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["end token inside", "end token outside"])
@@ -296,7 +295,7 @@ def test_generation_blocks_decide_and_take_in_the_end_token(tmp_path, inside):
         "<|im_start|>user\nWhat is 7 + 8?<|im_end|>\n<|im_start|>assistant\nSo: ‹7 + 8 = 15<|im_end|>›\n"
         "<|im_start|>user\nSure, in the end?<|im_end|>\n<|im_start|>assistant\nSo: ‹Yes, the sum.<|im_end|>›\n"
     )
-    check(tmp_path, {"messages": TURNS}, families.chatml(template), marked)
+    assert_learns(tmp_path, {"messages": TURNS}, families.chatml(template), marked)
 
 
 def test_qwen3_learns_the_empty_thought_of_the_last_turn_and_finds_the_earlier_ones_end(tmp_path):
@@ -305,7 +304,7 @@ def test_qwen3_learns_the_empty_thought_of_the_last_turn_and_finds_the_earlier_o
         "<|im_start|>user\nSure, in the end?<|im_end|>\n"
         "<|im_start|>assistant\n‹<think>\n\n</think>\n\nYes, the sum.<|im_end|>›\n"
     )
-    check(tmp_path, {"messages": TURNS}, families.chatml(families.QWEN3), marked)
+    assert_learns(tmp_path, {"messages": TURNS}, families.chatml(families.QWEN3), marked)
 
 
 def test_a_template_that_moves_the_system_message_is_followed(tmp_path):
@@ -314,7 +313,7 @@ def test_a_template_that_moves_the_system_message_is_followed(tmp_path):
         "<s>[INST] What is 7 + 8?[/INST] ‹7 + 8 = 15</s>›"
         "[INST] Be brief.\n\nSure, in the end?[/INST]‹ Yes, the sum.</s>›"
     )
-    check(tmp_path, {"messages": [SYSTEM[0], *TURNS]}, tokenizer, marked)
+    assert_learns(tmp_path, {"messages": [SYSTEM[0], *TURNS]}, tokenizer, marked)
 
 
 def test_a_generation_prompt_that_opens_a_thought_is_cut_back_to_what_the_text_has(tmp_path):
@@ -324,7 +323,7 @@ def test_a_generation_prompt_that_opens_a_thought_is_cut_back_to_what_the_text_h
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n"
         "<|im_start|>user\nWhat is 7 + 8?<|im_end|>\n<|im_start|>assistant\n‹<the> 15<|im_end|>›\n"
     )
-    check(tmp_path, row, families.chatml(template), marked)
+    assert_learns(tmp_path, row, families.chatml(template), marked)
 
 
 JOINED = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -334,7 +333,7 @@ SHARED = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "
 def test_an_answer_is_encoded_apart_from_its_prompt_as_when_generating(tmp_path):
     tokenizer = families.small(["</s>"], None, "</s>", JOINED)
     assert len(tokenizer.encode("15")) == 1
-    check(tmp_path, SHARED, tokenizer, "1‹5 apples</s>›")
+    assert_learns(tmp_path, SHARED, tokenizer, "1‹5 apples</s>›")
 
 
 def test_a_conversation_may_begin_with_the_assistant(tmp_path, smollm2):
@@ -342,7 +341,7 @@ def test_a_conversation_may_begin_with_the_assistant(tmp_path, smollm2):
         SMOLLM2_SYSTEM + "<|im_start|>assistant\n‹7 + 8 = 15<|im_end|>›\n"
         "<|im_start|>user\nSure, in the end?<|im_end|>\n<|im_start|>assistant\n‹Yes, the sum.<|im_end|>›\n"
     )
-    check(tmp_path, {"messages": TURNS[1:]}, smollm2, marked)
+    assert_learns(tmp_path, {"messages": TURNS[1:]}, smollm2, marked)
 
 
 def test_a_template_file_of_ones_own_is_used(tmp_path):
@@ -377,7 +376,7 @@ def test_positions_are_characters_also_behind_wide_ones_and_trimmed_spaces(tmp_p
     tokenizer.backend.post_processor = processors.ByteLevel(trim_offsets=True)
     turns = [{"role": "user", "content": "é 😀 ' the"}, {"role": "assistant", "content": " the 😀 ü"}]
     marked = QWEN_SYSTEM + "<|im_start|>user\né 😀 ' the<|im_end|>\n<|im_start|>assistant\n‹ the 😀 ü<|im_end|>›\n"
-    check(tmp_path, {"messages": turns}, tokenizer, marked)
+    assert_learns(tmp_path, {"messages": turns}, tokenizer, marked)
 
 
 # Independent judges

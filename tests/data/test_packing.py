@@ -10,12 +10,12 @@ import torch
 
 from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED
-from shoestring.finetune.batches import SupervisedPass, SupervisedStream, row_lengths, to_batch
-from shoestring.finetune.packing import best_fit_decreasing
-from shoestring.finetune.supervise import prepare_dataset
+from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream, row_lengths, to_batch
+from shoestring.data.supervised.packing import best_fit_decreasing
+from shoestring.finetune.examples import prepare_dataset
 from shoestring.train.objective import next_token
 from shoestring.train.step import forward_loss
-from tests.finetune import families
+from tests.data import families
 from tests.generate.tiny import tiny_decoder
 
 LAYOUTS = ["packed", "padded", "flat"]

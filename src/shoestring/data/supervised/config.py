@@ -19,7 +19,7 @@ Layout = Literal["packed", "padded", "flat"]
 
 
 class SupervisedDataConfig(Config):
-    """Built by `finetune.supervise.prepare_dataset` and, from `layout` on, by `finetune.batches`."""
+    """Built by `supervise.build_dataset` and, from `layout` on, by `batches`."""
 
     source: str = Field(
         min_length=1,

@@ -20,14 +20,12 @@ import numpy as np
 
 from shoestring.core.errors import ConfigError, DataError, TokenizerError
 from shoestring.data.sources import Skipped
+from shoestring.data.supervised.config import SupervisedDataConfig
+from shoestring.data.supervised.dataset import DatasetBuilder, SupervisedDataset
+from shoestring.data.supervised.formats import Example
+from shoestring.data.supervised.rows import ExampleSource
+from shoestring.data.supervised.spans import ChatRenderer, Message, Rendered, Span, plain_template
 from shoestring.data.tokenizer import Tokenizer
-from shoestring.finetune.data_config import SupervisedDataConfig
-from shoestring.finetune.dataset import DatasetBuilder, SupervisedDataset
-from shoestring.finetune.formats import Example
-from shoestring.finetune.rows import ExampleSource
-from shoestring.finetune.spans import ChatRenderer, Message, Rendered, Span, plain_template
-from shoestring.models.folder import read_config, read_generation_config
-from shoestring.models.resolve import find_model
 
 _AT_ONCE = 256  # examples encoded together, on all cores
 _SKIP = "--on-bad-line skip leaves such examples out and counts them"
@@ -58,29 +56,21 @@ class ModelSide:
     context: int | None = None
 
     @classmethod
-    def of(cls, model: str | Path | Tokenizer | ModelSide, say: Say | None = None) -> ModelSide:
-        """model: a MODEL as everywhere, or a tokenizer alone."""
-        if isinstance(model, ModelSide):
-            return model
-        if isinstance(model, Tokenizer):
-            return cls(model, _stops(model, ()))
-        alone = Path(model).expanduser()
-        folder = alone if (alone / "tokenizer.json").is_file() else find_model(model, say=say)
-        tokenizer = Tokenizer.load(folder)
-        if not (folder / "config.json").is_file():  # a tokenizer's folder, or an adapter's
-            return cls(tokenizer, _stops(tokenizer, ()))
-        ends = read_generation_config(folder).eos_ids
-        return cls(tokenizer, _stops(tokenizer, ends), read_config(folder).context)
+    def of(cls, tokenizer: Tokenizer, ends: tuple[int, ...] = (), context: int | None = None) -> ModelSide:
+        """Stopping as generation does: at the model's own `ends`, eos, and what the template writes after a reply."""
+        found = (*ends, tokenizer.eos_id, tokenizer.end_of_reply_id)
+        stops = frozenset(i for i in found if i is not None and i < tokenizer.vocabulary_size)
+        return cls(tokenizer, stops, context)
 
 
-def prepare_dataset(
+def build_dataset(
     data: str | Path | SupervisedDataConfig,
-    model: str | Path | Tokenizer | ModelSide,
+    side: ModelSide,
     sequence_length: int | None = None,
     say: Say | None = None,
     **settings: object,
 ) -> SupervisedDataset:
-    """Examples of `data` as `model` is to learn them. settings: fields of SupervisedDataConfig.
+    """Examples of `data` as a model is to learn them. settings: fields of SupervisedDataConfig.
 
     sequence_length: longer examples are cut on the right; None: the model's context. The result's `counts` say
     what was found. Raises DataError subclasses for data from which nothing, or not to stop, would be learned.
@@ -89,7 +79,6 @@ def prepare_dataset(
         config = data.model_copy(update=settings) if settings else data
     else:
         config = SupervisedDataConfig.model_validate({"source": str(data), **settings})
-    side = ModelSide.of(model, say)
     length = sequence_length or side.context
     supervisor = Supervisor(side, config)
     source = ExampleSource(config.source, config.format, config.on_bad_line, say)
@@ -312,12 +301,6 @@ def _read_template(file: str) -> str:
         raise ConfigError(
             f"the chat template cannot be read: {error}", hint="data.template is auto, none or a .jinja file"
         ) from error
-
-
-def _stops(tokenizer: Tokenizer, ends: tuple[int, ...]) -> frozenset[int]:
-    """As generation stops: the model's own ends, eos, and what the template writes after a reply."""
-    found = (*ends, tokenizer.eos_id, tokenizer.end_of_reply_id)
-    return frozenset(i for i in found if i is not None and i < tokenizer.vocabulary_size)
 
 
 def _splits(tokenizer: Tokenizer) -> bool:

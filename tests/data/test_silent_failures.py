@@ -5,10 +5,10 @@ import json
 import pytest
 
 from shoestring.core.errors import DataError, TokenizerError
-from shoestring.finetune.spans import DroppedContent, MovedContent
-from shoestring.finetune.supervise import AllTruncated, NothingSupervised, StopNeverSupervised, prepare_dataset
-from tests.data import templates
-from tests.finetune import families
+from shoestring.data.supervised.spans import DroppedContent, MovedContent
+from shoestring.data.supervised.supervise import AllTruncated, NothingSupervised, StopNeverSupervised
+from shoestring.finetune.examples import prepare_dataset
+from tests.data import families, templates
 
 USER = {"role": "user", "content": "What is 7 + 8?"}
 ANSWER = {"role": "assistant", "content": "7 + 8 = 15"}

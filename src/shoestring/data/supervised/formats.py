@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoestring.core.errors import DataError
-from shoestring.finetune.data_config import Format
+from shoestring.data.supervised.config import Format
 
 EXPECTED = (
     'expected one of: {"messages": [...]}, {"prompt": ..., "completion": ...}, {"instruction": ..., "output": ...},'

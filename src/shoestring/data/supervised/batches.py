@@ -16,9 +16,9 @@ import torch
 from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch
 from shoestring.data.loader import permutation
-from shoestring.finetune.data_config import Layout
-from shoestring.finetune.dataset import SupervisedDataset
-from shoestring.finetune.packing import best_fit_decreasing
+from shoestring.data.supervised.config import Layout
+from shoestring.data.supervised.dataset import SupervisedDataset
+from shoestring.data.supervised.packing import best_fit_decreasing
 
 _GROUP = 16  # samples of an optimizer step when none is given
 _WINDOW = 32  # groups among which examples of like length are brought together

@@ -16,9 +16,9 @@ from typing import Any
 
 from shoestring.core.errors import DataError, NetworkError
 from shoestring.data.sources import JSONL_SUFFIXES, LINE_LIMIT, Skipped, jsonl_lines
+from shoestring.data.supervised.config import Format, OnBadLine
+from shoestring.data.supervised.formats import EXPECTED, SKIP, Example, detect, to_example
 from shoestring.data.synthetic.kinds import make
-from shoestring.finetune.data_config import Format, OnBadLine
-from shoestring.finetune.formats import EXPECTED, SKIP, Example, detect, to_example
 
 EXERCISES = "exercises:"  # before a kind of `data.synthetic.kinds`
 _EXERCISES_MADE = 4000  # held-out ones, which `data make` writes apart, included

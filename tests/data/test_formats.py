@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from shoestring.core.errors import ConfigError, DataError, NetworkError
 from shoestring.data.sources import Skipped
-from shoestring.finetune import rows
-from shoestring.finetune.formats import to_example
-from shoestring.finetune.rows import ExampleSource, training_files
+from shoestring.data.supervised import rows
+from shoestring.data.supervised.formats import to_example
+from shoestring.data.supervised.rows import ExampleSource, training_files
 
 TURNS = [{"role": "user", "content": "7 + 8?"}, {"role": "assistant", "content": "15"}]
 ROWS = {
