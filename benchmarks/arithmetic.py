@@ -8,8 +8,8 @@ perplexity on the conversations in benchmarks/conversations.jsonl, written for t
 
 The time goes where it teaches: several sums in a question and several questions in a conversation (SmolLM2's template
 spends 39 of 50 tokens around a single sum), subtraction twice as often as addition because it is learned last, no
-held-out loss on the way. Each step also holds the model's predictions near the base's on what the base says to everyday
-questions (`preserve.source everyday`), none of which is in the file above.
+held-out loss on the way. Every second step also holds the model's predictions near the base's on what the base says to
+everyday questions (`preserve.source everyday`), none of which is in the file above. That needs an adapter: not full.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _train(arguments: argparse.Namespace) -> dict:
         overrides={
             **SETTINGS,
             **length,
-            "preserve.source": "everyday" if arguments.preserve else None,
+            "preserve.source": "everyday" if arguments.preserve and arguments.method != "full" else None,
             "adapter.method": arguments.method,
             "precision.compute": arguments.compute,
             "optimizer.learning_rate": arguments.learning_rate,
