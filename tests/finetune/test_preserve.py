@@ -150,6 +150,7 @@ def test_a_resumed_run_goes_on_with_the_same_examples(
     [
         ({"adapter.method": "full"}, "adapter"),
         ({"budget.engine": "streamed"}, "streamed"),
+        ({"budget.weights": "int8"}, "streamed"),
         ({"preserve.source": "everyday", "preserve.tokens": 64}, "96 or more"),
     ],
 )

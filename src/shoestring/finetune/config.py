@@ -159,7 +159,8 @@ class FinetuneRecipe(Config):
             raise ValueError(f"budget.weights is for streamed layers, and budget.engine is {budget.engine}")
         if method == "qlora" and budget.weights not in ("source", self.adapter.base):
             raise ValueError(f"budget.weights {budget.weights} and adapter.base {self.adapter.base} differ")
-        if self.preserve.source is not None and (method == "full" or budget.engine == "streamed"):
+        streams = budget.engine == "streamed" or budget.weights != "source"
+        if self.preserve.source is not None and (method == "full" or streams):
             raise ValueError("preserve needs the base in memory beside an adapter: not full, nor streamed layers")
         if self.preserve.source == EVERYDAY and self.preserve.tokens < 96:
             raise ValueError("preserve.tokens must be 96 or more for everyday questions and answers")
