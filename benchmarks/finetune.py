@@ -56,7 +56,7 @@ def _prepare(folder: Path, model: str, method: str, steps: int) -> None:
     from shoestring.models.peft_folder import save_adapter
     from shoestring.models.resolve import find_model
     from shoestring.nn.lora_config import LoRAConfig
-    from shoestring.train.dataset import open_dataset
+    from shoestring.pretraining.dataset import open_dataset
 
     base = find_model(model).absolute()
     decoder = load_model(base)
@@ -70,10 +70,10 @@ def _prepare(folder: Path, model: str, method: str, steps: int) -> None:
 def _shoestring(folder: Path, method: str) -> dict:
     import torch
 
-    from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
     from shoestring.core.matmul import prefers_onednn
     from shoestring.data.batch import Batch
+    from shoestring.kernels import allocator
     from shoestring.models.adapters import quantize_blocks
     from shoestring.models.folder import load_model
     from shoestring.models.peft_folder import find_base, load_adapter
@@ -82,9 +82,9 @@ def _shoestring(folder: Path, method: str) -> dict:
     from shoestring.train.metrics import flops_per_token
     from shoestring.train.objective import next_token
     from shoestring.train.optimizer import build_optimizer
-    from shoestring.train.step import ResidentStep
+    from shoestring.train.resident import ResidentEngine
 
-    map_large_tensors(SHORT_LIVED)
+    allocator.install()
     model = load_model(find_base(folder / "adapter"))
     if method in ("nf4", "int4", "int8"):
         quantize_blocks(model, {"nf4": NF4Config(), "int4": Int4Config(), "int8": Int8Config()}[method])
@@ -92,11 +92,11 @@ def _shoestring(folder: Path, method: str) -> dict:
     model.train()
     optimizer = build_optimizer(AdamWConfig(learning_rate=LEARNING_RATE, weight_decay=0.0), model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    step = ResidentStep(model, next_token)
+    engine = ResidentEngine.around(model, next_token)
     positions_BT, segments_BT = torch.arange(TOKENS).expand(ROWS, -1), torch.zeros(ROWS, TOKENS, dtype=torch.int64)
 
     def update(tokens_BT, labels_BT) -> float:
-        loss = step([Batch(tokens_BT, labels_BT, positions_BT, segments_BT)])
+        loss = engine.forward_backward([Batch(tokens_BT, labels_BT, positions_BT, segments_BT)])
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -49,7 +49,6 @@ def main() -> None:
     parser.add_argument("--memory", help="of the cgroup [900MB; 2GB for qwen2.5-3b]")
     parser.add_argument("--wait", action="store_true", help="how long a step waits for a cold disk")
     parser.add_argument("--generate", action="store_true", help="tokens and perplexity of a streamed model")
-    parser.add_argument("--reuse", action="store_true", help="keep freed memory, as a run without a budget does")
     parser.add_argument("--new-tokens", type=int, default=16, help="with --generate")
     parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
@@ -89,7 +88,7 @@ def _train(arguments: argparse.Namespace, common: list[str], memory: int | None)
     _batches(Path(common[-1]), arguments.shape, WARMUP + arguments.steps, ROWS)
     kinds = ["streamed", "int8"] if peer else ["streamed"]
     run_worker(NAME, "--worker", "prepare", *common, *(["--weights", "int8"] if peer else []))
-    how = ["--slots", str(arguments.slots), "--microbatch", str(arguments.microbatch)] + ["--reuse"] * arguments.reuse
+    how = ["--slots", str(arguments.slots), "--microbatch", str(arguments.microbatch)]
     limited = [["--worker", kind, *common, *how] for kind in kinds]
     results: list[list[dict[str, Any]]] = [[] for _ in [*kinds, *(["peft"] if peer else [])]]
     for round_ in range(arguments.rounds):
@@ -185,18 +184,18 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str, Any]:
     import torch
 
-    from shoestring.core.allocator import GIVEN_BACK, SHORT_LIVED, map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
     from shoestring.data.batch import Batch
+    from shoestring.kernels import allocator
     from shoestring.models.adapters import attach
     from shoestring.nn.lora_config import LoRAConfig
+    from shoestring.offload.engine import StreamedEngine
     from shoestring.offload.model import open_streamed
-    from shoestring.offload.step import StreamedStep
     from shoestring.train.config import AdamWConfig
     from shoestring.train.objective import next_token
     from shoestring.train.optimizer import build_optimizer
 
-    map_large_tensors(SHORT_LIVED if arguments.reuse else GIVEN_BACK)
+    allocator.install()
     model = open_streamed(
         arguments.model,
         "int8" if integers else arguments.weights,
@@ -208,14 +207,14 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
     model.train()
     optimizer = build_optimizer(AdamWConfig(learning_rate=LEARNING_RATE, weight_decay=0.0), model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    step = StreamedStep(model, next_token)
+    engine = StreamedEngine.around(model, next_token)
     at_once = arguments.microbatch
     positions_BT = torch.arange(TOKENS).expand(at_once, -1)
     segments_BT = torch.zeros(at_once, TOKENS, dtype=torch.int64)
 
     def update(tokens_BT, labels_BT) -> float:
         parts = zip(tokens_BT.split(at_once), labels_BT.split(at_once), strict=True)
-        loss = step([Batch(tokens, labels, positions_BT, segments_BT) for tokens, labels in parts])
+        loss = engine.forward_backward([Batch(tokens, labels, positions_BT, segments_BT) for tokens, labels in parts])
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -47,10 +47,10 @@ def _prepare(folder: Path, steps: int) -> None:
     from shoestring.data.loader import PackedLoader
     from shoestring.models.builder import build
     from shoestring.models.folder import save_model
-    from shoestring.train.dataset import open_dataset
-    from shoestring.train.recipe import load_recipe
+    from shoestring.pretraining.config import load_pretrain_recipe
+    from shoestring.pretraining.dataset import open_dataset
 
-    save_model(build(load_recipe("elite-112m").model, seed=1), folder / "model")
+    save_model(build(load_pretrain_recipe("elite-112m").model, seed=1), folder / "model")
     shards = open_dataset(DataConfig(source="stdlib", separate_documents=False))
     loader = PackedLoader(shards, "train", TOKENS, ROWS, seed=1, separate_documents=False)
     save_batches(folder, [next(loader) for _ in range(steps)])
@@ -59,25 +59,25 @@ def _prepare(folder: Path, steps: int) -> None:
 def _shoestring(folder: Path, steps: int) -> dict:
     import torch
 
-    from shoestring.core.allocator import map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
     from shoestring.core.matmul import prefers_onednn
     from shoestring.data.batch import Batch
+    from shoestring.kernels import allocator
     from shoestring.models.folder import load_model
     from shoestring.train.config import AdamWConfig
     from shoestring.train.metrics import flops_per_token
     from shoestring.train.objective import next_token
     from shoestring.train.optimizer import build_optimizer
-    from shoestring.train.step import ResidentStep
+    from shoestring.train.resident import ResidentEngine
 
-    map_large_tensors()
+    allocator.install()
     model = load_model(folder / "model").train()
     optimizer = build_optimizer(AdamWConfig(), model)
-    step = ResidentStep(model, next_token)
+    engine = ResidentEngine.around(model, next_token)
     positions_BT, segments_BT = torch.arange(TOKENS).expand(ROWS, -1), torch.zeros(ROWS, TOKENS, dtype=torch.int64)
 
     def update(tokens_BT, labels_BT) -> float:
-        loss = step([Batch(tokens_BT, labels_BT, positions_BT, segments_BT)])
+        loss = engine.forward_backward([Batch(tokens_BT, labels_BT, positions_BT, segments_BT)])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -26,7 +26,7 @@ os.environ.pop("FORCE_COLOR", None)
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that chats."""
-    from tests.finetune import tiny
+    from tests.finetuning import tiny
 
     return tiny.chat_model(tmp_path_factory.mktemp("base") / "model")
 
@@ -34,6 +34,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few dozen sums to teach it."""
-    from tests.finetune import tiny
+    from tests.finetuning import tiny
 
     return tiny.sums(tmp_path_factory.mktemp("data") / "sums.jsonl")

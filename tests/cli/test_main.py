@@ -14,8 +14,8 @@ from shoestring.cli.main import main, parse, run_verb
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import GROUPS, VERBS, overview
 from shoestring.core.errors import DataError
-from shoestring.finetune.config import finetune_recipe
-from shoestring.train.recipe import load_recipe
+from shoestring.finetuning.config import finetune_recipe
+from shoestring.pretraining.config import load_pretrain_recipe
 
 
 def said(capsys, *arguments):
@@ -78,7 +78,7 @@ def test_every_example_parses_and_its_recipe_is_right(command, chain):
             if chain == ("finetune",):
                 finetune_recipe(arguments.args[0], arguments.kwargs["data"], overrides)
             else:
-                load_recipe(arguments.args[0], overrides)
+                load_pretrain_recipe(arguments.args[0], overrides)
 
 
 def test_help_shows_flags_with_defaults_choices_and_what_is_required(capsys):
@@ -115,7 +115,7 @@ def test_an_unknown_verb_names_the_nearest(capsys):
         (["doctor", "now"], "now"),
         (["pretrain"], "pretrain needs a recipe"),
         (["pretrain", "no-such-recipe"], "there is no recipe 'no-such-recipe'"),
-        (["pretrain", "quickstart", "--memory", "2GB"], "refuses --memory"),
+        (["pretrain", "quickstart", "--budget.engine", "streamed"], "streamed layers are frozen"),
         (
             ["pretrain", "quickstart", "--tim", "2m"],
             "unknown flag --tim (command line)\n  did you mean --time?",

@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file
 
 from shoestring.core.errors import DataError, RunError
+from shoestring.pretraining.job import pretrain
 from shoestring.train import checkpoint, evaluation
 from shoestring.train.interrupt import Interrupted
 from shoestring.train.metrics import read_metrics
-from shoestring.train.pretrain import pretrain
 from tests.train import tiny
 
 ROOT = Path(__file__).parents[2]
