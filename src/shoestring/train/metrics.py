@@ -75,7 +75,7 @@ class Metrics(Callback):
             self._write(values)
         self._events = len(state.events)
         if state.step % self.every == 0 or event.last or event.stopping:
-            rate = event.tokens / event.seconds
+            rate, tensors = event.tokens / event.seconds, counts()
             # The count of each metric is the loss's: they are sums over the same labels.
             extra = {name: _finite(value / max(event.loss.count, 1)) for name, value in event.loss.metrics.items()}
             self._write(
@@ -88,7 +88,7 @@ class Metrics(Callback):
                     "tokens_per_second": round(rate, 1),
                     "share_of_peak": round(share_of_peak(rate, self.token_flops, self.peak), 4),
                     "memory": memory_bytes(self.device),
-                    "tensors": counts().live,
+                    **({} if tensors is None else {"tensors": tensors.live}),
                     "seconds": round(state.seconds, 3),
                     **extra,
                 }

@@ -8,7 +8,7 @@ with a mistake leaves nothing behind.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,7 +95,7 @@ class Run:
     state: TrainerState
     opened: Opened | None = None
     peak_memory: int = 0
-    allocated: allocator.Counts = field(default_factory=allocator.counts)
+    allocated: allocator.Counts | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -119,7 +119,7 @@ class Run:
             "engine": self.recipe.budget.engine,
             "peak_memory": self.peak_memory or peak_rss_bytes(),
             "predicted_memory": None if self.opened is None else self.opened.prediction.total,
-            "tensor_memory": self.allocated.live_peak or None,
+            "tensor_memory": None if self.allocated is None else self.allocated.live_peak,
             "predicted_tensor_memory": None if self.opened is None else self.opened.prediction.tensor_bytes,
         }
 
@@ -147,6 +147,7 @@ def execute(job: Job, start: Start) -> Run:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     seed_everything(recipe.seed)
+    allocator.limit()
     allocator.reset_peaks()
     start = replace(start, recipe=recipe)
     opened = job.open(start)
