@@ -20,7 +20,8 @@ KINDS = {
     "gqa": {},
     "qk norm": {"attention": {"heads": 4, "kv_heads": 2, "head_width": 16, "qk_norm": True}},
     "mla": {"attention": {"kind": "mla", **LATENT}},
-    "mla with wide values": {"attention": {"kind": "mla", **LATENT, "value_width": 24, "query_rank": 12}},
+    "mla of one width": {"attention": {"kind": "mla", **LATENT, "value_width": 24, "query_rank": 12}},
+    "mla with wide values": {"attention": {"kind": "mla", **LATENT, "value_width": 32}},
     "mtla": {"attention": {"kind": "mtla", **LATENT}},
     "mtla with options": {
         "attention": {"kind": "mtla", **LATENT, "stride": 4, "rotary_scale": True, "part_norms": True}

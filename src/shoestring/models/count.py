@@ -182,9 +182,9 @@ def _kept_by_attention(config: ModelConfig) -> float:
         kept += 2 * attention.query_rank + 1
     if isinstance(attention, MLAConfig):
         kept += columns + heads
-        if value < queries:  # values and outputs padded to the width of keys
-            return kept + 4 * heads * queries + heads * value
-        return kept + 2 * heads * queries + heads * (content + value) + 2 * heads * value
+        if value != queries:  # queries, keys, values and outputs padded to one width, and what they come to
+            return kept + 4 * heads * max(queries, value) + heads * value
+        return kept + 2 * heads * queries + heads * (content + value) + heads * value
     # q and k; what holds v, and the output; normed and merged latents; the gate
     kept += 2 * heads * queries + heads * (content + value) + heads * value + 2 * heads
     kept += 2 * rank + 2 * (rank // 4) + 1

@@ -43,6 +43,7 @@ class SequentialBlock(BlockParts):
         with recomputing(normed_BTD, self.attention_norm, x_BTD):
             y_BTD = self.attention(normed_BTD, context, cache)
         x_BTD = x_BTD + self.attention_bottleneck(y_BTD)
+        del y_BTD, normed_BTD  # each as large as x: not while the feed-forward runs
         normed_BTD = self.feed_forward_norm(x_BTD)
         with recomputing(normed_BTD, self.feed_forward_norm, x_BTD):
             y_BTD, aux = self.feed_forward(normed_BTD)

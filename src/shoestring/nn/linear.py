@@ -25,9 +25,10 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient = gradients[0]
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        x_gradient = product(gradient, weight.t()) if wants_x else None
         rows = gradient.flatten(0, -2)
         weight_gradient = product(rows.t(), x.flatten(0, -2).t()) if wants_weight else None
+        del x  # made again for this product alone (`nn.recompute`), it need not be there beside its gradient
+        x_gradient = product(gradient, weight.t()) if wants_x else None
         return x_gradient, weight_gradient, rows.sum(0) if wants_bias else None
 
 

@@ -8,6 +8,7 @@ its kept input, with a graph, and goes backward. The same loss and gradients as 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ class StreamedEngine(LocalEngine):
                 self._up(parts)
                 if parts:
                     loss = self._top(parts, total)
-                    summed, metrics = float(loss.sum.detach()), dict(loss.metrics)
+                    summed, metrics = float(loss.sum), dict(loss.metrics)
                 self._down(parts, total)
         for part in parts:
             for name, value in part.aux.items():
@@ -85,15 +86,14 @@ class StreamedEngine(LocalEngine):
     def _top(self, parts: list[_Part], total: int) -> Loss:
         """The loss of all parts; leaves in each the gradient of its last layer's output."""
         ends = [part.x_BTD.requires_grad_() for part in parts]
-        hidden = [self.decoder.norm(end) for end in ends]
-        if len(parts) == 1:
-            loss = self.objective(hidden[0], self.decoder.head, parts[0].batch)
-        else:  # as one long row, so that the head is read once
-            loss = self.objective(_row(hidden), self.decoder.head, _merged([part.batch for part in parts]))
+        hidden, batch = [self.decoder.norm(end) for end in ends], parts[0].batch
+        if len(parts) > 1:  # as one long row, so that the head is read once
+            hidden, batch = [_row(hidden)], _merged([part.batch for part in parts])
+        loss = self.objective(hidden[0], self.decoder.head, batch)
         gradients = torch.autograd.grad(loss.sum / total, ends)
         for part, gradient in zip(parts, gradients, strict=True):
             part.x_BTD, part.gradient = gradient.new_empty(0), gradient
-        return loss
+        return replace(loss, sum=loss.sum.detach())  # its graph would hold the last layer's outputs
 
     def _down(self, parts: list[_Part], total: int) -> None:
         assert self._inputs is not None
@@ -101,16 +101,21 @@ class StreamedEngine(LocalEngine):
         for position in range(len(order) - 1, -1, -1):
             self.decoder.run.bring(position, down=True)
             for part in parts:
-                entering = self._inputs.take(part.kept.pop()).requires_grad_(position > 0)
-                y_BTD, aux = part.through(self.decoder.blocks[order[position]], position, entering)
-                outputs, gradients = [y_BTD], [part.gradient]
-                for extra in aux.values():
-                    outputs.append(extra)
-                    gradients.append(torch.full_like(extra, part.count / total))
-                if y_BTD.requires_grad:
-                    torch.autograd.backward(outputs, gradients)
-                if entering.grad is not None:
-                    part.gradient, entering.grad = entering.grad, None
+                self._down_one(part, position, self.decoder.blocks[order[position]], total)
+
+    def _down_one(self, part: _Part, position: int, block: torch.nn.Module, total: int) -> None:
+        """A layer again for one microbatch, with a graph, and backward: nothing of it is left for the next one."""
+        assert self._inputs is not None
+        entering = self._inputs.take(part.kept.pop()).requires_grad_(position > 0)
+        y_BTD, aux = part.through(block, position, entering)
+        outputs, gradients = [y_BTD], [part.gradient]
+        for extra in aux.values():
+            outputs.append(extra)
+            gradients.append(torch.full_like(extra, part.count / total))
+        if y_BTD.requires_grad:
+            torch.autograd.backward(outputs, gradients)
+        if entering.grad is not None:
+            part.gradient = entering.grad
 
 
 class _Part:

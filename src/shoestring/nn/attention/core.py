@@ -48,10 +48,9 @@ def by_document(q: Tensor, k: Tensor, v: Tensor, documents, attend_one: Callable
     if documents is None:
         return attend_one(q, k, v)
     sizes = [[end - start for row, start, end in documents if row == b] for b in range(q.shape[0])]
-    # Split, not sliced: the gradient of a slice is as large as the whole tensor, once for every document.
-    parts = (
-        zip(*(rows[b : b + 1].split(sizes[b], dim=2) for rows in (q, k, v)), strict=True) for b in range(q.shape[0])
-    )
+    # Split, not sliced: the gradient of a slice is as large as the whole tensor, once for every row and document.
+    rows = zip(*(x.split(1) for x in (q, k, v)), strict=True)
+    parts = (zip(*(x.split(sizes[b], dim=2) for x in row), strict=True) for b, row in enumerate(rows))
     outputs = [attend_one(*part).transpose(1, 2) for row in parts for part in row]
     batch, heads, tokens, _ = q.shape
     return torch.cat(outputs, dim=1).view(batch, tokens, heads, v.shape[-1]).transpose(1, 2)

@@ -43,7 +43,9 @@ class GroupedQueryAttention(nn.Module):
         self.key_norm = RMSNorm(config.head_width, epsilon) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        return self.finish(self.attend(*self.project(x_BTD, context), context, cache))
+        q_BHTC, k_BKTC, v_BKTC = self.project(x_BTD, context)
+        q_BHTC, k_BKTC = self.turn(q_BHTC, context), self.turn(k_BKTC, context)
+        return self.finish(self.attend(q_BHTC, k_BKTC, v_BKTC, context, cache))
 
     def project(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """-> queries [B, H, T, C], keys and values [B, K, T, C], normed and not yet rotated."""
@@ -53,12 +55,14 @@ class GroupedQueryAttention(nn.Module):
         k_BKTC = self.key_norm(key.view(heads)).transpose(1, 2)
         return q_BHTC, k_BKTC, value.view(heads).transpose(1, 2)
 
+    def turn(self, x_BHTC: Tensor, context: Context) -> Tensor:
+        """Rotary positions on queries or keys. Before `attend`, so that the caller can let go of what it turned."""
+        return x_BHTC if context.rotary is None else rotate(x_BHTC, context.rotary)
+
     def attend(
         self, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, context: Context, cache: LayerCache | None
     ) -> Tensor:
-        """Rotate, append to the cache, attend -> [B, H, T, C]."""
-        if context.rotary is not None:
-            q_BHTC, k_BKTC = rotate(q_BHTC, context.rotary), rotate(k_BKTC, context.rotary)
+        """Append to the cache, attend -> [B, H, T, C]. Queries and keys are turned."""
         if cache is not None:
             k_BKTC, v_BKTC = cache.append(k_BKTC, v_BKTC, context.counts)
         return self.over_keys(q_BHTC, k_BKTC, v_BKTC, context, self.head_width**-0.5)

@@ -83,7 +83,9 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """The same with latents and rotary keys apart."""
         k_BHSC, v_BHSC = self.keys_and_values(latents_BSR, keys_BSC)
-        y_BHTC = attend(torch.cat([content, rotary], dim=-1), k_BHSC, v_BHSC, seen, self.scale)
+        # Heads beside each other in memory, as keys have them: the result then is a view for the projection.
+        q_BTHC = torch.cat([content.transpose(1, 2), rotary.transpose(1, 2)], dim=-1)
+        y_BHTC = attend(q_BTHC.transpose(1, 2), k_BHSC, v_BHSC, seen, self.scale)
         return y_BHTC.transpose(1, 2).flatten(2)
 
     def absorbed(self, content: Tensor, rotary: Tensor, columns_BSW: Tensor, seen: Visibility) -> Tensor:

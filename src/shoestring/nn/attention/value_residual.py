@@ -40,6 +40,7 @@ class ValueResidualAttention(GroupedQueryAttention):
         q_BHTC, k_BKTC, v_BKTC = self.project(x_BTD, context)
         first_BKTC = v_BKTC if first_BKTC is None else first_BKTC
         mixed_BKTC = v_BKTC + self.value_share.weight.to(v_BKTC.dtype) * (first_BKTC - v_BKTC)
+        q_BHTC, k_BKTC = self.turn(q_BHTC, context), self.turn(k_BKTC, context)
         return self.finish(self.attend(q_BHTC, k_BKTC, mixed_BKTC, context, cache)), first_BKTC
 
 
@@ -51,6 +52,7 @@ class ValueResidualBlock(BlockParts):
         with recomputing(normed_BTD, self.attention_norm, x_BTD):
             y_BTD, first_BKTC = self.attention(normed_BTD, context, cache, first_BKTC)
         x_BTD = x_BTD + self.attention_bottleneck(y_BTD)
+        del y_BTD, normed_BTD  # each as large as x: not while the feed-forward runs
         normed_BTD = self.feed_forward_norm(x_BTD)
         with recomputing(normed_BTD, self.feed_forward_norm, x_BTD):
             y_BTD, aux = self.feed_forward(normed_BTD)

@@ -50,7 +50,7 @@ class MemoryAttention(GroupedQueryAttention):
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         q_BHTC, k_BKTC, v_BKTC = self.project(x_BTD, context)
-        local_BHTC = self.attend(q_BHTC, k_BKTC, v_BKTC, context, cache)
+        local_BHTC = self.attend(self.turn(q_BHTC, context), self.turn(k_BKTC, context), v_BKTC, context, cache)
         if isinstance(cache, MemoryLayerCache):
             k_BKTC, v_BKTC = cache.append_searched(k_BKTC, context.counts)
         recalled_BHTC, found_B1T1 = self._recall(q_BHTC, k_BKTC.detach(), v_BKTC.detach(), context, cache)

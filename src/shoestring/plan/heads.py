@@ -1,0 +1,196 @@
+"""The output head with its loss, without numbers (`nn.head_loss`, `nn.frozen_head_loss`, `nn.base_distance`).
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from shoestring.nn.head_blocks import STATES, block_rows, chunk_rows, compared_rows
+from shoestring.plan.parts import matmul
+from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
+
+# nn.head_loss holds a chunk's tensors until those of the next are made.
+_CHUNKS_OVERLAP = True
+
+
+def trained_head_loss(
+    tape: Tape, hidden: Tensor, weight: Tensor, width: int, softcap: bool, labels: float | None = None
+) -> Tensor:
+    """The loss of a trained head. weight: [V, D]; labels: that count, None: all."""
+    rows = hidden if labels is None else chosen(tape, hidden, labels * width)
+    del hidden
+    vocabulary, count = int(weight.numbers / width), rows.numbers / width
+    wants = tape.wants(rows, weight)
+    made: list[Tensor] = []
+    with tape.recording(False):
+        small = rows if rows.size == tape.compute else tape.empty(rows.numbers, tape.compute)
+        table = weight if weight.size == tape.compute else tape.empty(weight.numbers, tape.compute)
+        rows_gradient = tape.like(small) if wants else None
+        weight_gradient: Tensor | None = None
+        held: list[Tensor] = []
+        for start in range(0, -(-int(count) // 1), chunk_rows(vocabulary)):
+            here = min(chunk_rows(vocabulary), count - start)
+            if not _CHUNKS_OVERLAP:
+                held.clear()
+            logits = _logits(tape, here, width, vocabulary, softcap and wants)
+            held = logits
+            if not wants:
+                continue
+            gradient = logits[0] if small.size == FLOAT else tape.empty(logits[0].numbers, small.size)
+            held = [*logits, gradient]
+            share = matmul(tape, here, vocabulary, width, small.size)
+            del share
+            share = matmul(tape, vocabulary, here, width, small.size, transposed=True)
+            if small.size != FLOAT:
+                share = tape.empty(share.numbers)
+            if weight_gradient is None:
+                weight_gradient = share
+            else:
+                held.append(share)
+            del share, gradient, logits
+        held.clear()
+        del small, table
+    if wants:
+        assert rows_gradient is not None and weight_gradient is not None
+        made += [rows_gradient, weight_gradient]
+    del rows_gradient, weight_gradient
+    loss, size = tape.empty(1), rows.size
+
+    def backward(gradient: Tensor) -> list[Tensor | None]:
+        rows_gradient, weight_gradient = made
+        made.clear()
+        return [rows_gradient if rows_gradient.size == size else tape.empty(rows_gradient.numbers), weight_gradient]
+
+    tape.record([loss], [rows, weight], backward)
+    return loss
+
+
+def _logits(tape: Tape, rows: float, width: int, vocabulary: int, slope: bool) -> list[Tensor]:
+    """Of a chunk, with what goes with each row; and the cap's slope."""
+    logits = matmul(tape, rows, width, vocabulary, tape.compute)
+    if logits.size != FLOAT:
+        logits = tape.empty(logits.numbers)
+    held = [logits]
+    if slope:
+        squares = tape.like(logits)
+        held.append(tape.like(squares))
+        del squares
+    held += [tape.empty(rows), tape.empty(rows, INDEX), tape.empty(rows)]
+    tape.scratch(3 * rows)
+    return held
+
+
+Blocks = Callable[[Tape], Iterator[Tensor | None]]
+
+
+def frozen_head_loss(
+    tape: Tape, hidden: Tensor, blocks: Blocks, vocabulary: int, width: int, softcap: bool, labels: float | None = None
+) -> Tensor:
+    """The loss of a frozen head. blocks: what each takes while it is there."""
+    rows = hidden if labels is None else chosen(tape, hidden, labels * width)
+    del hidden
+    wants, parts, size = tape.wants(rows), [], rows.size
+    made: list[Tensor] = []
+    with tape.recording(False):
+        small = rows if rows.size == tape.compute else tape.empty(rows.numbers, tape.compute)
+        left = rows.numbers / width
+        while left > 0:
+            count = min(STATES, left)
+            parts.append(_over_blocks(tape, count, small.size, blocks, vocabulary, width, softcap, wants))
+            left -= count
+        if wants:
+            made.append(tape.empty(rows.numbers))
+        parts.clear()
+        del small
+    loss = tape.empty(1)
+
+    def backward(gradient: Tensor) -> list[Tensor | None]:
+        (made_gradient,) = made
+        made.clear()
+        return [made_gradient]
+
+    tape.record([loss], [rows], backward)
+    return loss
+
+
+def _over_blocks(
+    tape: Tape, count: float, size: int, blocks: Blocks, vocabulary: int, width: int, softcap: bool, wants: bool
+) -> Tensor:
+    """-> the gradient for these rows."""
+    sums = tape.empty(count), tape.empty(count)
+    mean = tape.empty(count * width if wants else 0)
+    label_rows = tape.empty(count * width if wants else 0)  # noqa: F841
+    rows = min(block_rows(width), vocabulary)
+    for block in blocks(tape):
+        _merge(tape, count, rows, count * rows / vocabulary, size, width, softcap and wants, wants)
+        del block
+    losses = tape.empty(count)
+    del sums, losses
+    return mean
+
+
+def _merge(
+    tape: Tape, count: float, rows: int, labelled: float, size: int, width: int, slope: bool, wants: bool
+) -> None:
+    """labelled: how many have their label in this block."""
+    logits = matmul(tape, count, width, rows, size)
+    if size != FLOAT:
+        logits = tape.empty(logits.numbers)
+    if slope:
+        squares = tape.like(logits)
+        slopes = tape.like(squares)  # noqa: F841
+        del squares
+    here = tape.empty(labelled, INDEX), tape.empty(labelled, INDEX)  # noqa: F841
+    sums = [tape.empty(count) for _ in range(3)]  # noqa: F841
+    if wants:
+        gradient = logits if size == FLOAT else tape.empty(logits.numbers, size)
+        share = matmul(tape, count, rows, width, size)
+        del gradient
+        if size != FLOAT:
+            share = tape.empty(share.numbers)  # noqa: F841
+        tape.scratch(2 * count)
+
+
+def distance(tape: Tape, hidden: Tensor, base: Tensor, vocabulary: int, width: int, softcap: bool) -> Tensor:
+    """KL of a model's predictions from its base's, under a frozen head."""
+    made = [tape.like(hidden)]
+    count = hidden.numbers / width
+    with tape.recording(False):
+        start = 0.0
+        while start < count:
+            rows = min(compared_rows(vocabulary), count - start)
+            first = _log_softmax(tape, rows, width, vocabulary, softcap)
+            second = _log_softmax(tape, rows, width, vocabulary, softcap)
+            p = tape.like(first[0])
+            share = matmul(tape, rows, vocabulary, width)
+            del first, second, p, share
+            start += rows
+    loss = tape.empty(1)
+
+    def backward(gradient: Tensor) -> list[Tensor | None]:
+        (found,) = made
+        made.clear()
+        return [found]
+
+    tape.record([loss], [hidden], backward)
+    return loss
+
+
+def _log_softmax(tape: Tape, rows: float, width: int, vocabulary: int, slope: bool) -> list[Tensor]:
+    logits = matmul(tape, rows, width, vocabulary)
+    held = []
+    if slope:
+        squares = tape.like(logits)
+        held.append(tape.like(squares))
+        del squares
+    return [tape.like(logits), *held]
+
+
+def chosen(tape: Tape, x: Tensor, numbers: float) -> Tensor:
+    """The rows of x that have a label, copied."""
+    y = tape.empty(numbers, x.size)
+    whole, size = x.numbers, x.size
+    tape.record([y], [x], lambda gradient: [tape.empty(whole, size)])
+    return y

@@ -1,0 +1,112 @@
+"""One optimizer step of the streamed engine, phase by phase (`offload.engine`): up, the head, down. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from shoestring.nn.head_blocks import block_rows
+from shoestring.plan.attention import Context
+from shoestring.plan.heads import frozen_head_loss
+from shoestring.plan.model import Model
+from shoestring.plan.parts import cat
+from shoestring.plan.tape import FLOAT, INDEX, Leaf, Tape, Tensor
+
+_BATCH = 4  # arrays of a batch, of integers
+
+
+@dataclass
+class _Part:
+    """A microbatch on its way."""
+
+    context: Context
+    x: Tensor | None
+    gradient: Tensor | None = None
+    kept: list[Tensor | None] = field(default_factory=list)
+
+
+def streamed_step(
+    tape: Tape, model: Model, rows: int, length: int, microbatches: int, compute: int, source: int, spilled: bool,
+    labels: float | None, documents: bool, blocks: Callable[[Tape], Iterator[Tensor | None]],
+) -> None:  # fmt: skip
+    """source: bytes of a number in the model's files. blocks: of the head."""
+    parts = []
+    with tape.recording(False):
+        for _ in range(microbatches):
+            context = model.context(tape, rows, length, documents)
+            parts.append(_Part(context, model.embed_from_disk(tape, context, source)))
+    with tape.autocast(compute):
+        _up(tape, model, parts, spilled)
+        _top(tape, model, parts, labels, blocks)
+        _down(tape, model, parts, spilled)
+
+
+def _up(tape: Tape, model: Model, parts: list[_Part], spilled: bool) -> None:
+    with tape.recording(False), tape.recipes(False):
+        for index in model.order:
+            tape.memory.begin("one block's work")
+            for part in parts:
+                part.kept.append(None if spilled else part.x)
+                assert part.x is not None
+                part.x = model.blocks[index](tape, part.x, part.context)
+
+
+def _top(
+    tape: Tape, model: Model, parts: list[_Part], labels: float | None, blocks: Callable[[Tape], Iterator[Tensor | None]]
+) -> None:
+    """The loss of all parts; leaves in each the gradient of its last layer's output."""
+    tape.memory.begin("the head and its loss")
+    config, ends = model.config, []
+    for part in parts:
+        assert part.x is not None
+        end = part.x.detach()
+        end.node = Leaf()
+        ends.append(end)
+    hidden = [model.norm(tape, end) for end in ends]
+    merged = []
+    if len(parts) > 1:
+        together = cat(tape, hidden)
+        merged = [tape.empty(together.numbers / config.width, INDEX) for _ in range(_BATCH)]
+        hidden = [together]
+        del together
+    softcap = config.logit_softcap is not None
+    loss = frozen_head_loss(tape, hidden[0], blocks, config.vocabulary, config.width, softcap, labels)
+    gradients = tape.gradients_of(loss, None, [end.node for end in ends if end.node is not None])
+    for part, gradient in zip(parts, gradients, strict=True):
+        part.x, part.gradient = None, gradient
+    del merged
+
+
+def _down(tape: Tape, model: Model, parts: list[_Part], spilled: bool) -> None:
+    for position in range(len(model.order) - 1, -1, -1):
+        tape.memory.begin("one block's work")
+        for part in parts:
+            _down_one(tape, model, part, position)
+
+
+def _down_one(tape: Tape, model: Model, part: _Part, position: int) -> None:
+    kept = part.kept.pop()
+    entering = tape.empty(part.context.tokens * model.config.width) if kept is None else kept.detach()
+    leaf = Leaf()
+    if position:
+        entering.node = leaf
+    del kept
+    with tape.recipes(False):
+        y = model.blocks[model.order[position]](tape, entering, part.context)
+    if y.node is not None:
+        tape.backward([y], [part.gradient])
+    if leaf.grad is not None:
+        part.gradient = leaf.grad
+
+
+def streamed_blocks(vocabulary: int, width: int, source: int) -> Callable[[Tape], Iterator[Tensor | None]]:
+    """Blocks of the head in float32, made of those that came from disk."""
+    rows = block_rows(width)
+
+    def blocks(tape: Tape) -> Iterator[Tensor | None]:
+        for start in range(0, vocabulary, rows):
+            size = min(rows, vocabulary - start) * width
+            wide = None if source == FLOAT else tape.empty(size)  # noqa: F841
+            yield None if tape.compute == FLOAT else tape.empty(size, tape.compute)
+
+    return blocks
