@@ -72,7 +72,7 @@ def _shoestring(folder: Path, method: str) -> dict:
 
     from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
-    from shoestring.core.matmul import prefers_onednn
+    from shoestring.core.matmul import TABLE, served_by
     from shoestring.data.batch import Batch
     from shoestring.models.adapters import quantize_blocks
     from shoestring.models.folder import load_model
@@ -109,7 +109,7 @@ def _shoestring(folder: Path, method: str) -> dict:
         "parameters": model.config.parameter_count(),
         "flops_per_token": flops_per_token(model.config, TOKENS) * 4 / 6,
         "matrix_peak": matrix_peak("float32", refresh=True),
-        "products": "oneDNN" if prefers_onednn() else "torch's default",
+        "products": served_by(TABLE.choices()["choices"]),
     }
 
 

@@ -61,7 +61,7 @@ def _shoestring(folder: Path, steps: int) -> dict:
 
     from shoestring.core.allocator import map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
-    from shoestring.core.matmul import prefers_onednn
+    from shoestring.core.matmul import TABLE, served_by
     from shoestring.data.batch import Batch
     from shoestring.models.folder import load_model
     from shoestring.train.config import AdamWConfig
@@ -89,7 +89,7 @@ def _shoestring(folder: Path, steps: int) -> dict:
         "parameters": model.parameter_count(),
         "flops_per_token": flops_per_token(model.config, TOKENS),
         "matrix_peak": matrix_peak("float32", refresh=True),
-        "products": "oneDNN" if prefers_onednn() else "torch's default",
+        "products": served_by(TABLE.choices()["choices"]),
     }
 
 

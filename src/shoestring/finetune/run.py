@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from shoestring.core import matmul
 from shoestring.core.allocator import GIVEN_BACK, SHORT_LIVED, map_large_tensors
 from shoestring.core.device import resolve_dtype
 from shoestring.core.errors import RunError
@@ -82,6 +83,8 @@ def finetune(
     if resumed is not None and state.finished:
         say(f"{resumed} is finished; nothing is left to train")
         return _result(recipe, resumed, state, load_answers(resumed), None)
+    if not matmul.TABLE.adopt(state.matmul):
+        say(matmul.OTHER_MACHINE)
     run = prepare(recipe, resumed, checkpoint, state, choose)
     recipe, out = run.recipe, run.out
     predicted = total(run.choice.lines)

@@ -21,7 +21,7 @@ import torch  # noqa: F401  its OpenMP library must be there before a kernel is 
 
 from shoestring.core.errors import ShoestringError
 from shoestring.core.files import atomic_write, cache_dir
-from shoestring.core.machine import cpu_model
+from shoestring.core.machine import cpu_identity
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _PATIENCE = 300  # seconds for a compiler that needs three
@@ -36,7 +36,7 @@ def kernel(name: str) -> ctypes.CDLL | None:
     if compiler is None or not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         return None
     source = Path(__file__).with_name(f"{name}.cpp").read_bytes()
-    key = hashlib.sha256(b"\0".join([source, " ".join(_FLAGS).encode(), cpu_model().encode()])).hexdigest()[:16]
+    key = hashlib.sha256(b"\0".join([source, " ".join(_FLAGS).encode(), cpu_identity().encode()])).hexdigest()[:16]
     try:
         file = cache_dir() / "kernels" / f"{name}-{key}.so"
         if not file.exists():

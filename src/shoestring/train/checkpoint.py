@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shoestring.core import matmul
 from shoestring.core.errors import ModelFileError, RunError
 from shoestring.core.files import atomic_folder, remove_stale, replace_symlink_or_pointer
 from shoestring.core.seeds import restore_rng_state, rng_state
@@ -159,7 +160,7 @@ class Checkpoint(Callback):
         if not (event.last or event.stopping or due):
             return
         started = time.perf_counter()
-        state.data = self.data_state()
+        state.data, state.matmul = self.data_state(), matmul.TABLE.choices()
         state.finished = event.last
         if parallel.rank() == 0:
             write_checkpoint(

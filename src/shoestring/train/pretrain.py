@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from shoestring.core import console
+from shoestring.core import console, matmul
 from shoestring.core.allocator import map_large_tensors
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError, ConfigError, DataError, RunError
@@ -80,6 +80,8 @@ def pretrain(
     tokenizer = shards.tokenizer
     compute = resolve_dtype(recipe.precision.compute)
     state = TrainerState() if run.checkpoint is None else read_state(run.checkpoint)
+    if not matmul.TABLE.adopt(state.matmul):
+        _say(matmul.OTHER_MACHINE)
     _say(header(recipe, run.origin, out, model.config, shards, state))
     _train(run, state, model, shards, tokenizer, device, compute)
     return _result(run, state, model.parameter_count(), shards)
