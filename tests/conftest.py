@@ -1,4 +1,5 @@
-"""Surroundings of every test: one thread (tests run side by side), a cache outside the home, no colours, one library for matrices.
+"""Surroundings of every test: one thread (tests run side by side), a cache outside the home, no colours, and one
+library for matrices.
 
 The cache lasts between runs, so that what tests fetch is fetched once; a run from nothing works as well.
 """

@@ -1,4 +1,4 @@
-"""`shoestring doctor`: what this machine has, measured, and what that means for training; five lines, and who multiplies matrices."""
+"""`shoestring doctor`: what this machine has, measured, and what that means for training; who multiplies matrices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USUAL_SHARE_OF_PEAK = 0.5
 EXAMPLE_PARAMETERS = 10_000_000
 
 # Products that every run makes: name, layout, rows, outputs and length of the sums.
-USUAL_PRODUCTS = (
+USUAL_PRODUCTS: tuple[tuple[str, str, int, int, int], ...] = (
     ("forward, 768 wide", "forward", 768, 768, 768),
     ("input gradient", "input gradient", 768, 768, 768),
     ("weight gradient", "weight gradient", 768, 768, 768),
@@ -71,7 +71,11 @@ def measure() -> dict[str, Any]:
         gpu = torch.cuda.get_device_name(device)
     elif device.type == "mps":
         gpu = "Apple GPU (MPS, which we have not run)"
-    kinds = [Kind.of(dtype, *kind) for dtype in (torch.float32, torch.bfloat16) for _, *kind in USUAL_PRODUCTS]
+    kinds = [
+        Kind.of(dtype, layout, rows, outputs, inner)
+        for dtype in (torch.float32, torch.bfloat16)
+        for _, layout, rows, outputs, inner in USUAL_PRODUCTS
+    ]
     return {
         "processor": machine.cpu_model(),
         "cores": machine.cpu_count(),

@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,8 +213,8 @@ def _cpu_peak(dtype: torch.dtype, seconds: float) -> float:
     return max(kind.operations / best, _best_rate(contenders, torch.device("cpu"), seconds))
 
 
-def _best_rate(contenders: list[tuple[int, Callable[[], Any]]], device: torch.device, seconds: float) -> float:
-    """Operations per second of the best of many rounds: a ceiling, and what a busy machine gives at times is not one."""
+def _best_rate(contenders: Sequence[tuple[int, Callable[[], Any]]], device: torch.device, seconds: float) -> float:
+    """Operations per second, the best of many rounds: a ceiling, which what a busy machine gives at times is not."""
     for _, multiply in contenders:  # kernels are chosen, pages touched
         multiply()
     _synchronize(device)

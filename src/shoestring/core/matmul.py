@@ -26,7 +26,7 @@ OTHER_MACHINE = (
 )
 _TILE = 1024  # numbers in each direction that `_widened` makes float32 at a time: 12 MB in all
 _FORMATS = (torch.float32, torch.bfloat16)
-_TENSORS = (Tensor, nn.Parameter)  # others (traced, faked, distributed) have no time to measure and products of their own
+_TENSORS = (Tensor, nn.Parameter)  # a traced, faked or distributed one has products of its own
 
 
 def matmul(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
@@ -94,12 +94,12 @@ def _widened(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
     y = rows.new_empty(len(rows), len(weight_NK))
     for m in range(0, len(rows), _TILE):
         for n in range(0, len(weight_NK), _TILE):
-            sums = None
+            tile = y[m : m + _TILE, n : n + _TILE]
+            sums = torch.zeros(tile.shape, device=y.device)
             for k in range(0, weight_NK.shape[1], _TILE):
                 left = rows[m : m + _TILE, k : k + _TILE].float()
-                right = weight_NK[n : n + _TILE, k : k + _TILE].float().t()
-                sums = torch.mm(left, right) if sums is None else sums.addmm_(left, right)
-            y[m : m + _TILE, n : n + _TILE] = sums
+                sums.addmm_(left, weight_NK[n : n + _TILE, k : k + _TILE].float().t())
+            tile.copy_(sums)
     return y.view(*rows_MK.shape[:-1], len(weight_NK))
 
 
