@@ -225,6 +225,16 @@ def test_a_library_can_be_forced(cache):
     assert laboratory.table("onednn").adopt(recorded) and not laboratory.table("torch").adopt(recorded)
 
 
+def test_a_forced_library_that_a_format_lacks_is_recorded_and_adopted():
+    def libraries(dtype):
+        names = ("torch", "onednn") if dtype == torch.float32 else ("torch",)
+        return {name: lambda rows, weight: rows @ weight.t() for name in names}
+
+    table = Table(libraries, "onednn")
+    assert [table.library(KIND), table.library(KIND._replace(dtype=torch.bfloat16))] == ["onednn", "torch"]
+    assert Table(libraries, "onednn").adopt(table.choices())
+
+
 @pytest.mark.parametrize("wish, forced", [("mkl", "torch"), ("onednn", "onednn"), ("", "")])
 def test_the_environment_forces_one(wish, forced):
     asked = "from shoestring.core.matmul import TABLE; print(TABLE.forced)"

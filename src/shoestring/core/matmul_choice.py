@@ -131,12 +131,8 @@ class Table:
             chosen = self._chosen.setdefault(machine_key(), {})
             name = chosen.get(str(kind))
             if name is None:
-                available = self._libraries(kind.dtype)
-                if self.forced:
-                    name = self.forced if self.forced in available else next(iter(available))
-                else:
-                    name = next(iter(available)) if len(available) == 1 else self.entry(kind)["library"]
-                chosen[str(kind)] = name
+                allowed = self._allowed(kind.dtype)
+                chosen[str(kind)] = name = allowed[0] if len(allowed) == 1 else self.entry(kind)["library"]
             return name
 
     def entry(self, kind: Kind) -> dict[str, Any]:
@@ -175,14 +171,20 @@ class Table:
         choices = dict(recorded.get("choices", {}))
         if not choices:
             return True
-        known = {name for dtype in (torch.float32, torch.bfloat16) for name in self._libraries(dtype)}
-        known = {self.forced} if self.forced else known
-        if recorded.get("machine") != machine_key() or not known.issuperset(choices.values()):
+        allowed = {str(dtype).removeprefix("torch."): self._allowed(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        here = all(name in allowed.get(kind.split()[0], ()) for kind, name in choices.items())
+        if recorded.get("machine") != machine_key() or not here:
             return False
         with self._lock:
             self._chosen.setdefault(machine_key(), {}).update(choices)
             self._products.clear()
         return True
+
+    def _allowed(self, dtype: torch.dtype) -> list[str]:
+        available = list(self._libraries(dtype))
+        if self.forced:
+            return [self.forced if self.forced in available else available[0]]
+        return available
 
     def _in_file(self, content: dict[str, Any], machine: str, kind: Kind) -> dict[str, Any] | None:
         known = content.get(machine, {}).get(str(kind))
