@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from shoestring.core import console
+from shoestring.core import console, matmul
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError, RunError
 from shoestring.core.machine import matrix_peak, peak_rss_bytes
@@ -147,6 +147,8 @@ def execute(job: Job, start: Start) -> Run:
     allocator.install()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    if not matmul.TABLE.adopt(start.state.matmul):
+        say(matmul.OTHER_MACHINE)
     seed_everything(recipe.seed)
     allocator.limit()
     allocator.reset_peaks()
