@@ -26,7 +26,7 @@ struct Header {  // before each small block
 constexpr size_t OVERHEAD = sizeof(Header) + ALIGNMENT;
 
 struct Counts {
-    int64_t live, held, live_peak, held_peak, allocations, reused, fresh, given_back;
+    int64_t live, held, live_peak, held_peak, allocations, reused, fresh, moved, given_back;
 };
 
 struct Event {
@@ -79,7 +79,7 @@ public:
         std::lock_guard<std::mutex> held_lock(lock_);
         Counts now = counts_;
         now.live = live_, now.held = held();
-        now.fresh = pages_.fresh, now.given_back = pages_.given_back;
+        now.fresh = pages_.fresh, now.moved = pages_.moved, now.given_back = pages_.given_back;
         return now;
     }
 
