@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <random>
 #include <thread>
 
@@ -102,7 +103,6 @@ int main(int, char** arguments) {
     for (auto& slot : slots) release(slot.exchange(nullptr));
     memory_give_back();
     memory_trace(0);
-    blocks::memory().events();
     blocks::Counts counts;
     memory_counts(&counts);
     require(counts.live == 0 && counts.held == 0, "nothing is left");

@@ -128,8 +128,8 @@ def trace_stop() -> list[Event]:
     """What was written down, in order; nothing more is."""
     library = _ours()
     library.memory_trace(0)
-    numbers = (ctypes.c_int64 * (3 * library.memory_events()))()
-    library.memory_read_events(numbers)
+    numbers = (ctypes.c_int64 * (3 * library.memory_events(None)))()
+    library.memory_events(numbers)
     return [Event(*numbers[i : i + 3]) for i in range(0, len(numbers), 3)]
 
 
@@ -146,7 +146,7 @@ def _library() -> ctypes.CDLL | None:
         at, size = ctypes.c_void_p, ctypes.c_size_t
         found.memory_take.argtypes, found.memory_take.restype = [size], at
         found.memory_release.argtypes = [at]
-        found.memory_counts.argtypes = found.memory_read_events.argtypes = [at]
+        found.memory_counts.argtypes = [at]
         found.memory_limit.argtypes = [size, size]
-        found.memory_events.argtypes, found.memory_events.restype = [], size
+        found.memory_events.argtypes, found.memory_events.restype = [at], size
     return found

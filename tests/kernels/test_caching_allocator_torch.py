@@ -1,221 +1,22 @@
-"""The allocator against a plain model of its counts and limits; torch on top of it; its threads under sanitizers.
-
-The model drives the library itself, which torch's tensors of this process have nothing to do with. What torch does
-with it runs in one child that has installed it: other tests of this process look at resident memory.
-"""
+"""Torch on top of the allocator, in one child that has installed it: other tests look at this process's memory."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import mmap
 import multiprocessing
 import os
-import platform
-import re
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from shoestring.core.machine import rss_bytes
 from shoestring.kernels import allocator, compiled
-
-SWITCHES = ["SHOESTRING_ALLOCATOR", "SHOESTRING_KERNELS"]
-NEEDS_COMPILER = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which("g++") is None or any(os.environ.get(name) == "off" for name in SWITCHES),
-    reason="without g++ on Linux, or switched off, there is no allocator",
-)
-LINUX = re.match(r"(\d+)\.(\d+)", platform.release())
-NEEDS_MOVES = pytest.mark.skipif(
-    LINUX is None or (int(LINUX[1]), int(LINUX[2])) < (5, 7), reason="this system cannot move pages"
-)
-PAGE, SMALL, OVERHEAD = mmap.PAGESIZE, 1 << 16, 88
-MOST = 1 << 20
-
-
-# --- the library against a model ----------------------------------------------------------------------------------
-
-SIZES = st.one_of(st.integers(1, 4096), st.integers(SMALL - 64, 4 * SMALL), st.integers(1, MOST))
-LIMITS = st.one_of(st.none(), st.integers(0, 4 * MOST))
-STEPS = st.one_of(
-    st.tuples(st.just("take"), SIZES),
-    st.tuples(st.just("take"), SIZES),
-    st.tuples(st.just("release"), st.integers(0, 1000)),
-    st.tuples(st.just("limit"), LIMITS, LIMITS),
-    st.tuples(st.just("give back")),
-)
-
-
-class Model:
-    """The library and, beside it, what it should count."""
-
-    def __init__(self) -> None:
-        library = allocator._library()
-        assert library is not None
-        self.library = library
-        self.blocks: list[tuple[int, int, int]] = []  # address, length, what it is filled with
-        self.cap: float = float("inf")
-        self.target: float = float("inf")
-        self.limit(None, None)
-        library.memory_give_back()
-
-    def counts(self) -> allocator.Counts:
-        numbers = (ctypes.c_int64 * 9)()
-        self.library.memory_counts(numbers)
-        return allocator.Counts(*numbers)
-
-    def used(self) -> int:
-        return sum(occupied(length) for _, length, _ in self.blocks)
-
-    def take(self, length: int) -> None:
-        before, fits = self.counts(), self.used() + occupied(length) <= self.cap
-        start = self.library.memory_take(length)
-        assert (start is not None) == fits
-        if start is None:
-            assert self.counts() == before
-            return
-        assert start % 64 == 0
-        assert all(start + length <= other or other + n <= start for other, n, _ in self.blocks)
-        mark = len(self.blocks) % 251 + 1
-        ctypes.memset(start, mark, length)
-        self.blocks.append((start, length, mark))
-        now = self.counts()
-        assert now.held <= max(before.held, self.target, self.used()) or length < SMALL
-        assert now.live_peak >= now.live and now.held_peak >= now.held
-
-    def release(self, which: int) -> None:
-        if self.blocks:
-            start, length, mark = self.blocks.pop(which % len(self.blocks))
-            assert ctypes.string_at(start, length) == bytes([mark]) * length
-            self.library.memory_release(start)
-
-    def limit(self, cap: int | None, target: int | None) -> None:
-        self.cap, self.target = (float("inf") if n is None else n for n in (cap, target))
-        self.library.memory_limit(*(2**64 - 1 if n is None else n for n in (cap, target)))
-        assert self.counts().held <= max(self.used(), min(self.cap, self.target))
-
-    def give_back(self) -> None:
-        self.library.memory_give_back()
-        assert self.counts().held == self.used()
-
-
-def occupied(length: int) -> int:
-    return length + OVERHEAD if length < SMALL else -(-length // PAGE) * PAGE
-
-
-@NEEDS_COMPILER
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(st.lists(STEPS, max_size=60))
-def test_blocks_counts_and_limits_are_those_of_a_plain_model(steps: list[tuple]) -> None:
-    model = Model()
-    for name, *numbers in steps:
-        getattr(model, name.replace(" ", "_"))(*numbers)
-        now = model.counts()
-        assert now.live == sum(length for _, length, _ in model.blocks)
-        assert model.used() <= now.held <= max(model.used(), model.cap)
-    while model.blocks:
-        model.release(0)
-    model.give_back()
-    assert model.counts().live == model.counts().held == 0
-
-
-@NEEDS_COMPILER
-def test_memory_that_is_given_back_is_no_longer_resident() -> None:
-    model = Model()
-    for _ in range(8):
-        model.take(MOST)
-    while model.blocks:
-        model.release(0)
-    kept = rss_bytes()
-    model.give_back()
-    assert kept - rss_bytes() > 0.9 * 8 * MOST
-
-
-@NEEDS_COMPILER
-def test_neighbours_that_are_free_serve_as_one_block() -> None:
-    model = Model()
-    for _ in range(8):
-        model.take(MOST)
-    for _ in range(6):
-        model.release(1)
-    fresh = model.counts().fresh
-    model.take(6 * MOST)
-    assert model.counts().fresh == fresh
-    while model.blocks:
-        model.release(0)
-    model.give_back()
-
-
-@NEEDS_COMPILER
-@NEEDS_MOVES
-def test_pages_that_are_free_in_pieces_serve_as_one_block() -> None:
-    model = Model()
-    for _ in range(16):
-        model.take(MOST)
-    for which in range(8):
-        model.release(which)  # every second
-    before = model.counts()
-    model.take(8 * MOST)
-    now = model.counts()
-    assert (now.fresh, now.held) == (before.fresh, before.held)
-    while model.blocks:  # nothing of the others was moved
-        model.release(0)
-    model.give_back()
-
-
-@NEEDS_COMPILER
-@NEEDS_MOVES
-def test_moved_pages_never_make_too_many_mappings() -> None:
-    model, pieces = Model(), 12_000
-
-    def mappings() -> int:
-        return Path("/proc/self/maps").read_text().count("\n")
-
-    before = mappings()
-    for _ in range(3):
-        moved = model.counts().moved
-        blocks = [model.library.memory_take(SMALL) for _ in range(2 * pieces)]
-        for block in blocks[::100]:
-            ctypes.memset(block, 1, 1)  # without any page the system would not tell mappings apart
-        for block in blocks[::2]:
-            model.library.memory_release(block)
-        whole = model.library.memory_take(pieces * SMALL)
-        assert model.counts().moved - moved > 4000 * SMALL
-        assert 4000 < mappings() - before < 9000
-        for block in [whole, *blocks[1::2]]:
-            model.library.memory_release(block)
-        assert mappings() - before < 4200
-    model.give_back()
-    assert mappings() - before < 10
-
-
-@NEEDS_COMPILER
-@pytest.mark.long
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_threads_and_forks_are_clean_under_sanitizers(sanitizer: str, tmp_path: Path) -> None:
-    program = str(tmp_path / "stress")
-    build = ["g++", "-std=c++20", "-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-pthread"]
-    build += ["-DWITHOUT_TORCH", "-I", str(Path(compiled.__file__).parent)]
-    build += [str(Path(__file__).with_name("allocator_stress.cpp")), "-o", program]
-    made = subprocess.run(build, capture_output=True, text=True)
-    assert made.returncode == 0, f"g++ has no sanitizer here, or the program is wrong: {made.stderr}"
-    run = subprocess.run([program, "10"], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-
-
-# --- torch on top of it -------------------------------------------------------------------------------------------
+from tests.kernels.allocator_model import NEEDS_COMPILER, SWITCHES, occupied
 
 early: list[torch.Tensor] = []  # in the child: made by torch's own allocator
 
