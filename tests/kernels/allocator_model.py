@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import platform
@@ -30,13 +31,13 @@ MOST = 1 << 20
 class Model:
     """The library and, beside it, what it should count."""
 
-    def __init__(self) -> None:
+    def __init__(self, moves: bool = True) -> None:
         library = allocator._library()
         assert library is not None
         self.library = library
+        self.moves = bool(library.memory_move(moves))  # or kept pages only go back, as on old systems
         self.blocks: list[tuple[int, int, int]] = []  # address, length, what it is filled with
-        self.cap: float = float("inf")
-        self.target: float = float("inf")
+        self.marks = itertools.cycle(range(1, 256))
         self.limit(None, None)
         library.memory_give_back()
 
@@ -48,27 +49,41 @@ class Model:
     def used(self) -> int:
         return sum(occupied(length) for _, length, _ in self.blocks)
 
+    def check(self, before: allocator.Counts) -> allocator.Counts:
+        """What is always so, and since `before` -> the counts now."""
+        now = self.counts()
+        assert now.live == sum(length for _, length, _ in self.blocks)
+        assert self.used() <= now.held <= max(self.used(), self.cap)
+        assert now.live_peak >= now.live and now.held_peak >= now.held
+        pages = (now.fresh - before.fresh) - (now.given_back - before.given_back)
+        small = now.held - before.held - pages
+        assert small == 0 or abs(small) < SMALL + OVERHEAD and now.fresh == before.fresh
+        return now
+
     def take(self, length: int) -> None:
-        before, fits = self.counts(), self.used() + occupied(length) <= self.cap
+        before, used, bytes = self.counts(), self.used(), occupied(length)
         start = self.library.memory_take(length)
-        assert (start is not None) == fits
-        if start is None:
-            assert self.counts() == before
+        if used + bytes > self.cap:
+            assert start is None and self.counts() == before
             return
-        assert start % 64 == 0
+        assert start is not None and start % 64 == 0
         assert all(start + length <= other or other + n <= start for other, n, _ in self.blocks)
-        mark = len(self.blocks) % 251 + 1
+        mark = next(self.marks)
         ctypes.memset(start, mark, length)
         self.blocks.append((start, length, mark))
-        now = self.counts()
-        assert now.held <= max(before.held, self.target, self.used()) or length < SMALL
-        assert now.live_peak >= now.live and now.held_peak >= now.held
+        now = self.check(before)
+        assert now.allocations == before.allocations + 1
+        if length >= SMALL:
+            assert now.held <= max(before.held, self.target, used + bytes)
+            assert (now.reused > before.reused) == (now.fresh == before.fresh)
+            assert now.moved == before.moved or self.moves
 
     def release(self, which: int) -> None:
-        if self.blocks:
-            start, length, mark = self.blocks.pop(which % len(self.blocks))
-            assert ctypes.string_at(start, length) == bytes([mark]) * length
-            self.library.memory_release(start)
+        before = self.counts()
+        start, length, mark = self.blocks.pop(which % len(self.blocks))
+        assert ctypes.string_at(start, length) == bytes([mark]) * length
+        self.library.memory_release(start)
+        self.check(before)
 
     def limit(self, cap: int | None, target: int | None) -> None:
         self.cap, self.target = (float("inf") if n is None else n for n in (cap, target))
@@ -78,6 +93,12 @@ class Model:
     def give_back(self) -> None:
         self.library.memory_give_back()
         assert self.counts().held == self.used()
+
+    def release_all(self) -> None:
+        while self.blocks:
+            self.release(0)
+        self.give_back()
+        assert self.counts().live == self.counts().held == 0
 
 
 def occupied(length: int) -> int:

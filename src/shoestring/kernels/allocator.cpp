@@ -99,6 +99,12 @@ public:
         pages_.give_back(SIZE_MAX);
     }
 
+    // Whether pages are moved if they can be -> whether they are.
+    bool move(bool on) {
+        std::lock_guard<std::mutex> guard(lock_);
+        return pages_.moves = on && Pages::can_move();
+    }
+
     void trace(bool on) {
         std::lock_guard<std::mutex> guard(lock_);
         tracing_ = on;
@@ -180,6 +186,7 @@ void memory_counts(blocks::Counts* counts) { *counts = blocks::memory().counts()
 void memory_limit(size_t cap, size_t target) { blocks::memory().limit(cap, target); }
 void memory_reset_peaks() { blocks::memory().reset_peaks(); }
 void memory_give_back() { blocks::memory().give_back(); }
+int memory_move(int on) { return blocks::memory().move(on); }
 void memory_trace(int on) { blocks::memory().trace(on); }
 size_t memory_events(blocks::Event* events) { return blocks::memory().events(events); }
 }

@@ -35,7 +35,9 @@ class Pages {
 public:
     size_t live = 0, kept = 0;                     // bytes of ranges
     int64_t fresh = 0, moved = 0, given_back = 0;  // bytes of new, moved and returned pages, ever
+    bool moves = can_move();                       // whether pages are moved
 
+    static bool can_move();
     size_t rounded(size_t bytes) const { return (bytes + page_ - 1) / page_ * page_; }
 
     // A block of `bytes`, whole pages, with at most `room` more resident than before as long as kept pages can go
@@ -74,10 +76,8 @@ private:
     size_t releases_ = 0;    // since the last mending
     const size_t page_ = sysconf(_SC_PAGESIZE);
     const bool reserves_ = may_reserve();
-    bool moves_ = can_move();
 
     static bool may_reserve();
-    bool can_move() const;
     static char* map(char* at, size_t bytes, int how);
     char* new_segment(size_t bytes);
 
@@ -239,19 +239,20 @@ inline void Pages::set_free(Ranges::iterator range, State state) {
 
 // --- pages --------------------------------------------------------------------------------------------------------
 
-inline bool Pages::can_move() const {
-    char* const pages = map(nullptr, 2 * page_, MAP_NORESERVE);
+inline bool Pages::can_move() {
+    const size_t page = sysconf(_SC_PAGESIZE);
+    char* const pages = map(nullptr, 2 * page, MAP_NORESERVE);
     if (!pages) return false;
     const int how = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
-    const bool can = mremap(pages, page_, page_, how, pages + page_) != MAP_FAILED;
-    munmap(pages, 2 * page_);
+    const bool can = mremap(pages, page, page, how, pages + page) != MAP_FAILED;
+    munmap(pages, 2 * page);
     return can;
 }
 
 // Pages of one kept range, at most so many bytes of them, to clean addresses -> how many; 0 where none can be moved.
 // The addresses where they were stay mapped, so that nobody else's memory can get there.
 inline size_t Pages::move(char* to, size_t bytes) {
-    if (!bytes || !moves_ || seams_.size() > SEAMS) return 0;
+    if (!bytes || !moves || seams_.size() > SEAMS) return 0;
     if (free_[KEPT].empty() || free_[KEPT].rbegin()->first < CRUMB * page_) return 0;
     auto found = free_[KEPT].lower_bound({bytes, nullptr});
     if (found == free_[KEPT].end()) --found;
@@ -262,7 +263,7 @@ inline size_t Pages::move(char* to, size_t bytes) {
     if (seam != seams_.end()) piece = std::min(piece, size_t(*seam - from));
     if (mremap(from, piece, piece, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) == MAP_FAILED) {
         map(to, piece, MAP_NORESERVE | MAP_FIXED_NOREPLACE);  // in want of memory it may have unmapped what was there
-        moves_ = false;
+        moves = false;
         return 0;
     }
     seams_.erase(seams_.upper_bound(to), seams_.lower_bound(to + piece));
