@@ -35,7 +35,8 @@ class Model:
         library = allocator._library()
         assert library is not None
         self.library = library
-        self.moves = bool(library.memory_move(moves))  # or kept pages only go back, as on old systems
+        library.memory_move(moves)  # or kept pages only go back, as on old systems
+        self.moves = library.memory_move(moves)
         self.blocks: list[tuple[int, int, int]] = []  # address, length, what it is filled with
         self.marks = itertools.cycle(range(1, 256))
         self.limit(None, None)
@@ -99,6 +100,7 @@ class Model:
             self.release(0)
         self.give_back()
         assert self.counts().live == self.counts().held == 0
+        assert self.library.memory_move(True) == self.moves  # no move has failed
 
 
 def occupied(length: int) -> int:

@@ -4,13 +4,35 @@
 //
 // Its argument is how many seconds. It ends with 0 if every block kept its contents and all counts came to nothing.
 
+#include <sys/mman.h>
 #include <sys/wait.h>
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <thread>
+
+static void require(bool fact, const char* what) {
+    if (fact) return;
+    fprintf(stderr, "not so: %s\n", what);
+    abort();
+}
+
+// Before Linux 6.17 it is an error to move pages of more than one mapping.
+static void* move_within_a_mapping(void* from, size_t bytes, size_t again, int how, void* to) {
+    bool within = false;
+    FILE* maps = fopen("/proc/self/maps", "r");
+    uintptr_t begin, end;
+    while (!within && fscanf(maps, "%lx-%lx%*[^\n]", &begin, &end) == 2)
+        within = begin <= uintptr_t(from) && uintptr_t(from) + bytes <= end;
+    fclose(maps);
+    require(within, "pages that move are of one mapping");
+    return mremap(from, bytes, again, how, to);
+}
+#define mremap move_within_a_mapping
 
 #include "allocator.cpp"
 
@@ -26,12 +48,6 @@ struct Block {
 static std::atomic<Block*> slots[SLOTS];
 static std::atomic<bool> stopped{false};
 static std::atomic<long> taken{0}, refused{0};
-
-static void require(bool fact, const char* what) {
-    if (fact) return;
-    fprintf(stderr, "not so: %s\n", what);
-    abort();
-}
 
 static Block* take(std::mt19937& random) {
     const size_t bytes = size_t(1) << (random() % 23);
@@ -106,6 +122,8 @@ int main(int, char** arguments) {
     blocks::Counts counts;
     memory_counts(&counts);
     require(counts.live == 0 && counts.held == 0, "nothing is left");
+    require(counts.moved > 0 || !blocks::Pages::can_move(), "pages were moved");
     require(taken > 100 && refused > 0 && forks > 0, "something was done");
-    printf("%ld taken, %ld refused, %ld forks\n", taken.load(), refused.load(), forks);
+    const long moved = counts.moved >> 20;
+    printf("%ld taken, %ld refused, %ld forks, %ld MB moved\n", taken.load(), refused.load(), forks, moved);
 }

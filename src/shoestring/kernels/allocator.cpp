@@ -46,7 +46,7 @@ public:
         const size_t bytes = small ? asked + OVERHEAD : pages_.rounded(asked);
         if (bytes < asked || bytes > cap_ || used() > cap_ - bytes) throw Refused{asked, live_, cap_, false};
         // What small blocks add to held is little, and a page given back for each of them would be much.
-        const size_t limit = small ? cap_ : std::min(cap_, std::max(target_, used() + bytes));
+        const size_t limit = small ? cap_ : std::min(cap_, target_);
         const size_t room = limit > held() ? limit - held() : 0;
         const int64_t fresh = pages_.fresh;
         void* block = small ? take_small(asked, room) : take_pages(bytes, asked, room);
@@ -99,10 +99,10 @@ public:
         pages_.give_back(SIZE_MAX);
     }
 
-    // Whether pages are moved if they can be -> whether they are.
+    // Whether pages are moved, where they can be -> whether they were until now.
     bool move(bool on) {
         std::lock_guard<std::mutex> guard(lock_);
-        return pages_.moves = on && Pages::can_move();
+        return std::exchange(pages_.moves, on && Pages::can_move());
     }
 
     void trace(bool on) {

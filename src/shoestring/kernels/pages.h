@@ -72,7 +72,7 @@ private:
 
     Ranges ranges_;
     BySize free_[3];         // by state; of live ones none
-    std::set<char*> seams_;  // where one mapping of the system may end and another begin: at the ends of what was moved
+    std::set<char*> seams_;  // where one mapping of the system may end and another begin
     size_t releases_ = 0;    // since the last mending
     const size_t page_ = sysconf(_SC_PAGESIZE);
     const bool reserves_ = may_reserve();
@@ -279,6 +279,7 @@ inline void Pages::clear(char* from, size_t bytes) {
     const auto first = seams_.upper_bound(from), last = seams_.lower_bound(from + bytes);
     if (first != last && map(from, bytes, MAP_NORESERVE | MAP_FIXED)) {
         seams_.erase(first, last);
+        seams_.insert({from, from + bytes});  // it may not have become one with its surroundings
     } else {
         madvise(from, bytes, MADV_DONTNEED);
     }
