@@ -54,8 +54,8 @@ def test_too_little_is_refused_with_the_least_that_would_do(recipe, tmp_path):
 def test_blocks_are_computed_again_and_microbatches_get_smaller_where_that_fits(recipe, tmp_path, monkeypatch):
     """The same run, up to the order of sums, with the least memory that the plan knows."""
     settings = {
-        "train.microbatch": None, "train.batch_tokens": 1024, "train.sequence_length": 64, "model.layers": 8,
-        "train.steps": 3,
+        "train.microbatch": None, "train.batch_tokens": 4096, "train.sequence_length": 512, "train.steps": 1,
+        "model.context": 512, "model.layers": 32,
     }  # fmt: skip
     whole = pretrain(recipe, out=str(tmp_path / "whole"), overrides=settings)
     with pytest.raises(BudgetError) as refused:
@@ -64,7 +64,7 @@ def test_blocks_are_computed_again_and_microbatches_get_smaller_where_that_fits(
     monkeypatch.setattr("shoestring.train.memory_guard.peak_rss_bytes", lambda: 0)  # pytest's own peak is no matter
     result = pretrain(recipe, out=str(tmp_path / "least"), overrides={**settings, "budget.memory": least})
     settled = load_pretrain_recipe(tmp_path / "least" / "recipe.yaml")
-    assert result.engine == "checkpointed" and settled.train.microbatch == 1
+    assert result.engine == "checkpointed" and settled.train.microbatch < 8
     assert result.held_out_loss == pytest.approx(whole.held_out_loss, rel=1e-3)
 
 

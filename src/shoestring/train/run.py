@@ -150,15 +150,17 @@ def execute(job: Job, start: Start) -> Run:
     if not matmul.TABLE.adopt(start.state.matmul):
         say(matmul.OTHER_MACHINE)
     seed_everything(recipe.seed)
-    allocator.limit()
     allocator.reset_peaks()
     start = replace(start, recipe=recipe)
-    opened = job.open(start)
-    recipe, out = (opened.recipe, start.out) if start.out is not None else claim(opened.recipe, start.name)
-    opened.recipe = recipe
-    say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
-    run = Run(recipe, out, start.state, opened)
-    _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint)
+    try:
+        opened = job.open(start)
+        recipe, out = (opened.recipe, start.out) if start.out is not None else claim(opened.recipe, start.name)
+        opened.recipe = recipe
+        say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
+        run = Run(recipe, out, start.state, opened)
+        _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint)
+    finally:
+        allocator.limit()  # a cap is of this run, not of the process
     run.peak_memory, run.allocated = peak_rss_bytes(), allocator.counts()
     return run
 
