@@ -1,4 +1,5 @@
-"""Surroundings of every test: one thread (tests run side by side), a cache outside the home, no colours.
+"""Surroundings of every test: one thread (tests run side by side), a cache outside the home, no colours, and one
+library for matrices.
 
 The cache lasts between runs, so that what tests fetch is fetched once; a run from nothing works as well.
 """
@@ -15,6 +16,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 _cache = Path(tempfile.gettempdir()) / f"shoestring-tests-{getpass.getuser()}"
 os.environ.setdefault("SHOESTRING_CACHE", str(_cache))
+# Which library multiplies decides the last bits, and a measurement would be made in whichever test comes first.
+os.environ.setdefault("SHOESTRING_MATMUL", "mkl")
 os.environ.setdefault("MPLBACKEND", "agg")
 # Tests start interpreters of their own, which must find this source too.
 _source = str(Path(__file__).parents[1] / "src")

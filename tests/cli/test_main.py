@@ -224,18 +224,25 @@ def test_every_built_in_recipe_is_listed_and_right(capsys):
         assert said(capsys, "recipe", "check", name)[0] == 0
 
 
-def test_doctor_says_five_lines_and_one_json_object(capsys, monkeypatch):
+def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, monkeypatch):
     from shoestring.core import machine
+    from shoestring.core.matmul import TABLE
 
     peaks = {"float32": 2e11, "bfloat16": 8e11}
     monkeypatch.setattr(machine, "matrix_peak", lambda dtype, device, refresh: peaks[dtype])
     monkeypatch.setattr(machine, "memory_bandwidth", lambda refresh: 4e10)
     monkeypatch.setattr(machine, "disk_read_speed", lambda: 2e9)
+    rates = {"library": "onednn", "gflops": {"torch": 90.4, "onednn": 123.0}, "threads": 2}
+    monkeypatch.setattr(TABLE, "entry", lambda kind: rates)
+    monkeypatch.setattr(TABLE, "forced", "")
     code, out, _ = said(capsys, "doctor")
     assert code == 0
-    names = [line.split()[0] for line in out.splitlines()]
-    assert names == ["processor", "memory", "disk", "torch", "training"]
+    names = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert names == ["processor", "memory", "disk", "torch", "training", "matmul"]
+    assert "float32: oneDNN 10 kinds of product; bfloat16: oneDNN 10" in out
+    assert out.count("oneDNN 123, ") == 20 and max(map(len, out.splitlines()[6:])) < 80
     assert "200 GFLOP/s" in out and "bfloat16" in out
     figures = json.loads(said(capsys, "doctor", "--json")[1])
     # half of 2e11 FLOP/s over 6 operations for each of 10M parameters
     assert figures["tokens_per_second"] == pytest.approx(1666.67, abs=0.01)
+    assert figures["matmul"]["kinds"]["float32 weight gradient 768x768x768"] == rates

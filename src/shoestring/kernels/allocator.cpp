@@ -1,13 +1,12 @@
 // The memory of tensors, counted and limited: pages.h for large blocks, malloc for small ones, under one lock.
 //
-// live is what was asked for and not freed; held is what that occupies: pages of live and of kept blocks, and small blocks
-// with their headers. held grows beyond neither the cap nor the larger of target and what live blocks occupy.
+// live is what was asked for and not freed; held is what is resident for it: pages of live and of kept blocks, and small
+// blocks with their headers. held grows beyond neither the cap nor the larger of target and what live blocks occupy.
 // With WITHOUT_TORCH defined there is only the part that any program can use.
 
 #include <pthread.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <mutex>
 
 #include "pages.h"
@@ -26,7 +25,7 @@ struct Header {  // before each small block
 constexpr size_t OVERHEAD = sizeof(Header) + ALIGNMENT;
 
 struct Counts {
-    int64_t live, held, live_peak, held_peak, allocations, reused, fresh, given_back;
+    int64_t live, held, live_peak, held_peak, allocations, reused, fresh, moved, given_back;
 };
 
 struct Event {
@@ -42,12 +41,12 @@ class Memory {
 public:
     void* take(size_t asked) {
         if (!asked) return nullptr;
-        std::lock_guard<std::mutex> held_lock(lock_);
+        std::lock_guard<std::mutex> guard(lock_);
         const bool small = asked < SMALL;
         const size_t bytes = small ? asked + OVERHEAD : pages_.rounded(asked);
         if (bytes < asked || bytes > cap_ || used() > cap_ - bytes) throw Refused{asked, live_, cap_, false};
         // What small blocks add to held is little, and a page given back for each of them would be much.
-        const size_t limit = small ? cap_ : std::min(cap_, std::max(target_, used() + bytes));
+        const size_t limit = small ? cap_ : std::min(cap_, target_);
         const size_t room = limit > held() ? limit - held() : 0;
         const int64_t fresh = pages_.fresh;
         void* block = small ? take_small(asked, room) : take_pages(bytes, asked, room);
@@ -63,7 +62,7 @@ public:
 
     void release(void* block) {
         if (!block) return;
-        std::lock_guard<std::mutex> held_lock(lock_);
+        std::lock_guard<std::mutex> guard(lock_);
         char* const start = static_cast<char*>(block);
         const size_t asked = pages_.holds(start) ? pages_.release(start) : release_small(start);
         if (!asked) {
@@ -76,43 +75,50 @@ public:
     }
 
     Counts counts() {
-        std::lock_guard<std::mutex> held_lock(lock_);
+        std::lock_guard<std::mutex> guard(lock_);
         Counts now = counts_;
         now.live = live_, now.held = held();
-        now.fresh = pages_.fresh, now.given_back = pages_.given_back;
+        now.fresh = pages_.fresh, now.moved = pages_.moved, now.given_back = pages_.given_back;
         return now;
     }
 
     void limit(size_t cap, size_t target) {
-        std::lock_guard<std::mutex> held_lock(lock_);
+        std::lock_guard<std::mutex> guard(lock_);
         cap_ = cap, target_ = target;
         const size_t most = std::min(cap_, target_);
         if (held() > most) pages_.give_back(held() - most);
     }
 
     void reset_peaks() {
-        std::lock_guard<std::mutex> held_lock(lock_);
+        std::lock_guard<std::mutex> guard(lock_);
         counts_.live_peak = live_, counts_.held_peak = held();
     }
 
     void give_back() {
-        std::lock_guard<std::mutex> held_lock(lock_);
+        std::lock_guard<std::mutex> guard(lock_);
         pages_.give_back(SIZE_MAX);
     }
 
+    // Whether pages are moved, where they can be -> whether they were until now.
+    bool move(bool on) {
+        std::lock_guard<std::mutex> guard(lock_);
+        return std::exchange(pages_.moves, on && Pages::can_move());
+    }
+
     void trace(bool on) {
-        std::lock_guard<std::mutex> held_lock(lock_);
+        std::lock_guard<std::mutex> guard(lock_);
         tracing_ = on;
     }
 
-    // The events since tracing began, once.
-    std::vector<Event> events() {
-        std::lock_guard<std::mutex> held_lock(lock_);
-        return std::exchange(events_, {});
+    // -> how many events there are; with a place for them, they are there afterwards and no longer here.
+    size_t events(Event* to) {
+        std::lock_guard<std::mutex> guard(lock_);
+        if (to) std::copy(events_.begin(), events_.end(), to);
+        return to ? std::exchange(events_, {}).size() : events_.size();
     }
 
-    void before_fork() { lock_.lock(); }
-    void after_fork() { lock_.unlock(); }
+    void lock() { lock_.lock(); }
+    void unlock() { lock_.unlock(); }
 
 private:
     std::mutex lock_;
@@ -154,12 +160,11 @@ private:
     }
 };
 
-// Never destroyed: tensors outlive everything.
-inline Memory& memory() {
+// Never destroyed: tensors outlive everything. A fork waits until no thread is inside, and both sides go on.
+static Memory& memory() {
     static Memory* const one = [] {
-        static Memory* made = new Memory;
-        pthread_atfork([] { made->before_fork(); }, [] { made->after_fork(); }, [] { made->after_fork(); });
-        return made;
+        pthread_atfork([] { memory().lock(); }, [] { memory().unlock(); }, [] { memory().unlock(); });
+        return new Memory;
     }();
     return *one;
 }
@@ -167,8 +172,6 @@ inline Memory& memory() {
 }  // namespace blocks
 
 // --- for ctypes ---------------------------------------------------------------------------------------------------
-
-static std::vector<blocks::Event> traced;
 
 extern "C" {
 void* memory_take(size_t asked) {
@@ -183,12 +186,9 @@ void memory_counts(blocks::Counts* counts) { *counts = blocks::memory().counts()
 void memory_limit(size_t cap, size_t target) { blocks::memory().limit(cap, target); }
 void memory_reset_peaks() { blocks::memory().reset_peaks(); }
 void memory_give_back() { blocks::memory().give_back(); }
+int memory_move(int on) { return blocks::memory().move(on); }
 void memory_trace(int on) { blocks::memory().trace(on); }
-size_t memory_events() { return (traced = blocks::memory().events()).size(); }
-void memory_read_events(blocks::Event* events) {
-    memcpy(events, traced.data(), traced.size() * sizeof *events);
-    traced = {};
-}
+size_t memory_events(blocks::Event* events) { return blocks::memory().events(events); }
 }
 
 // --- for torch ----------------------------------------------------------------------------------------------------
@@ -211,9 +211,10 @@ struct TensorAllocator final : c10::Allocator {
             return {block, block, &release_block, c10::Device(c10::DeviceType::CPU)};
         } catch (const blocks::Refused& refused) {
             c10::profiledCPUMemoryReporter().OutOfMemory(bytes);
-            const std::string sizes = std::to_string(refused.asked) + " bytes: " + std::to_string(refused.live) + " live";
-            TORCH_CHECK_WITH(OutOfMemoryError, !refused.by_system, "the system has no room for a tensor of ", sizes);
-            TORCH_CHECK_WITH(OutOfMemoryError, false, "no room for a tensor of ", sizes, " of at most ", refused.cap);
+            const auto& [asked, live, cap, by_system] = refused;
+            const std::string sizes = std::to_string(asked) + " bytes: " + std::to_string(live) + " live";
+            TORCH_CHECK_WITH(OutOfMemoryError, !by_system, "the system has no room for a tensor of ", sizes);
+            TORCH_CHECK_WITH(OutOfMemoryError, false, "no room for a tensor of ", sizes, " of at most ", cap);
         }
     }
     c10::DeleterFnPtr raw_deleter() const override { return &release_block; }

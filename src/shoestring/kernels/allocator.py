@@ -1,9 +1,9 @@
 """One caching allocator for all CPU tensors, through torch's own interface (c10::SetCPUAllocator).
 
 The system clears a page when it is first touched, which takes longer than most passes over it; so freed pages are kept
-and used again (pages.h), 1.1 to 1.4 times the speed of giving them back at once. Bytes are counted, not sampled, and
-limits are kept before the system is asked (allocator.cpp): a tensor that does not fit is an error with its size. Blocks
-of torch alone: files, libraries and the Python heap are outside. As mlverse/torch does (its pull request 1447).
+and used again, in whatever pieces they are (pages.h). Bytes are counted, not sampled, and limits are kept before the
+system is asked (allocator.cpp): a tensor that does not fit is an error with its size. Tensors alone: files, libraries
+and the Python heap are outside. mlverse/torch keeps CPU tensors' memory through the same hook (its pull request 1447).
 SHOESTRING_ALLOCATOR=off leaves tensors to torch and glibc.
 """
 
@@ -32,7 +32,8 @@ class Counts:
 
     live: asked for and not freed. held: resident for it, pages kept for reuse included (a block counts whole, touched
     or not). allocations: of any size; of those, `reused` took pages that were there. fresh: new pages handed out, each
-    cleared by the system when touched. given_back: pages that went back to the system.
+    cleared by the system when touched. moved: pages taken from where they were free to where a block needed them.
+    given_back: pages that went back to the system.
     """
 
     live: int
@@ -42,6 +43,7 @@ class Counts:
     allocations: int
     reused: int
     fresh: int
+    moved: int
     given_back: int
 
 
@@ -97,11 +99,13 @@ def held() -> int:
 
 
 def limit(cap: int | None = None, target: int | None = None) -> None:
-    """Of held bytes, from now on; None: no limit. Kept pages beyond go back at once.
+    """Of held bytes, from now on; None: no limit. Kept pages beyond go back at once. Where torch makes CPU tensors
+    elsewhere, nothing is limited, here and below.
 
-    cap: a tensor that would need more is refused (`refused`). target: before new pages would make held exceed it, kept
-    ones go back, so that held stays within the larger of target and what live tensors occupy; 0 keeps it there always,
-    at the price of a few new pages where what is free lies in pieces. Small blocks (under 64 kB) mind the cap alone.
+    cap: a tensor that would need more is refused (`refused`). target: before new pages would make held exceed the
+    larger of it and what live tensors occupy, kept ones go back; where the system can move pages (Linux 5.7) that is
+    seldom needed, because kept ones are used before new ones wherever they are. Small blocks (under 64 kB) mind the
+    cap alone.
     """
     if _installed:
         _ours().memory_limit(_NO_LIMIT if cap is None else cap, _NO_LIMIT if target is None else target)
@@ -134,8 +138,8 @@ def trace_stop() -> list[Event]:
     """What was written down, in order; nothing more is."""
     library = _ours()
     library.memory_trace(0)
-    numbers = (ctypes.c_int64 * (3 * library.memory_events()))()
-    library.memory_read_events(numbers)
+    numbers = (ctypes.c_int64 * (3 * library.memory_events(None)))()
+    library.memory_events(numbers)
     return [Event(*numbers[i : i + 3]) for i in range(0, len(numbers), 3)]
 
 
@@ -152,7 +156,7 @@ def _library() -> ctypes.CDLL | None:
         at, size = ctypes.c_void_p, ctypes.c_size_t
         found.memory_take.argtypes, found.memory_take.restype = [size], at
         found.memory_release.argtypes = [at]
-        found.memory_counts.argtypes = found.memory_read_events.argtypes = [at]
+        found.memory_counts.argtypes = [at]
         found.memory_limit.argtypes = [size, size]
-        found.memory_events.argtypes, found.memory_events.restype = [], size
+        found.memory_events.argtypes, found.memory_events.restype = [at], size
     return found

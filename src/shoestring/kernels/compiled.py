@@ -21,7 +21,7 @@ import torch  # its OpenMP library must be there before a kernel is loaded
 
 from shoestring.core.errors import ShoestringError
 from shoestring.core.files import atomic_write, cache_dir
-from shoestring.core.machine import cpu_model
+from shoestring.core.machine import cpu_identity
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _PATIENCE = 300  # seconds for a compiler that needs three
@@ -47,7 +47,7 @@ def kernel(name: str, headers: tuple[str, ...] = (), with_torch: bool = False) -
         flags += ["-std=c++20", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
         places += ["-isystem", str(of_torch / "include")]
         libraries += ["-L", str(of_torch / "lib"), "-lc10"]
-    built_for = [*flags, cpu_model(), *([torch.__version__] if with_torch else [])]
+    built_for = [*flags, cpu_identity(), *([torch.__version__] if with_torch else [])]
     key = hashlib.sha256(b"\0".join([*sources, *(word.encode() for word in built_for)])).hexdigest()[:16]
     try:
         file = cache_dir() / "kernels" / f"{name}-{key}.so"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 
 CHUNK_BYTES = 25_000_000  # of float32 logits; three of that size are held
 
@@ -46,7 +46,7 @@ class _Distance(torch.autograd.Function):
                 gradient = log_q.exp_().sub_(p)
                 if slope is not None:
                     gradient *= slope
-                gradient_ND[here] = product(gradient.to(weight_VD.dtype), weight_VD.t())
+                gradient_ND[here] = matmul(gradient.to(weight_VD.dtype), weight_VD.t())
         ctx.gradient = gradient_ND
         return total
 
@@ -58,7 +58,7 @@ class _Distance(torch.autograd.Function):
 
 def _log_softmax(rows_ND: Tensor, weight_VD: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
     """-> log-probabilities [N, V], and the cap's derivative (None without a cap)."""
-    logits = product(rows_ND, weight_VD)
+    logits = matmul(rows_ND, weight_VD)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     slope = None
     if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²

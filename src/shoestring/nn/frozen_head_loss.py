@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.nn.norm import wide
 
 _BLOCK_BYTES = 32_000_000  # of float32 weights in a block: full matmul speed, small buffers
@@ -79,7 +79,7 @@ class _Merged:
 
     def add(self, first: int, block_VD: Tensor) -> None:
         """Merge the block of the head whose first row is `first`."""
-        logits = wide(product(self.rows_ND, block_VD))
+        logits = wide(matmul(self.rows_ND, block_VD))
         slope = None
         if self.softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
             logits.div_(self.softcap).tanh_()
@@ -100,7 +100,7 @@ class _Merged:
         if self.wants_gradient:
             if slope is not None:
                 logits.mul_(slope)
-            share_ND = product(logits.to(self.rows_ND.dtype), block_VD.t()).to(self.accuracy)
+            share_ND = matmul(logits.to(self.rows_ND.dtype), block_VD.t()).to(self.accuracy)
             self.mean_ND.mul_((self.normalizer_N - normalizer_N).exp_().unsqueeze(1))
             self.mean_ND.addcmul_(share_ND, (block_N - normalizer_N).exp_().unsqueeze(1))
         self.normalizer_N = normalizer_N

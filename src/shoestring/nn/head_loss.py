@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.nn.frozen_head_loss import FrozenHeadLoss
 
 IGNORED = -100
@@ -74,7 +74,7 @@ def _forward(
     step = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
     for start in range(0, rows_ND.shape[0], step):
         rows, labels = rows_ND[start : start + step], labels_N[start : start + step].unsqueeze(1)
-        logits = product(rows, weight_VD).float()
+        logits = matmul(rows, weight_VD).float()
         slope = None
         if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
             logits.div_(softcap).tanh_()
@@ -90,9 +90,9 @@ def _forward(
         logits.scatter_add_(1, labels, torch.full_like(labelled, -1.0))
         gradient = (logits if slope is None else logits.mul_(slope)).to(rows.dtype)
         if rows_gradient is not None:
-            rows_gradient[start : start + step] = product(gradient, weight_VD.t())
+            rows_gradient[start : start + step] = matmul(gradient, weight_VD.t())
         if wants_weight:
-            share_VD = product(gradient.t(), rows.t()).to(parameter.dtype)
+            share_VD = matmul(gradient.t(), rows.t()).to(parameter.dtype)
             weight_gradient = share_VD if weight_gradient is None else weight_gradient.add_(share_VD)
     ctx.gradients = (rows_gradient, weight_gradient)
     return total

@@ -23,6 +23,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from shoestring.core import matmul
 from shoestring.core.errors import ModelFileError, RunError
 from shoestring.core.files import atomic_folder, remove_stale, replace_symlink_or_pointer
 from shoestring.core.seeds import restore_rng_state, rng_state
@@ -138,7 +139,7 @@ class Checkpoint(Callback):
 
     def save(self, state: TrainerState) -> None:
         """Now, by the first process, while the others wait."""
-        state.data = self.position()
+        state.data, state.matmul = self.position(), matmul.TABLE.choices()
         moments = self.engine.state()
         if parallel.rank() == 0:
             write_checkpoint(self.out, state, moments, self.keep, self.write_files)

@@ -9,6 +9,7 @@ It knows nothing about models, objectives or files, and never touches a gradient
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 from shoestring.core.errors import RunError
 from shoestring.core.seeds import restore_rng_state, rng_state
 from shoestring.data.batch import Batch
-from shoestring.kernels.allocator import refused
+from shoestring.kernels import allocator
 from shoestring.train import parallel
 from shoestring.train.engine import Engine, StepResult
 from shoestring.train.interrupt import Interrupted, StopRequest
@@ -109,7 +110,9 @@ def train(
             loss = engine.forward_backward(group)
             result = engine.optimizer_step(clip, share)
         except RuntimeError as error:
-            if refused(error) is not None:
+            if allocator.refused(error) is not None:
+                traceback.clear_frames(error.__traceback__)  # which hold the step's activations
+                allocator.limit()  # what follows takes little, and must not fail
                 engine.abandon()
                 stream.restore(position)
                 restore_rng_state(random)

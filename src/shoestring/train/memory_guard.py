@@ -10,8 +10,6 @@ from shoestring.core.units import format_bytes
 from shoestring.train import parallel
 from shoestring.train.loop import Callback, StepEvent
 
-HINT = "start a new run with a larger --memory, a smaller --train.batch_tokens or a smaller --train.microbatch"
-
 
 class MemoryGuard(Callback):
     """memory: bytes of the whole process, None: no limit. After a step that took more the run is left, saved.

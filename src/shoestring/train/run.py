@@ -7,6 +7,7 @@ with a mistake leaves nothing behind.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from shoestring.core import console
+from shoestring.core import console, matmul
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError, RunError
 from shoestring.core.machine import matrix_peak, peak_rss_bytes
@@ -28,7 +29,7 @@ from shoestring.train.engine import Engine
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.loggers import build_loggers
 from shoestring.train.loop import Callback, NonFiniteLoss, Stream, train
-from shoestring.train.memory_guard import HINT, MemoryGuard
+from shoestring.train.memory_guard import MemoryGuard
 from shoestring.train.metrics import Metrics
 from shoestring.train.objective import Objective
 from shoestring.train.pace import FixedSteps, Pace, TimeBudget
@@ -146,16 +147,20 @@ def execute(job: Job, start: Start) -> Run:
     allocator.install()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    if not matmul.TABLE.adopt(start.state.matmul):
+        say(matmul.OTHER_MACHINE)
     seed_everything(recipe.seed)
-    allocator.limit()
     allocator.reset_peaks()
     start = replace(start, recipe=recipe)
-    opened = job.open(start)
-    recipe, out = (opened.recipe, start.out) if start.out is not None else claim(opened.recipe, start.name)
-    opened.recipe = recipe
-    say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
-    run = Run(recipe, out, start.state, opened)
-    _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint)
+    try:
+        opened = job.open(start)
+        recipe, out = (opened.recipe, start.out) if start.out is not None else claim(opened.recipe, start.name)
+        opened.recipe = recipe
+        say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
+        run = Run(recipe, out, start.state, opened)
+        _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint)
+    finally:
+        allocator.limit()  # a cap is of this run, not of the process
     run.peak_memory, run.allocated = peak_rss_bytes(), allocator.counts()
     return run
 
@@ -179,6 +184,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     guard = MemoryGuard(recipe.budget.memory)
     line = ProgressLine(opened.flops_per_token, peak, device, job.held_out)
     resume = f"continue with: shoestring {job.verb} --resume {out}"
+    more = f"{resume} --memory MORE; or start a run with a smaller --train.batch_tokens or --train.microbatch"
     try:
         with StopRequest() as stop:
             train(
@@ -195,7 +201,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
             )
     except Interrupted as error:
         if guard.exceeded is not None:
-            raise BudgetError(f"{error.message}; saved in {out}", hint=HINT) from None
+            raise BudgetError(f"{error.message}; saved in {out}", hint=more) from None
         raise Interrupted(f"{error.message}; saved in {out}", hint=resume) from None
     except NonFiniteLoss as error:
         whole = checkpoints(out)
@@ -204,11 +210,13 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     except RuntimeError as error:
         if (refusal := allocator.refused(error)) is None:
             raise
+        traceback.clear_frames(error.__traceback__)
+        allocator.limit()
         saving.save(state)
         raise BudgetError(
             f"step {state.step + 1} asked for {format_bytes(refusal.asked)} more than its budget allows: tensors have"
             f" {format_bytes(refusal.live)} of {format_bytes(refusal.cap)}; saved in {out} after step {state.step}",
-            hint=HINT,
+            hint=more,
         ) from None
     finally:
         line.close()

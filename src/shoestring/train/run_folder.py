@@ -22,7 +22,7 @@ from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
 
 RECIPE, METRICS = "recipe.yaml", "metrics.jsonl"
-_MAY_CHANGE = ("description", "out", "train.keep")
+_MAY_CHANGE = ("description", "out", "train.keep", "budget.memory")
 _MAY_CHANGE_SECTION = "log."
 # (section, setting, what leaves it to the run)
 _SETTLED = (
@@ -129,7 +129,8 @@ def _resumed_recipe(folder: Path, given: Any, overrides: dict[str, Any] | None, 
     if differing:
         before, now = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
         lines = [f"{key}: {_show(before, key)} in the run, {_show(now, key)} now" for key in differing]
-        lines.append("a resume may change only log.*, train.keep and description; for anything else start a new run")
+        lines.append("a resume may change only log.*, train.keep, budget.memory and description; for anything else")
+        lines.append("start a new run")
         raise RunError(f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines))
     return wanted.model_copy(update={"out": saved.out})
 
