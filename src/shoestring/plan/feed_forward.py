@@ -7,6 +7,8 @@ from shoestring.plan.adapters import bundled
 from shoestring.plan.parts import Linear, Part, activate, add, cat, matmul, recomputing, split
 from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
 
+_FUSED = 1 << 14  # numbers from which on `kernels.swiglu` computes
+
 
 class SwiGLU:
     def __init__(self, gate: Part, up: Part, down: Part):
@@ -27,7 +29,7 @@ def _silu_product(tape: Tape, gate: Tensor, up: Tensor) -> Tensor:
 
     def backward(gradient: Tensor) -> list[Tensor | None]:
         gate, up = (take() for take in saved)
-        if gate.size == FLOAT:
+        if gate.size == FLOAT and gate.numbers >= _FUSED:
             return [tape.like(gate), tape.like(up)]
         up_gradient = tape.like(up)
         product = tape.like(gate)  # noqa: F841

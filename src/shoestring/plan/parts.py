@@ -7,6 +7,7 @@ Torch-free.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -190,19 +191,24 @@ class Linear:
             x = cast(tape, x, tape.compute)
             bias = None if bias is None else tape.cast_once(bias)
         size, rows, wants_x = x.size, x.numbers / self.inputs, x.node is not None
-        y = matmul(tape, rows, self.inputs, self.outputs, size)
+        # torch's own linear saves before it multiplies, and going backward lets go of x at the end.
+        plain = tape.compute != FLOAT or rows * self.inputs * self.outputs < WORTHWHILE
+        y = None if plain else matmul(tape, rows, self.inputs, self.outputs, size)
         x_saved = tape.save(x) if tape.wants(weight) else None
         weight_saved = tape.save(weight) if tape.wants(x) else None
+        y = matmul(tape, rows, self.inputs, self.outputs, size) if y is None else y
 
         def backward(gradient: Tensor) -> list[Tensor | None]:
             x = None if x_saved is None else x_saved()
             weight = None if weight_saved is None else weight_saved()  # noqa: F841
             x_gradient = weight_gradient = bias_gradient = None
             flat = gradient if gradient.ordered else tape.like(gradient)  # noqa: F841
+            if plain and wants_x:
+                x_gradient = matmul(tape, rows, self.outputs, self.inputs, size).part(rows * self.inputs)
             if x is not None:
                 weight_gradient = matmul(tape, self.outputs, rows, self.inputs, size, transposed=True)
                 del x
-            if wants_x:
+            if wants_x and x_gradient is None:
                 again = None if gradient.ordered else tape.like(gradient)
                 x_gradient = matmul(tape, rows, self.outputs, self.inputs, size).part(rows * self.inputs)
                 del again
@@ -274,6 +280,9 @@ def checkpointed(tape: Tape, function: Callable[..., Any], *inputs: Any) -> Any:
     again: list[Tensor | None] = []
     places = 0
 
+    class Enough(Exception):
+        """All is there that was saved: what comes after it does not run again."""
+
     def hide(x: Tensor) -> Callable[[], Tensor]:
         nonlocal places
         number, places = places, places + 1
@@ -282,7 +291,10 @@ def checkpointed(tape: Tape, function: Callable[..., Any], *inputs: Any) -> Any:
     def found(number: int) -> Tensor:
         if not again:
             now = tape.like(random)  # noqa: F841
-            with tape.recording(True), tape.recipes(False), tape.saving(show), tape.autocast(compute):
+            with (
+                contextlib.suppress(Enough), tape.recording(True), tape.recipes(False), tape.saving(show),
+                tape.autocast(compute),
+            ):  # fmt: skip
                 function(*inputs)
         x, again[number] = again[number], None
         assert x is not None, "a saved tensor is taken once"
@@ -291,6 +303,8 @@ def checkpointed(tape: Tape, function: Callable[..., Any], *inputs: Any) -> Any:
     def show(x: Tensor) -> Callable[[], Tensor]:
         kept = x.detach()  # with its node, what saved its own output would never go
         again.append(kept)
+        if len(again) == places:
+            raise Enough
         return lambda: kept
 
     with tape.saving(hide):
