@@ -62,7 +62,7 @@ def flash(
     q, k, v = (cast(tape, x, tape.compute) if tape.compute != FLOAT else x for x in (q, k, v))
     y, log_sums = tape.like(q), tape.empty(sums)
     width = q.numbers / sums
-    queries, keys = 256 if length >= 768 else 64 if length >= 192 else 32, min(_KEYS, length)
+    queries, keys = query_block(length), min(_KEYS, length)
     tape.scratch(tape.threads * (queries * keys + 2 * queries + queries * width))
     if not tape.wants(q, k, v):
         return y
@@ -71,11 +71,22 @@ def flash(
     def backward(gradient: Tensor) -> list[Tensor | None]:
         q, k, v, *_ = held = [take() for take in saved]  # noqa: F841
         made: list[Tensor | None] = [tape.like(q), tape.like(k), tape.like(v)]
-        tape.scratch(tape.threads * 2 * queries * keys)
+        again = None if gradient.ordered else tape.like(gradient)  # noqa: F841
+        tape.scratch(tape.threads * backward_scratch(length))
         return made
 
     tape.record([y], [q, k, v], backward)
     return y
+
+
+def query_block(length: int) -> int:
+    """Queries that torch's kernel takes at a time, of so many."""
+    return 256 if length >= 768 else 64 if length >= 192 else 32
+
+
+def backward_scratch(length: int) -> int:
+    """Numbers that each thread of the kernel works in going backward."""
+    return 2 * min(query_block(length), length) * min(_KEYS, length)
 
 
 class GroupedQueryAttention:

@@ -73,13 +73,16 @@ class MixtureOfExperts:
         numbers = tape.empty(chosen, INDEX)
         del numbers
         parts = split(tape, self._to_experts(tape, x, order, inverse), [chosen / config.experts * self.width] * config.experts)
-        together = cat(tape, [expert(tape, part) for expert, part in zip(self.experts, parts, strict=True)])
+        outputs = [expert(tape, part) for expert, part in zip(self.experts, parts, strict=True)]
+        together = cat(tape, outputs)
         taken = _take(tape, together, order)
         del together
         y = self._weigh(tape, weights, taken, count)
-        del taken
         if self.shared is not None:
             y = add(tape, y, self.shared(tape, x))
+        if config.balance != "none" and tape.wants(y):
+            load = tape.empty(config.experts)
+            tape.save(load)  # by the loss that balances them: a second run goes as far as here
         return y
 
     def _route(self, tape: Tape, x: Tensor, count: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shoestring.nn.attention.config import MLAConfig, MTLAConfig
-from shoestring.plan.attention import Context, attend
+from shoestring.plan.attention import Context, attend, backward_scratch
 from shoestring.plan.parts import Norm, Part, activate, cat, cast, rotate, split
-from shoestring.plan.tape import FLOAT, Tape, Tensor
+from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
 
 if TYPE_CHECKING:
     from shoestring.plan.blocks import Maker
@@ -136,7 +136,8 @@ class TemporalLatentAttention(LatentAttention):
 
     def _weights(self, tape: Tape, latent: Tensor, context: Context) -> Tensor:
         rank, tokens = self.config.latent_rank, context.tokens
-        sines = context.once(tape, "sines", context.length / self.config.stride * rank)
+        sines = context.once(tape, "sines", -(-context.length // self.config.stride) * rank)
+        context.once(tape, "chunks", context.length * INDEX / FLOAT * (2 * context.rows if context.documents else 1))
         gates = self.chunk_gate(tape, cast(tape, sines, tape.compute))
         by_chunk = _looked_up(tape, gates, (tokens if context.documents else context.length) * (rank // 4))
         gated = self.latent_gate(tape, latent)
@@ -171,16 +172,12 @@ class TemporalLatentAttention(LatentAttention):
     def _attend(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         if tape.compute != FLOAT:
             q, k, v = (cast(tape, x, tape.compute) for x in (q, k, v))
-        stride, sums = self.config.stride, context.tokens * self.config.heads
+        sums = context.tokens * self.config.heads
         product = tape.empty(q.numbers)
         own = tape.empty(sums)
         del product
         out, columns = tape.like(v), tape.empty(sums)
-        widest = max(q.numbers, v.numbers)
-        part: list[Tensor] = []
-        for _ in range(stride):
-            part = self._phase(tape, q, k, v, widest)
-        part.clear()
+        self._phases(tape, q, k, v, context)
         total = tape.empty(sums)
         share = tape.empty(sums)
         del share
@@ -198,25 +195,45 @@ class TemporalLatentAttention(LatentAttention):
             slope = tape.empty(sums)
             slopes.clear()
             made: list[Tensor | None] = [tape.like(q), tape.like(k), tape.like(v)]
-            for _ in range(stride):
-                self._phase_back(tape, q, k, v, widest)
+            self._phases_back(tape, q, k, v, context)
             del share, slope
             return made
 
         tape.record([out], [q, k, v], backward)
         return out
 
-    def _phase(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, widest: float) -> list[Tensor]:
-        """Every stride-th row, over the ends of chunks."""
-        share = 1 / self.config.stride
-        held = [tape.empty(widest * share, x.size) for x in (k, v, q) if x.numbers < widest]  # noqa: F841
-        return [tape.empty(widest * share, q.size)]
+    def _phases(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, context: Context) -> None:
+        """Every stride-th row, over the ends of chunks; each is there until the next one is."""
+        ends, phases, widest = self._rows(q, v, context)
+        narrow = [tape.empty(ends * widest, x.size) for x in (k, v) if x.numbers < q.numbers or x.numbers < v.numbers]
+        queries = part = sums = None
+        for rows in phases:
+            if q.numbers < v.numbers:
+                queries = tape.empty(rows * widest, q.size)
+            part, sums = tape.empty(rows * widest, q.size), tape.empty(rows)  # noqa: F841
+        del narrow, queries
 
-    def _phase_back(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, widest: float) -> None:
-        share = 1 / self.config.stride
-        narrow = [x for x in (k, v, q, v, v) if x.numbers < widest]
-        held = [tape.empty(widest * share, x.size) for x in narrow]
-        held += [tape.empty(widest * share, q.size) for _ in range(3)]  # noqa: F841
+    def _phases_back(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, context: Context) -> None:
+        ends, phases, widest = self._rows(q, v, context)
+        narrow = [tape.empty(ends * widest, x.size) for x in (k, v) if x.numbers < q.numbers or x.numbers < v.numbers]
+        queries, made = None, list[Tensor]()
+        for rows in phases:
+            if q.numbers < v.numbers:
+                queries = tape.empty(rows * widest, q.size)
+            padded = [tape.empty(rows * widest, q.size) for _ in range(2 if v.numbers < q.numbers else 0)]
+            new = [tape.empty(rows * widest, q.size) for _ in range(4)]
+            tape.scratch(tape.threads * backward_scratch(round(rows / context.rows / self.config.heads)))
+            new.pop()  # the gradient, in the order that the kernel wants
+            made = new
+            del padded
+        del narrow, queries, made
+
+    def _rows(self, q: Tensor, v: Tensor, context: Context) -> tuple[float, list[float], float]:
+        """-> ends of chunks, rows of each phase, both of all heads; numbers of the widest row."""
+        length, stride, count = context.length, self.config.stride, context.rows * self.config.heads
+        phases = [float(len(range(stride + phase, length, stride))) * count for phase in range(stride)]
+        ends = float(len(range(stride - 1, length, stride))) * count
+        return ends, [rows for rows in phases if rows], max(q.numbers, v.numbers) / (length * count)
 
 
 def _scaled(tape: Tape, x: Tensor, scale: Tensor) -> Tensor:
@@ -296,9 +313,16 @@ def _pad(tape: Tape, x: Tensor, numbers: float) -> Tensor:
 
 
 def _sliced(tape: Tape, x: Tensor, numbers: float) -> Tensor:
+    """Part of each row; the gradient lies head by head, which torch's kernel copies."""
     part = x.detach().part(numbers)
     whole, size = x.numbers, x.size
-    tape.record([part], [x], lambda gradient: [tape.empty(whole, size)])
+
+    def backward(gradient: Tensor) -> list[Tensor | None]:
+        made = tape.empty(whole, size)
+        made.ordered = False
+        return [made]
+
+    tape.record([part], [x], backward)
     return part
 
 
