@@ -150,7 +150,7 @@ def _merge(
         del gradient
         if size != FLOAT:
             share = tape.empty(share.numbers)  # noqa: F841
-        tape.scratch(2 * count)
+        tape.scratch(count)
 
 
 def distance(tape: Tape, hidden: Tensor, base: Tensor, vocabulary: int, width: int, softcap: bool) -> Tensor:

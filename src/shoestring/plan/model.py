@@ -12,7 +12,7 @@ from shoestring.plan.blocks import Block, Maker, Training
 from shoestring.plan.heads import frozen_head_loss, trained_head_loss
 from shoestring.plan.parts import activate, add, checkpointed
 from shoestring.plan.reversible import run_reversible
-from shoestring.plan.tape import FLOAT, Tape, Tensor
+from shoestring.plan.tape import BYTE, FLOAT, Tape, Tensor
 
 
 class Model:
@@ -112,6 +112,7 @@ class Model:
         tape.memory.begin("the head and its loss")
         config = self.config
         softcap = config.logit_softcap is not None
+        counts = tape.empty(hidden.numbers / config.width, BYTE)  # noqa: F841  whether each label does
         if self.head.node is not None:
             return trained_head_loss(tape, hidden, self.head, config.width, softcap, labels)
         return frozen_head_loss(tape, hidden, self._head_blocks, config.vocabulary, config.width, softcap, labels)
