@@ -10,7 +10,7 @@ import torch
 
 from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED
-from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream, row_lengths, to_batch
+from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream, padded_length, row_sizes, to_batch
 from shoestring.data.supervised.packing import best_fit_decreasing
 from shoestring.finetuning.examples import prepare_dataset
 from shoestring.train.objective import next_token
@@ -172,8 +172,9 @@ def test_padded_batches_of_like_lengths_waste_little(dataset):
 def test_the_lengths_of_rows_are_counted_before_they_are_made(layout, dataset):
     batches = stream(dataset, layout=layout, rows=1)
     met = {next(batches).tokens_BT.shape[1] for _ in range(batches.samples_per_epoch)}
-    counted = row_lengths(dataset, layout, batches.state()["sequence_length"])
-    assert counted == len(met) > 1
+    sizes = row_sizes(dataset, layout, batches.state()["sequence_length"])
+    assert {padded_length(tokens) for tokens, _ in sizes} == met and len(met) > 1
+    assert any(examples > 1 for _, examples in sizes) == (layout == "packed")
 
 
 def test_a_stream_of_other_data_or_settings_is_not_resumed(dataset):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,7 +25,13 @@ PROMPTS = ["1+1?", "What is 2 + 5", "x"]
 def streamed(tmp_path, monkeypatch):
     """A tiny model, and how to load it as if it did not fit."""
     folder = chat.chat_model(tmp_path / "model")
-    monkeypatch.setattr(module, "predict_resident", lambda *_: [("all", 10**15)])
+    predict_use = module.predict_use
+
+    def resident_is_too_large(config, use, machine, source, weights="source", slots=0):
+        found = predict_use(config, use, machine, source, weights, slots)
+        return found if slots else replace(found, tensors=(("all", 10**15),))
+
+    monkeypatch.setattr(module, "predict_use", resident_is_too_large)
 
     def load(place=folder, **settings):
         return shoestring.load(place, memory="16GB", **settings)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoestring.core.errors import ConfigError, ModelFileError
-from shoestring.data.supervised.batches import padded_length, row_lengths
+from shoestring.data.supervised.batches import padded_length, row_sizes
 from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.finetuning.config import EVERYDAY, FinetuneRecipe
 from shoestring.finetuning.examples import prepare_dataset
@@ -28,8 +28,8 @@ _SHORTEST_ROW, _LONGEST_ROW = 256, 2048  # tokens, when the recipe leaves the le
 class Material:
     """base: folder of the model to begin from. rows: of one optimizer step on this rank; length: tokens of a row.
 
-    lengths: how many lengths rows have, once padded. ordinary: examples on which the model is to stay as it is, where
-    they are there already.
+    lengths: how many lengths rows have, once padded. documents: whether one holds several examples, or ends early.
+    ordinary: examples on which the model is to stay as it is, where they are there already.
     """
 
     base: Path
@@ -40,6 +40,7 @@ class Material:
     rows: int
     length: int
     lengths: int
+    documents: bool
 
     @property
     def padded(self) -> int:
@@ -75,9 +76,12 @@ def open_material(start: Start) -> Material:
     rows = max(-(-settings.batch_tokens // (length * parallel.world_size())), 1)
     if settings.microbatch is not None and rows % settings.microbatch:
         raise ConfigError(f"train.microbatch ({settings.microbatch}) must divide the {rows} rows of each process")
-    lengths = row_lengths(dataset, recipe.data.layout, length)
+    sizes = row_sizes(dataset, recipe.data.layout, length)
+    documents = any(padded_length(tokens) != tokens or examples > 1 for tokens, examples in sizes)
+    lengths = len({padded_length(tokens) for tokens, _ in sizes})
     _check_weights(base, start)
-    return Material(base, config, read_generation_config(base), dataset, ordinary, rows, length, lengths)
+    generation = read_generation_config(base)
+    return Material(base, config, generation, dataset, ordinary, rows, length, lengths, documents)
 
 
 def _check_weights(base: Path, start: Start) -> None:

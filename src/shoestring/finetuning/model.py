@@ -13,6 +13,7 @@ from shoestring.core.machine import file_read_speed
 from shoestring.data.supervised.batches import padded_length
 from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.finetuning.material import Material
+from shoestring.finetuning.preserve import KEPT_BYTES
 from shoestring.models.adapters import attach, halve_bases
 from shoestring.models.builder import build
 from shoestring.models.decoder import Decoder
@@ -22,29 +23,36 @@ from shoestring.models.weight_files import WeightFiles, weight_paths
 from shoestring.offload.model import open_streamed
 from shoestring.plan.choose import usual_microbatch
 from shoestring.plan.constants import MICROBATCH_TOKENS
-from shoestring.plan.shapes import EngineSpec, JobShape, Options, WeightFormat
+from shoestring.plan.shapes import EngineSpec, JobShape, Options, Training, WeightFormat
+from shoestring.plan.tape import FLOAT
 from shoestring.train.planning import engines
 
 
 def job_shape(recipe: FinetuneRecipe, material: Material) -> JobShape:
     """As the plan sees the run."""
-    adapter, config = recipe.adapter, material.config
-    lora = adapter.lora()
-    trained, ranks = config.parameter_count(), 0
+    adapter, config, held = recipe.adapter, material.config, recipe.preserve
+    lora, training = adapter.lora(), Training()
     if lora is not None:
-        shapes = build(config, device="meta")
-        linears = attach(shapes, lora, modules=adapter.modules)
-        trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
-        ranks = lora.rank * len(linears) // config.unique_layers
-    frozen: WeightFormat | None = None
-    if lora is not None:
-        frozen = "bfloat16" if recipe.halves_base() else recipe.frozen_kind() or "float32"
+        linears = attach(build(config, device="meta"), lora, modules=adapter.modules)
+        names = frozenset(linear.split(".", 2)[2] for linear in linears)  # without blocks.NUMBER
+        frozen: WeightFormat = "bfloat16" if recipe.halves_base() else recipe.frozen_kind() or "float32"
+        integers = recipe.precision.compute == "int8"
+        training = Training(False, lora.rank, names, lora.dora, lora.dropout > 0, frozen, integers)
+    compared = padded_length(held.tokens) if held.source is not None else 0
     return JobShape(
-        config, material.rows, material.padded, trained, full=lora is None, adapter_rank=ranks,
-        dora=adapter.method == "dora", frozen=frozen, source=source_dtype(material.base), lengths=material.lengths,
-        compute=recipe.precision.settled,
-        compared=padded_length(recipe.preserve.tokens) if recipe.preserve.source is not None else 0,
+        config, material.rows, material.padded, training, source_dtype(material.base),
+        compute=recipe.precision.settled, documents=material.documents, compared=compared,
+        kept=min(_kept_rows(recipe, material) * compared * config.width * FLOAT, KEPT_BYTES),
+        measured=material.held_out, lengths=material.lengths,
     )  # fmt: skip
+
+
+def _kept_rows(recipe: FinetuneRecipe, material: Material) -> int:
+    """At most so many rows of ordinary examples come by."""
+    steps, every = recipe.train.steps, recipe.preserve.every
+    rows = None if material.ordinary is None else len(material.ordinary.lengths)
+    found = [count for count in (None if steps is None else -(-steps // every), rows) if count is not None]
+    return min(found, default=1 << 30)
 
 
 def options(recipe: FinetuneRecipe, material: Material) -> Options:

@@ -23,10 +23,10 @@ from shoestring.models.weight_files import WeightFiles
 from shoestring.offload.config import StoreFormat
 from shoestring.offload.model import StreamedDecoder, open_streamed
 from shoestring.plan.constants import SPARE
-from shoestring.plan.decoding import predict_resident, predict_streamed
+from shoestring.plan.decoding import Use, predict_use
+from shoestring.plan.shapes import Machine
 
 _TOKENS = 1024  # of the cache, and computed together, for which room is kept
-_SCORING = 2 * 4 * _TOKENS * 8192  # bytes: logits of a block of the vocabulary, and a copy
 
 
 def load(
@@ -53,13 +53,14 @@ def load(
     with WeightFiles(base) as files:
         config = files.config
         source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
-    process = rss_bytes() - allocator.held() + scoring * _SCORING
-    resident = sum(size for _, size in predict_resident(config, process, _TOKENS))
+    machine = Machine(rss_bytes() - allocator.held(), flops=1.0, threads=torch.get_num_threads())
+    uses = [Use(1, _TOKENS, 1)] + [Use(1, _TOKENS, scored=True, documents=True)] * scoring
+    resident = max(predict_use(config, use, machine, source).total for use in uses)
     if weights == "source" and resident <= budget * SPARE:
         language = LanguageModel.load(model, device, dtype, say)
         language.at_once = _TOKENS
         return language
-    slots = _slots(config, weights, source, budget, process)
+    slots = _slots(config, weights, source, budget, machine, uses)
     settled = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
     decoder = open_streamed(base, weights, slots, resolve_device(str(device)), settled, say=say)
     if folder != base:
@@ -70,10 +71,12 @@ def load(
     return language
 
 
-def _slots(config: ModelConfig, weights: StoreFormat, source: str, budget: int, others: int) -> int:
-    """The most layers in memory that fit. others: bytes of the process without the model. Raises BudgetError."""
+def _slots(
+    config: ModelConfig, weights: StoreFormat, source: str, budget: int, machine: Machine, uses: list[Use]
+) -> int:
+    """The most layers in memory that fit. Raises BudgetError."""
     for slots in range(max(config.unique_layers, 2), 1, -1):
-        least = sum(size for _, size in predict_streamed(config, weights, source, slots, others, _TOKENS))
+        least = max(predict_use(config, use, machine, source, weights, slots).total for use in uses)
         if least <= budget * SPARE:
             return slots
     enough = -(-int(least / SPARE) // 10_000_000) * 10

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shoestring.plan.parts import Linear, LowRank, Part, cast, matmul, parameter
-from shoestring.plan.tape import BYTE, FLOAT, HALF, INDEX, Tape, Tensor
+from shoestring.plan.parts import Part, cast, matmul, parameter
+from shoestring.plan.tape import BYTE, FLOAT, HALF, Tape, Tensor
 
 _KEPT_COLUMNS = 8  # of activations rounded to int8 (`nn.quantized.int8`)
 
@@ -27,6 +27,11 @@ class Base:
 
     def __init__(self, inputs: int, outputs: int, size: int = FLOAT, bias: bool = False):
         self.inputs, self.outputs, self.size, self.bias = inputs, outputs, size, bias
+
+    @property
+    def stored(self) -> float:
+        """Bytes of it, without bias."""
+        return self.inputs * self.outputs * self.size
 
     def rounded(self, tape: Tape, x: Tensor) -> Rows | None:
         return None
@@ -50,6 +55,10 @@ class LowRankBase(Base):
         super().__init__(first.inputs, second.outputs, first.size, second.bias)
         self.first, self.second = first, second
 
+    @property
+    def stored(self) -> float:
+        return self.first.stored + self.second.stored
+
     def forward(self, tape: Tape, x: Tensor, rows: Rows | None = None) -> Tensor:
         return self.second.forward(tape, self.first.forward(tape, x))
 
@@ -63,6 +72,10 @@ class Int8Base(Base):
     def __init__(self, inputs: int, outputs: int, bias: bool = False, integers: bool = False):
         super().__init__(inputs, outputs, BYTE, bias)
         self.integers = integers
+
+    @property
+    def stored(self) -> float:
+        return self.inputs * self.outputs + self.outputs * FLOAT
 
     def rounded(self, tape: Tape, x: Tensor) -> Rows | None:
         return _quantized(tape, x, self.inputs, _KEPT_COLUMNS) if self.integers else None
@@ -90,9 +103,14 @@ class Int8Base(Base):
 class FourBitBase(Base):
     """Codes of two weights in a byte; group: weights that share a scale, and a lowest value if there is one."""
 
-    def __init__(self, inputs: int, outputs: int, group: int, bias: bool = False):
+    def __init__(self, inputs: int, outputs: int, group: int, lowest: bool = False, bias: bool = False):
         super().__init__(inputs, outputs, BYTE, bias)
-        self.group = group
+        self.group, self.lowest = group, lowest
+
+    @property
+    def stored(self) -> float:
+        groups = -(-self.inputs // self.group) * self.outputs
+        return groups * (self.group / 2 + HALF * (1 + self.lowest)) + FLOAT
 
     def dense(self, tape: Tape, size: int) -> Tensor:
         padded = -(-self.inputs // self.group) * self.group * self.outputs
@@ -133,6 +151,7 @@ class Adapted:
         self.inputs, self.outputs = base.inputs, base.outputs
         self.first, self.second = (parameter(tape, rank * side, True) for side in (base.inputs, base.outputs))
         self.magnitude = parameter(tape, base.outputs, True) if dora else None
+        tape.adapters += FLOAT * (rank * (base.inputs + base.outputs) + 2 * dora * base.outputs)  # with W's row lengths
 
     @property
     def plain(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from shoestring.models.config import ModelConfig
@@ -15,25 +14,10 @@ from shoestring.plan.attention import Context, GroupedQueryAttention, MemoryAtte
 from shoestring.plan.feed_forward import Activated, MixtureOfExperts, SwiGLU
 from shoestring.plan.latent import LatentAttention, TemporalLatentAttention
 from shoestring.plan.parts import Linear, LowRank, Norm, Part, activate, add, parameter, recomputing
+from shoestring.plan.shapes import Training
 from shoestring.plan.tape import FLOAT, HALF, Tape, Tensor
 
 _GROUPS = {"int4": 32, "nf4": 64}  # weights that share a scale (`nn.quantized.config`)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What is trained: everything, or adapters of this rank on linears of these names in a block (None: all).
-
-    frozen: how other linears are kept. integers: products of int8 bases are of integers.
-    """
-
-    full: bool = True
-    rank: int = 0
-    adapted: frozenset[str] | None = None
-    dora: bool = False
-    dropout: bool = False
-    frozen: str = "float32"
-    integers: bool = False
 
 
 class Maker:
@@ -43,6 +27,13 @@ class Maker:
         self.tape, self.config, self.training = tape, config, training
 
     def weight(self, numbers: float) -> Tensor:
+        """One that is small, or outside blocks."""
+        self.tape.stored += numbers * FLOAT
+        return parameter(self.tape, numbers, self.training.full)
+
+    def matrix(self, numbers: float) -> Tensor:
+        """One of a block, which may be streamed."""
+        self.tape.matrices += numbers * FLOAT
         return parameter(self.tape, numbers, self.training.full)
 
     def norm(self, width: int) -> Norm:
@@ -51,7 +42,7 @@ class Maker:
     def dense(self, name: str, inputs: int, outputs: int, bias: bool = False) -> Part:
         """A matrix that the config's kind of linear does not replace."""
         if self.training.full:
-            return Linear(inputs, outputs, self.weight(inputs * outputs), self.weight(outputs) if bias else None)
+            return Linear(inputs, outputs, self.matrix(inputs * outputs), self.weight(outputs) if bias else None)
         return self._frozen(name, self._base(inputs, outputs, bias))
 
     def linear(self, name: str, inputs: int, outputs: int, bias: bool = False) -> Part:
@@ -60,11 +51,11 @@ class Maker:
             return self.dense(name, inputs, outputs, bias)
         if self.training.full:
             return LowRank(
-                Linear(inputs, rank, self.weight(inputs * rank)),
-                Linear(rank, outputs, self.weight(rank * outputs), self.weight(outputs) if bias else None),
+                Linear(inputs, rank, self.matrix(inputs * rank)),
+                Linear(rank, outputs, self.matrix(rank * outputs), self.weight(outputs) if bias else None),
             )
         if self.training.frozen in ("float32", "bfloat16"):
-            base: Base = LowRankBase(self._base(inputs, rank), self._base(rank, outputs, bias))
+            base: Base = LowRankBase(Base(inputs, rank), Base(rank, outputs, bias=bias))
         else:
             base = self._base(inputs, outputs, bias)  # quantized as one matrix
         return self._frozen(name, base)
@@ -74,26 +65,28 @@ class Maker:
         if frozen == "int8":
             return Int8Base(inputs, outputs, bias, self.training.integers)
         if frozen in _GROUPS:
-            return FourBitBase(inputs, outputs, _GROUPS[frozen], bias)
+            return FourBitBase(inputs, outputs, _GROUPS[frozen], frozen == "int4", bias)
         return Base(inputs, outputs, HALF if frozen == "bfloat16" else FLOAT, bias)
 
     def _frozen(self, name: str, base: Base) -> Part:
         training = self.training
-        if training.rank and (training.adapted is None or name in training.adapted):
+        adapted = bool(training.rank) and (training.adapted is None or name in training.adapted)
+        if not adapted and base.size == HALF:
+            base = Base(base.inputs, base.outputs, FLOAT, base.bias)  # only those under adapters are halved
+        self.tape.matrices += base.stored
+        self.tape.stored += base.bias * base.outputs * FLOAT
+        if adapted:
             return Adapted(self.tape, base, training.rank, training.dora, training.dropout)
         if isinstance(base, (Int8Base, FourBitBase)):
             return Frozen(base)
         if isinstance(base, LowRankBase):
-            first, second = base.first, base.second
-            rank = first.outputs
-            return LowRank(_plain(self.tape, first.inputs, rank, False), _plain(self.tape, rank, second.outputs, base.bias))
-        return _plain(self.tape, base.inputs, base.outputs, base.bias)
+            return LowRank(_plain(self.tape, base.first), _plain(self.tape, base.second))
+        return _plain(self.tape, base)
 
 
-def _plain(tape: Tape, inputs: int, outputs: int, bias: bool) -> Linear:
-    return Linear(
-        inputs, outputs, parameter(tape, inputs * outputs, False), parameter(tape, outputs, False) if bias else None
-    )
+def _plain(tape: Tape, base: Base) -> Linear:
+    weight, bias = (parameter(tape, numbers, False) for numbers in (base.inputs * base.outputs, base.outputs))
+    return Linear(base.inputs, base.outputs, weight, bias if base.bias else None)
 
 
 # --- kinds --------------------------------------------------------------------------------------------------------
@@ -156,7 +149,7 @@ def _activated(make: Maker, config: GELUConfig | SquaredReLUConfig) -> Activated
 
 def _experts(make: Maker, config: MoEConfig) -> MixtureOfExperts:
     width, expert = make.config.width, SwiGLUConfig(width=config.width)
-    router = Linear(width, config.experts, make.weight(width * config.experts))
+    router = Linear(width, config.experts, make.matrix(width * config.experts))
     experts = [_swiglu(make, expert, f"feed_forward.experts.{n}") for n in range(config.experts)]
     shared = None
     if config.shared_width:

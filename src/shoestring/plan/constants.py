@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-FLOAT = 4  # bytes
-
 # Bits of a stored weight, scales included (`nn.quantized`).
 BITS: dict[str, float] = {
     "float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.0, "int4": 5.0, "nf4": 4.25,

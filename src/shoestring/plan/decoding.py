@@ -1,41 +1,108 @@
-"""How much memory decoding and scoring take, resident or streamed. Torch-free."""
+"""How much memory decoding and scoring take, resident or streamed: passes without gradients. Torch-free.
+
+A prompt is read in passes of at most `generate.engine`'s tokens over all rows, every later one holding a mask over what
+the cache has; then a token of each row at a time, which takes less. Scoring is what a held-out pass takes.
+"""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
-from shoestring.plan.constants import FLOAT, LIBRARIES
-from shoestring.plan.predict import block_numbers, stored_bytes, streamed_head_bytes
-from shoestring.plan.shapes import Line, WeightFormat
+from shoestring.nn.head_blocks import block_rows
+from shoestring.plan.constants import BITS
+from shoestring.plan.model import Model
+from shoestring.plan.peak import Walk, walked
+from shoestring.plan.predict import beside, streamed_weights
+from shoestring.plan.shapes import Machine, Prediction, Training, WeightFormat
+from shoestring.plan.streamed import measured_pass, scored_pass, streamed_blocks
+from shoestring.plan.tape import BYTE, FLOAT, HALF, Memory, Tape
 
-_BESIDE_RESIDENT = 60_000_000  # of libraries, where nothing is trained
-
-
-def predict_resident(config: ModelConfig, process: int, tokens: int) -> list[Line]:
-    """Weights in float32, a cache of so many tokens, and what one pass over them takes."""
-    return [
-        ("process, before the model", process),
-        ("libraries, loaded when first used", _BESIDE_RESIDENT),
-        ("weights", config.parameter_count() * FLOAT),
-        ("cache of keys and values", int(cache_numbers(config) * tokens * FLOAT)),
-        ("one pass", (tokens * 8 * config.width + config.vocabulary) * FLOAT),
-    ]
+_PASS = 1024  # tokens of a pass over a prompt (`generate.engine`)
 
 
-def predict_streamed(
-    config: ModelConfig, weights: WeightFormat, source: str, slots: int, process: int, tokens: int
-) -> list[Line]:
-    """Lines of streamed decoding. tokens: of the cache, and of one pass that reads a prompt."""
-    kept = source if weights == "source" else weights
-    dense = kept in ("bfloat16", "float16")
-    inner = 4 * getattr(config.feed_forward, "width", config.width) + 8 * config.width
-    return [
-        ("process, before the model", process),
-        ("libraries, loaded when first used", LIBRARIES),
-        (f"{slots} layers of {config.unique_layers} in {kept}",
-         slots * stored_bytes(config, kept) + dense * FLOAT * block_numbers(config)),
-        ("blocks of the head", streamed_head_bytes(config, source)),
-        ("cache of keys and values", int(cache_numbers(config) * tokens * FLOAT)),
-        ("one block's working set", inner * tokens * FLOAT),
-        ("logits", 4 * config.vocabulary * FLOAT),
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class Use:
+    """What is asked of a model: rows of `prompt` tokens to be read, and `new` ones to be written; or rows to be scored.
+
+    compute: what weights are in memory.
+    """
+
+    rows: int
+    prompt: int
+    new: int = 0
+    scored: bool = False
+    documents: bool = False
+    compute: str = "float32"
+
+    @property
+    def capacity(self) -> int:
+        return self.prompt + self.new
+
+
+def predict_use(
+    config: ModelConfig, use: Use, machine: Machine, source: str, weights: WeightFormat = "source", slots: int = 0
+) -> Prediction:
+    """slots: layers in memory of a streamed model, 0: all of it, resident. source: the dtype of its files."""
+    walk = _walk(config, use, source if slots else "", weights, machine.threads, machine.onednn)
+    size = HALF if use.compute != "float32" else FLOAT
+    if slots:
+        lines = streamed_weights(config, weights, source, slots, walk)
+    else:
+        lines = [("weights", int(config.parameter_count() * size))]
+    phase = walk.highest
+    if use.new:
+        cache = int(cache_numbers(config) * use.rows * use.capacity * size)
+        lines.append(("cache of keys and values", cache))
+    lines.append((phase.name, int(phase.peak)))
+    return Prediction(tuple(lines), beside(machine.process, use.rows * use.prompt), 0.0)
+
+
+@functools.lru_cache(maxsize=512)
+def _walk(config: ModelConfig, use: Use, source: str, weights: str, threads: int, onednn: bool) -> Walk:
+    return walked(config, lambda shallow: _walk_of(shallow, use, source, weights, threads, onednn))
+
+
+def _walk_of(config: ModelConfig, use: Use, source: str, weights: str, threads: int, onednn: bool) -> Walk:
+    tape = Tape(Memory(), onednn, threads)
+    tape.training = False
+    frozen: WeightFormat = "float32" if weights not in ("int8", "int4", "nf4") or not source else weights  # type: ignore
+    model = Model(tape, config, Training(full=False, frozen=frozen))
+    if use.scored and source:
+        size = int(BITS[source]) // 8
+        blocks = streamed_blocks(config.vocabulary, config.width, size)
+        measured_pass(tape, model, use.rows, use.prompt, FLOAT, size, None, use.documents, blocks)
+    elif use.scored:
+        scored_pass(tape, model, use.rows, use.prompt, use.documents)
+    else:
+        _decode(tape, model, use, source)
+    return Walk(tuple(tape.memory.phases[1:]), model.matrices, tape.adapters, tape.stored)
+
+
+def _decode(tape: Tape, model: Model, use: Use, source: str) -> None:
+    """The last pass over the prompt, which sees most of it; then the head."""
+    config = model.config
+    at_once = min(use.prompt, max(_PASS // use.rows, 1))
+    passes = -(-use.prompt // at_once)
+    with tape.recording(False):
+        tape.memory.begin("one pass over the prompt")
+        context = model.context(tape, use.rows, at_once)
+        seen = tape.empty(at_once * use.prompt if passes > 1 else 0, BYTE)  # noqa: F841  by each token
+        last = tape.empty(use.rows * config.width)
+        x = model.embed_from_disk(tape, context, int(BITS[source]) // 8) if source else model.embed(tape, context)
+        for index in model.order:
+            tape.memory.begin("one block's work")
+            x = model.blocks[index](tape, x, context)
+        hidden = model.norm(tape, x)
+        del x, hidden
+        tape.memory.begin("the head")
+        del context, seen
+        logits = tape.empty(use.rows * config.vocabulary)
+        if source:
+            size = min(block_rows(config.width), config.vocabulary)
+            block = tape.empty(size * config.width if source != "float32" else 0)
+            product = tape.empty(use.rows * size)
+            del block, product
+        del logits, last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.plan.adapters import bundled
-from shoestring.plan.parts import Linear, Part, activate, add, cat, matmul, recomputing, split
+from shoestring.plan.parts import Linear, Part, activate, add, cat, recomputing, split
 from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
 
 _FUSED = 1 << 14  # numbers from which on `kernels.swiglu` computes
@@ -72,7 +72,8 @@ class MixtureOfExperts:
         inverse = tape.empty(chosen, INDEX)
         numbers = tape.empty(chosen, INDEX)
         del numbers
-        parts = split(tape, self._to_experts(tape, x, order, inverse), [chosen / config.experts * self.width] * config.experts)
+        each = chosen / config.experts * self.width
+        parts = split(tape, self._to_experts(tape, x, order, inverse), [each] * config.experts)
         outputs = [expert(tape, part) for expert, part in zip(self.experts, parts, strict=True)]
         together = cat(tape, outputs)
         taken = _take(tape, together, order)

@@ -91,7 +91,7 @@ def frozen_head_loss(
     """The loss of a frozen head. blocks: what each takes while it is there."""
     rows = hidden if labels is None else chosen(tape, hidden, labels * width)
     del hidden
-    wants, parts, size = tape.wants(rows), [], rows.size
+    wants, parts = tape.wants(rows), list[Tensor]()
     made: list[Tensor] = []
     with tape.recording(False):
         small = rows if rows.size == tape.compute else tape.empty(rows.numbers, tape.compute)

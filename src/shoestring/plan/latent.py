@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shoestring.nn.attention.config import MLAConfig, MTLAConfig
 from shoestring.plan.attention import Context, attend, backward_scratch
-from shoestring.plan.parts import Norm, Part, activate, cat, cast, rotate, split
+from shoestring.plan.parts import Norm, Part, activate, cast, cat, rotate, split
 from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class LatentAttention:
         """All of the width of the widest."""
         count = context.tokens * self.config.heads
         common = max(self.config.content_width + self.config.rotary_width, self.config.value_width) * count
-        padded = [_pad(tape, x, common) for x in (q, k, v)]
-        return attend(tape, *padded, self.config.heads, context)
+        q, k, v = (_pad(tape, x, common) for x in (q, k, v))
+        return attend(tape, q, k, v, self.config.heads, context)
 
 
 class TemporalLatentAttention(LatentAttention):

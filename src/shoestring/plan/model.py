@@ -29,7 +29,9 @@ class Model:
         if config.input_adapter is not None:
             external, inner = config.input_adapter.external_width, config.input_adapter.width
             self.adapter = make.dense("", external, inner), make.dense("", inner, config.width)
+        before = tape.matrices
         self.blocks = [Block(tape, config, training, index) for index in range(config.unique_layers)]
+        self.matrices = (tape.matrices - before) / config.unique_layers
         self.order = block_order(config.layers, config.sharing)
         self.norm = make.norm(config.width)
 
@@ -39,7 +41,7 @@ class Model:
             return Context(rows, length, None, documents)
         half = self.config.attention.rotary_width / 2 * rows * length
         positions = tape.empty(rows * length)
-        angles = tape.empty(half)
+        angles = tape.empty(half)  # noqa: F841
         del positions
         return Context(rows, length, (tape.empty(half), tape.empty(half)), documents)
 

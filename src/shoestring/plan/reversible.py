@@ -90,8 +90,10 @@ def _leaf(x: Tensor) -> Tensor:
     return leaf
 
 
-def _gradients(tape: Tape, output: Tensor, gradient: Tensor, leaf: Tensor, weights: list[Tensor]) -> list[Tensor | None]:
-    wanted = [leaf.node, *(weight.node for weight in weights)]
+def _gradients(
+    tape: Tape, output: Tensor, gradient: Tensor, leaf: Tensor, weights: list[Tensor]
+) -> list[Tensor | None]:
+    wanted = [tensor.node for tensor in (leaf, *weights) if tensor.node is not None]
     return tape.gradients_of(output, gradient, wanted)
 
 

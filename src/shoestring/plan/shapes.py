@@ -19,29 +19,43 @@ Line = tuple[str, int]  # what it is, bytes
 
 
 @dataclass(frozen=True)
+class Training:
+    """What is trained: everything, or adapters of this rank on linears of these names in a block (None: all).
+
+    frozen: how the blocks' other matrices are kept. integers: products of int8 ones are of integers.
+    """
+
+    full: bool = True
+    rank: int = 0
+    adapted: frozenset[str] | None = None
+    dora: bool = False
+    dropout: bool = False
+    frozen: WeightFormat = "float32"
+    integers: bool = False
+
+
+@dataclass(frozen=True)
 class JobShape:
     """One optimizer step of one process: rows × length tokens, padded.
 
-    trained: numbers that are trained; full: they are the whole model. adapter_rank: the ranks of a block's adapters
-    added up, which is what they keep for each token. frozen: how the blocks' frozen weights are kept in memory, None
-    where nothing is frozen. source: the dtype of the model's files. lengths: how many lengths of rows there are.
-    labels: at most so many of the tokens count, None for all. compute: what matmuls run in. compared: how many tokens'
-    predictions are compared with the base's in some steps.
+    source: the dtype of the model's files. labels: at most so many of the tokens of a microbatch count, None for all.
+    compute: what matmuls run in. documents: whether rows hold several, or end early. compared: how many tokens'
+    predictions are compared with the base's in some steps, whose hidden states there are kept up to `kept` bytes.
+    measured: whether there is a held-out pass. lengths: how many lengths of rows there are.
     """
 
     config: ModelConfig
     rows: int
     length: int
-    trained: int
-    full: bool = True
-    adapter_rank: int = 0
-    dora: bool = False
-    frozen: WeightFormat | None = None
+    training: Training = Training()
     source: str = "float32"
-    lengths: int = 1
     labels: int | None = None
     compute: Literal["float32", "bfloat16", "int8"] = "float32"
+    documents: bool = False
     compared: int = 0
+    kept: int = 0
+    measured: bool = True
+    lengths: int = 1
 
     @property
     def tokens(self) -> int:
@@ -68,7 +82,7 @@ class Machine:
     """process: bytes that this process has beside tensors. flops: of matmuls in the job's format, per second.
 
     read_speed: of the disk with the model, bytes per second. int8_gain: of int8 matmuls over float32 ones. total:
-    bytes of memory that there are.
+    bytes of memory that there are. threads: that compute. onednn: whether that library multiplies large matrices.
     """
 
     process: int
@@ -76,6 +90,8 @@ class Machine:
     read_speed: float = 1e9
     int8_gain: float = 1.0
     total: int = 0
+    threads: int = 1
+    onednn: bool = False
 
 
 @dataclass(frozen=True)

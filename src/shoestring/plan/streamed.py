@@ -10,7 +10,7 @@ from shoestring.plan.attention import Context
 from shoestring.plan.heads import frozen_head_loss
 from shoestring.plan.model import Model
 from shoestring.plan.parts import cat
-from shoestring.plan.tape import FLOAT, INDEX, Leaf, Tape, Tensor
+from shoestring.plan.tape import BYTE, FLOAT, INDEX, Leaf, Tape, Tensor
 
 _BATCH = 4  # arrays of a batch, of integers
 
@@ -41,19 +41,51 @@ def streamed_step(
         _down(tape, model, parts, spilled)
 
 
+def measured_pass(
+    tape: Tape, model: Model, rows: int, length: int, compute: int, source: int, labels: float | None, documents: bool,
+    blocks: Callable[[Tape], Iterator[Tensor | None]],
+) -> None:  # fmt: skip
+    """Held-out loss: all rows at once, since each pass reads the whole model."""
+    config = model.config
+    tape.memory.begin("the first hidden states")
+    with tape.recording(False), tape.autocast(compute):
+        context = model.context(tape, rows, length, documents)
+        x = model.embed_from_disk(tape, context, source)
+        for index in model.order:
+            tape.memory.begin("one block's work")
+            x = model.blocks[index](tape, x, context)
+        hidden = model.norm(tape, x)
+        del x
+        tape.memory.begin("the head and its loss")
+        softcap = config.logit_softcap is not None
+        frozen_head_loss(tape, hidden, blocks, config.vocabulary, config.width, softcap, labels)
+
+
+def scored_pass(tape: Tape, model: Model, rows: int, length: int, documents: bool) -> None:
+    """The same of a model in memory, all of it frozen."""
+    tape.memory.begin("the first hidden states")
+    with tape.recording(False):
+        hidden = model.forward(tape, model.context(tape, rows, length, documents), "selective")
+        model.loss(tape, hidden, None)
+
+
 def _up(tape: Tape, model: Model, parts: list[_Part], spilled: bool) -> None:
     with tape.recording(False), tape.recipes(False):
         for index in model.order:
             tape.memory.begin("one block's work")
-            for part in parts:
+            for number, part in enumerate(parts):
                 part.kept.append(None if spilled else part.x)
                 assert part.x is not None
-                part.x = model.blocks[index](tape, part.x, part.context)
+                if _tells(number, parts):
+                    part.x = model.blocks[index](tape, part.x, part.context)
+                else:
+                    part.x = tape.like(part.x)
 
 
 def _top(
-    tape: Tape, model: Model, parts: list[_Part], labels: float | None, blocks: Callable[[Tape], Iterator[Tensor | None]]
-) -> None:
+    tape: Tape, model: Model, parts: list[_Part], labels: float | None,
+    blocks: Callable[[Tape], Iterator[Tensor | None]],
+) -> None:  # fmt: skip
     """The loss of all parts; leaves in each the gradient of its last layer's output."""
     tape.memory.begin("the head and its loss")
     config, ends = model.config, []
@@ -70,7 +102,9 @@ def _top(
         hidden = [together]
         del together
     softcap = config.logit_softcap is not None
+    counts = tape.empty(sum(part.context.tokens for part in parts), BYTE)  # whether each label does
     loss = frozen_head_loss(tape, hidden[0], blocks, config.vocabulary, config.width, softcap, labels)
+    del counts
     gradients = tape.gradients_of(loss, None, [end.node for end in ends if end.node is not None])
     for part, gradient in zip(parts, gradients, strict=True):
         part.x, part.gradient = None, gradient
@@ -80,8 +114,17 @@ def _top(
 def _down(tape: Tape, model: Model, parts: list[_Part], spilled: bool) -> None:
     for position in range(len(model.order) - 1, -1, -1):
         tape.memory.begin("one block's work")
-        for part in parts:
-            _down_one(tape, model, part, position)
+        for number, part in enumerate(parts):
+            if _tells(number, parts):
+                _down_one(tape, model, part, position)
+            else:
+                part.kept.pop()
+                part.gradient = part.gradient if part.gradient is None else tape.like(part.gradient)
+
+
+def _tells(number: int, parts: list[_Part]) -> bool:
+    """Whether this part must be walked: the others take no more than the first two or the last."""
+    return number < 2 or number == len(parts) - 1
 
 
 def _down_one(tape: Tape, model: Model, part: _Part, position: int) -> None:

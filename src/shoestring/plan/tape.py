@@ -143,6 +143,8 @@ class Tape:
     """Records operations while `grad`. onednn: whether that library multiplies matrices of float32.
 
     selective: cheap parts are made again going backward. compute: bytes of the numbers that products run in.
+    parameters: all weights, whose bytes are not live here but are added up: matrices, of blocks; adapters; stored, of
+    everything else.
     """
 
     def __init__(self, memory: Memory, onednn: bool = False, threads: int = 1):
@@ -151,6 +153,7 @@ class Tape:
         self.compute = FLOAT
         self.recorded = 0
         self.parameters: list[Tensor] = []
+        self.matrices = self.adapters = self.stored = 0.0
         self._save: Callable[[Tensor], Saved] = _keep
         self._cast: dict[int, Tensor] = {}
 
@@ -248,7 +251,7 @@ class Tape:
             if output.node is not None:
                 output.node.gradients[output.output] = gradient
                 roots.append(output.node)
-        del outputs, gradients
+        del outputs, gradients, output, gradient
         _count(roots)
         ready = list(dict.fromkeys(roots))
         ready = [node for node in ready if node.waits == 0]
@@ -259,15 +262,16 @@ class Tape:
             if node in wanted:
                 (found[node],) = node.take()
                 continue
-            made, following = list(node.run()), node.next
+            following = node.next
+            made: list[Tensor | None] = list(node.run())
             del node
-            for number, (after, output) in enumerate(following):
+            for number, (after, place) in enumerate(following):
                 if after is None:
                     continue
-                gradient, made[number] = made[number], None
-                if gradient is not None:
-                    after.gradients[output] = self._sum(after.gradients[output], gradient)
-                del gradient
+                one, made[number] = made[number], None
+                if one is not None:
+                    after.gradients[place] = self._sum(after.gradients[place], one)
+                del one
                 after.waits -= 1
                 if after.waits == 0:
                     heapq.heappush(ready, after)

@@ -87,8 +87,9 @@ class PretrainJob:
             raise ConfigError(f"the {rows} rows of a batch cannot be shared by {world} processes")
         self.material = open_material(start, device)
         config, length = self.material.config, recipe.train.sequence_length
-        trained = config.parameter_count()
-        shape = JobShape(config, rows // world, length, trained, compute=recipe.precision.settled)
+        shape = JobShape(
+            config, rows // world, length, compute=recipe.precision.settled, documents=recipe.data.separate_documents
+        )
         settings = recipe.train
         options = Options(engines(recipe), rows // world, settings.microbatch, settings.activation_checkpointing)
         recipe, choice = settle(recipe, shape, options, this_machine(recipe))

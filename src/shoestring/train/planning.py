@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TypeVar
 
+import torch
+
 from shoestring.core.device import resolve_device
 from shoestring.core.machine import int8_gain, matrix_peak, rss_bytes, total_memory_bytes
+from shoestring.core.matmul import TABLE
+from shoestring.core.matmul_choice import LAYOUTS, Kind
 from shoestring.kernels import allocator
 from shoestring.plan.choose import Choice, choose, tell
 from shoestring.plan.predict import predict
@@ -15,6 +19,7 @@ from shoestring.train import parallel
 from shoestring.train.recipe import RunRecipe
 
 R = TypeVar("R", bound=RunRecipe)
+_LARGE = 768  # rows, columns and sums of a product of which most of a step is made
 
 
 def this_machine(recipe: RunRecipe, read_speed: float = 1e9) -> Machine:
@@ -25,6 +30,8 @@ def this_machine(recipe: RunRecipe, read_speed: float = 1e9) -> Machine:
         read_speed=read_speed,
         int8_gain=int8_gain(),
         total=total_memory_bytes(),
+        threads=torch.get_num_threads(),
+        onednn=TABLE.library(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn",
     )
 
 

@@ -191,13 +191,13 @@ def padded_length(tokens: int) -> int:
     return -(-tokens // multiple) * multiple
 
 
-def row_lengths(dataset: SupervisedDataset, layout: Layout, sequence_length: int) -> int:
-    """How many lengths rows will have, in whatever order examples come."""
+def row_sizes(dataset: SupervisedDataset, layout: Layout, sequence_length: int) -> set[tuple[int, int]]:
+    """(tokens, examples) of the rows that there will be, in whatever order examples come."""
     lengths = dataset.lengths[dataset.indices("train")]
-    if layout == "packed":
-        rows = best_fit_decreasing(lengths, max(sequence_length, int(lengths.max())), np.arange(len(lengths)))
-        lengths = np.array([lengths[row].sum() for row in rows])
-    return len({padded_length(int(tokens)) for tokens in lengths})
+    if layout != "packed":
+        return {(int(tokens), 1) for tokens in lengths}
+    rows = best_fit_decreasing(lengths, max(sequence_length, int(lengths.max())), np.arange(len(lengths)))
+    return {(int(lengths[row].sum()), len(row)) for row in rows}
 
 
 def to_batch(dataset: SupervisedDataset, rows: Sequence[Sequence[int]]) -> Batch:
