@@ -39,7 +39,7 @@ def recipe(tmp_path, source) -> Path:
 def test_the_sum_is_shown_line_by_line_and_the_choice_is_in_the_runs_recipe(recipe, tmp_path, capsys):
     result = pretrain(recipe, out=str(tmp_path / "run"), budget__memory="8GB")
     said = capsys.readouterr().err
-    for line in ("process, before the model", "weights", "gradients and moments", "predicted peak", "budget", "chosen"):
+    for line in ("process, before the model", "weights", "moments", "predicted peak", "budget", "chosen"):
         assert line in said
     settled = load_pretrain_recipe(tmp_path / "run" / "recipe.yaml")
     assert settled.budget.engine == result.engine == "resident" and settled.train.microbatch == 2
