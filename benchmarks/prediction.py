@@ -1,145 +1,68 @@
-"""The peak memory that fine-tuning predicts before it starts, beside the one that the kernel measured (VmHWM).
+"""The peak memory that is predicted before anything starts, beside the counted and the measured one.
 
     python -m benchmarks.prediction [--quick] [--only streamed]
 
-Every combination of model, engine, weight format, tokens of a step, microbatch and length is a fine-tuning run of three
-steps in a process of its own, with held-out loss and checkpoints as usual, on random weights and rows that are full.
-worst_over and worst_under are shares of the measured peak, by which a prediction was too high or too low.
+Every case of `prediction_cases` is a run in a process of its own: pretraining and fine-tuning of three steps with
+held-out loss and checkpoints as usual, perplexity, generation; on random weights and rows that are full. The process's
+peak is the kernel's (VmHWM), that of tensors the allocator's. worst_over and worst_under are shares of the process's
+peak, by which a prediction was too high or too low; worst_tensors is the largest relative error of the tensors' peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import finish, run_worker, show
-from benchmarks.random_models import large_model
+from benchmarks.prediction_cases import CASES, WORKERS, Case, prepare
 
 NAME = "benchmarks.prediction"
-STEPS, RANK = 3, 8
-
-
-@dataclass(frozen=True)
-class Case:
-    """rows × length: tokens of an optimizer step, of which `microbatch` rows are computed at once.
-
-    weights: of the frozen linears; in memory (resident, checkpointed) source, int8, int4 or nf4, on disk (streamed) any
-    format of a store. method: full trains every weight.
-    """
-
-    shape: str
-    engine: str
-    weights: str
-    rows: int
-    length: int
-    microbatch: int
-    method: str = "lora"
-
-    def __str__(self) -> str:
-        return f"{self.shape} {self.engine} {self.weights} {self.rows} × {self.length}, {self.microbatch} at once" + (
-            "" if self.method == "lora" else f", {self.method}"
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """Of the run, dotted."""
-        settings: dict[str, Any] = {
-            "train.steps": STEPS,
-            "train.batch_tokens": self.rows * self.length,
-            "train.sequence_length": self.length,
-            "train.microbatch": self.microbatch,
-            "train.answers": 0,
-            "train.evaluate_examples": self.rows,
-            "budget.engine": self.engine,
-            "budget.memory": "64GB",  # a promise is made for runs with a budget: they give memory back at once
-            "adapter.method": self.method,
-            "adapter.rank": RANK,
-        }
-        if self.engine == "streamed":
-            settings |= {"budget.weights": self.weights, "budget.slots": 2}
-        elif self.weights != "source":
-            settings |= {"adapter.method": "qlora", "adapter.base": self.weights}
-        return settings
-
-
-CASES = (
-    Case("small-25m", "resident", "source", 2, 256, 2),
-    Case("small-25m", "streamed", "source", 4, 256, 1),
-    Case("small-70m", "resident", "source", 2, 512, 1, "full"),
-    Case("small-70m", "resident", "nf4", 4, 256, 2),
-    Case("small-70m", "checkpointed", "source", 8, 256, 8),
-    Case("small-70m", "checkpointed", "int8", 2, 1024, 1),
-    Case("small-70m", "streamed", "float32", 8, 256, 2),
-    Case("small-70m", "streamed", "int8", 2, 1024, 2),
-    Case("small-70m", "streamed", "nf4", 16, 128, 4),
-    Case("qwen2.5-0.5b", "resident", "source", 2, 256, 1),
-    Case("qwen2.5-0.5b", "checkpointed", "source", 2, 256, 2),
-    Case("qwen2.5-0.5b", "streamed", "source", 4, 256, 1),
-    Case("qwen2.5-0.5b", "streamed", "float32", 2, 256, 2),
-    Case("qwen2.5-0.5b", "streamed", "bfloat16", 1, 1024, 1),
-    Case("qwen2.5-0.5b", "streamed", "int8", 4, 128, 4),
-    Case("qwen2.5-0.5b", "streamed", "int4", 4, 256, 2),
-)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="the models below 100M parameters only")
+    parser.add_argument("--quick", action="store_true", help="one case of each use")
     parser.add_argument("--only", help="cases with this word in their name")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
-        print(json.dumps(_run(CASES[arguments.worker], arguments.folder)))
+        case = CASES[arguments.worker]
+        print(json.dumps(WORKERS[case.use](case, arguments.folder)))
         return
-    chosen = [
-        number
-        for number, case in enumerate(CASES)
-        if not (arguments.quick and not case.shape.startswith("small")) and (arguments.only or "") in str(case)
-    ]
+    chosen = [number for number, case in enumerate(CASES) if (arguments.only or "") in str(case)]
+    if arguments.quick:
+        chosen = list({CASES[number].use: number for number in reversed(chosen)}.values())
     measured = []
     with tempfile.TemporaryDirectory() as text:
-        _examples(Path(text) / "rows.jsonl")
+        prepare([CASES[number] for number in chosen], Path(text))
         for number in chosen:
-            print(CASES[number], file=sys.stderr, flush=True)
-            large_model(CASES[number].shape)
-            measured.append((CASES[number], run_worker(NAME, "--worker", str(number), "--folder", text)))
+            result = run_worker(NAME, "--worker", str(number), "--folder", text)
+            measured.append((CASES[number], result))
+            print(f"{CASES[number]}: {json.dumps(result)}", file=sys.stderr, flush=True)
     _report(measured)
-
-
-def _examples(file: Path) -> None:
-    """Texts that fill every row, and some that end within it, as data must have."""
-    words = ("memory", "width", "layers", "tensor", "folder", "heads", "vocabulary", "model", "shape", "numbers")
-    draw = random.Random(1)
-    rows = [" ".join(draw.choices(words, k=2000 if number % 8 else 20)) for number in range(160)]
-    file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
-
-
-def _run(case: Case, folder: Path) -> dict[str, Any]:
-    import shoestring
-
-    settings = case.settings() | {"out": str(folder / str(case).replace(" ", "-"))}
-    result = shoestring.finetune(large_model(case.shape), folder / "rows.jsonl", overrides=settings)
-    return {"predicted": result.predicted_memory, "peak": result.peak_memory, "engine": result.engine}
 
 
 def _report(measured: list[tuple[Case, dict[str, Any]]]) -> None:
     errors = [(result["predicted"] - result["peak"]) / result["peak"] for _, result in measured]
+    tensors = [(result["predicted_tensors"] - result["tensors"]) / result["tensors"] for _, result in measured]
     rows = []
-    for (case, result), error in zip(measured, errors, strict=True):
-        engine = case.engine if case.method == "lora" else f"{case.engine}, {case.method}"
-        rows.append([
-            case.shape, engine, case.weights, f"{case.rows} × {case.length}", f"{case.microbatch}",
-            f"{result['predicted'] / 1e6:,.0f}", f"{result['peak'] / 1e6:,.0f}", f"{error:+.1%}",
-        ])  # fmt: skip
-    columns = ["model", "engine", "weights", "tokens a step", "rows at once", "predicted MB", "measured MB", "error"]
+    for (case, result), error, share in zip(measured, errors, tensors, strict=True):
+        figures = [result[name] / 1e6 for name in ("predicted", "peak", "predicted_tensors", "tensors")]
+        shown = [f"{figure:,.0f}" for figure in figures]
+        rows.append([str(case), *shown[:2], f"{error:+.1%}", *shown[2:], f"{share:+.1%}"])
+    columns = ["case", "predicted MB", "measured", "error", "tensors predicted", "counted", "error"]
     show("predicted and measured peak memory of a process", columns, rows)
-    finish({"worst_over": max(0.0, *errors), "worst_under": max(0.0, *(-e for e in errors)), "cases": len(errors)})
+    finish({
+        "cases": len(errors),
+        "worst_over": max(0.0, *errors),
+        "worst_under": max(0.0, *(-e for e in errors)),
+        "worst_tensors": max(map(abs, tensors)),
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

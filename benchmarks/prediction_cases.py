@@ -1,0 +1,225 @@
+"""The runs of `benchmarks.prediction`: what they train or read, and the worker of each use."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.random_models import large_model
+
+STEPS, RANK = 3, 8
+_LATENT = {"heads": 6, "latent_rank": 96, "content_width": 48, "rotary_width": 16, "value_width": 64}
+_KINDS: dict[str, dict[str, Any]] = {
+    "gqa": {},
+    "mtla": {"attention": {"kind": "mtla", **_LATENT}},
+    "moe": {"feed_forward": {"kind": "moe", "width": 512, "experts": 4, "shared_width": 256}},
+    "reversible": {"block": "reversible"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """rows × length: tokens of a step, of which `microbatch` rows are computed at once; or what is read together.
+
+    weights: of frozen linears; in memory (resident, checkpointed) source, int8, int4 or nf4, on disk (streamed) any
+    format of a store. new: tokens that are written. settings: further ones of the run, dotted. budget: whether it is
+    stated.
+    """
+
+    use: str
+    shape: str
+    engine: str
+    rows: int
+    length: int
+    microbatch: int = 1
+    weights: str = "source"
+    method: str = "lora"
+    new: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    budget: bool = True
+
+    def __str__(self) -> str:
+        words = [self.use, self.shape, self.engine, f"{self.rows} × {self.length}"]
+        if self.use in ("pretrain", "finetune"):
+            words += [f"{self.microbatch} at once"]
+        if self.use == "finetune":
+            words += [self.method, self.weights]
+        if self.new:
+            words += [f"and {self.new}"]
+        return " ".join([*words, *(f"{value}" for value in self.settings.values()), *["no budget"] * (not self.budget)])
+
+
+def _finetune(shape: str, engine: str, rows: int, length: int, microbatch: int, *rest: Any, **more: Any) -> Case:
+    return Case("finetune", shape, engine, rows, length, microbatch, *rest, **more)
+
+
+CASES = (
+    Case("pretrain", "gqa", "resident", 4, 256, 4),
+    Case("pretrain", "gqa", "resident", 8, 256, 2, budget=False),
+    Case("pretrain", "gqa", "checkpointed", 8, 256, 8),
+    Case("pretrain", "mtla", "resident", 4, 256, 2),
+    Case("pretrain", "moe", "resident", 4, 256, 2),
+    Case("pretrain", "moe", "checkpointed", 4, 256, 4),
+    Case("pretrain", "reversible", "resident", 4, 256, 4),
+    _finetune("small-25m", "resident", 2, 256, 2),
+    _finetune("small-25m", "resident", 4, 256, 2, settings={"adapter.method": "dora"}),
+    _finetune("small-25m", "streamed", 4, 256, 1),
+    _finetune("small-25m", "streamed", 8, 256, 2, budget=False),
+    _finetune("small-70m", "resident", 2, 512, 1, "source", "full"),
+    _finetune("small-70m", "resident", 4, 256, 2, "nf4", "qlora"),
+    _finetune("small-70m", "checkpointed", 8, 256, 8),
+    _finetune("small-70m", "checkpointed", 2, 1024, 1, "int8", "qlora"),
+    _finetune("small-70m", "streamed", 8, 256, 2, "float32"),
+    _finetune("small-70m", "streamed", 2, 1024, 2, "int8", settings={"budget.inputs": "disk"}),
+    _finetune("small-70m", "streamed", 16, 128, 4, "nf4"),
+    _finetune("qwen2.5-0.5b", "streamed", 4, 128, 2, "int8"),
+    Case("perplexity", "small-25m", "resident", 1, 1024, budget=False),
+    Case("perplexity", "small-70m", "resident", 1, 1024),
+    Case("perplexity", "small-70m", "streamed", 1, 1024),
+    Case("perplexity", "small-70m", "streamed", 1, 1024, weights="int4"),
+    Case("generate", "small-25m", "resident", 1, 768, new=16),
+    Case("generate", "small-25m", "resident", 8, 256, new=16, budget=False),
+    Case("generate", "small-70m", "streamed", 1, 768, new=4),
+    Case("generate", "qwen2.5-0.5b", "resident", 1, 512, new=8),
+)
+
+
+def prepare(cases: Sequence[Case], folder: Path) -> None:
+    """Models, text and prepared text that the cases want; nothing is left for their own processes to make."""
+    draw = random.Random(1)
+    words = ("memory", "width", "layers", "tensor", "folder", "heads", "vocabulary", "model", "shape", "numbers")
+    rows = [" ".join(draw.choices(words, k=1200 if number % 4 else 20)) for number in range(160)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+    for shape in {case.shape for case in cases if case.use != "pretrain"}:
+        large_model(shape)
+    if any(case.use == "pretrain" for case in cases):
+        from shoestring.data.config import DataConfig
+        from shoestring.pretraining.dataset import open_dataset
+
+        open_dataset(DataConfig.model_validate(_pretrain_data(folder)))
+
+
+def _pretrain_data(folder: Path) -> dict[str, Any]:
+    return {"source": str(folder / "rows.jsonl"), "tokenizer": {"vocabulary": 400}, "validation": 0.1}
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+def _common(case: Case, folder: Path) -> dict[str, Any]:
+    settings = {
+        "train.steps": STEPS,
+        "train.batch_tokens": case.rows * case.length,
+        "train.sequence_length": case.length,
+        "train.microbatch": case.microbatch,
+        "budget.engine": case.engine,
+        "out": str(folder / str(case).replace(" ", "-")),
+    }
+    return settings | ({"budget.memory": "64GB"} if case.budget else {}) | case.settings
+
+
+def _trained(result: Any) -> dict[str, Any]:
+    return {
+        "predicted": result.predicted_memory,
+        "peak": result.peak_memory,
+        "predicted_tensors": result.predicted_tensor_memory,
+        "tensors": result.tensor_memory,
+        "engine": result.engine,
+    }
+
+
+def _run_pretrain(case: Case, folder: Path) -> dict[str, Any]:
+    import shoestring
+    from shoestring.pretraining.config import PretrainRecipe
+
+    model = {
+        "vocabulary": 16_384, "width": 384, "layers": 8, "context": 1024,
+        "attention": {"kind": "gqa", "heads": 6, "kv_heads": 2, "head_width": 64},
+        "feed_forward": {"kind": "swiglu", "width": 1024}, **_KINDS[case.shape],
+    }  # fmt: skip
+    recipe = PretrainRecipe.model_validate({
+        "model": model, "data": _pretrain_data(folder), "train": {
+            "steps": STEPS, "evaluate_tokens": 1024, "final_evaluate_tokens": 1024, "batch_tokens": case.length,
+            "sequence_length": case.length,
+        },
+        "optimizer": {"learning_rate": 1e-3}, "schedule": {"kind": "wsd", "warmup": 1},
+    })  # fmt: skip
+    return _trained(shoestring.pretrain(recipe, overrides=_common(case, folder)))
+
+
+def _run_finetune(case: Case, folder: Path) -> dict[str, Any]:
+    import shoestring
+
+    settings = {
+        "train.answers": 0, "train.evaluate_examples": case.rows, "adapter.method": case.method, "adapter.rank": RANK,
+    }  # fmt: skip
+    if case.engine == "streamed":
+        settings |= {"budget.weights": case.weights, "budget.slots": 2}
+    elif case.weights != "source":
+        settings |= {"adapter.method": "qlora", "adapter.base": case.weights}
+    overrides = settings | _common(case, folder)
+    return _trained(shoestring.finetune(large_model(case.shape), folder / "rows.jsonl", overrides=overrides))
+
+
+def _read(case: Case, scored: bool, run: Any) -> dict[str, Any]:
+    """What a use of a model took. run: called with the loaded model."""
+    import torch
+
+    from shoestring.core.machine import peak_rss_bytes, rss_bytes
+    from shoestring.kernels import allocator
+    from shoestring.models.weight_files import WeightFiles
+    from shoestring.offload import load as loading
+    from shoestring.plan.decoding import Use, predict_use
+    from shoestring.plan.shapes import Machine
+
+    allocator.install()
+    folder = large_model(case.shape)
+    with WeightFiles(folder) as files:
+        config = files.config
+    machine = Machine(rss_bytes() - allocator.held(), 1.0, threads=torch.get_num_threads())
+    slots = 2 if case.engine == "streamed" else 0
+    use = Use(case.rows, case.length, case.new, scored, documents=scored)
+    predicted = predict_use(config, use, machine, "bfloat16", case.weights, slots)  # type: ignore[arg-type]
+    if slots:
+        from shoestring.data.tokenizer import Tokenizer
+        from shoestring.generate.language_model import LanguageModel
+        from shoestring.offload.model import open_streamed
+
+        decoder = open_streamed(folder, case.weights, slots)  # type: ignore[arg-type]
+        model = LanguageModel(decoder.eval(), Tokenizer.load(folder), folder=folder)
+        model.at_once = case.length
+    else:
+        model = loading.load(folder, memory="64GB" if case.budget else None, scoring=scored)
+    run(model)
+    counts = allocator.counts()
+    assert counts is not None
+    return {
+        "predicted": predicted.total, "peak": peak_rss_bytes(), "predicted_tensors": predicted.tensor_bytes,
+        "tensors": counts.live_peak,
+    }  # fmt: skip
+
+
+def _run_perplexity(case: Case, folder: Path) -> dict[str, Any]:
+    from shoestring.evaluate.perplexity import perplexity
+
+    return _read(case, True, lambda model: perplexity(model, folder / "rows.jsonl", context=case.length, examples=4))
+
+
+def _run_generate(case: Case, folder: Path) -> dict[str, Any]:
+    def run(model: Any) -> None:
+        prompts = [[1 + (row + place) % 300 for place in range(case.length)] for row in range(case.rows)]
+        model.complete_ids(prompts, temperature=0.0, repetition_penalty=1.0, max_tokens=case.new)
+
+    return _read(case, False, run)
+
+
+WORKERS = {
+    "pretrain": _run_pretrain,
+    "finetune": _run_finetune,
+    "perplexity": _run_perplexity,
+    "generate": _run_generate,
+}
