@@ -151,7 +151,8 @@ class Adapted:
         self.inputs, self.outputs = base.inputs, base.outputs
         self.first, self.second = (parameter(tape, rank * side, True) for side in (base.inputs, base.outputs))
         self.magnitude = parameter(tape, base.outputs, True) if dora else None
-        tape.adapters += FLOAT * (rank * (base.inputs + base.outputs) + 2 * dora * base.outputs)  # with W's row lengths
+        tape.adapters += FLOAT * (rank * (base.inputs + base.outputs) + dora * base.outputs)
+        tape.stored += FLOAT * dora * base.outputs  # lengths of W's rows
 
     @property
     def plain(self) -> bool:

@@ -1,0 +1,127 @@
+"""The most that tensors take, predicted and counted: every engine, every kind, every way to train."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shoestring.kernels import allocator
+from shoestring.offload.engine import StreamedEngine
+from shoestring.offload.model import open_streamed
+from shoestring.plan.shapes import EngineSpec, JobShape, Training
+from shoestring.train.resident import ResidentEngine
+from tests.models.test_count import KINDS
+from tests.plan import counted
+from tests.plan.counted import RANK, SCALARS
+
+SIZES = [(48, 2, 40), (64, 2, 200)]  # width, rows, length: products that go to torch's linear, and to ours
+# Routing decides how many tokens an expert gets; the rest is within 2%: see docs/offload.md.
+NEARLY = {"moe": 0.02, "reversible": 0.02}
+MORE = {
+    "reversible": {"block": "reversible"},
+    "sliding window": {"attention": {"heads": 4, "kv_heads": 2, "head_width": 16, "window": 24}},
+    "own head": {"tied_head": False},
+    "capped logits": {"logit_softcap": 30.0},
+    "learned positions": {"position": {"kind": "learned"}},
+    "no positions": {"position": {"kind": "none"}},
+    "shared layers": {"sharing": {"unique_layers": 1}},
+    "biases": {"attention": {"heads": 4, "kv_heads": 2, "head_width": 16, "qkv_bias": True, "output_bias": True}},
+}
+ADAPTERS = {
+    "lora": Training(False, RANK),
+    "on some": Training(False, RANK, frozenset({"attention.query", "attention.value"})),
+    "dora": Training(False, RANK, dora=True),
+    "dropout": Training(False, RANK, dropout=True),
+    "int8": Training(False, RANK, frozen="int8"),
+    "int4": Training(False, RANK, frozen="int4"),
+    "nf4": Training(False, RANK, frozen="nf4"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _counting():
+    assert allocator.install(), "the allocator counts where it can be compiled"
+
+
+def check(predicted: int, found: int, nearly: float = 0.0) -> None:
+    assert abs(predicted - found) <= max(SCALARS, nearly * found), (predicted, found)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("engine", ["resident", "checkpointed"])
+@pytest.mark.parametrize("kind", [*KINDS, *MORE])
+def test_every_kind_trained_whole(kind, engine, size):
+    width, rows, length = size
+    config = counted.config(width, **{**KINDS, **MORE}[kind])
+    recompute = "full" if engine == "checkpointed" else "selective"
+    parts = counted.batches(2, rows, length, config.vocabulary)
+    found = counted.counted(
+        lambda: ResidentEngine(lambda: counted.model(config, Training()), recompute=recompute), parts
+    )
+    predicted = counted.predicted(JobShape(config, 2 * rows, length), EngineSpec(engine, rows, recompute))
+    check(predicted.tensor_bytes, found, NEARLY.get(kind, 0.0))
+
+
+@pytest.mark.parametrize("engine", ["resident", "checkpointed"])
+@pytest.mark.parametrize("way", ADAPTERS)
+def test_adapters_on_frozen_bases(way, engine):
+    config, training = counted.config(64), ADAPTERS[way]
+    recompute = "full" if engine == "checkpointed" else "selective"
+    parts = counted.batches(1, 2, 200, config.vocabulary)
+    found = counted.counted(lambda: ResidentEngine(lambda: counted.model(config, training), recompute=recompute), parts)
+    predicted = counted.predicted(JobShape(config, 2, 200, training), EngineSpec(engine, 2, recompute))
+    check(predicted.tensor_bytes, found, 0.02 if way == "dropout" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "dora"), [("float32", False), ("bfloat16", False), ("int8", False), ("float32", True)]
+)
+def test_products_in_bfloat16(frozen, dora):
+    config, training = counted.config(64), Training(False, RANK, dora=dora, frozen=frozen)
+    parts = counted.batches(1, 2, 200, config.vocabulary)
+    found = counted.counted(lambda: ResidentEngine(lambda: counted.model(config, training), torch.bfloat16), parts)
+    shape = JobShape(config, 2, 200, training, compute="bfloat16")
+    check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found)
+
+
+def test_rows_of_several_documents():
+    config = counted.config(64)
+    parts = counted.batches(2, 2, 200, config.vocabulary, documents=True)
+    found = counted.counted(lambda: ResidentEngine(lambda: counted.model(config, Training())), parts)
+    shape = JobShape(config, 4, 200, documents=True)
+    check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found, 0.02)
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+@pytest.mark.parametrize(
+    ("weights", "source"),
+    [("source", "float32"), ("source", "bfloat16"), ("int8", "bfloat16"), ("int4", "float32"), ("nf4", "float32")],
+)
+def test_streamed_layers(weights, source, spilled, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    config, training = counted.config(64), Training(False, RANK)
+    folder = counted.folder(config, tmp_path / "model", getattr(torch, source))
+    open_streamed(folder, weights).close()  # which makes the store
+
+    def make():
+        decoder = open_streamed(folder, weights)
+        counted.adapt(decoder, training)
+        return decoder
+
+    parts = counted.batches(3, 2, 100, config.vocabulary)
+    found = counted.counted(lambda: StreamedEngine(make, spill=tmp_path if spilled else None), parts)
+    shape = JobShape(config, 6, 100, training, source, measured=False)
+    predicted = counted.predicted(shape, EngineSpec("streamed", 2, "full", 2, weights, spilled))
+    check(predicted.tensor_bytes, found)
+
+
+@pytest.mark.parametrize("kind", ["gqa", "mla", "gelu", "bottlenecks"])
+@pytest.mark.parametrize("training", [Training(), ADAPTERS["lora"]], ids=["whole", "adapters"])
+def test_deep_models_are_predicted_from_shallow_ones(kind, training):
+    """As a walk through every layer says."""
+    from shoestring.plan import predict as module
+
+    config = counted.config(48, layers=11, **KINDS[kind])
+    shape, spec = JobShape(config, 4, 40, training), EngineSpec("resident", 2)
+    whole = module._walk_of(config, shape, spec, 1, False)
+    assert module._walk(shape, spec, 1, False).highest.peak == whole.highest.peak
