@@ -77,7 +77,7 @@ CASES = (
     _finetune("small-70m", "streamed", 2, 1024, 2, "int8", settings={"budget.inputs": "disk"}),
     _finetune("small-70m", "streamed", 16, 128, 4, "nf4"),
     _finetune("qwen2.5-0.5b", "streamed", 4, 128, 2, "int8"),
-    Case("perplexity", "small-25m", "resident", 1, 1024, budget=False),
+    Case("perplexity", "small-25m", "resident", 2, 1024, budget=False),
     Case("perplexity", "small-70m", "resident", 1, 1024),
     Case("perplexity", "small-70m", "streamed", 1, 1024),
     Case("perplexity", "small-70m", "streamed", 1, 1024, weights="int4"),
@@ -212,7 +212,8 @@ def _run_perplexity(case: Case, folder: Path) -> dict[str, Any]:
 def _run_generate(case: Case, folder: Path) -> dict[str, Any]:
     def run(model: Any) -> None:
         prompts = [[1 + (row + place) % 300 for place in range(case.length)] for row in range(case.rows)]
-        model.complete_ids(prompts, temperature=0.0, repetition_penalty=1.0, max_tokens=case.new)
+        for _ in range(2):  # what a streamed head keeps is there from the second on
+            model.complete_ids(prompts, temperature=0.0, repetition_penalty=1.0, max_tokens=case.new)
 
     return _read(case, False, run)
 

@@ -64,6 +64,7 @@ class StreamedHead(Head):
         logits = torch.empty((len(rows), self.weight.shape[0]), dtype=hidden.dtype, device=hidden.device)
         for first, block_VD in self.blocks(block_rows(self.weight.shape[1])):
             logits[:, first : first + len(block_VD)] = matmul(rows, block_VD.to(hidden.dtype))
+            del block_VD  # before the next one is made
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits.view(*hidden.shape[:-1], -1)

@@ -13,8 +13,13 @@ SPARE = 0.97
 # Of the matrix peak that a step reaches, for the estimate of its speed.
 EFFICIENCY = 0.7
 
-# Code and tables of the matrix libraries, loaded with the first matmuls, and what torch's optimizers import.
-LIBRARIES = 119_000_000
+# What a process takes beside tensors, from before a model is opened to its peak: the matrix libraries' code and tables,
+# loaded with the first products, and Python's objects. Peak resident set less the allocator's peak, less the resident
+# set before, of generation (19 to 24 MB) and perplexity (30 to 32 MB); torch 2.13, `benchmarks.prediction`.
+LIBRARIES = 28_000_000
+
+# What training takes besides: what torch's optimizers and autograd import and keep. Measured in the same way.
+TRAINING = 94_000_000
 
 # What oneDNN keeps for every further number of tokens that it has met.
 LENGTH = 13_000_000

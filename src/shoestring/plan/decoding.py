@@ -57,7 +57,7 @@ def predict_use(
         cache = int(cache_numbers(config) * use.rows * use.capacity * size)
         lines.append(("cache of keys and values", cache))
     lines.append((phase.name, int(phase.peak)))
-    return Prediction(tuple(lines), beside(machine.process, use.rows * use.prompt), 0.0)
+    return Prediction(tuple(lines), beside(machine.process, tokens=use.rows * use.prompt), 0.0)
 
 
 @functools.lru_cache(maxsize=512)
@@ -91,18 +91,21 @@ def _decode(tape: Tape, model: Model, use: Use, source: str) -> None:
         context = model.context(tape, use.rows, at_once)
         seen = tape.empty(at_once * use.prompt if passes > 1 else 0, BYTE)  # noqa: F841  by each token
         last = tape.empty(use.rows * config.width)
-        x = model.embed_from_disk(tape, context, int(BITS[source]) // 8) if source else model.embed(tape, context)
+        before = tape.empty(context.tokens * config.width if passes > 1 else 0)  # hidden states of the last pass
+        size = int(BITS[source]) // 8 if source else FLOAT
+        embedded = model.embed_from_disk(tape, context, size) if source else model.embed(tape, context)
+        x = embedded
         for index in model.order:
             tape.memory.begin("one block's work")
             x = model.blocks[index](tape, x, context)
         hidden = model.norm(tape, x)
-        del x, hidden
+        del x, hidden, embedded, before
         tape.memory.begin("the head")
         del context, seen
         logits = tape.empty(use.rows * config.vocabulary)
         if source:
-            size = min(block_rows(config.width), config.vocabulary)
-            block = tape.empty(size * config.width if source != "float32" else 0)
-            product = tape.empty(use.rows * size)
+            rows = min(block_rows(config.width), config.vocabulary)
+            block = tape.empty(rows * config.width if size != FLOAT else 0)
+            product = tape.empty(use.rows * rows)
             del block, product
         del logits, last

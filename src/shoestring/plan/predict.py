@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from shoestring.models.config import ModelConfig
 from shoestring.nn.head_blocks import block_rows
-from shoestring.plan.constants import BITS, LIBRARIES
+from shoestring.plan.constants import BITS, LENGTH, LIBRARIES, TRAINING
 from shoestring.plan.model import Model
 from shoestring.plan.peak import Walk, walked
 from shoestring.plan.shapes import EngineSpec, JobShape, Line, Machine, Prediction, WeightFormat
@@ -29,14 +29,18 @@ def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
     walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn)
     lines = [*_weights(shape, spec, walk), *_highest(walk)]
-    return Prediction(tuple(lines), beside(machine.process, shape.tokens), seconds(shape, spec, machine))
+    lengths = (shape.lengths - 1) * LENGTH if machine.onednn else 0
+    return Prediction(
+        tuple(lines), beside(machine.process, TRAINING + lengths, shape.tokens), seconds(shape, spec, machine)
+    )
 
 
-def beside(process: int, tokens: int = 0) -> tuple[Line, ...]:
-    """What a process has besides tensors. process: bytes now. tokens: of a batch."""
+def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
+    """What a process has besides tensors. process: bytes now. more: of libraries. tokens: of a batch."""
     return (
         ("process, before the model", process),
-        ("libraries, loaded when first used", LIBRARIES + tokens * _NUMBERS),
+        ("libraries, loaded when first used", LIBRARIES + more),
+        ("tokens of a step", tokens * _NUMBERS),
     )
 
 
