@@ -1,8 +1,8 @@
 """Compiles a C++ file of this folder at first use, for this processor, and loads it with ctypes.
 
-The library is kept in the cache folder under a key of its source, flags and processor. Without a compiler, or on a
-processor that the source does not know, there is none, and callers use their plain-torch twin. Its OpenMP calls are
-answered by the library that torch has loaded: a second one would bring a second pool of threads.
+The library is kept in the cache folder under a key of its source, its headers (NAME_*.h), flags and processor. Without
+a compiler there is none, and callers use their plain-torch twin. Its OpenMP calls are answered by the library that
+torch has loaded: a second one would bring a second pool of threads.
 SHOESTRING_KERNELS=off leaves the twins to do it all (for comparisons).
 """
 
@@ -24,39 +24,42 @@ from shoestring.core.files import atomic_write, cache_dir
 from shoestring.core.machine import cpu_model
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_FOLDER = Path(__file__).parent
 _PATIENCE = 300  # seconds for a compiler that needs three
 
 
 @functools.cache
-def kernel(name: str) -> ctypes.CDLL | None:
-    """The functions of NAME.cpp, None where they cannot be had."""
+def kernel(name: str, *macros: str) -> ctypes.CDLL | None:
+    """The functions of NAME.cpp, None where they cannot be had. macros: defined, for forms that tests compare."""
     if sys.platform != "linux" or os.environ.get("SHOESTRING_KERNELS", "") == "off":
         return None
     compiler = shutil.which("g++")
     if compiler is None or not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         return None
-    source = Path(__file__).with_name(f"{name}.cpp").read_bytes()
-    key = hashlib.sha256(b"\0".join([source, " ".join(_FLAGS).encode(), cpu_model().encode()])).hexdigest()[:16]
+    source = (_FOLDER / f"{name}.cpp").read_bytes()
+    headers = [header.read_bytes() for header in sorted(_FOLDER.glob(f"{name}_*.h"))]
+    flags = [*_FLAGS, *(f"-D{macro}" for macro in macros)]
+    made_of = [source, *headers, " ".join(flags).encode(), cpu_model().encode()]
+    key = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
     try:
         file = cache_dir() / "kernels" / f"{name}-{key}.so"
         if not file.exists():
-            _compile(compiler, source, file)
+            _compile([compiler, *flags], source, file)
         return ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError, ShoestringError):
         return None
 
 
-def _compile(compiler: str, source: bytes, file: Path) -> None:
+def _compile(command: list[str], source: bytes, file: Path) -> None:
     """Object and link apart: linking with -fopenmp would name the compiler's own OpenMP library."""
     with atomic_write(file, "wb") as out:
         built = Path(f"{out.name}.o")
         linked = Path(f"{out.name}.so")
         try:
-            made = [compiler, *_FLAGS, "-x", "c++", "-c", "-", "-o", str(built)]
+            made = [*command, "-iquote", str(_FOLDER), "-x", "c++", "-c", "-", "-o", str(built)]
             subprocess.run(made, input=source, check=True, capture_output=True, timeout=_PATIENCE)
-            subprocess.run(
-                [compiler, "-shared", str(built), "-o", str(linked)], check=True, capture_output=True, timeout=_PATIENCE
-            )
+            together = [command[0], "-shared", str(built), "-o", str(linked)]
+            subprocess.run(together, check=True, capture_output=True, timeout=_PATIENCE)
             out.write(linked.read_bytes())
         except subprocess.CalledProcessError:
             pass  # an empty file says that it was tried
