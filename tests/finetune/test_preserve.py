@@ -22,8 +22,8 @@ from shoestring.models.adapters import attach, without_adapters
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, read_generation_config
 from shoestring.models.peft_folder import load_adapted
+from shoestring.nn.base_distance import base_distance_plain
 from shoestring.nn.lora_config import LoRAConfig
-from shoestring.train.base_distance import base_distance_plain
 from shoestring.train.objective import next_token
 from shoestring.train.step import ResidentStep, forward_loss
 from tests.finetune.tiny import SHORT

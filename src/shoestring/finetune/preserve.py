@@ -21,8 +21,8 @@ from shoestring.finetune.config import PreserveConfig
 from shoestring.finetune.examples import prepare_dataset
 from shoestring.models.adapters import without_adapters
 from shoestring.models.decoder import Decoder
+from shoestring.nn.base_distance import base_distance
 from shoestring.train import parallel
-from shoestring.train.base_distance import base_distance
 from shoestring.train.objective import Loss
 from shoestring.train.step import Step
 

@@ -15,8 +15,8 @@ from shoestring.core.matmul import product
 from shoestring.models.decoder import Head
 from shoestring.models.weight_files import Place
 from shoestring.models.weights import TensorFile
+from shoestring.nn.frozen_head_loss import block_rows
 from shoestring.offload.prefetch import Prefetch
-from shoestring.train.frozen_head_loss import block_rows
 
 _BUFFERS = 2
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from shoestring.data.batch import IGNORED, Batch
-from shoestring.train.head_loss import head_loss
+from shoestring.nn.head_loss import head_loss
 
 
 @dataclass

@@ -20,9 +20,9 @@ FLOAT = 4  # bytes
 # Code and tables of the matrix libraries, loaded with the first products, and what torch's optimizers import.
 LIBRARIES = 119_000_000
 _LENGTH = 13_000_000  # what oneDNN keeps for every further number of tokens that it has met
-_HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `train.frozen_head_loss`
-_COMPARED = 132_000_000  # four chunks of `train.base_distance`, and hidden states that `finetune.preserve` keeps
-_LOGIT_CHUNK = 100_000_000  # `train.head_loss`
+_HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `nn.frozen_head_loss`
+_COMPARED = 132_000_000  # four chunks of `nn.base_distance`, and hidden states that `finetune.preserve` keeps
+_LOGIT_CHUNK = 100_000_000  # `nn.head_loss`
 _BITS = {"bfloat16": 16.0, "int8": 8.0, "int4": 5.0, "nf4": 4.25}
 
 
@@ -144,5 +144,5 @@ def _logits(job: Job, states: int) -> int:
 
 
 def head_rows(width: int) -> int:
-    """As `train.frozen_head_loss.block_rows`."""
+    """As `nn.frozen_head_loss.block_rows`."""
     return max(64, min(_HEAD_ROWS, _HEAD_BLOCK_BYTES // (FLOAT * width)))

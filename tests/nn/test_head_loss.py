@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from shoestring.models.decoder import Head, SoftcappedHead
-from shoestring.train import frozen_head_loss
-from shoestring.train import head_loss as module
+from shoestring.nn import frozen_head_loss
+from shoestring.nn import head_loss as module
 
 WIDTH, VOCABULARY = 12, 37
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from shoestring.train import base_distance as module
-from shoestring.train.base_distance import base_distance, base_distance_plain
+from shoestring.nn import base_distance as module
+from shoestring.nn.base_distance import base_distance, base_distance_plain
 
 
 class Head(nn.Module):

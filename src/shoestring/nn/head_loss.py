@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoestring.core.matmul import product
-from shoestring.train.frozen_head_loss import FrozenHeadLoss
+from shoestring.nn.frozen_head_loss import FrozenHeadLoss
 
 IGNORED = -100
 CHUNK_BYTES = 100_000_000  # of float32 logits: large enough for full matmul speed, small beside the model
