@@ -52,6 +52,28 @@ def test_rows_are_rounded_as_the_twin_rounds_them(rows: int, inputs: int, output
     assert bool((error <= 0.5001 * twin.scale.unsqueeze(1)).all())
 
 
+@SHAPES
+def test_dithered_rows_are_the_twins_and_right_on_average(rows: int, inputs: int, outputs: int) -> None:
+    x, _, _ = problem(rows, inputs, outputs)
+    x, columns = x.abs().pow(8), torch.rand(inputs) + 0.5  # most of them far under the largest
+    x[0] = 0
+    wide = torch.cat([x, x], 1)
+    mine, twin = int8.dither_rows(wide[:, :inputs], columns), int8.dither_rows_plain(x, columns)
+    assert torch.equal(mine.codes, twin.codes) and torch.equal(mine.scale, twin.scale)
+    assert mine.sums is None or torch.equal(mine.sums, twin.codes.int().sum(1, dtype=torch.int32))
+    exact, found = x.double() * columns, twin.codes.double() * twin.scale.double().unsqueeze(1)
+    assert bool(((found - exact).abs() <= 1.0001 * twin.scale.unsqueeze(1)).all())
+    steps = (found - exact) / twin.scale.double().clamp_min(1e-30).unsqueeze(1)
+    assert abs(float(steps.sum())) <= 2 + 0.05 * float(steps.abs().sum())
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0])
+def test_dithering_never_leaves_the_range_of_codes(value: float) -> None:
+    x = torch.full((300, 300), value) * torch.linspace(0.9, 1.1, 300).unsqueeze(1)
+    for rows in (int8.dither_rows(x, torch.ones(300)), int8.dither_rows_plain(x, torch.ones(300))):
+        assert bool((rows.codes == 127 * value).all())
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_largest_columns_stay_as_they_are(form: str, transposed: bool) -> None:
     x, weight, columns = problem(20, 70, 41)
@@ -171,6 +193,13 @@ def test_padding_for_gpus_changes_no_sum() -> None:
     expected = codes.long() @ weight.long().t()
     for multiple in (1, 8):
         assert torch.equal(int8.integer_product(codes, weight, multiple).long(), expected)
+
+
+@pytest.mark.parametrize("inputs", [1, 1040, 1041, 3000])
+def test_sums_of_floats_in_parts_are_exact(inputs: int) -> None:
+    codes = torch.full((2, inputs), 127, dtype=torch.int8)
+    codes[1] = torch.randint(-127, 128, (inputs,), dtype=torch.int8)
+    assert torch.equal(int8.product_in_floats(codes, codes).long(), codes.long() @ codes.long().t())
 
 
 @pytest.mark.parametrize("inputs", [96, 1100])

@@ -9,6 +9,7 @@ nearest thing there is.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -134,6 +135,16 @@ def cpu_model() -> str:
         except OSError:
             pass
     return platform.processor() or platform.machine() or "unknown processor"
+
+
+@functools.cache
+def has_int8_instructions() -> bool:
+    """Whether this processor multiplies four int8 numbers where it would multiply a float (VNNI, AMX, NEON's)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(f" {name}" in flags for name in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
 
 
 def cpu_count() -> int:

@@ -93,6 +93,7 @@ class Request:
             dora=recipe.adapter.method == "dora",
             lengths=self.lengths,
             compared=compared,
+            integers=recipe.precision.compute == "int8",
         )
 
     @functools.cached_property

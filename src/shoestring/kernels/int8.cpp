@@ -2,6 +2,7 @@
 //
 //   quantize_rows   x [M, K] float32 -> codes int8 [M, K] in −127 … 127, scale [M] = max|row| / 127, sums [M] of codes;
 //                   of kept columns, those with the largest numbers, the codes are 0 and the values stay as they are
+//   dither_rows     the same of x ⊙ columns, rounded up or down by a pattern that is even over every few rows and columns
 //   product_rows    y[m, n] = scale[m]·column[n]·Σ_k codes[m, k]·weight[k, n]  +  Σ_r left[m, r]·right[r, n]  (+ y[m, n]),
 //                   kept columns among the second sum
 //
@@ -16,21 +17,28 @@ constexpr int64_t PANEL_BYTES = 320 << 10;
 
 // --- rounding ---------------------------------------------------------------------------------------------------
 
+// As integers, so that a NaN is the largest of all and reaches the scale.
+static inline uint32_t magnitude(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits & 0x7fffffffu;
+}
+
+template <bool SCALED>
+static float largest(const float* x, const float* columns, int64_t width) {
+    uint32_t bits = 0;
+    for (int64_t k = 0; k < width; ++k) bits = std::max(bits, magnitude(SCALED ? x[k] * columns[k] : x[k]));
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline float inverse_scale(float largest) { return largest > 1e-30f ? 127.0f / largest : 0.0f; }
+
 template <bool SCALED>
 static void quantize_row(
     const float* x, const float* columns, int64_t width, int8_t* codes, float* scale, int32_t* sum) {
-    // As integers, so that a NaN is the largest of all and reaches the scale.
-    uint32_t largest_bits = 0;
-    for (int64_t k = 0; k < width; ++k) {
-        float value = SCALED ? x[k] * columns[k] : x[k];
-        uint32_t bits;
-        memcpy(&bits, &value, 4);
-        bits &= 0x7fffffffu;
-        largest_bits = bits > largest_bits ? bits : largest_bits;
-    }
-    float largest;
-    memcpy(&largest, &largest_bits, 4);
-    float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+    const float highest = largest<SCALED>(x, columns, width), inverse = inverse_scale(highest);
     int32_t total = 0;
     for (int64_t k = 0; k < width; ++k) {
         float value = SCALED ? x[k] * columns[k] : x[k];
@@ -38,7 +46,25 @@ static void quantize_row(
         codes[k] = (int8_t)code;
         total += (int8_t)code;
     }
-    *scale = largest / 127.0f;
+    *scale = highest / 127.0f;
+    *sum = total;
+}
+
+// The R2 sequence of two dimensions as a threshold for each place (Roberts 2018, "The unreasonable effectiveness of
+// quasirandom sequences"). In integers with 16 binary places, so that no compiler rounds otherwise than the twin.
+static void dither_row(
+    const float* x, const float* columns, int64_t width, uint32_t row, int8_t* codes, float* scale, int32_t* sum) {
+    const float highest = largest<true>(x, columns, width), inverse = inverse_scale(highest) * 65536.0f;
+    const uint32_t start = row * 3242174889u;
+    int32_t total = 0;
+    for (int64_t k = 0; k < width; ++k) {
+        int32_t value = (int32_t)__builtin_rintf(x[k] * columns[k] * inverse);
+        value = std::min(std::max(value, -(127 << 16)), 127 << 16);
+        int32_t code = (value + (int32_t)((start + (uint32_t)k * 2447445413u) >> 16)) >> 16;
+        codes[k] = (int8_t)code;
+        total += code;
+    }
+    *scale = highest / 127.0f;
     *sum = total;
 }
 
@@ -53,12 +79,7 @@ static void choose_columns(
         uint32_t highest[BLOCK] = {};
         for (int64_t m = 0; m < rows; ++m) {
             const float* row = x + m * x_stride + begin;
-            for (int64_t k = 0; k < count; ++k) {
-                uint32_t bits;
-                memcpy(&bits, row + k, 4);
-                bits &= 0x7fffffffu;
-                highest[k] = bits > highest[k] ? bits : highest[k];
-            }
+            for (int64_t k = 0; k < count; ++k) highest[k] = std::max(highest[k], magnitude(row[k]));
         }
         memcpy(largest.data() + begin, highest, sizeof highest);
     }
@@ -91,6 +112,17 @@ extern "C" void quantize_rows(
             quantize_row<true>(row, columns, width, out, scale + m, sums + m);
         else
             quantize_row<false>(row, nullptr, width, out, scale + m, sums + m);
+        memset(out + width, 0, codes_stride - width);
+    }
+}
+
+extern "C" void dither_rows(
+    const float* x, int64_t x_stride, const float* columns, int64_t rows, int64_t width, int8_t* codes,
+    int64_t codes_stride, float* scale, int32_t* sums, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t m = 0; m < rows; ++m) {
+        int8_t* out = codes + m * codes_stride;
+        dither_row(x + m * x_stride, columns, width, (uint32_t)m, out, scale + m, sums + m);
         memset(out + width, 0, codes_stride - width);
     }
 }

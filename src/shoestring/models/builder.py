@@ -17,7 +17,7 @@ from torch import nn
 
 from shoestring.core.seeds import generator
 from shoestring.models.config import ModelConfig
-from shoestring.models.decoder import Decoder, Head, SoftcappedHead
+from shoestring.models.decoder import Decoder
 from shoestring.nn.attention.config import MLAConfig, MTLAConfig
 from shoestring.nn.attention.gqa import GroupedQueryAttention
 from shoestring.nn.attention.mla import MultiHeadLatentAttention
@@ -33,6 +33,7 @@ from shoestring.nn.cache import Cache, KVCache
 from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig, block_order
 from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
 from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
+from shoestring.nn.head import Head, SoftcappedHead
 from shoestring.nn.input_adapter import InputAdapter
 from shoestring.nn.latent_cache import LatentCache
 from shoestring.nn.linear import Linear

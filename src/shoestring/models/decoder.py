@@ -12,46 +12,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from shoestring.models.config import ModelConfig
 from shoestring.nn.cache import Cache
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import make_context
-from shoestring.nn.linear import linear
+from shoestring.nn.head import OutputHead
 from shoestring.nn.memory.bank import MemoryBank
 from shoestring.nn.rope import RotaryEmbedding
 from shoestring.nn.stack import Run
-
-
-class Head(nn.Module):
-    """hidden [..., D] -> logits [..., V]. Its weight [V, D] may be the embedding's."""
-
-    softcap: float | None = None  # for whoever computes the logits itself
-
-    def __init__(self, weight_VD: Tensor):
-        super().__init__()
-        self.weight = weight_VD
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return linear(hidden, self.weight)
-
-    def blocks(self, rows: int) -> Iterator[tuple[int, Tensor]]:
-        """The weight in blocks of so many rows, each with the number of its first; for reading only."""
-        for first in range(0, self.weight.shape[0], rows):
-            yield first, self.weight.detach()[first : first + rows]
-
-
-class SoftcappedHead(Head):
-    """logits become cap · tanh(logits / cap) (Gemma 2, arXiv 2408.00118)."""
-
-    def __init__(self, weight_VD: Tensor, softcap: float):
-        super().__init__(weight_VD)
-        self.softcap: float = softcap
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(super().forward(hidden) / self.softcap) * self.softcap
 
 
 class Decoder(nn.Module):
@@ -65,7 +35,7 @@ class Decoder(nn.Module):
         blocks: list[nn.Module],
         run: Run,
         norm: nn.Module,
-        head: Head,
+        head: OutputHead,
         rotary: RotaryEmbedding | None,
         make_cache: Callable[..., Cache],
         make_memory: Callable[..., MemoryBank] | None = None,

@@ -21,7 +21,8 @@ from shoestring.models.decoder import Decoder
 from shoestring.nn.config import block_order
 from shoestring.nn.quantized.int8 import Int8Linear
 from shoestring.offload.config import StoreFormat
-from shoestring.offload.ends import DiskEmbedding, StreamedHead
+from shoestring.offload.ends import DiskEmbedding, StreamedHead, StreamedInt8Head
+from shoestring.offload.head_store import open_head
 from shoestring.offload.run import StreamedRun
 from shoestring.offload.store import Store, empty_block, open_store
 from shoestring.offload.stream import LayerStream, hollow
@@ -32,7 +33,7 @@ class StreamedDecoder(Decoder):
 
     stream: LayerStream
     run: StreamedRun
-    head: StreamedHead
+    head: StreamedHead | StreamedInt8Head
     embedding: DiskEmbedding
 
     @contextlib.contextmanager
@@ -44,12 +45,12 @@ class StreamedDecoder(Decoder):
     @property
     def waited(self) -> float:
         """Seconds that computing has waited for the disk so far."""
-        return self.stream.waited + self.head.waited
+        return self.stream.waited + self.head.source.waited
 
     def close(self) -> None:
         """End the reading threads and close the files."""
         self.stream.close()
-        self.head.close()
+        self.head.source.close()
         self.embedding.close()
 
 
@@ -72,7 +73,8 @@ def open_streamed(
     store = open_store(folder, weights, say)
     try:
         _check_kinds(store.config, folder)
-        decoder = _assemble(store, slots, device, dtype, prefetch)
+        integers = compute == "int8" and store.format == "int8"
+        decoder = _assemble(store, slots, device, dtype, prefetch, integers, say)
     except BaseException:
         store.close()
         raise
@@ -94,7 +96,8 @@ def _check_kinds(config: ModelConfig, folder: str | Path) -> None:
 
 
 def _assemble(
-    store: Store, slots: int, device: torch.device | str, dtype: torch.dtype, prefetch: bool
+    store: Store, slots: int, device: torch.device | str, dtype: torch.dtype, prefetch: bool, integers: bool,
+    say: Callable[[str], Any] | None,
 ) -> StreamedDecoder:
     config, places = store.config, store.files.places
     plain = build(config, device="meta", dtype=dtype)
@@ -106,9 +109,13 @@ def _assemble(
     _settle(outside, "", set(), store, device, dtype)
     shape = (config.vocabulary, config.width)
     weight = nn.Parameter(hollow(shape, dtype, device), requires_grad=False)
-    head_weight = weight
-    if not config.tied_head:
-        head_weight = nn.Parameter(hollow(shape, dtype, device), requires_grad=False)
+    head: StreamedHead | StreamedInt8Head
+    head_place = places["embedding.weight" if config.tied_head else "head.weight"]
+    if integers:
+        head = StreamedInt8Head(open_head(head_place, store.source, say), device, config.logit_softcap)
+    else:
+        own = weight if config.tied_head else nn.Parameter(hollow(shape, dtype, device), requires_grad=False)
+        head = StreamedHead(own, head_place, config.logit_softcap)
     stream = LayerStream(store, blocks, slots, dtype, device, prefetch)
     run = StreamedRun(tuple(block_order(config.layers, config.sharing)), stream)
     decoder = StreamedDecoder(
@@ -118,9 +125,7 @@ def _assemble(
         blocks=list(blocks),
         run=run,
         norm=plain.norm,
-        head=StreamedHead(
-            head_weight, places["embedding.weight" if config.tied_head else "head.weight"], config.logit_softcap
-        ),
+        head=head,
         rotary=plain.rotary,
         make_cache=plain._make_cache,
     )

@@ -24,9 +24,11 @@ def stored_bytes(config: ModelConfig, kept: str) -> int:
     return int(block_numbers(config) * _BYTES[kept])
 
 
-def head_bytes(config: ModelConfig, source: str) -> int:
-    """Of two blocks as they come, and one in float32."""
+def head_bytes(config: ModelConfig, source: str, integers: bool = False) -> int:
+    """Of two blocks as they come, and one in float32 where they are of halves; integers: of codes, and all scales."""
     weights = head_rows(config.width) * config.width
+    if integers:
+        return 2 * weights + FLOAT * config.vocabulary
     return int(weights * (2 * _BYTES[source] + (FLOAT if source != "float32" else 0)))
 
 
@@ -42,7 +44,7 @@ def predict(job: Job, weights: StoreFormat, source: str, slots: int = 2, spilled
         (f"{slots} layers of {config.unique_layers} in {kept}" + (", one in float32" if dense else ""), buffers),
         trained_line(job),
         ("inputs of the layers", (2 if spilled else config.layers) * job.tokens * config.width * FLOAT),
-        *work_lines(job, True, job.tokens, head_bytes(config, source)),
+        *work_lines(job, True, job.tokens, head_bytes(config, source, job.integers)),
     ]
 
 

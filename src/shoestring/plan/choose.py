@@ -9,10 +9,11 @@ from pathlib import Path
 
 from shoestring.core import console
 from shoestring.core.errors import BudgetError
-from shoestring.core.machine import file_read_speed, matrix_peak, total_memory_bytes
+from shoestring.core.machine import file_read_speed, has_int8_instructions, matrix_peak, total_memory_bytes
 from shoestring.core.units import format_bytes, format_seconds
 from shoestring.finetune.config import FinetuneRecipe
 from shoestring.finetune.engine import MICROBATCH_TOKENS, Choice, Engine, Request, Resident, usual_microbatch
+from shoestring.kernels.compiled import kernel
 from shoestring.models.count import operations
 from shoestring.models.weight_files import WeightFiles, weight_paths
 from shoestring.offload.config import StoreFormat
@@ -22,7 +23,6 @@ from shoestring.train.predict import Job, Line, predict, total
 
 _SPARE = 0.97  # of the budget that a prediction may fill: the rest is its error
 _EFFICIENCY = 0.7  # of the matrix peak that a step reaches, for the estimate of its speed
-_INT8_GAIN = 2.5  # of int8 products over float32 ones, where processors have instructions for them
 MakeStreamed = Callable[[StoreFormat, int, bool], Engine]  # (weights, slots, inputs on disk)
 
 
@@ -94,7 +94,7 @@ def _streamed(request: Request, job: Job, rows: int, make: MakeStreamed) -> Iter
     weights, source = _format(recipe), _source_dtype(request.base)
     kept = source if weights == "source" else weights
     layer = stored_bytes(config, kept)
-    head = config.vocabulary * config.width * (4 if source == "float32" else 2)
+    head = config.vocabulary * config.width * (1 if job.integers else 4 if source == "float32" else 2)
     speed = _read_speed(str(request.base))
     compute = _compute(request, job, True)
     layers = config.unique_layers
@@ -137,9 +137,9 @@ def _compute(request: Request, job: Job, again: bool) -> float:
     cost = operations(request.config, request.length)
     share = (3 if job.full else 2) + again
     blocks = share * (cost.matrices + cost.attention)
-    if request.recipe.precision.compute == "int8":
-        blocks /= _INT8_GAIN
     head = (3 if job.full else 2) * cost.head * job.labels / job.tokens
+    if request.recipe.precision.compute == "int8":
+        blocks, head = blocks / _int8_gain(), head / _int8_gain()
     dtype = "bfloat16" if request.recipe.precision.compute == "bfloat16" else "float32"
     return job.tokens * (blocks + head) / (_EFFICIENCY * matrix_peak(dtype))
 
@@ -172,20 +172,16 @@ def _suggestions(request: Request, best: _Candidate) -> list[str]:
     if recipe.adapter.method == "full" or recipe.frozen_kind() is not None:
         return []
     said = []
-    if has_int8_instructions():
+    if _int8_gain() > 1:
         said.append("--compute int8: products of frozen weights in integers, at a loss within about 1%")
     if best.name == "streamed" and best.seconds > 1.2 * _compute(request, request.job(best.rows), True):
         said.append("--budget.weights int8: this disk is slower than the products, and a quarter is left to read")
     return said
 
 
-def has_int8_instructions() -> bool:
-    """Whether this processor multiplies int8 numbers faster than floats (VNNI or AMX)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return any(f" {name}" in flags for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+def _int8_gain() -> float:
+    """Of int8 products over float32 ones: with instructions for them, and with those for int16 that all others have."""
+    return 2.5 if has_int8_instructions() else 1.5 if kernel("int8") is not None else 1.0
 
 
 def _too_small(request: Request, least: _Candidate) -> BudgetError:

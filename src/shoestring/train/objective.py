@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoestring.data.batch import IGNORED, Batch
+from shoestring.nn.head import OutputHead
 from shoestring.nn.head_loss import head_loss
 
 
@@ -29,10 +30,10 @@ class Loss:
         return float(self.sum) / max(self.count, 1)
 
 
-Objective = Callable[[Tensor, nn.Module, Batch], Loss]
+Objective = Callable[[Tensor, OutputHead, Batch], Loss]
 
 
-def next_token(hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> Loss:
+def next_token(hidden_BTD: Tensor, head: OutputHead, batch: Batch) -> Loss:
     """Cross-entropy of each label that is not −100."""
     total, count = head_loss(hidden_BTD, head, batch.labels_BT)
     return Loss(total, count)

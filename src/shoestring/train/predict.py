@@ -20,7 +20,7 @@ FLOAT = 4  # bytes
 # Code and tables of the matrix libraries, loaded with the first products, and what torch's optimizers import.
 LIBRARIES = 119_000_000
 _LENGTH = 13_000_000  # what oneDNN keeps for every further number of tokens that it has met
-_HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `nn.frozen_head_loss`
+_HEAD_BLOCK_BYTES, _HEAD_ROWS, _STATES = 32_000_000, 8192, 2048  # `nn.head`, `nn.frozen_head_loss`
 _COMPARED = 132_000_000  # four chunks of `nn.base_distance`, and hidden states that `finetune.preserve` keeps
 _LOGIT_CHUNK = 100_000_000  # `nn.head_loss`
 _BITS = {"bfloat16": 16.0, "int8": 8.0, "int4": 5.0, "nf4": 4.25}
@@ -33,7 +33,8 @@ class Job:
     tokens: of the step; microbatch: computed at once; both padded. labels: at most so many of them count. trained:
     numbers that are trained. inner: numbers per token that a block's adapters keep. process: bytes that the process
     held before the model. base: how the blocks' frozen weights are kept, None for float32. dora: adapters keep outputs.
-    lengths: how many lengths of rows there are. compared: predictions are compared with the base's.
+    lengths: how many lengths of rows there are. compared: predictions are compared with the base's. integers: frozen
+    weights are multiplied in int8, the head's as well, which has codes of its own.
     """
 
     config: ModelConfig
@@ -48,6 +49,7 @@ class Job:
     dora: bool = False
     lengths: int = 1
     compared: bool = False
+    integers: bool = False
 
 
 def predict(job: Job, engine: Literal["resident", "checkpointed"]) -> list[Line]:
@@ -58,6 +60,8 @@ def predict(job: Job, engine: Literal["resident", "checkpointed"]) -> list[Line]
     weights = config.parameter_count() * FLOAT
     if job.base is not None:
         weights -= int(config.unique_layers * matrices * (FLOAT - _BITS[job.base] / 8))
+    if job.integers:  # beside a tied embedding's floats, or instead of its own
+        weights += config.vocabulary * (config.width * (1 if config.tied_head else 1 - FLOAT) + FLOAT)
     layers = activations(config, recompute).layers + config.layers * (job.inner if engine == "resident" else 0)
     kept = int(layers * job.microbatch * FLOAT)
     work = work_lines(job, engine == "checkpointed", job.microbatch)
@@ -144,5 +148,5 @@ def _logits(job: Job, states: int) -> int:
 
 
 def head_rows(width: int) -> int:
-    """As `nn.frozen_head_loss.block_rows`."""
+    """As `nn.head.block_rows`."""
     return max(64, min(_HEAD_ROWS, _HEAD_BLOCK_BYTES // (FLOAT * width)))
