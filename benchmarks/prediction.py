@@ -30,7 +30,7 @@ class Case:
     """rows × length: tokens of an optimizer step, of which `microbatch` rows are computed at once.
 
     weights: of the frozen linears; in memory (resident, checkpointed) source, int8, int4 or nf4, on disk (streamed) any
-    format of a store. method: full trains every weight.
+    format of a store. method: full trains every weight. integers: weights, which are int8, are multiplied in int8.
     """
 
     shape: str
@@ -40,11 +40,12 @@ class Case:
     length: int
     microbatch: int
     method: str = "lora"
+    integers: bool = False
 
     def __str__(self) -> str:
         return f"{self.shape} {self.engine} {self.weights} {self.rows} × {self.length}, {self.microbatch} at once" + (
             "" if self.method == "lora" else f", {self.method}"
-        )
+        ) + ", in integers" * self.integers
 
     def settings(self) -> dict[str, Any]:
         """Of the run, dotted."""
@@ -59,6 +60,7 @@ class Case:
             "budget.memory": "64GB",  # a promise is made for runs with a budget: they give memory back at once
             "adapter.method": self.method,
             "adapter.rank": RANK,
+            "precision.compute": "int8" if self.integers else "float32",
         }
         if self.engine == "streamed":
             settings |= {"budget.weights": self.weights, "budget.slots": 2}
@@ -74,8 +76,10 @@ CASES = (
     Case("small-70m", "resident", "nf4", 4, 256, 2),
     Case("small-70m", "checkpointed", "source", 8, 256, 8),
     Case("small-70m", "checkpointed", "int8", 2, 1024, 1),
+    Case("small-70m", "checkpointed", "int8", 8, 256, 2, integers=True),
     Case("small-70m", "streamed", "float32", 8, 256, 2),
     Case("small-70m", "streamed", "int8", 2, 1024, 2),
+    Case("small-70m", "streamed", "int8", 4, 512, 1, integers=True),
     Case("small-70m", "streamed", "nf4", 16, 128, 4),
     Case("qwen2.5-0.5b", "resident", "source", 2, 256, 1),
     Case("qwen2.5-0.5b", "checkpointed", "source", 2, 256, 2),
@@ -83,6 +87,7 @@ CASES = (
     Case("qwen2.5-0.5b", "streamed", "float32", 2, 256, 2),
     Case("qwen2.5-0.5b", "streamed", "bfloat16", 1, 1024, 1),
     Case("qwen2.5-0.5b", "streamed", "int8", 4, 128, 4),
+    Case("qwen2.5-0.5b", "streamed", "int8", 4, 256, 1, integers=True),
     Case("qwen2.5-0.5b", "streamed", "int4", 4, 256, 2),
 )
 
@@ -134,7 +139,8 @@ def _report(measured: list[tuple[Case, dict[str, Any]]]) -> None:
     for (case, result), error in zip(measured, errors, strict=True):
         engine = case.engine if case.method == "lora" else f"{case.engine}, {case.method}"
         rows.append([
-            case.shape, engine, case.weights, f"{case.rows} × {case.length}", f"{case.microbatch}",
+            case.shape, engine, case.weights + ", in integers" * case.integers, f"{case.rows} × {case.length}",
+            f"{case.microbatch}",
             f"{result['predicted'] / 1e6:,.0f}", f"{result['peak'] / 1e6:,.0f}", f"{error:+.1%}",
         ])  # fmt: skip
     columns = ["model", "engine", "weights", "tokens a step", "rows at once", "predicted MB", "measured MB", "error"]

@@ -28,13 +28,18 @@ _FOLDER = Path(__file__).parent
 _PATIENCE = 300  # seconds for a compiler that needs three
 
 
+def compiler() -> str | None:
+    """The program that compiles kernels, None where they cannot be had."""
+    if sys.platform != "linux" or os.environ.get("SHOESTRING_KERNELS", "") == "off":
+        return None
+    return shutil.which("g++") if hasattr(ctypes.CDLL(None), "GOMP_parallel") else None
+
+
 @functools.cache
 def kernel(name: str, *macros: str) -> ctypes.CDLL | None:
     """The functions of NAME.cpp, None where they cannot be had. macros: defined, for forms that tests compare."""
-    if sys.platform != "linux" or os.environ.get("SHOESTRING_KERNELS", "") == "off":
-        return None
-    compiler = shutil.which("g++")
-    if compiler is None or not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+    command = compiler()
+    if command is None:
         return None
     source = (_FOLDER / f"{name}.cpp").read_bytes()
     headers = [header.read_bytes() for header in sorted(_FOLDER.glob(f"{name}_*.h"))]
@@ -44,7 +49,7 @@ def kernel(name: str, *macros: str) -> ctypes.CDLL | None:
     try:
         file = cache_dir() / "kernels" / f"{name}-{key}.so"
         if not file.exists():
-            _compile([compiler, *flags], source, file)
+            _compile([command, *flags], source, file)
         return ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError, ShoestringError):
         return None

@@ -13,7 +13,7 @@ from shoestring.core.machine import file_read_speed, has_int8_instructions, matr
 from shoestring.core.units import format_bytes, format_seconds
 from shoestring.finetune.config import FinetuneRecipe
 from shoestring.finetune.engine import MICROBATCH_TOKENS, Choice, Engine, Request, Resident, usual_microbatch
-from shoestring.kernels.compiled import kernel
+from shoestring.kernels.compiled import compiler
 from shoestring.models.count import operations
 from shoestring.models.weight_files import WeightFiles, weight_paths
 from shoestring.offload.config import StoreFormat
@@ -181,7 +181,7 @@ def _suggestions(request: Request, best: _Candidate) -> list[str]:
 
 def _int8_gain() -> float:
     """Of int8 products over float32 ones: with instructions for them, and with those for int16 that all others have."""
-    return 2.5 if has_int8_instructions() else 1.5 if kernel("int8") is not None else 1.0
+    return 2.5 if has_int8_instructions() else 1.5 if compiler() is not None else 1.0
 
 
 def _too_small(request: Request, least: _Candidate) -> BudgetError:
