@@ -22,7 +22,7 @@ def make_head(softcap: float | None) -> Head:
 def test_value_and_gradient_are_those_of_the_definition(
     softcap: float | None, rows_of_a_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 50 * rows_of_a_chunk)
+    monkeypatch.setattr(module, "compared_rows", lambda vocabulary: rows_of_a_chunk)
     monkeypatch.setattr(module, "block_rows", lambda width: 20)
     torch.manual_seed(0)
     head, base = make_head(softcap), torch.randn(11, 12, dtype=torch.float64)

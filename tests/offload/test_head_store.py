@@ -14,8 +14,8 @@ from shoestring.core.errors import ModelFileError
 from shoestring.models.folder import load_model
 from shoestring.nn import frozen_head_loss
 from shoestring.nn.quantized.int8 import quantize_rows
+from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
-from shoestring.offload.step import StreamedStep
 from shoestring.train.objective import next_token
 from tests.offload import tiny
 
@@ -67,7 +67,7 @@ def test_codes_that_do_not_match_their_checksum_are_refused_in_the_first_pass(tm
     file.write_bytes(content)
     model = tiny.adapt(opened(folder))
     with pytest.raises(ModelFileError, match="(?s)head is broken.*checksum.*delete the folder"):
-        StreamedStep(model, next_token)(tiny.batches(1))
+        StreamedEngine.around(model, next_token).forward_backward(tiny.batches(1))
     model.close()
 
 

@@ -185,7 +185,7 @@ def product_in_floats(codes_MK: Tensor, weight_NK: Tensor) -> Tensor:
     total = torch.zeros(len(codes_MK), len(weight_NK), dtype=torch.int32)
     with torch.autocast("cpu", enabled=False):
         for codes, weight in zip(codes_MK.split(_EXACT, 1), weight_NK.split(_EXACT, 1), strict=True):
-            total += matmul.product(codes.float(), weight.float()).int()
+            total += matmul.matmul(codes.float(), weight.float()).int()
     return total
 
 

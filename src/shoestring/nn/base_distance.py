@@ -12,10 +12,9 @@ import functools
 import torch
 from torch import Tensor
 
-from shoestring.nn.head import OutputHead, block_rows
+from shoestring.nn.head import OutputHead
+from shoestring.nn.head_blocks import block_rows, compared_rows
 from shoestring.nn.norm import wide
-
-CHUNK_BYTES = 25_000_000  # of float32 logits; three of that size are held
 
 
 def base_distance(hidden_ND: Tensor, base_ND: Tensor, head: OutputHead) -> Tensor:
@@ -37,7 +36,7 @@ class _Distance(torch.autograd.Function):
     def forward(ctx, hidden_ND: Tensor, base_ND: Tensor, head: OutputHead) -> Tensor:
         gradient_ND = torch.empty_like(hidden_ND)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        rows, dtype = max(1, CHUNK_BYTES // (4 * head.vocabulary)), hidden_ND.dtype
+        rows, dtype = compared_rows(head.vocabulary), hidden_ND.dtype
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for part in range(0, len(hidden_ND), rows):
                 here = slice(part, part + rows)

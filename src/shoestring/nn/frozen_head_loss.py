@@ -12,9 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shoestring.nn.head import Block, OutputHead, block_rows
-
-_STATES = 2048  # hidden states at once, which bounds the logits of a block; more of them read the head again
+from shoestring.nn.head import Block, OutputHead
+from shoestring.nn.head_blocks import STATES, block_rows
 
 
 class FrozenHeadLoss(torch.autograd.Function):
@@ -30,7 +29,7 @@ class FrozenHeadLoss(torch.autograd.Function):
             return rows_ND.new_zeros((), dtype=torch.float32)
         parts, totals = [], []
         with torch.autocast(kind, enabled=False):
-            for rows, labels in zip(rows_ND.to(dtype).split(_STATES), labels_N.split(_STATES), strict=True):
+            for rows, labels in zip(rows_ND.to(dtype).split(STATES), labels_N.split(STATES), strict=True):
                 loss_N, gradient_ND = _over_blocks(rows, head, labels, wants_gradient)
                 totals.append(loss_N.sum())
                 parts.append(gradient_ND)

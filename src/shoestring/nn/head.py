@@ -12,17 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
+from shoestring.nn.head_blocks import block_rows
 from shoestring.nn.linear import linear
 from shoestring.nn.norm import wide
-
-_BLOCK_BYTES = 32_000_000  # of float32 weights in a block: full matmul speed, small buffers
-_LARGEST_BLOCK = 8192  # rows
-
-
-def block_rows(width: int) -> int:
-    """Rows of the head in a block, for hidden states of this width: the same resident and streamed."""
-    return max(64, min(_LARGEST_BLOCK, _BLOCK_BYTES // (4 * width)))
 
 
 class Block(Protocol):
@@ -53,10 +46,10 @@ class DenseBlock:
         return len(self._weight_VD)
 
     def logits(self, x: Tensor) -> Tensor:
-        return wide(product(x, self._weight_VD))
+        return wide(matmul(x, self._weight_VD))
 
     def backward(self, gradient_NV: Tensor) -> Tensor:
-        return wide(product(gradient_NV.to(self._weight_VD.dtype), self._weight_VD.t()))
+        return wide(matmul(gradient_NV.to(self._weight_VD.dtype), self._weight_VD.t()))
 
     def rows(self, numbers: Tensor) -> Tensor:
         return wide(self._weight_VD[numbers])

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.nn.frozen_head_loss import FrozenHeadLoss
 from shoestring.nn.head import OutputHead
+from shoestring.nn.head_blocks import chunk_rows
 
 IGNORED = -100
-CHUNK_BYTES = 100_000_000  # of float32 logits: large enough for full matmul speed, small beside the model
 
 
 def head_loss(hidden_BTD: Tensor, head: OutputHead, labels_BT: Tensor) -> tuple[Tensor, int]:
@@ -71,11 +71,11 @@ def _forward(
     rows_gradient = torch.empty_like(rows_ND) if wants_rows else None
     weight_gradient = None
     total = torch.zeros((), dtype=torch.float32, device=rows_ND.device)
-    step = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
+    step = chunk_rows(weight_VD.shape[0])
     for start in range(0, rows_ND.shape[0], step):
         rows = rows_ND[start : start + step].to(weight_VD.dtype)
         labels = labels_N[start : start + step].unsqueeze(1)
-        logits = product(rows, weight_VD).float()
+        logits = matmul(rows, weight_VD).float()
         slope = None
         if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
             logits.div_(softcap).tanh_()
@@ -91,9 +91,9 @@ def _forward(
         logits.scatter_add_(1, labels, torch.full_like(labelled, -1.0))
         gradient = (logits if slope is None else logits.mul_(slope)).to(rows.dtype)
         if rows_gradient is not None:
-            rows_gradient[start : start + step] = product(gradient, weight_VD.t())
+            rows_gradient[start : start + step] = matmul(gradient, weight_VD.t())
         if wants_weight:
-            share_VD = product(gradient.t(), rows.t()).to(parameter.dtype)
+            share_VD = matmul(gradient.t(), rows.t()).to(parameter.dtype)
             weight_gradient = share_VD if weight_gradient is None else weight_gradient.add_(share_VD)
     ctx.gradients = (rows_gradient, weight_gradient)
     return total

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_folder, cache_dir, remove_stale
+from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.resolve import Say
-from shoestring.models.source import Source
 from shoestring.models.weight_files import Place
 from shoestring.models.weights import TensorFile
-from shoestring.nn.head import block_rows
+from shoestring.nn.head_blocks import block_rows
 from shoestring.nn.quantized.int8 import quantize_rows
 
 _FILE, _MANIFEST, _VERSION = "head.safetensors", "manifest.json", 1
@@ -42,7 +42,7 @@ class HeadFile:
             raise _broken(self.path.parent, f"{_FILE} is corrupted: its content does not match its checksum")
 
 
-def open_head(place: Place, source: Source, say: Say | None = None) -> HeadFile:
+def open_head(place: Place, source: Fingerprint, say: Say | None = None) -> HeadFile:
     """The int8 copy of the head in `place`, made if it is not there. Raises ModelFileError, RunError (full disk)."""
     folder = cache_dir() / "stores" / f"{source.key}-int8-head"
     if not (folder / _MANIFEST).is_file():
@@ -74,7 +74,7 @@ def _sum(tensor: Tensor, before: int = 0) -> int:
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, before)
 
 
-def _make(folder: Path, place: Place, source: Source, say: Say | None) -> None:
+def _make(folder: Path, place: Place, source: Fingerprint, say: Say | None) -> None:
     """Block by block, so that it takes little memory."""
     if say is not None:
         say(f"making an int8 copy of the head, once: {folder}")

@@ -21,7 +21,7 @@ from shoestring.nn.context import Context
 from shoestring.nn.linear import Linear
 from shoestring.nn.memory.cache import MemoryLayerCache
 from shoestring.nn.memory.config import MemoryBankConfig
-from shoestring.nn.memory.search import Source, recall, search
+from shoestring.nn.memory.search import Entries, recall, search
 from shoestring.nn.replay import replayed
 
 
@@ -30,7 +30,7 @@ class _Unit:
     """`count` tokens that search the same entries: one block of one document."""
 
     count: int
-    sources: Sequence[Source]
+    sources: Sequence[Entries]
 
 
 class MemoryAttention(GroupedQueryAttention):
@@ -119,7 +119,7 @@ class MemoryAttention(GroupedQueryAttention):
         return groups
 
     def _cached_groups(
-        self, k: Tensor, v: Tensor, context: Context, cache: LayerCache, everywhere: list[Source]
+        self, k: Tensor, v: Tensor, context: Context, cache: LayerCache, everywhere: list[Entries]
     ) -> list[list[_Unit]]:
         lengths, counts, tokens = cache.lengths, context.counts, context.positions_BT.shape[1]
         alike = len(set(lengths)) == 1 and set(counts) == {tokens}

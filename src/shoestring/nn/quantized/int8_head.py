@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from shoestring.core.config import Config
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.kernels import int8 as integers
 from shoestring.kernels.int8 import Rows
-from shoestring.nn.head import Block, Head, OutputHead, block_rows
+from shoestring.nn.head import Block, Head, OutputHead
+from shoestring.nn.head_blocks import block_rows
 from shoestring.nn.norm import wide
 from shoestring.nn.quantized.config import Int8Config
 from shoestring.nn.quantized.int8 import KEPT_COLUMNS, quantize_rows
@@ -38,11 +39,11 @@ class Int8Block:
     def logits(self, x: Rows | Tensor) -> Tensor:
         if isinstance(x, Rows):
             return integers.product(x, self._codes_VD, self._scale_V)
-        return wide(product(x, self._codes_VD.to(x.dtype))).mul_(self._scale_V)
+        return wide(matmul(x, self._codes_VD.to(x.dtype))).mul_(self._scale_V)
 
     def backward(self, gradient_NV: Tensor) -> Tensor:
         if not _in_integers(gradient_NV):
-            return wide(product((gradient_NV * self._scale_V).to(self._dtype), self._codes_VD.t().to(self._dtype)))
+            return wide(matmul((gradient_NV * self._scale_V).to(self._dtype), self._codes_VD.t().to(self._dtype)))
         share_ND = None
         parts = (tensor.split(_TOGETHER, -1) for tensor in (gradient_NV, self._scale_V, self._codes_VD.t()))
         for gradient, scale, codes in zip(*parts, strict=True):
