@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from shoestring.nn.temporal_cache import TemporalCache
-from tests.nn.test_mtla import attention, every_stride, feed, inputs, new_cache, whole
+from tests.nn.test_mtla import attention, context_of, every_stride, feed, inputs, new_cache, whole
 
 
 @every_stride
@@ -153,3 +153,21 @@ def test_a_full_cache_refuses():
     feed(module, cache, inputs(1, 5))
     with pytest.raises(ValueError, match="capacity"):
         feed(module, cache, inputs(1, 1))
+
+
+@every_stride
+def test_an_abandoned_pass_can_be_taken_again(stride):
+    """Its tokens may have been merged into the open column of some layers, and pushed others out of the ring."""
+    module, x = attention(stride), inputs(2, 20)
+    cache = new_cache(module, 2, 24)
+    feed(module, cache, x[:, :7])
+    context = context_of(x[:, 7:16], cache)
+    module(x[:, 7:16], context, cache.layer(0))  # and nobody counts it
+    for slot in range(2):
+        cache.abandon(slot, 7)
+    (start,) = set(cache.lengths)
+    assert 7 - stride < start <= 7
+    assert_close(feed(module, cache, x[:, start:19]), whole(module, x)[:, start:19])
+    assert cache.truncatable([17, 17]) == [17, 17]
+    cache.truncate([17, 17])
+    assert_close(feed(module, cache, x[:, 17:18]), whole(module, x)[:, 17:18])

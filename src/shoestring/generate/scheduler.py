@@ -119,9 +119,12 @@ class Scheduler:
             events = self._take(parts)
         except BaseException:
             for text, length, tokens in before:
-                if len(text.tokens) == tokens:
-                    self.cache.abandon(text.slot, length)
+                del text.tokens[tokens:]
+                self.cache.abandon(text.slot, length)
             raise
+        for event in events:
+            if event.reason is not None:
+                del self._running[event.request]
         self.speed.count(read, written, time.perf_counter() - started)
         return events
 
@@ -181,10 +184,7 @@ class Scheduler:
         events = []
         for text, token in zip(texts, choose(logits_BV, draws), strict=True):
             text.tokens.append(token)
-            reason = self._reason(text, token)
-            if reason is not None:
-                del self._running[text.id]
-            events.append(TokenEvent(text.id, token, reason))
+            events.append(TokenEvent(text.id, token, self._reason(text, token)))
         return events
 
     def _read(self, parts: list[tuple[_Text, int]]) -> Tensor:
