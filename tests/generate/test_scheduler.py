@@ -301,8 +301,9 @@ def test_one_pass_over_the_model_serves_all_that_runs_and_all_that_is_read():
 @pytest.mark.parametrize("moment", ["in the first block", "in the second block", "after the pass", "in the head"])
 def test_an_interrupted_step_can_be_taken_again(kind, moment):
     decoder = decoder_of(kind)
-    scheduler = filled(decoder, RAGGED, slots=5, prefill_tokens=6)
-    expected = [alone(decoder, prompt) for prompt in RAGGED]
+    prompts, sampling = RAGGED[1:5], GREEDY.model_copy(update={"max_tokens": 5})
+    scheduler = filled(decoder, prompts, sampling, slots=3, prefill_tokens=6)
+    expected = [alone(decoder, prompt, sampling) for prompt in prompts]
     calls = []
 
     def interrupt(*arguments):
@@ -316,14 +317,14 @@ def test_an_interrupted_step_can_be_taken_again(kind, moment):
         decoder.head.register_forward_pre_hook(interrupt)
     else:
         decoder.blocks[moment == "in the second block"].feed_forward.register_forward_pre_hook(interrupt)
-    tokens = {id: [] for id in range(len(RAGGED))}
+    tokens = {id: [] for id in range(len(prompts))}
     while not scheduler.idle:
         try:
             for event in scheduler.step():
                 tokens[event.request].append(event.token)
         except KeyboardInterrupt:
             pass
-    assert [tokens[id] for id in range(len(RAGGED))] == expected and len(calls) > 9
+    assert [tokens[id] for id in range(len(prompts))] == expected and len(calls) > 9
 
 
 def test_a_prompt_that_fills_a_slot_is_refused_and_a_text_that_fills_one_says_so():
