@@ -57,19 +57,19 @@ KINDS = {
 
 
 def decoder_of(kind: str, context: int = 64) -> Decoder:
-    """A tiny decoder of each kind of cache, whose every token matters."""
+    """A tiny decoder of each kind of cache, whose every token matters; in float64, or last bits would matter too."""
     config = ModelConfig.model_validate(
         {"vocabulary": 61, "width": 32, "layers": 2, "context": context, "feed_forward": {"width": 48}, **KINDS[kind]}
     )
-    return strengthened(build(config, seed=0).eval())
+    return strengthened(build(config, seed=0, dtype=torch.float64).eval(), 20)
 
 
-def strengthened(decoder: Decoder) -> Decoder:
-    """Fresh weights are so small that positions hardly matter."""
+def strengthened(decoder: Decoder, blocks: float = 6) -> Decoder:
+    """Fresh weights are so small that positions and earlier tokens hardly matter."""
     with torch.no_grad():
-        for parameter in decoder.parameters():
+        for name, parameter in decoder.named_parameters():
             if parameter.ndim == 2:
-                parameter.mul_(6)
+                parameter.mul_(blocks if name.startswith("blocks") else 6)
     return decoder
 
 
