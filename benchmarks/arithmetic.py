@@ -132,8 +132,8 @@ def _rows(file: Path) -> list[dict]:
 def _measure(model: str, folder: Path, questions: int) -> dict:
     """Share of exact answers, and perplexity on the conversations."""
     from shoestring.data.supervised.batches import SupervisedPass
-    from shoestring.finetune.accuracy import accuracy, ask
-    from shoestring.finetune.examples import prepare_dataset
+    from shoestring.evaluate.exact_match import accuracy, ask
+    from shoestring.finetuning.examples import prepare_dataset
     from shoestring.generate.language_model import LanguageModel
     from shoestring.train.evaluation import measure
 

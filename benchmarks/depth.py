@@ -102,10 +102,10 @@ def _kept_bytes(layers: int) -> int:
 def _step_times(rounds: int) -> dict[str, float]:
     import torch
 
-    from shoestring.core.allocator import map_large_tensors
+    from shoestring.kernels import allocator
     from shoestring.models.builder import build
 
-    map_large_tensors()
+    allocator.install()
     models = {
         name: build(_config(12, block, 768), seed=0)
         for name, block in (("plain", "sequential"), ("reversible", "reversible"))
@@ -127,16 +127,16 @@ def _peak(mode: str, layers: int, tokens: int) -> dict[str, float]:
     """Of one forward and backward pass, above the process before it had a model."""
     import torch
 
-    from shoestring.core.allocator import map_large_tensors
     from shoestring.core.machine import peak_rss_bytes, rss_bytes
+    from shoestring.kernels import allocator
     from shoestring.models.builder import build
-    from shoestring.train.recipe import load_recipe
+    from shoestring.pretraining.config import load_pretrain_recipe
 
-    map_large_tensors()
-    shape = load_recipe("velocity-2b").model
+    allocator.install()
+    shape = load_pretrain_recipe("velocity-2b").model
     before = rss_bytes()
     model = build(shape.model_copy(update={"layers": layers, "vocabulary": 1024}), seed=0)
-    model.checkpoint_blocks = mode
+    model.activation_checkpointing = mode
     tokens_BT = torch.randint(0, 1024, (tokens // 2048, 2048), generator=torch.Generator().manual_seed(0))
     started = time.perf_counter()
     model(tokens_BT)[0].square().mean().backward()

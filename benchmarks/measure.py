@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,31 +27,44 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_worker(
-    module: str, *arguments: str, environment: dict[str, str] | None = None, memory: int | None = None
+    module: str,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    memory: int | None = None,
+    timeout: float | None = None,
 ) -> dict[str, Any]:
-    """The JSON object that `python -m module ARGUMENTS` prints last. Raises RuntimeError with its stderr.
+    """The JSON object that `python -m module ARGUMENTS` prints last, with `wall`, the worker's seconds in all.
 
     memory: bytes of a memory cgroup around the worker; the result then has `group_peak` (bytes). Raises RuntimeError
-    when the kernel killed it, or where no group can be made.
+    with the worker's stderr, when the kernel killed it, or where no group can be made; TimeoutError after `timeout`
+    seconds.
     """
+    started = time.perf_counter()
     command = [sys.executable, "-m", module, *arguments]
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     around = {**os.environ, "PYTHONPATH": path, **(environment or {})}
     if memory is None:
-        return _result(command, subprocess.run(command, capture_output=True, text=True, env=around))
+        return _result(command, _run(command, around, timeout), started)
     with memory_group(memory) as group:
-        done = subprocess.run(group.command(command), capture_output=True, text=True, env=around)
+        done = _run(group.command(command), around, timeout)
         if done.returncode and group.kills:
             raise RuntimeError(
                 f"{' '.join(command[2:])} was killed at its limit of {memory / 1e6:,.0f} MB:\n{done.stderr[-4000:]}"
             )
-        return _result(command, done) | {"group_peak": group.peak}
+        return _result(command, done, started) | {"group_peak": group.peak}
 
 
-def _result(command: Sequence[str], done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def _run(command: list[str], around: dict[str, str], timeout: float | None) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, env=around, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"not done after {timeout:.0f} s") from None
+
+
+def _result(command: Sequence[str], done: subprocess.CompletedProcess[str], started: float) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[2:])} failed:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1]) | {"wall": time.perf_counter() - started}
 
 
 def alternate(

@@ -22,9 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.best_peer import PLAIN, best_format
 from benchmarks.cgroup import why_not
 from benchmarks.measure import alternate, finish, median, run_worker, show
-from benchmarks.peer import peft_update
+from benchmarks.peer import our_update, peft_update
 from benchmarks.random_models import SHAPES, large_model
 from benchmarks.streamed_generation import generate, report_generation, score
 from shoestring.core.units import parse_bytes
@@ -49,9 +50,9 @@ def main() -> None:
     parser.add_argument("--memory", help="of the cgroup [900MB; 2GB for qwen2.5-3b]")
     parser.add_argument("--wait", action="store_true", help="how long a step waits for a cold disk")
     parser.add_argument("--generate", action="store_true", help="tokens and perplexity of a streamed model")
-    parser.add_argument("--reuse", action="store_true", help="keep freed memory, as a run without a budget does")
     parser.add_argument("--new-tokens", type=int, default=16, help="with --generate")
     parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
+    parser.add_argument("--format", default=PLAIN, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--weights", default="source", help=argparse.SUPPRESS)
@@ -89,55 +90,65 @@ def _train(arguments: argparse.Namespace, common: list[str], memory: int | None)
     _batches(Path(common[-1]), arguments.shape, WARMUP + arguments.steps, ROWS)
     kinds = ["streamed", "int8"] if peer else ["streamed"]
     run_worker(NAME, "--worker", "prepare", *common, *(["--weights", "int8"] if peer else []))
-    how = ["--slots", str(arguments.slots), "--microbatch", str(arguments.microbatch)] + ["--reuse"] * arguments.reuse
+    how = ["--slots", str(arguments.slots), "--microbatch", str(arguments.microbatch)]
     limited = [["--worker", kind, *common, *how] for kind in kinds]
-    results: list[list[dict[str, Any]]] = [[] for _ in [*kinds, *(["peft"] if peer else [])]]
+    theirs = ["--worker", "peft", *common]
+    formats = []
+    if peer:
+        best = best_format(NAME, [*theirs, "--steps", "1"], 0)
+        formats = [PLAIN] if best == PLAIN else [PLAIN, best]
+    results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds} | {f"peft {name}": [] for name in formats}
     for round_ in range(arguments.rounds):
         print(f"round {round_ + 1}/{arguments.rounds}", file=sys.stderr, flush=True)
         turn = alternate(NAME, limited, 1, memory=memory)
-        if peer:
-            turn += alternate(NAME, [["--worker", "peft", *common]], 1)
-        for kept, new in zip(results, turn, strict=True):
+        turn += alternate(NAME, [[*theirs, "--steps", str(arguments.steps), "--format", name] for name in formats], 1)
+        for kept, new in zip(results.values(), turn, strict=True):
             kept += new
     _report(arguments, results, memory)
 
 
-def _report(arguments: argparse.Namespace, results: list[list[dict[str, Any]]], memory: int | None) -> None:
-    streamed = results[0]
+def _report(arguments: argparse.Namespace, results: dict[str, list[dict[str, Any]]], memory: int | None) -> None:
+    streamed = results["streamed"]
     first = streamed[0]
     peak = max(result["matrix_peak"] for result in streamed)
     limit = peak / first["flops_per_token"]
-    names = ["streamed, float32", "streamed, int8", "peft, checkpointed"]
+    names = {"streamed": "streamed, float32", "int8": "streamed, int8"}
 
-    def row(name: str, own: list[dict[str, Any]]) -> list[str]:
+    def row(who: str, own: list[dict[str, Any]]) -> list[str]:
         speed, losses = _rate(own), own[0]["losses"]
         peaks = [max(result[key] for result in own) / 1e6 if key in own[0] else 0 for key in ("peak", "group_peak")]
-        waited = f"{_waited(own):.1%}" if name != names[-1] else ""
-        return [name, f"{speed:.1f}", f"{speed / limit:.0%}", *(f"{peak:,.0f}" if peak else "–" for peak in peaks),
-                waited, f"{losses[0]:.4f} → {losses[-1]:.4f}"]  # fmt: skip
+        waited = f"{_waited(own):.1%}" if who in names else ""
+        shown = [f"{peak:,.0f}" if peak else "–" for peak in peaks]
+        return [names.get(who, f"{who}, checkpointed"), f"{speed:.1f}", f"{speed / limit:.0%}", *shown, waited,
+                f"{losses[0]:.4f} → {losses[-1]:.4f}"]  # fmt: skip
 
     show(
         f"{arguments.shape}, {first['parameters']:,} parameters, {first['trained']:,} trained, {ROWS} × {TOKENS};"
         f" matrix peak {peak / 1e9:.0f} GFLOP/s, limit {limit:.1f} tokens/s; "
         + (f"cgroup of {memory / 1e6:,.0f} MB" if memory else "memory limit not proven"),
         ["", "tokens/s", "of the limit", "peak MB", "cgroup MB", "waited", f"loss over {len(first['losses'])} steps"],
-        [row(name, own) for name, own in zip(names, results, strict=False)],
+        [row(who, own) for who, own in results.items()],
     )
+    ours = [results[kind] for kind in names if kind in results]
     figures: dict[str, Any] = {
         "tokens_per_second": _rate(streamed),
         "limit_share": _rate(streamed) / limit,
-        "peak_mb": max(result["peak"] for own in results[:2] for result in own) / 1e6,
-        "cgroup_mb": max(result.get("group_peak", 0) for own in results[:2] for result in own) / 1e6,
+        "peak_mb": max(result["peak"] for own in ours for result in own) / 1e6,
+        "cgroup_mb": max(result.get("group_peak", 0) for own in ours for result in own) / 1e6,
         "limit_mb": memory / 1e6 if memory else None,
         "waited_share": _waited(streamed),
         "memory_proven": memory is not None,
     }
-    if len(results) == 3:
-        _, integers, peft = results
+    if f"peft {PLAIN}" in results:
+        integers, peft = results["int8"], results[f"peft {PLAIN}"]
+        best_name = list(results)[-1]
         apart = [abs(a - b) / b for a, b in zip(integers[0]["losses"], first["losses"], strict=True)]
         figures |= {
             "speed_ratio": _rate(streamed) / _rate(peft),
             "int8_speed_ratio": _rate(integers) / _rate(peft),
+            "best_peer_ratio": _rate(integers) / _rate(results[best_name]),
+            "best_peer": best_name.partition(" ")[2],
+            "best_peer_mb": median(results[best_name], "peak") / 1e6,
             "int8_tokens_per_second": _rate(integers),
             "int8_loss_difference": max(apart),
             "peer_tokens_per_second": _rate(peft),
@@ -183,44 +194,33 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str, Any]:
-    import torch
-
-    from shoestring.core.allocator import GIVEN_BACK, SHORT_LIVED, map_large_tensors
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
-    from shoestring.data.batch import Batch
+    from shoestring.kernels import allocator
     from shoestring.models.adapters import attach
     from shoestring.nn.lora_config import LoRAConfig
-    from shoestring.offload.model import open_streamed
-    from shoestring.offload.step import StreamedStep
+    from shoestring.offload.engine import StreamedEngine
+    from shoestring.offload.model import StreamedDecoder, open_streamed
     from shoestring.train.config import AdamWConfig
     from shoestring.train.objective import next_token
-    from shoestring.train.optimizer import build_optimizer
 
-    map_large_tensors(SHORT_LIVED if arguments.reuse else GIVEN_BACK)
-    model = open_streamed(
-        arguments.model,
-        "int8" if integers else arguments.weights,
-        arguments.slots,
-        prefetch=not arguments.no_prefetch,
-        compute="int8" if integers else "float",
-    )
-    attach(model, LoRAConfig(rank=RANK, alpha=ALPHA), seed=1)
-    model.train()
-    optimizer = build_optimizer(AdamWConfig(learning_rate=LEARNING_RATE, weight_decay=0.0), model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    step = StreamedStep(model, next_token)
-    at_once = arguments.microbatch
-    positions_BT = torch.arange(TOKENS).expand(at_once, -1)
-    segments_BT = torch.zeros(at_once, TOKENS, dtype=torch.int64)
+    allocator.install()
+    allocator.limit(target=0)
+    weights = "int8" if integers else arguments.weights
 
-    def update(tokens_BT, labels_BT) -> float:
-        parts = zip(tokens_BT.split(at_once), labels_BT.split(at_once), strict=True)
-        loss = step([Batch(tokens, labels, positions_BT, segments_BT) for tokens, labels in parts])
-        torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.mean
+    def make() -> StreamedDecoder:
+        model = open_streamed(
+            arguments.model, weights, arguments.slots, prefetch=not arguments.no_prefetch,
+            compute="int8" if integers else "float",
+        )  # fmt: skip
+        attach(model, LoRAConfig(rank=RANK, alpha=ALPHA), seed=1)
+        return model
 
+    engine = StreamedEngine(make)
+    model = engine.load()
+    assert isinstance(model, StreamedDecoder)
+    engine.begin(next_token, AdamWConfig(learning_rate=LEARNING_RATE, weight_decay=0.0))
+    # A step has ROWS rows, or as many as the batches of `--wait`.
+    update = our_update(engine, TOKENS, arguments.microbatch)
     result = _timed(update, arguments.folder, lambda: model.waited)
     config, head = model.config, model.config.vocabulary * model.config.width
     layers = config.parameter_count() - head * (1 if config.tied_head else 2)
@@ -228,7 +228,7 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
         **result,
         "peak": peak_rss_bytes(),
         "bytes_read": model.stream.bytes_read,
-        "trained": sum(p.numel() for p in trained),
+        "trained": sum(p.numel() for p in engine.parameters()),
         "parameters": config.parameter_count(),
         "flops_per_token": 6 * layers + 4 * head,
         "matrix_peak": matrix_peak("float32", refresh=True),
@@ -251,17 +251,18 @@ def _peft(arguments: argparse.Namespace) -> dict[str, Any]:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
     model.train()
-    return {**_timed(peft_update(model, LEARNING_RATE), arguments.folder), "peak": peak_rss_bytes()}
+    update = peft_update(model, LEARNING_RATE, arguments.format)
+    return {**_timed(update, arguments.folder, steps=arguments.steps), "peak": peak_rss_bytes()}
 
 
-def _timed(update, folder: Path, waited=lambda: 0.0) -> dict[str, Any]:
-    """Losses of all steps; seconds of the timed ones, and seconds waited for the disk in them."""
+def _timed(update, folder: Path, waited=lambda: 0.0, steps: int | None = None) -> dict[str, Any]:
+    """Losses of all steps; seconds of the timed ones, or so many of them, and seconds waited for the disk in them."""
     import numpy as np
     import torch
 
     losses, seconds, before_waiting = [], [], 0.0
     batches = list(zip(np.load(folder / "tokens.npy"), np.load(folder / "labels.npy"), strict=True))
-    for number, (tokens, labels) in enumerate(batches):
+    for number, (tokens, labels) in enumerate(batches[: None if steps is None else WARMUP + steps]):
         if number == WARMUP:
             before_waiting = waited()
         before = time.perf_counter()

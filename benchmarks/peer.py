@@ -1,7 +1,9 @@
-"""Two trainers over the same batches: the batches on disk, each step timed, and the table that compares the two.
+"""Two trainers over the same batches: the batches on disk, each step timed, and the table that compares them.
 
 A result of a worker is a dict: losses, seconds (of each step) and peak (bytes); ours also has flops_per_token,
-matrix_peak and products, which make the limit that both are measured against.
+matrix_peak (of float32) and products, which make the limit that all are measured against. The peer runs in float32 and
+in the fastest format that it has here (`benchmarks.best_peer`); ours in float32 and, where bfloat16 is faster on this
+processor, in bfloat16.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import finish, median, show
+from benchmarks.best_peer import PLAIN, autocast, best_format, in_format
+from benchmarks.measure import alternate, finish, median, show
+
+Results = list[dict[str, Any]]
 
 
 def save_batches(folder: Path, batches: Sequence[Any]) -> None:
@@ -24,13 +29,14 @@ def save_batches(folder: Path, batches: Sequence[Any]) -> None:
     np.save(folder / "labels.npy", np.stack([batch.labels_BT.numpy() for batch in batches]))
 
 
-def timed(update: Callable[[Any, Any], float], folder: Path) -> dict[str, list[float]]:
-    """Losses and seconds of update(tokens_BT, labels_BT) over the saved batches."""
+def timed(update: Callable[[Any, Any], float], folder: Path, steps: int | None = None) -> dict[str, list[float]]:
+    """Losses and seconds of update(tokens_BT, labels_BT) over the saved batches, or the first so many of them."""
     import numpy as np
     import torch
 
     losses, seconds = [], []
-    for tokens, labels in zip(np.load(folder / "tokens.npy"), np.load(folder / "labels.npy"), strict=True):
+    batches = list(zip(np.load(folder / "tokens.npy"), np.load(folder / "labels.npy"), strict=True))
+    for tokens, labels in batches[:steps]:
         before = time.perf_counter()
         losses.append(update(torch.from_numpy(tokens), torch.from_numpy(labels)))
         seconds.append(time.perf_counter() - before)
@@ -38,15 +44,34 @@ def timed(update: Callable[[Any, Any], float], folder: Path) -> dict[str, list[f
     return {"losses": losses, "seconds": seconds}
 
 
-def peft_update(model: Any, learning_rate: float) -> Callable[[Any, Any], float]:
-    """One optimizer step of a transformers model, as `timed` calls it."""
+def our_update(engine: Any, tokens: int, at_once: int) -> Callable[[Any, Any], float]:
+    """One optimizer step of an engine that has begun, as a run makes it. tokens: of a row; at_once: rows computed."""
     import torch
 
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    from shoestring.data.batch import Batch
+
+    positions_BT = torch.arange(tokens).expand(at_once, -1)
+    segments_BT = torch.zeros(at_once, tokens, dtype=torch.int64)
 
     def update(tokens_BT: Any, labels_BT: Any) -> float:
-        loss = model(input_ids=tokens_BT, labels=labels_BT, shift_labels=labels_BT, use_cache=False).loss
+        parts = zip(tokens_BT.split(at_once), labels_BT.split(at_once), strict=True)
+        loss = engine.forward_backward([Batch(some, labels, positions_BT, segments_BT) for some, labels in parts])
+        engine.optimizer_step(1.0, 1.0)
+        return loss.mean
+
+    return update
+
+
+def peer_update(model: Any, optimizer: Any, name: str) -> Callable[[Any, Any], float]:
+    """One optimizer step of a transformers model in the format `name`, as `timed` calls it."""
+    import torch
+
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    called = in_format(model, name)
+
+    def update(tokens_BT: Any, labels_BT: Any) -> float:
+        with autocast(name):
+            loss = called(input_ids=tokens_BT, labels=labels_BT, shift_labels=labels_BT, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
         optimizer.step()
@@ -56,40 +81,78 @@ def peft_update(model: Any, learning_rate: float) -> Callable[[Any, Any], float]
     return update
 
 
+def peft_update(model: Any, learning_rate: float, name: str = PLAIN) -> Callable[[Any, Any], float]:
+    """The same for a peft model, whose adapters stay in float32."""
+    import torch
+
+    if name.endswith("bfloat16"):
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+        name = name.removesuffix("bfloat16") + "autocast"  # which casts adapters and activations where they meet
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return peer_update(model, optimizer, name)
+
+
+def our_formats() -> list[str]:
+    """float32, and bfloat16 where this processor is faster with it."""
+    from shoestring.core.machine import matrix_peak
+
+    faster = matrix_peak("bfloat16") > 1.1 * matrix_peak("float32")
+    return ["float32", "bfloat16"] if faster else ["float32"]
+
+
+def compare(
+    module: str, ours: Sequence[str], peer: Sequence[str], trial: Sequence[str], rounds: int, warmup: int
+) -> dict[str, Results]:
+    """Results by name: ours in each of our formats, the peer in float32 and at its best, all taken in turn.
+
+    ours, peer: arguments of the workers without a format. trial: arguments that make a peer's run a short one.
+    """
+    best = best_format(module, [*peer, *trial], warmup)
+    formats = [PLAIN] if best == PLAIN else [PLAIN, best]
+    workers = {f"ours {name}": [*ours, "--format", name] for name in our_formats()}
+    workers |= {f"peer {name}": [*peer, "--format", name] for name in formats}
+    return dict(zip(workers, alternate(module, list(workers.values()), rounds), strict=True))
+
+
 def report(
-    title: str,
-    names: tuple[str, str],
-    ours: list[dict],
-    theirs: list[dict],
-    tokens: int,
-    warmup: int,
-    floor: tuple[str, str],
+    title: str, names: tuple[str, str], results: dict[str, Results], tokens: int, warmup: int, floor: tuple[str, str]
 ) -> None:
-    """The table and the last line. tokens: of a step; warmup: steps not counted; floor: its row's name and its MB."""
+    """The table and the last line. names: of us and of the peer. tokens: of a step; warmup: steps not counted; floor:
+    its row's name and its MB."""
 
-    def rate(results: list[dict]) -> float:
-        return tokens / statistics.median(s for result in results for s in result["seconds"][warmup:])
+    def rate(own: Results) -> float:
+        return tokens / statistics.median(s for result in own for s in result["seconds"][warmup:])
 
+    ours, theirs = results["ours float32"], results[f"peer {PLAIN}"]
+    best_name = list(results)[-1]
+    best, fastest = results[best_name], max((own for who, own in results.items() if who[0] == "o"), key=rate)
     first = ours[0]
     peak = max(result["matrix_peak"] for result in ours)
     limit = peak / first["flops_per_token"]
-    mine, other = ([loss for result in results for loss in result["losses"]] for results in (ours, theirs))
+    mine, other = ([loss for result in own for loss in result["losses"]] for own in (ours, theirs))
     rows = [
-        [name, f"{rate(results):.0f}", f"{rate(results) / limit:.0%}", f"{median(results, 'peak') / 1e6:,.0f}",
-         f"{results[0]['losses'][0]:.4f} → {results[0]['losses'][-1]:.4f}"]
-        for name, results in zip(names, (ours, theirs), strict=True)
+        [f"{names[who[0] == 'p']}, {who.partition(' ')[2]}", f"{rate(own):.0f}", f"{rate(own) / limit:.0%}",
+         f"{median(own, 'peak') / 1e6:,.0f}", f"{own[0]['losses'][0]:.4f} → {own[0]['losses'][-1]:.4f}"]
+        for who, own in results.items()
     ]  # fmt: skip
     rows.append([floor[0], f"{limit:.0f}", "100%", floor[1], ""])
     show(
-        f"{title}; products by {first['products']}; matrix peak {peak / 1e9:.0f} GFLOP/s",
-        ["", "tokens/s", "of the limit", "peak MB", f"loss over {len(first['losses'])} steps"],
+        f"{title}; products by {first['products']}; matrix peak {peak / 1e9:.0f} GFLOP/s in float32",
+        ["", "tokens/s", "of float32's limit", "peak MB", f"loss over {len(first['losses'])} steps"],
         rows,
     )
     finish(
         {
             "speed_ratio": rate(ours) / rate(theirs),
+            "best_peer_ratio": rate(fastest) / rate(best),
+            "best_peer": best_name.partition(" ")[2],
+            "best_peer_mb": median(best, "peak") / 1e6,
             "memory_ratio": median(ours, "peak") / median(theirs, "peak"),
             "limit_share": rate(ours) / limit,
+            "peer_limit_share": rate(theirs) / limit,
             "tokens_per_second": rate(ours),
             "peer_tokens_per_second": rate(theirs),
             "peak_mb": median(ours, "peak") / 1e6,

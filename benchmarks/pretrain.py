@@ -2,9 +2,9 @@
 
     python -m benchmarks.pretrain [--quick]
 
-Both start from the same folder of weights and read the same batches of 2 × 1024 tokens of the `stdlib` corpus,
-in float32, with the same fused AdamW and clipping, in processes that take turns. Floors: operations over this
-machine's measured matrix peak, and the bytes of weights, gradients and both moments.
+Both start from the same folder of weights and read the same batches of 2 × 1024 tokens of the `stdlib` corpus, with the
+same fused AdamW and clipping, in processes that take turns; the peer in float32 and in the fastest format that it has
+here. Floors: operations over this machine's measured matrix peak, and the bytes of weights, gradients and both moments.
 """
 
 from __future__ import annotations
@@ -14,116 +14,94 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import alternate
-from benchmarks.peer import report, save_batches, timed
+from benchmarks.peer import compare, our_update, peer_update, report, save_batches, timed
 
 ROWS, TOKENS = 2, 1024
+WARMUP = 1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one round of few steps: coarse, under a minute")
+    parser.add_argument("--quick", action="store_true", help="one round of few steps: coarse, a few minutes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="timed steps of a round, after one to warm up")
     parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
+    parser.add_argument("--format", default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(WORKERS[arguments.worker](arguments.folder, arguments.steps)))
+        print(json.dumps(WORKERS[arguments.worker](arguments.folder, arguments.steps + WARMUP, arguments.format)))
         return
     rounds, steps = (1, 1) if arguments.quick else (arguments.rounds, arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
-        _prepare(Path(folder), steps + 1)
+        parameters = _prepare(Path(folder), steps + WARMUP)
         common = ["--folder", folder, "--steps", str(steps)]
-        ours, theirs = alternate(
-            "benchmarks.pretrain", [["--worker", who, *common] for who in ("shoestring", "transformers")], rounds
-        )
-    _report(ours, theirs)
+        ours, peer = (["--worker", who, *common] for who in ("shoestring", "transformers"))
+        results = compare("benchmarks.pretrain", ours, peer, ["--steps", "1"], rounds, WARMUP)
+    floor = "floor", f"{16 * parameters / 1e6:,.0f}"  # float32 weights, gradients and two moments
+    title = f"{parameters:,} parameters, {ROWS} × {TOKENS} tokens"
+    report(title, ("shoestring", "transformers"), results, ROWS * TOKENS, WARMUP, floor)
 
 
-def _prepare(folder: Path, steps: int) -> None:
-    """The starting weights and `steps` batches, as both workers read them."""
+def _prepare(folder: Path, steps: int) -> int:
+    """The starting weights and `steps` batches, as both workers read them; -> the number of weights."""
     from shoestring.data.config import DataConfig
     from shoestring.data.loader import PackedLoader
     from shoestring.models.builder import build
     from shoestring.models.folder import save_model
-    from shoestring.train.dataset import open_dataset
-    from shoestring.train.recipe import load_recipe
+    from shoestring.pretraining.config import load_pretrain_recipe
+    from shoestring.pretraining.dataset import open_dataset
 
-    save_model(build(load_recipe("elite-112m").model, seed=1), folder / "model")
+    config = load_pretrain_recipe("elite-112m").model
+    save_model(build(config, seed=1), folder / "model")
     shards = open_dataset(DataConfig(source="stdlib", separate_documents=False))
     loader = PackedLoader(shards, "train", TOKENS, ROWS, seed=1, separate_documents=False)
     save_batches(folder, [next(loader) for _ in range(steps)])
+    return config.parameter_count()
 
 
-def _shoestring(folder: Path, steps: int) -> dict:
-    import torch
-
-    from shoestring.core.allocator import map_large_tensors
+def _shoestring(folder: Path, steps: int, compute: str) -> dict:
+    from shoestring.core.device import resolve_dtype
     from shoestring.core.machine import matrix_peak, peak_rss_bytes
-    from shoestring.core.matmul import prefers_onednn
-    from shoestring.data.batch import Batch
+    from shoestring.core.matmul import TABLE, served_by
+    from shoestring.kernels import allocator
     from shoestring.models.folder import load_model
     from shoestring.train.config import AdamWConfig
     from shoestring.train.metrics import flops_per_token
     from shoestring.train.objective import next_token
-    from shoestring.train.optimizer import build_optimizer
-    from shoestring.train.step import ResidentStep
+    from shoestring.train.resident import ResidentEngine
 
-    map_large_tensors()
-    model = load_model(folder / "model").train()
-    optimizer = build_optimizer(AdamWConfig(), model)
-    step = ResidentStep(model, next_token)
-    positions_BT, segments_BT = torch.arange(TOKENS).expand(ROWS, -1), torch.zeros(ROWS, TOKENS, dtype=torch.int64)
-
-    def update(tokens_BT, labels_BT) -> float:
-        loss = step([Batch(tokens_BT, labels_BT, positions_BT, segments_BT)])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.mean
-
+    allocator.install()
+    allocator.limit(target=0)
+    engine = ResidentEngine(lambda: load_model(folder / "model"), resolve_dtype(compute))
+    config = engine.load().config
+    engine.begin(next_token, AdamWConfig())
     return {
-        **timed(update, folder),
+        **timed(our_update(engine, TOKENS, ROWS), folder, steps),
         "peak": peak_rss_bytes(),
-        "parameters": model.parameter_count(),
-        "flops_per_token": flops_per_token(model.config, TOKENS),
+        "flops_per_token": flops_per_token(config, TOKENS),
         "matrix_peak": matrix_peak("float32", refresh=True),
-        "products": "oneDNN" if prefers_onednn() else "torch's default",
+        "products": served_by(TABLE.choices()["choices"]),
     }
 
 
-def _transformers(folder: Path, steps: int) -> dict:
+def _transformers(folder: Path, steps: int, name: str) -> dict:
     import torch
     from transformers import LlamaForCausalLM
 
     from shoestring.core.machine import peak_rss_bytes
 
     model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train()
+    if name.endswith("bfloat16"):
+        model = model.to(torch.bfloat16)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     undecayed = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": undecayed, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=True)
-
-    def update(tokens_BT, labels_BT) -> float:
-        loss = model(input_ids=tokens_BT, labels=labels_BT, shift_labels=labels_BT, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    return {**timed(update, folder), "peak": peak_rss_bytes()}
+    return {**timed(peer_update(model, optimizer, name), folder, steps), "peak": peak_rss_bytes()}
 
 
 WORKERS = {"shoestring": _shoestring, "transformers": _transformers}
-
-
-def _report(ours: list[dict], theirs: list[dict]) -> None:
-    first = ours[0]
-    title = f"{first['parameters']:,} parameters, {ROWS} × {TOKENS} tokens, float32"
-    floor = "floor", f"{16 * first['parameters'] / 1e6:,.0f}"  # float32 weights, gradients and two moments
-    report(title, ("shoestring", "transformers"), ours, theirs, ROWS * TOKENS, 1, floor)
 
 
 if __name__ == "__main__":

@@ -55,11 +55,11 @@ def main() -> None:
     from shoestring.core.config import load_config
     from shoestring.core.document import Document
     from shoestring.models.count import cache_numbers
-    from shoestring.train.config import Recipe
-    from shoestring.train.pretrain import pretrain
+    from shoestring.pretraining.config import PretrainRecipe
+    from shoestring.pretraining.job import pretrain
 
-    def made(kind: str, feed_forward: int) -> Recipe:
-        return load_config(Recipe, Document(recipe(KINDS[kind], tokens, feed_forward), name=kind))
+    def made(kind: str, feed_forward: int) -> PretrainRecipe:
+        return load_config(PretrainRecipe, Document(recipe(KINDS[kind], tokens, feed_forward), name=kind))
 
     target = made("mha", 352).model.parameter_count()
     rows, figures = [], {}

@@ -71,9 +71,11 @@ def generate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def score(arguments: argparse.Namespace) -> dict[str, Any]:
-    from shoestring.plan.perplexity import perplexity
+    from shoestring.evaluate.perplexity import perplexity
+    from shoestring.offload.load import load
 
-    scored = perplexity(arguments.model, arguments.folder / "text.txt", context=1024, memory=arguments.memory)
+    model = load(arguments.model, memory=arguments.memory, scoring=True)
+    scored = perplexity(model, arguments.folder / "text.txt", context=1024)
     return {
         "perplexity": scored.perplexity,
         "loss": scored.loss,

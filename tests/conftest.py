@@ -1,4 +1,5 @@
-"""Surroundings of every test: one thread (tests run side by side), a cache outside the home, no colours.
+"""Surroundings of every test: one thread (tests run side by side), a cache outside the home, no colours, and one
+library for matrices.
 
 The cache lasts between runs, so that what tests fetch is fetched once; a run from nothing works as well.
 """
@@ -15,6 +16,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 _cache = Path(tempfile.gettempdir()) / f"shoestring-tests-{getpass.getuser()}"
 os.environ.setdefault("SHOESTRING_CACHE", str(_cache))
+# Which library multiplies decides the last bits, and a measurement would be made in whichever test comes first.
+os.environ.setdefault("SHOESTRING_MATMUL", "mkl")
 os.environ.setdefault("MPLBACKEND", "agg")
 # Tests start interpreters of their own, which must find this source too.
 _source = str(Path(__file__).parents[1] / "src")
@@ -26,7 +29,7 @@ os.environ.pop("FORCE_COLOR", None)
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that chats."""
-    from tests.finetune import tiny
+    from tests.finetuning import tiny
 
     return tiny.chat_model(tmp_path_factory.mktemp("base") / "model")
 
@@ -34,6 +37,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few dozen sums to teach it."""
-    from tests.finetune import tiny
+    from tests.finetuning import tiny
 
     return tiny.sums(tmp_path_factory.mktemp("data") / "sums.jsonl")

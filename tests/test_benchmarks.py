@@ -12,7 +12,7 @@ from benchmarks.measure import run_worker
 from benchmarks.prediction import CASES
 from benchmarks.random_models import SHAPES, config_json, large_model
 from shoestring.core.errors import RunError
-from shoestring.finetune.config import finetune_recipe
+from shoestring.finetuning.config import finetune_recipe
 from shoestring.models.folder import load_model
 
 WORKER = """

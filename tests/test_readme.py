@@ -18,10 +18,10 @@ from shoestring.cli.main import main, parse
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import VERBS
 from shoestring.core.errors import ConfigError
-from shoestring.finetune.config import finetune_recipe, is_finetune_recipe
+from shoestring.finetuning.config import finetune_recipe, is_finetune_recipe
 from shoestring.models.get import get
-from shoestring.train.recipe import load_recipe
-from tests.finetune.tiny import chat_model
+from shoestring.pretraining.config import load_pretrain_recipe
+from tests.finetuning.tiny import chat_model
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -122,7 +122,7 @@ def check_command(line: str) -> None:
         if tokens[0] == "finetune" or is_finetune_recipe(recipe):
             finetune_recipe(recipe, arguments.kwargs.get("data"), overrides)
         else:
-            load_recipe(recipe, overrides)
+            load_pretrain_recipe(recipe, overrides)
 
 
 def commands_of(page: Path) -> list[str]:
@@ -156,7 +156,7 @@ def test_every_recipe_in_the_docs_is_right(tmp_path):
     assert recipes
     for content in recipes:
         (tmp_path / "recipe.yaml").write_text(content)
-        load_recipe(tmp_path / "recipe.yaml")
+        load_pretrain_recipe(tmp_path / "recipe.yaml")
 
 
 def test_the_python_in_the_docs_runs(desk, monkeypatch, capsys):

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from shoestring.core.errors import ConfigError
-from shoestring.finetune.config import finetune_recipe, load_finetune_recipe
-from shoestring.train.recipe import list_recipes, load_recipe, recipe_verb
+from shoestring.finetuning.config import finetune_recipe, load_finetune_recipe
+from shoestring.pretraining.config import load_pretrain_recipe
+from shoestring.train.recipe_files import list_recipes, recipe_job
 
-NAMES = [name for name in list_recipes() if recipe_verb(name) == "pretrain"]
-FINETUNE = [name for name in list_recipes() if recipe_verb(name) == "finetune"]
+NAMES = [name for name in list_recipes() if recipe_job(name) == "pretrain"]
+FINETUNE = [name for name in list_recipes() if recipe_job(name) == "finetune"]
 SMOKE = [name for name in NAMES if name.endswith("-smoke")]
 
 
@@ -29,30 +30,30 @@ SIZES = {
 def test_a_recipe_has_exactly_the_parameters_of_the_system_it_reproduces(name):
     from shoestring.models.builder import build
 
-    config = load_recipe(name).model
+    config = load_pretrain_recipe(name).model
     decoder = build(config, device="meta")
     assert config.parameter_count() == sum(p.numel() for p in decoder.parameters()) == SIZES[name]
 
 
 def test_the_shapes_are_those_of_the_design():
     def shape(name):
-        config = load_recipe(name).model
+        config = load_pretrain_recipe(name).model
         return config.layers, config.width, config.context, config.vocabulary
 
     assert shape("elite-112m") == (12, 768, 2048, 49_152)
     assert shape("velocity-2b")[:2] == (24, 2048) and shape("velocity-2b")[3] == 50_257
     assert shape("efficientlm")[2] == 8192
-    compact = load_recipe("compact").model
+    compact = load_pretrain_recipe("compact").model
     assert compact.model_copy(update={"sharing": None}).parameter_count() >= 100_000_000
 
 
 def test_quickstart_is_a_model_small_enough_for_two_minutes():
-    assert 1e6 < load_recipe("quickstart").model.parameter_count() < 2e6
+    assert 1e6 < load_pretrain_recipe("quickstart").model.parameter_count() < 2e6
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_has_a_description_and_a_smoke_variant_of_the_same_kinds(name):
-    recipe, smoke = load_recipe(name), load_recipe(f"{name.removesuffix('-smoke')}-smoke")
+    recipe, smoke = load_pretrain_recipe(name), load_pretrain_recipe(f"{name.removesuffix('-smoke')}-smoke")
     assert recipe.description
     assert smoke.model.parameter_count() < 1e6
 
@@ -68,7 +69,7 @@ def test_a_recipe_has_a_description_and_a_smoke_variant_of_the_same_kinds(name):
 
 @pytest.mark.parametrize("name", SMOKE)
 def test_smoke_recipes_train_a_few_steps_on_the_standard_library(name, tmp_path):
-    from shoestring.train.pretrain import pretrain
+    from shoestring.pretraining.job import pretrain
 
     result = pretrain(name, out=str(tmp_path / "run"))
     assert result.steps == 8 and 0 < result.bits_per_byte < 8
@@ -101,7 +102,7 @@ def test_smoke_recipes_of_fine_tuning_train_a_few_steps_on_a_tiny_model(name, tm
 
 def test_a_recipe_is_run_by_its_own_verb():
     with pytest.raises(ConfigError, match="shoestring finetune lazy-finetune"):
-        load_recipe("lazy-finetune")
+        load_pretrain_recipe("lazy-finetune")
     recipe = finetune_recipe("lazy-finetune", "mine.jsonl", {"train.steps": "5"})
     assert recipe.data.source == "mine.jsonl" and recipe.adapter.rank == 8
     assert (recipe.train.steps, recipe.train.epochs, recipe.train.time) == (5, None, None)
@@ -120,16 +121,17 @@ def test_recipes_of_both_kinds_are_listed_shown_and_checked(capsys):
 
 
 def test_one_length_given_replaces_the_recipes_own():
-    train = load_recipe("quickstart", {"train.steps": "5"}).train
+    train = load_pretrain_recipe("quickstart", {"train.steps": "5"}).train
     assert (train.steps, train.tokens, train.time) == (5, None, None)
-    assert load_recipe("quickstart", {"train.time": "3m"}).train.time == 180
+    assert load_pretrain_recipe("quickstart", {"train.time": "3m"}).train.time == 180
 
 
 @pytest.mark.parametrize(("given", "means"), [("true", "full"), ("false", "selective"), ("none", "none")])
 def test_what_is_recomputed_may_be_said_with_yes_or_no(given, means):
-    assert load_recipe("quickstart", {"train.checkpoint_blocks": given}).train.checkpoint_blocks == means
+    train = load_pretrain_recipe("quickstart", {"train.activation_checkpointing": given}).train
+    assert train.activation_checkpointing == means
     with pytest.raises(ConfigError, match="none"):
-        load_recipe("quickstart", {"train.checkpoint_blocks": "some"})
+        load_pretrain_recipe("quickstart", {"train.activation_checkpointing": "some"})
 
 
 @pytest.mark.parametrize(
@@ -145,18 +147,18 @@ def test_what_is_recomputed_may_be_said_with_yes_or_no(given, means):
 )
 def test_combinations_of_kinds_that_make_no_sense_are_refused_with_the_reason(overrides, reason):
     with pytest.raises(ConfigError, match=reason):
-        load_recipe("quickstart", overrides)
+        load_pretrain_recipe("quickstart", overrides)
 
 
 def test_a_model_to_start_from_replaces_the_shapes():
-    assert load_recipe("quickstart", {"model.init": "smollm2-135m"}).model.init == "smollm2-135m"
+    assert load_pretrain_recipe("quickstart", {"model.init": "smollm2-135m"}).model.init == "smollm2-135m"
 
 
 def test_unknown_names_and_settings_give_the_nearest():
     with pytest.raises(ConfigError, match="did you mean quickstart"):
-        load_recipe("quikstart")
+        load_pretrain_recipe("quikstart")
     with pytest.raises(ConfigError, match="did you mean optimizer.learning_rate"):
-        load_recipe("elite-112m", {"train.learning_rat": "1"})
+        load_pretrain_recipe("elite-112m", {"train.learning_rat": "1"})
 
 
 @pytest.mark.parametrize(
@@ -170,11 +172,12 @@ def test_unknown_names_and_settings_give_the_nearest():
 )
 def test_impossible_combinations_are_refused(overrides):
     with pytest.raises(ConfigError):
-        load_recipe("quickstart", overrides)
+        load_pretrain_recipe("quickstart", overrides)
 
 
 def test_reading_recipes_does_not_import_torch():
-    code = "import sys; from shoestring.train.recipe import *; from shoestring.finetune.config import *\n"
-    code += "[(load_recipe if recipe_verb(n) == 'pretrain' else load_finetune_recipe)(n) for n in list_recipes()]\n"
+    code = "import sys; from shoestring.train.recipe_files import *; from shoestring.finetuning.config import *\n"
+    code += "from shoestring.pretraining.config import *; load = load_pretrain_recipe\n"
+    code += "[(load if recipe_job(n) == 'pretrain' else load_finetune_recipe)(n) for n in list_recipes()]\n"
     code += "print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

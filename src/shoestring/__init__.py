@@ -5,37 +5,33 @@ data)` and `prepare_dataset(data, MODEL)` do what the commands do. They are look
 shoestring` does not import torch.
 """
 
-from __future__ import annotations
+import importlib as _importlib
+import typing as _typing
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from shoestring.finetune.examples import prepare_dataset as prepare_dataset
-    from shoestring.finetune.run import finetune as finetune
+if _typing.TYPE_CHECKING:
+    from shoestring.evaluate.perplexity import perplexity as perplexity
+    from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
+    from shoestring.finetuning.job import finetune as finetune
     from shoestring.offload.load import load as load
-    from shoestring.plan.perplexity import perplexity as perplexity
-    from shoestring.train.pretrain import pretrain as pretrain
+    from shoestring.pretraining.job import pretrain as pretrain
 
 __version__ = "0.1.0"
+# Where each name is defined; a test holds this table to the rooms' directions.
+_HOMES = {
+    "finetune": "shoestring.finetuning.job",
+    "load": "shoestring.offload.load",
+    "perplexity": "shoestring.evaluate.perplexity",
+    "prepare_dataset": "shoestring.finetuning.examples",
+    "pretrain": "shoestring.pretraining.job",
+}
 __all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "load":
-        return importlib.import_module("shoestring.offload.load").load
-    if name == "finetune":
-        return importlib.import_module("shoestring.finetune")  # the room itself, which can be called
-    if name == "perplexity":
-        return importlib.import_module("shoestring.plan.perplexity").perplexity
-    if name == "prepare_dataset":
-        return importlib.import_module("shoestring.finetune.examples").prepare_dataset
-    if name == "finetune_within":  # what calling the room does
-        return importlib.import_module("shoestring.plan.finetune").finetune
-    if name == "pretrain":
-        return importlib.import_module("shoestring.train.pretrain").pretrain
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> _typing.Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shoestring.cli.main import main
-from tests.finetune import tiny
+from tests.finetuning import tiny
 
 
 @pytest.fixture(scope="module")

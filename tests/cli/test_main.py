@@ -14,8 +14,8 @@ from shoestring.cli.main import main, parse, run_verb
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import GROUPS, VERBS, overview
 from shoestring.core.errors import DataError
-from shoestring.finetune.config import finetune_recipe
-from shoestring.train.recipe import load_recipe
+from shoestring.finetuning.config import finetune_recipe
+from shoestring.pretraining.config import load_pretrain_recipe
 
 
 def said(capsys, *arguments):
@@ -78,7 +78,7 @@ def test_every_example_parses_and_its_recipe_is_right(command, chain):
             if chain == ("finetune",):
                 finetune_recipe(arguments.args[0], arguments.kwargs["data"], overrides)
             else:
-                load_recipe(arguments.args[0], overrides)
+                load_pretrain_recipe(arguments.args[0], overrides)
 
 
 def test_help_shows_flags_with_defaults_choices_and_what_is_required(capsys):
@@ -115,7 +115,7 @@ def test_an_unknown_verb_names_the_nearest(capsys):
         (["doctor", "now"], "now"),
         (["pretrain"], "pretrain needs a recipe"),
         (["pretrain", "no-such-recipe"], "there is no recipe 'no-such-recipe'"),
-        (["pretrain", "quickstart", "--memory", "2GB"], "refuses --memory"),
+        (["pretrain", "quickstart", "--budget.engine", "streamed"], "streamed layers are frozen"),
         (
             ["pretrain", "quickstart", "--tim", "2m"],
             "unknown flag --tim (command line)\n  did you mean --time?",
@@ -224,18 +224,25 @@ def test_every_built_in_recipe_is_listed_and_right(capsys):
         assert said(capsys, "recipe", "check", name)[0] == 0
 
 
-def test_doctor_says_five_lines_and_one_json_object(capsys, monkeypatch):
+def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, monkeypatch):
     from shoestring.core import machine
+    from shoestring.core.matmul import TABLE
 
     peaks = {"float32": 2e11, "bfloat16": 8e11}
     monkeypatch.setattr(machine, "matrix_peak", lambda dtype, device, refresh: peaks[dtype])
     monkeypatch.setattr(machine, "memory_bandwidth", lambda refresh: 4e10)
     monkeypatch.setattr(machine, "disk_read_speed", lambda: 2e9)
+    rates = {"library": "onednn", "gflops": {"torch": 90.4, "onednn": 123.0}, "threads": 2}
+    monkeypatch.setattr(TABLE, "entry", lambda kind: rates)
+    monkeypatch.setattr(TABLE, "forced", "")
     code, out, _ = said(capsys, "doctor")
     assert code == 0
-    names = [line.split()[0] for line in out.splitlines()]
-    assert names == ["processor", "memory", "disk", "torch", "training"]
+    names = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert names == ["processor", "memory", "disk", "torch", "training", "matmul"]
+    assert "float32: oneDNN 10 kinds of product; bfloat16: oneDNN 10" in out
+    assert out.count("oneDNN 123, ") == 20 and max(map(len, out.splitlines()[6:])) < 80
     assert "200 GFLOP/s" in out and "bfloat16" in out
     figures = json.loads(said(capsys, "doctor", "--json")[1])
     # half of 2e11 FLOP/s over 6 operations for each of 10M parameters
     assert figures["tokens_per_second"] == pytest.approx(1666.67, abs=0.01)
+    assert figures["matmul"]["kinds"]["float32 weight gradient 768x768x768"] == rates

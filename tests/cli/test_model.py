@@ -33,7 +33,7 @@ def test_json_has_whole_numbers_and_settings_are_applied(capsys):
 
 def test_full_recomputation_is_less_memory_for_more_operations(capsys):
     kept = json.loads(shown(capsys, "elite-112m", "--json"))
-    again = json.loads(shown(capsys, "elite-112m", "--train.checkpoint_blocks", "full", "--json"))
+    again = json.loads(shown(capsys, "elite-112m", "--train.activation_checkpointing", "full", "--json"))
     assert again["activation_bytes_per_token"] < kept["activation_bytes_per_token"] / 3
     assert again["training_operations_per_token"] > kept["training_operations_per_token"]
     assert kept["repeated_operations_per_token"] == 0

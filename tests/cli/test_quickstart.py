@@ -8,7 +8,7 @@ import pytest
 
 from shoestring.cli.main import main
 from shoestring.models.get import get
-from tests.finetune import tiny as chats
+from tests.finetuning import tiny as chats
 from tests.train import tiny
 
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, processors
 
-from shoestring.finetune.examples import prepare_dataset
+from shoestring.finetuning.examples import prepare_dataset
 from shoestring.models.get import get
 from tests.data import families, templates
 from tests.data.families import by_hand, found

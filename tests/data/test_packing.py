@@ -12,9 +12,9 @@ from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED
 from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream, row_lengths, to_batch
 from shoestring.data.supervised.packing import best_fit_decreasing
-from shoestring.finetune.examples import prepare_dataset
+from shoestring.finetuning.examples import prepare_dataset
 from shoestring.train.objective import next_token
-from shoestring.train.step import forward_loss
+from shoestring.train.resident import forward_loss
 from tests.data import families
 from tests.generate.tiny import tiny_decoder
 

@@ -7,7 +7,7 @@ import pytest
 from shoestring.core.errors import DataError, TokenizerError
 from shoestring.data.supervised.spans import DroppedContent, MovedContent
 from shoestring.data.supervised.supervise import AllTruncated, NothingSupervised, StopNeverSupervised
-from shoestring.finetune.examples import prepare_dataset
+from shoestring.finetuning.examples import prepare_dataset
 from tests.data import families, templates
 
 USER = {"role": "user", "content": "What is 7 + 8?"}

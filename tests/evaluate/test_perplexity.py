@@ -9,10 +9,11 @@ import transformers
 
 from shoestring.core.errors import BudgetError, ConfigError, DataError
 from shoestring.data.train_tokenizer import train_tokenizer
+from shoestring.evaluate.perplexity import perplexity
 from shoestring.evaluate.text import windows
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.folder import load_model
-from shoestring.plan.perplexity import perplexity
+from shoestring.offload.load import load
 from tests.data.families import QWEN25, by_hand, chatml
 
 TEXTS = ["one and two and three and four and five", "a", "two and one", "of three and four and of five and six " * 4]
@@ -123,13 +124,20 @@ def test_only_the_first_texts_are_read_when_so_many_are_asked_for(judge, tmp_pat
         ({"context": 65}, ConfigError, "longer than the model's"),
         ({"context": 8, "stride": 9}, ConfigError, "leaves out text"),
         ({"stride": 0}, ConfigError, "at least 1"),
-        ({"memory": "1GB", "context": 1025}, ConfigError, "inside a memory budget"),
-        ({"memory": "100MB"}, BudgetError, "too little"),
     ],
 )
 def test_what_makes_no_sense_is_refused(judge, tmp_path, settings, error, reason):
     with pytest.raises(error, match=reason):
         perplexity(judge[1], write_texts(tmp_path), **settings)
+
+
+def test_a_budget_keeps_room_for_so_many_tokens_at_once(judge, tmp_path):
+    with pytest.raises(BudgetError, match="too little"):
+        load(judge[1], memory="100MB", scoring=True)
+    model = load(judge[1], memory="8GB", scoring=True)
+    model.at_once = 32
+    with pytest.raises(ConfigError, match="inside a memory budget at most 32 tokens"):
+        perplexity(model, write_texts(tmp_path), context=33)
 
 
 def test_a_source_without_text_is_refused(judge, tmp_path):
@@ -143,6 +151,6 @@ def test_a_streamed_model_scores_as_one_in_memory(judge, tmp_path, monkeypatch):
 
     file = write_texts(tmp_path)
     resident = perplexity(judge[1], file)
-    monkeypatch.setattr(loading, "resident_bytes", lambda config: 10**12)  # as if it did not fit
-    streamed = perplexity(judge[1], file, memory="2GB")
+    monkeypatch.setattr(loading, "predict_resident", lambda *_: [("all", 10**12)])  # as if it did not fit
+    streamed = perplexity(load(judge[1], memory="8GB", scoring=True), file)
     assert streamed.loss == resident.loss and streamed.tokens == resident.tokens

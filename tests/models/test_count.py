@@ -63,7 +63,7 @@ def test_operations_of_matrices_are_those_that_torch_counts(kind):
 def test_full_recomputation_and_reversible_blocks_cost_one_more_forward_pass_of_the_blocks():
     def counted(recompute: str) -> float:
         model = build(config(layers=3), seed=0)
-        model.checkpoint_blocks = recompute
+        model.activation_checkpointing = recompute
         with FlopCounterMode(display=False) as counter:
             model.head(model(tokens())[0]).sum().backward()
         values = {str(name): value for name, value in counter.get_flop_counts()["Global"].items()}
@@ -137,7 +137,7 @@ def keeping(kept: dict[int, int], monkeypatch):
 
 def kept_numbers(shape: ModelConfig, recompute: str, monkeypatch) -> float:
     model = build(shape, seed=0)
-    model.checkpoint_blocks = recompute
+    model.activation_checkpointing = recompute
     kept: dict[int, int] = {}
     with monkeypatch.context() as patch, keeping(kept, patch):
         hidden, aux = model(tokens())

@@ -208,7 +208,7 @@ def gradients(decoder: Decoder, tokens_BT: torch.Tensor) -> dict[str, torch.Tens
 def test_checkpointed_blocks_give_the_same_gradients(variant):
     decoder, tokens_BT = model(variant), tokens(2, 9)
     kept = gradients(decoder, tokens_BT)
-    decoder.checkpoint_blocks = "full"
+    decoder.activation_checkpointing = "full"
     for name, gradient in gradients(decoder, tokens_BT).items():
         assert_close(gradient, kept[name], rtol=0, atol=0)
 
@@ -217,7 +217,7 @@ def test_checkpointing_works_with_a_frozen_embedding():
     decoder, tokens_BT = model(), tokens(2, 9)
     decoder.requires_grad_(False)
     weight = decoder.blocks[0].attention.query.weight.requires_grad_()
-    decoder.checkpoint_blocks = "full"
+    decoder.activation_checkpointing = "full"
     (decoder(tokens_BT)[0] ** 2).sum().backward()
     assert weight.grad is not None and weight.grad.abs().max() > 0
 
@@ -251,7 +251,7 @@ def test_normed_inputs_and_gated_products_are_not_kept():
 
 def test_checkpointed_blocks_keep_their_input_alone():
     decoder = model()
-    decoder.checkpoint_blocks = "full"
+    decoder.activation_checkpointing = "full"
     block = decoder.blocks[1]
     inside = [block.attention.query, block.attention.output, block.feed_forward_norm, block.feed_forward.down]
     assert kept_inside(decoder, [block, *inside]) == [True, *[False] * 4]

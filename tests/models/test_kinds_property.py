@@ -17,7 +17,7 @@ from shoestring.models.builder import build
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, save_model
 from shoestring.train.objective import next_token
-from shoestring.train.step import ResidentStep
+from shoestring.train.resident import ResidentEngine
 from tests.models.kinds import CONTEXT, VOCABULARY, draw_config
 
 IN_CI = 96
@@ -74,9 +74,9 @@ def make_batch(decoder: Decoder, tokens_BT: torch.Tensor, dtype: torch.dtype) ->
 def check_loss_and_gradients(decoder: Decoder, tokens_BT: torch.Tensor) -> None:
     batch = make_batch(decoder, tokens_BT, torch.float64)
     for recompute in ("none", "selective", "full"):
-        decoder.checkpoint_blocks = recompute  # type: ignore[assignment]
+        decoder.activation_checkpointing = recompute  # type: ignore[assignment]
         decoder.zero_grad()
-        loss = ResidentStep(decoder, next_token)([batch])
+        loss = ResidentEngine.around(decoder, next_token).forward_backward([batch])
         assert torch.isfinite(loss.sum) and loss.mean > 0
         gradients = {name: p.grad for name, p in decoder.named_parameters() if p.requires_grad}
         assert all(g is not None and torch.isfinite(g).all() for g in gradients.values()), [
@@ -159,9 +159,9 @@ def check_autocast(seed: int, tokens_BT: torch.Tensor) -> None:
     """In bfloat16 with weights in float32, as a run trains."""
     decoder = build(draw_config(seed), seed=seed)
     batch = make_batch(decoder, tokens_BT, torch.float32)
-    exact = ResidentStep(decoder, next_token)([batch]).mean
+    exact = ResidentEngine.around(decoder, next_token).forward_backward([batch]).mean
     decoder.zero_grad()
-    rounded = ResidentStep(decoder, next_token, torch.bfloat16)([batch]).mean
+    rounded = ResidentEngine.around(decoder, next_token, torch.bfloat16).forward_backward([batch]).mean
     assert rounded == pytest.approx(exact, rel=0.02)
     for name, parameter in decoder.named_parameters():
         if parameter.requires_grad:

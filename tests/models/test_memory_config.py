@@ -45,7 +45,7 @@ def test_a_bank_gives_the_same_gradients_however_blocks_are_run(block, recompute
     results = []
     for mode in ("none", recompute):
         decoder = build(config, seed=0, dtype=torch.float64)
-        decoder.checkpoint_blocks = mode  # type: ignore[assignment]
+        decoder.activation_checkpointing = mode  # type: ignore[assignment]
         bank = decoder.new_memory(2)
         assert bank is not None and bank.slots == (1 if sharing is None else 2)
         tokens = torch.randint(0, 40, (2, 18), generator=torch.Generator().manual_seed(0))

@@ -106,7 +106,7 @@ def test_loss_gradients_and_weights_stay_equal_to_pefts_for_twenty_steps(
     from shoestring.train.config import AdamWConfig
     from shoestring.train.objective import next_token
     from shoestring.train.optimizer import build_optimizer
-    from shoestring.train.step import ResidentStep
+    from shoestring.train.resident import ResidentEngine
 
     base = save(family, tmp_path / "base")
     judge = theirs(base, kind).train()
@@ -119,13 +119,13 @@ def test_loss_gradients_and_weights_stay_equal_to_pefts_for_twenty_steps(
     their_optimizer = torch.optim.AdamW(
         trained, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon, weight_decay=0.0
     )
-    step = ResidentStep(decoder, next_token)
+    engine = ResidentEngine.around(decoder, next_token)
     positions_BT, segments_BT = torch.arange(10).expand(2, -1), torch.zeros(2, 10, dtype=torch.int64)
     for number in range(20):
         text = tokens(seed=number)
         batch = Batch(text[:, :-1], text[:, 1:].clone(), positions_BT, segments_BT)
         batch.labels_BT[:, :3] = -100
-        loss = step([batch])
+        loss = engine.forward_backward([batch])
         logits = judge(input_ids=batch.tokens_BT).logits
         expected = F.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten())
         expected.backward()

@@ -166,6 +166,7 @@ def test_under_autocast_products_are_low_precision_and_gradients_reach_the_adapt
 
 def test_large_products_through_the_other_library_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from shoestring.core import matmul
+    from shoestring.core.matmul_choice import Table
 
     torch.manual_seed(0)
     linear = from_linear(Linear(64, 256, bias=False), LoRAConfig(rank=4))
@@ -173,8 +174,8 @@ def test_large_products_through_the_other_library_are_the_same(monkeypatch: pyte
         linear.adapters["default"].second.normal_()
     x = torch.randn(2, 256, 64, requires_grad=True)
     results = []
-    for wanted in (True, False):
-        monkeypatch.setattr(matmul, "prefers_onednn", lambda wanted=wanted: wanted)
+    for library in ("torch", "onednn"):
+        monkeypatch.setattr(matmul, "TABLE", Table(matmul.libraries, library))
         y = linear(x)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, *linear.adapters.parameters()])])
     for one, other in zip(*results, strict=True):

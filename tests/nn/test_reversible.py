@@ -69,7 +69,7 @@ KINDS = {
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_gradients_are_those_of_plain_autograd(kind, mode):
     decoder = model(**KINDS[kind])
-    decoder.checkpoint_blocks = mode
+    decoder.activation_checkpointing = mode
     assert_same(gradients(decoder, plain=False), gradients(decoder, plain=True))
 
 

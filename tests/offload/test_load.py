@@ -13,7 +13,7 @@ from shoestring.models.folder import load_model
 from shoestring.models.peft_folder import save_adapter
 from shoestring.offload import load as module
 from shoestring.offload.model import StreamedDecoder
-from tests.finetune import tiny as chat
+from tests.finetuning import tiny as chat
 from tests.offload import tiny
 
 PROMPTS = ["1+1?", "What is 2 + 5", "x"]
@@ -23,7 +23,7 @@ PROMPTS = ["1+1?", "What is 2 + 5", "x"]
 def streamed(tmp_path, monkeypatch):
     """A tiny model, and how to load it as if it did not fit."""
     folder = chat.chat_model(tmp_path / "model")
-    monkeypatch.setattr(module, "resident_bytes", lambda config: 10**15)
+    monkeypatch.setattr(module, "predict_resident", lambda *_: [("all", 10**15)])
 
     def load(place=folder, **settings):
         return shoestring.load(place, memory="16GB", **settings)

@@ -15,11 +15,11 @@ from shoestring.core.errors import ModelFileError, RunError
 from shoestring.models.adapters import quantize_blocks
 from shoestring.models.folder import load_model
 from shoestring.offload.config import QUANTIZED
+from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
-from shoestring.offload.step import StreamedStep
 from shoestring.offload.store import open_store, store_folder
 from shoestring.train.objective import next_token
-from shoestring.train.step import ResidentStep
+from shoestring.train.resident import ResidentEngine
 from tests.offload import tiny
 
 
@@ -51,8 +51,8 @@ def test_a_step_from_a_store_is_the_step_of_a_resident_model_with_those_weights(
                 parameter.data = parameter.data.bfloat16().float()
     streamed = open_streamed(folder, format)
     losses, gradients = [], []
-    for kind, model in ((ResidentStep, tiny.adapt(resident)), (StreamedStep, tiny.adapt(streamed))):
-        losses.append(kind(model, next_token)(tiny.batches(2)).mean)
+    for kind, model in ((ResidentEngine, tiny.adapt(resident)), (StreamedEngine, tiny.adapt(streamed))):
+        losses.append(kind.around(model, next_token).forward_backward(tiny.batches(2)).mean)
         gradients.append({name: p.grad for name, p in tiny.trained(model).items()})
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for name, gradient in gradients[0].items():
@@ -108,14 +108,14 @@ def test_a_broken_store_is_refused_with_the_way_out(tmp_path, damage):
 def test_a_model_that_changes_while_it_is_streamed_is_refused(tmp_path):
     folder = model_folder(tmp_path)
     model = tiny.adapt(open_streamed(folder))
-    step = StreamedStep(model, next_token)
-    step(tiny.batches(1))
+    engine = StreamedEngine.around(model, next_token)
+    engine.forward_backward(tiny.batches(1))
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + b"\x00")
     os.utime(weights, ns=(1, 1))
     with pytest.raises(ModelFileError, match="weights were changed while they are used"):
-        step(tiny.batches(1))
+        engine.forward_backward(tiny.batches(1))
     model.close()
 
 
@@ -147,7 +147,7 @@ def test_kinds_that_pass_more_than_x_between_layers_are_refused(tmp_path, kind):
     from shoestring.models.builder import build
     from shoestring.models.config import ModelConfig
     from shoestring.models.folder import save_model
-    from tests.finetune.tiny import SHAPE
+    from tests.finetuning.tiny import SHAPE
 
     config = ModelConfig.model_validate({**SHAPE, "vocabulary": 61, "block": kind})
     save_model(build(config, seed=1), tmp_path / "other")

@@ -12,8 +12,8 @@ from shoestring.data.batch import IGNORED, Batch
 from shoestring.models.adapters import attach
 from shoestring.models.peft_folder import save_adapter
 from shoestring.nn.lora_config import LoRAConfig
+from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
-from shoestring.offload.step import StreamedStep
 from shoestring.train.objective import next_token
 from tests.models import tiny_families
 from tests.offload import tiny
@@ -55,7 +55,7 @@ def test_loss_and_gradients_are_pefts(tmp_path, family, dora):
         (loss / total).backward()
         expected += float(loss.detach()) / total
 
-    found = StreamedStep(streamed.train(), next_token)(batches).mean
+    found = StreamedEngine.around(streamed.train(), next_token).forward_backward(batches).mean
     assert found == pytest.approx(expected, rel=1e-9)
     theirs = {name.removeprefix("base_model.model.model.layers."): p.grad for name, p in judge.named_parameters()}
     compared = 0

@@ -8,19 +8,19 @@ from torch.testing import assert_close
 
 from shoestring.core.errors import RunError
 from shoestring.models.folder import load_model
+from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
-from shoestring.offload.step import StreamedStep
 from shoestring.train.objective import next_token
-from shoestring.train.step import ResidentStep
+from shoestring.train.resident import ResidentEngine
 from tests.offload import tiny
 
 
-def run(step, model, microbatches: int, steps: int) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
+def run(engine, model, microbatches: int, steps: int) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
     optimizer = torch.optim.AdamW(list(tiny.trained(model).values()), lr=1e-2)
     torch.manual_seed(7)
     losses, gradients = [], []
     for number in range(steps):
-        losses.append(step(tiny.batches(microbatches, seed=number)).mean)
+        losses.append(engine.forward_backward(tiny.batches(microbatches, seed=number)).mean)
         gradients.append({name: p.grad.clone() for name, p in tiny.trained(model).items()})
         optimizer.step()
         optimizer.zero_grad()
@@ -36,8 +36,8 @@ def test_twenty_streamed_steps_are_twenty_resident_ones(tmp_path, family, tied, 
     resident = tiny.adapt(load_model(folder, dtype=torch.float64), dropout=dropout)
     streamed = tiny.adapt(open_streamed(folder, dtype=torch.float64), dropout=dropout)
     expected, found = (
-        run(kind(model, next_token), model, microbatches, 20)
-        for kind, model in ((ResidentStep, resident), (StreamedStep, streamed))
+        run(kind.around(model, next_token), model, microbatches, 20)
+        for kind, model in ((ResidentEngine, resident), (StreamedEngine, streamed))
     )
     assert_close(torch.tensor(found[0]), torch.tensor(expected[0]), rtol=1e-12, atol=1e-12)
     for one, other in zip(found[1], expected[1], strict=True):
@@ -51,10 +51,10 @@ def test_with_one_microbatch_and_the_same_recomputation_the_steps_agree_in_every
     folder = tiny.save(tmp_path / "model", dtype=torch.float32)
     resident = tiny.adapt(load_model(folder), **settings)
     streamed = tiny.adapt(open_streamed(folder), **settings)
-    resident.checkpoint_blocks = "full"
+    resident.activation_checkpointing = "full"
     (expected, theirs), (found, ours) = (
-        run(kind(model, next_token), model, 1, 3)
-        for kind, model in ((ResidentStep, resident), (StreamedStep, streamed))
+        run(kind.around(model, next_token), model, 1, 3)
+        for kind, model in ((ResidentEngine, resident), (StreamedEngine, streamed))
     )
     assert found == expected
     for one, other in zip(ours, theirs, strict=True):
@@ -68,11 +68,11 @@ def test_with_one_microbatch_and_the_same_recomputation_the_steps_agree_in_every
 def test_a_step_reads_each_layer_twice_but_for_those_still_held(tmp_path, slots):
     folder = tiny.save(tmp_path / "model")
     model = tiny.adapt(open_streamed(folder, slots=slots, dtype=torch.float64))
-    step = StreamedStep(model, next_token)
-    step(tiny.batches(3))
+    engine = StreamedEngine.around(model, next_token)
+    engine.forward_backward(tiny.batches(3))
     before = model.stream.reads
     for _ in range(4):
-        step(tiny.batches(3))
+        engine.forward_backward(tiny.batches(3))
     assert (model.stream.reads - before) / 4 == 2 * (tiny.LAYERS - slots)
     model.close()
 
@@ -105,7 +105,7 @@ def test_inputs_of_layers_on_disk_change_nothing_and_leave_nothing(tmp_path):
     results = []
     for spill in (None, tmp_path / "spill"):
         torch.manual_seed(3)
-        loss = StreamedStep(model, next_token, spill=spill)(tiny.batches(3)).mean
+        loss = StreamedEngine.around(model, next_token, spill=spill).forward_backward(tiny.batches(3)).mean
         results.append((loss, {name: p.grad for name, p in tiny.trained(model).items()}))
         model.zero_grad()
     (kept, expected), (spilled, found) = results
@@ -117,5 +117,5 @@ def test_inputs_of_layers_on_disk_change_nothing_and_leave_nothing(tmp_path):
 def test_a_full_disk_for_inputs_is_a_sentence(tmp_path):
     model = tiny.adapt(open_streamed(tiny.save(tmp_path / "model"), dtype=torch.float64))
     with pytest.raises(RunError, match="inputs of layers cannot be written"):
-        StreamedStep(model, next_token, spill=tmp_path / "not there")(tiny.batches(1))
+        StreamedEngine.around(model, next_token, spill=tmp_path / "not there").forward_backward(tiny.batches(1))
     model.close()

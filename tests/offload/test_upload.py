@@ -7,8 +7,8 @@ import contextlib
 import torch
 
 from shoestring.offload import stream as module
+from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
-from shoestring.offload.step import StreamedStep
 from shoestring.train.objective import next_token
 from tests.offload import tiny
 
@@ -42,7 +42,7 @@ def test_layers_are_computed_with_from_the_copies_in_the_right_order(tmp_path, m
     stream._upload = module._Upload(len(stream._buffers[0]), stream.slots, torch.device("cpu"), stream._view)
     gradients = []
     for model in (plain, copied):
-        StreamedStep(model, next_token)(tiny.batches(2))
+        StreamedEngine.around(model, next_token).forward_backward(tiny.batches(2))
         gradients.append({name: p.grad for name, p in tiny.trained(model).items()})
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     with copied.present(1) as block:

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 import shoestring
 from shoestring.cli.main import main
 from shoestring.core.errors import BudgetError, ModelFileError
-from shoestring.finetune.memory_guard import MemoryGuard
-from tests.finetune import tiny
-from tests.finetune.tiny import SHORT
+from shoestring.train.memory_guard import MemoryGuard
+from tests.finetuning import tiny
+from tests.finetuning.tiny import SHORT
 
 
 def run(base: Path, examples: Path, out: Path, **changes):
@@ -75,7 +75,8 @@ def test_too_little_memory_is_refused_with_the_least_that_would_do(base, example
 
 def test_a_run_above_its_budget_stops_at_a_checkpoint(base, examples, tmp_path, monkeypatch):
     outgrow(monkeypatch)
-    with pytest.raises(BudgetError, match="took 9.00 GB, more than its budget of 8.00 GB, and was stopped and saved"):
+    said = "took 9.00 GB, more than its budget of 8.00 GB, and was stopped after step 1; saved in"
+    with pytest.raises(BudgetError, match=said):
         run(base, examples, tmp_path / "run", **{"budget.memory": "8GB"})
     assert (tmp_path / "run" / "latest" / "trainer" / "state.json").is_file()
 
@@ -83,7 +84,7 @@ def test_a_run_above_its_budget_stops_at_a_checkpoint(base, examples, tmp_path, 
 def outgrow(monkeypatch) -> None:
     """The process takes 1 GB at first and 9 GB after a step."""
     peaks = iter([1_000_000_000])
-    monkeypatch.setattr("shoestring.finetune.memory_guard.peak_rss_bytes", lambda: next(peaks, 9_000_000_000))
+    monkeypatch.setattr("shoestring.train.memory_guard.peak_rss_bytes", lambda: next(peaks, 9_000_000_000))
 
 
 def test_without_a_budget_nothing_is_watched():

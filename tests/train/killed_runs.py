@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from shoestring.pretraining.job import pretrain
 from shoestring.train import checkpoint
-from shoestring.train.pretrain import pretrain
 
 
 def die() -> None:

@@ -12,7 +12,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.models.external import open_external
 from shoestring.models.folder import load_model
 from shoestring.models.resolve import find_model
-from shoestring.train.pretrain import pretrain
+from shoestring.pretraining.job import pretrain
 from tests.models.test_encoder import tiny_folder
 from tests.train import tiny
 

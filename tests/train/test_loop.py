@@ -16,12 +16,11 @@ from shoestring.models.folder import save_model
 from shoestring.train.config import AdamWConfig, CosineConfig
 from shoestring.train.loop import Callback, NonFiniteLoss, train
 from shoestring.train.metrics import flops_per_token
-from shoestring.train.objective import next_token
-from shoestring.train.optimizer import build_optimizer
+from shoestring.train.objective import NextToken, next_token
 from shoestring.train.pace import FixedSteps
+from shoestring.train.resident import ResidentEngine
 from shoestring.train.schedule import build_schedule
 from shoestring.train.state import TrainerState
-from shoestring.train.step import ResidentStep
 from tests.train import tiny
 
 STEPS, RATE = 10, 3e-3
@@ -45,17 +44,18 @@ class Record(Callback):
 
     def after_step(self, event):
         self.losses.append(event.loss.mean)
-        self.norms.append(event.gradient_norm)
+        self.norms.append(event.result.norm)
         self.rates.append(event.learning_rate)
 
 
 def our_run(model, shards, rows=4, microbatch=2, **settings):
-    optimizer = build_optimizer(AdamWConfig(learning_rate=RATE), model)
+    engine = ResidentEngine.around(model, next_token)
+    engine.begin(next_token, AdamWConfig(learning_rate=RATE))
     record = Record()
     train(
-        ResidentStep(model, next_token),
+        engine,
         PackedLoader(shards, "train", 32, microbatch, seed=1, separate_documents=False),
-        optimizer,
+        RATE,
         build_schedule(CosineConfig(warmup=3)),
         FixedSteps(STEPS),
         TrainerState(),
@@ -110,26 +110,50 @@ def test_another_rotary_base_would_be_seen(shards, tmp_path):
     assert our_run(peaked(), shards).losses != pytest.approx(losses, rel=1e-3)
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_change(shards):
-    model = tiny.model()
-    calls = []
+class Broken(NextToken):
+    """Next-token loss that is no number in some calls."""
 
-    def broken(hidden, head, batch):
-        calls.append(1)
-        loss = next_token(hidden, head, batch)
-        return type(loss)(loss.sum * (float("nan") if len(calls) == 5 else 1.0), loss.count)
+    def __init__(self, calls):
+        self.calls, self.seen = calls, 0
 
-    with pytest.raises(NonFiniteLoss, match="at step 3"):
-        train(
-            ResidentStep(model, broken),
-            PackedLoader(shards, "train", 32, 2, seed=1),
-            build_optimizer(AdamWConfig(), model),
-            build_schedule(CosineConfig()),
-            FixedSteps(STEPS),
-            TrainerState(),
-            microbatches=2,
-        )
-    assert len(calls) == 6 and all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    def __call__(self, hidden, head, batch):
+        self.seen += 1
+        loss = super().__call__(hidden, head, batch)
+        return type(loss)(loss.sum * (float("nan") if self.seen in self.calls else 1.0), loss.count)
+
+
+def broken_run(shards, calls, steps):
+    """-> the model, the state, and its weights before each step."""
+    model, before = tiny.model(), []
+    engine = ResidentEngine.around(model, next_token)
+    engine.begin(Broken(calls), AdamWConfig())
+
+    class Copy(Callback):
+        def after_step(self, event):
+            before.append([p.detach().clone() for p in model.parameters()])
+
+    state = TrainerState()
+    stream = PackedLoader(shards, "train", 32, 2, seed=1)
+    schedule, pace = build_schedule(CosineConfig()), FixedSteps(steps)
+    try:
+        train(engine, stream, RATE, schedule, pace, state, microbatches=2, callbacks=[Copy()])
+    finally:
+        assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    return state, before
+
+
+def test_a_loss_that_is_no_number_skips_its_step_and_is_an_event(shards):
+    state, weights = broken_run(shards, {5}, 5)
+    assert state.step == 5 and state.skipped_in_a_row == 0
+    assert state.events == [{"event": "skipped", "step": 3, "reason": "the loss is not a finite number"}]
+    assert all(torch.equal(a, b) for a, b in zip(weights[1], weights[2], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights[2], weights[3], strict=True))
+
+
+def test_ten_skipped_steps_in_a_row_end_the_run(shards):
+    with pytest.raises(NonFiniteLoss, match="10 steps in a row were skipped up to step 12"):
+        broken_run(shards, range(5, 100), 50)
+    assert broken_run(shards, [*range(5, 22), 25], 14)[0].step == 14, "nine in a row do not"
 
 
 def test_operations_per_token_are_those_that_torch_counts():

@@ -6,7 +6,7 @@ import torch
 from shoestring.train.config import AdamWConfig
 from shoestring.train.objective import next_token
 from shoestring.train.optimizer import build_optimizer, parameter_groups
-from shoestring.train.step import ResidentStep
+from shoestring.train.resident import ResidentEngine
 from tests.train import tiny
 
 BIASES = {"attention": {**tiny.SHAPE["attention"], "qkv_bias": True, "qk_norm": True}}
@@ -74,7 +74,7 @@ def test_choice_biases_of_experts_move_by_their_own_rule_after_a_step():
     biases = [block.feed_forward.choice_bias for block in model.blocks]
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert not owned & {id(bias) for bias in biases}
-    ResidentStep(model, next_token)([tiny.batch(2), tiny.batch(2, seed=1)])
+    ResidentEngine.around(model, next_token).forward_backward([tiny.batch(2), tiny.batch(2, seed=1)])
     signs = [bias.grad.sign() for bias in biases]
     optimizer.step()
     for bias, sign in zip(biases, signs, strict=True):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from shoestring.train.objective import next_token
-from shoestring.train.step import ResidentStep
+from shoestring.train.resident import ResidentEngine
 from tests.train import tiny
 
 WORKER = """
@@ -19,7 +19,7 @@ import torch, torch.distributed as dist
 from safetensors.torch import save_file
 from shoestring.train import parallel
 from shoestring.train.objective import next_token
-from shoestring.train.step import ResidentStep
+from shoestring.train.resident import ResidentEngine
 from tests.train import tiny
 
 torch.set_num_threads(1)
@@ -28,7 +28,7 @@ dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank
 parallel.BUCKET_NUMBERS = 5000  # several buckets
 model = tiny.model()
 whole = tiny.batch(4, ignored=0.5)
-loss = ResidentStep(model, next_token)([tiny.rows_of(whole, rank, 4).__class__(
+loss = ResidentEngine.around(model, next_token).forward_backward([tiny.rows_of(whole, rank, 4).__class__(
     *(t[rank::2] for t in (whole.tokens_BT, whole.labels_BT, whole.positions_BT, whole.segments_BT)))])
 tensors = {name: p.grad for name, p in model.named_parameters()}
 tensors["loss"] = torch.tensor([loss.mean, loss.count], dtype=torch.float64)
@@ -50,7 +50,7 @@ def test_two_processes_give_the_gradient_of_one(tmp_path):
     assert [worker.wait(240) for worker in workers] == [0, 0]
 
     model = tiny.model()
-    expected = ResidentStep(model, next_token)([tiny.batch(4, ignored=0.5)])
+    expected = ResidentEngine.around(model, next_token).forward_backward([tiny.batch(4, ignored=0.5)])
     for rank in (0, 1):
         found = load_file(tmp_path / f"{rank}.safetensors")
         mean, count = found.pop("loss").tolist()

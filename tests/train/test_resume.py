@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from shoestring.core import matmul
 from shoestring.core.errors import DataError, RunError
+from shoestring.core.matmul_choice import Table
+from shoestring.pretraining.job import pretrain
 from shoestring.train import checkpoint, evaluation
 from shoestring.train.interrupt import Interrupted
 from shoestring.train.metrics import read_metrics
-from shoestring.train.pretrain import pretrain
 from tests.train import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +118,34 @@ def test_a_folder_with_a_run_is_not_overwritten(recipe, tmp_path):
         pretrain(recipe, out=str(out), train__steps=1)
     with pytest.raises(RunError, match="no run to resume"):
         pretrain(resume=tmp_path / "elsewhere")
+
+
+def test_a_resumed_run_multiplies_as_it_began(recipe, tmp_path, monkeypatch, capsys):
+    """Whatever the machine's table says by then; another processor's choices are left, in a sentence."""
+    monkeypatch.setattr(matmul, "WORTHWHILE", 0)
+
+    def begin(library):
+        monkeypatch.setattr(matmul, "TABLE", Table(matmul.libraries, library))
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    begin("onednn")
+    pretrain(recipe, out=str(whole))
+    used = checkpoint.read_state(whole / "latest").matmul["choices"]
+    assert used and set(used.values()) == {"onednn"}
+    pretrain(recipe, out=str(cut))
+    for path in checkpoint.checkpoints(cut)[1:]:  # as if it had been killed after the first
+        shutil.rmtree(path)
+    shutil.copytree(cut, tmp_path / "elsewhere", symlinks=True)
+    begin("")
+    monkeypatch.setattr(matmul.TABLE, "entry", lambda kind: {"library": "torch"})
+    pretrain(resume=cut)
+    assert "libraries" not in capsys.readouterr().err
+    assert_same_run(whole, cut)
+
+    begin("torch")
+    pretrain(resume=tmp_path / "elsewhere")
+    assert "matrix products were made by other libraries" in capsys.readouterr().err
+    assert set(checkpoint.read_state(tmp_path / "elsewhere" / "latest").matmul["choices"].values()) == {"torch"}
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_the_checkpoint_before(recipe, tmp_path, monkeypatch):

@@ -50,8 +50,8 @@ def show(
     on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used; skip counts")] = "stop",
     json: Json = False,
 ) -> None:
-    from shoestring.finetune.examples import prepare_dataset
-    from shoestring.finetune.show import example_json, example_text, header_line
+    from shoestring.data.supervised.show import example_json, example_text, header_line
+    from shoestring.finetuning.examples import prepare_dataset
 
     dataset = prepare_dataset(
         source,

@@ -1,4 +1,4 @@
-"""`shoestring doctor`: what this machine has, measured, and what that means for training; five lines."""
+"""`shoestring doctor`: what this machine has, measured, and what that means for training; who multiplies matrices."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ OPERATIONS_PER_PARAMETER = 6
 USUAL_SHARE_OF_PEAK = 0.5
 EXAMPLE_PARAMETERS = 10_000_000
 
+# Products that every run makes: name, layout, rows, outputs and length of the sums.
+USUAL_PRODUCTS: tuple[tuple[str, str, int, int, int], ...] = (
+    ("forward, 768 wide", "forward", 768, 768, 768),
+    ("input gradient", "input gradient", 768, 768, 768),
+    ("weight gradient", "weight gradient", 768, 768, 768),
+    ("forward, 192 wide", "forward", 192, 192, 192),
+    ("input gradient", "input gradient", 192, 192, 192),
+    ("weight gradient", "weight gradient", 192, 192, 192),
+    ("forward, rank 12", "forward", 768, 12, 768),
+    ("input gradient", "input gradient", 768, 12, 768),
+    ("weight gradient", "weight gradient", 12, 768, 768),
+    ("forward, 12 rows", "forward", 12, 768, 768),
+)
+
 
 @app.default
 def doctor(*, json: Json = False) -> None:
@@ -33,6 +47,8 @@ def doctor(*, json: Json = False) -> None:
         return
     for name, text in describe(found).items():
         console.out.print(f"{name:<11}{text}")
+    for line in matmul_table(found["matmul"]):
+        console.out.print(line)
 
 
 def measure() -> dict[str, Any]:
@@ -42,6 +58,8 @@ def measure() -> dict[str, Any]:
     from shoestring.core import machine
     from shoestring.core.device import resolve_device
     from shoestring.core.files import cache_dir
+    from shoestring.core.matmul import TABLE
+    from shoestring.core.matmul_choice import Kind
 
     device = resolve_device("auto")
     cache = cache_dir()
@@ -53,12 +71,18 @@ def measure() -> dict[str, Any]:
         gpu = torch.cuda.get_device_name(device)
     elif device.type == "mps":
         gpu = "Apple GPU (MPS, which we have not run)"
+    kinds = [
+        Kind.of(dtype, layout, rows, outputs, inner)
+        for dtype in (torch.float32, torch.bfloat16)
+        for _, layout, rows, outputs, inner in USUAL_PRODUCTS
+    ]
     return {
         "processor": machine.cpu_model(),
         "cores": machine.cpu_count(),
         "vector_units": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "matrix_peak": peaks,
+        "matmul": {"forced": TABLE.forced or None, "kinds": {str(kind): TABLE.entry(kind) for kind in kinds}},
         "memory": memory,
         "memory_bandwidth": machine.memory_bandwidth(refresh=True),
         "disk": str(cache),
@@ -73,6 +97,31 @@ def measure() -> dict[str, Any]:
         / EXAMPLE_PARAMETERS,
         "largest_model": int(TRAINING_SHARE_OF_MEMORY * training_memory / TRAINING_BYTES_PER_PARAMETER),
     }
+
+
+def matmul_table(found: dict[str, Any]) -> list[str]:
+    """Who multiplies what, and how fast: a line in words, then a row for each of the usual products."""
+    from shoestring.core.matmul import served_by, spoken
+
+    rows = [["GFLOP/s", "float32", "bfloat16"]]
+    chosen: dict[str, dict[str, str]] = {"float32": {}, "bfloat16": {}}
+    for name, layout, *sizes in USUAL_PRODUCTS:
+        cells = []
+        for dtype, served in chosen.items():
+            kind = f"{dtype} {layout} {'x'.join(map(str, sizes))}"
+            entry = found["kinds"][kind]
+            served[kind] = entry["library"]
+            ordered = sorted(entry["gflops"], key=lambda library: library != entry["library"])
+            cells.append(", ".join(f"{spoken(library)} {entry['gflops'][library]:.0f}" for library in ordered))
+        rows.append([name, *cells])
+    words = "; ".join(f"{dtype}: {served_by(served)}" for dtype, served in chosen.items())
+    if found["forced"]:
+        words = f"{spoken(found['forced'])} for all, as SHOESTRING_MATMUL says; measured: {words}"
+    if any(entry["threads"] == 1 for entry in found["kinds"].values()):
+        words += " (by one thread)"
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [f"{'matmul':<11}{words}", *(f"{'':<11}{line}".rstrip() for line in lines)]
 
 
 def describe(found: dict[str, Any]) -> dict[str, str]:

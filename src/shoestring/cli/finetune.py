@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from shoestring.cli.verb import Json, Overrides, verb, with_flags
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
-from shoestring.finetune.config import finetune_recipe, is_finetune_recipe
+from shoestring.finetuning.config import finetune_recipe, is_finetune_recipe
 
 app = verb(
     "finetune",
@@ -78,7 +78,7 @@ def finetune(
                 f"finetune needs {missing}", hint="shoestring finetune MODEL --data FILE, or --resume OUT"
             )
         finetune_recipe(model, data, settings)  # a mistake is reported before torch is imported
-    from shoestring.plan.finetune import finetune as tune
+    from shoestring.finetuning.job import finetune as tune
     from shoestring.train import parallel
 
     result = tune(model, data, resume=resume, overrides=settings)

@@ -14,8 +14,8 @@ from shoestring.models.config import ModelConfig
 from shoestring.models.families.registry import family_of, read_config
 from shoestring.models.resolve import find_model
 from shoestring.nn.config import Recompute
-from shoestring.train.config import InitFrom
-from shoestring.train.recipe import load_recipe, recipe_name
+from shoestring.pretraining.config import InitFrom, load_pretrain_recipe
+from shoestring.train.recipe_files import recipe_name
 
 Name = Annotated[str, Parameter(help="a built-in recipe, a YAML file, or a run folder")]
 BYTES = 4  # of a number in float32, which weights and activations are trained in
@@ -35,11 +35,11 @@ app.command(_show)
 
 @_show.default
 def show(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
-    settings = load_recipe(recipe, overrides)
+    settings = load_pretrain_recipe(recipe, overrides)
     model = settings.model
     if isinstance(model, InitFrom):
         model = read_config(find_model(model.init, say=console.err.print))
-    figures = model_figures(model, settings.train.sequence_length, settings.train.checkpoint_blocks)
+    figures = model_figures(model, settings.train.sequence_length, settings.train.activation_checkpointing)
     if json:
         console.print_json({"recipe": recipe_name(recipe), **figures})
     else:
@@ -58,7 +58,7 @@ def model_figures(model: ModelConfig, tokens: int, recompute: Recompute) -> dict
         "weight_bytes": {"float32": 4 * model.parameter_count(), "bfloat16": 2 * model.parameter_count()},
         "training_bytes": 16 * model.parameter_count(),
         "cache_bytes_per_token": BYTES * count.cache_numbers(model),
-        "checkpoint_blocks": recompute,
+        "activation_checkpointing": recompute,
         "activation_bytes_per_token": BYTES * kept.total,
         "activation_bytes_per_token_by_mode": {m: BYTES * count.activations(model, m).total for m in modes},
         "sequence_length": tokens,
@@ -90,7 +90,7 @@ def _print(name: str, model: ModelConfig, figures: dict[str, Any]) -> None:
         (
             "activations",
             f"{format_bytes(figures['activation_bytes_per_token'])} per token in float32;"
-            f" train.checkpoint_blocks: {others}",
+            f" train.activation_checkpointing: {others}",
         ),
         ("forward", f"{format_count(figures['forward_operations_per_token'])} operations per token of {tokens}"),
         ("a training step", f"{format_count(figures['training_operations_per_token'])} per token{repeated}"),

@@ -42,9 +42,13 @@ def perplexity(
     on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used")] = "stop",
     json: Json = False,
 ) -> None:
-    from shoestring.plan.perplexity import perplexity as measure
+    from shoestring.evaluate.perplexity import check_windows
+    from shoestring.evaluate.perplexity import perplexity as measure
+    from shoestring.offload.load import load
 
-    result = measure(model, data, context, stride, examples, memory, device, dtype, on_bad_line, console.err.print)
+    check_windows(context, stride, examples)  # before a model is loaded
+    language = load(model, device, dtype, memory, say=console.err.print, scoring=True)
+    result = measure(language, data, context, stride, examples, on_bad_line=on_bad_line, say=console.err.print)
     if json:
         console.print_json(result.to_json())
     else:

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from shoestring.cli.verb import Json, Overrides, verb, with_flags
 from shoestring.core import console
-from shoestring.core.errors import BudgetError, ConfigError
-from shoestring.train.recipe import load_recipe
+from shoestring.core.errors import ConfigError
+from shoestring.pretraining.config import load_pretrain_recipe
 
 app = verb(
     "pretrain",
@@ -29,30 +29,24 @@ def pretrain(
     *,
     resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
     time: Annotated[str | None, Parameter(help="how long to train, such as 2m or 1h30m (train.time)")] = None,
-    memory: Annotated[str | None, Parameter(help="not offered yet: refused", show=False)] = None,
+    memory: Annotated[
+        str | None,
+        Parameter(help="the whole process at most, as 2GB; blocks are computed again if they must (budget.memory)"),
+    ] = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out); runs/RECIPE-N if not given")] = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
-    if memory is not None:
-        raise BudgetError(
-            "pretrain cannot keep to a memory budget yet, so it refuses --memory",
-            hint="a smaller train.microbatch and train.checkpoint_blocks true take less memory",
-        )
     if recipe is None and resume is None:
         raise ConfigError("pretrain needs a recipe", hint="shoestring recipe list shows the built-in ones")
-    settings = with_flags(overrides, (("--time", "train.time", time), ("--out", "out", out)))
+    flags = (("--time", "train.time", time), ("--memory", "budget.memory", memory), ("--out", "out", out))
+    settings = with_flags(overrides, flags)
     if recipe is not None:
-        load_recipe(recipe, settings)  # a mistake is reported before torch is imported
+        load_pretrain_recipe(recipe, settings)  # a mistake is reported before torch is imported
+    from shoestring.pretraining.job import pretrain as train
     from shoestring.train import parallel
-    from shoestring.train.interrupt import Interrupted
-    from shoestring.train.pretrain import pretrain as train
 
-    try:
-        result = train(recipe, resume=resume, overrides=settings)
-    except Interrupted as stopped:  # what the user asked for is not an error
-        console.err.print(str(stopped))
-        raise SystemExit(stopped.exit_code) from None
+    result = train(recipe, resume=resume, overrides=settings)
     if parallel.rank() != 0:
         return
     if json:

@@ -20,7 +20,7 @@ from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ShoestringError
 from shoestring.core.units import format_bytes, format_count, format_seconds
-from shoestring.train.recipe import load_recipe
+from shoestring.pretraining.config import load_pretrain_recipe
 
 app = verb(
     "quickstart",
@@ -47,7 +47,7 @@ def quickstart(
 ) -> None:
     started = clock.perf_counter()
     settings = {key: value for key, value in (("out", out), ("train.time", time)) if value is not None}
-    load_recipe(recipe, settings)  # a mistake is reported before torch is imported
+    load_pretrain_recipe(recipe, settings)  # a mistake is reported before torch is imported
     finetune_settings(finetune_time)
     report = Report(silent=json)
     training = report.results["training"] = pretrain(recipe, settings, report)
@@ -94,9 +94,9 @@ class Report:
 
 def pretrain(recipe: str, settings: dict[str, Any], report: Report) -> dict[str, Any]:
     """Train, then show the curve and the comparison with xz."""
+    from shoestring.pretraining.job import pretrain as train
     from shoestring.train.metrics import read_metrics
     from shoestring.train.plot import text_plot
-    from shoestring.train.pretrain import pretrain as train
 
     report.heading("Training a small model, from nothing, on the source of Python's standard library")
     result = train(recipe, overrides=settings)

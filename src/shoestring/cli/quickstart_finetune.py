@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from shoestring.core import console
 from shoestring.core.errors import RunError
 from shoestring.core.units import format_bytes, format_seconds
-from shoestring.finetune.config import finetune_recipe
+from shoestring.finetuning.config import finetune_recipe
 
 if TYPE_CHECKING:
     from shoestring.cli.quickstart import Report
-    from shoestring.finetune.accuracy import Reply
+    from shoestring.evaluate.exact_match import Reply
 
 EXERCISES = 6_000  # more than two minutes take
 TURNS = 4  # exercises of one conversation: the system message is read once for all
@@ -45,7 +45,7 @@ def finetune(model: str, run: Path, time: str, problems: int, report: Report) ->
     """Count right answers, train an adapter in `run`/sums on `run`/exercises, count again."""
     from shoestring.data.synthetic.exercise import write
     from shoestring.data.synthetic.kinds import make
-    from shoestring.finetune.before_after import Answer, side_by_side
+    from shoestring.finetuning.before_after import Answer, side_by_side
 
     report.heading("Teaching it to add and subtract, by an adapter beside its frozen weights (LoRA)")
     exercises = make("arithmetic", EXERCISES, digits=2, operations=["add", "subtract"], stories=0.0)
@@ -79,7 +79,7 @@ def finetune(model: str, run: Path, time: str, problems: int, report: Report) ->
 
 
 def _ask(model: str, problems: list[tuple[str, str]]) -> list[Reply]:
-    from shoestring.finetune.accuracy import ask
+    from shoestring.evaluate.exact_match import ask
     from shoestring.generate.language_model import LanguageModel
 
     return ask(LanguageModel.load(model), problems)

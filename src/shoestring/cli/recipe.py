@@ -5,6 +5,7 @@ what recipes there are, every setting of one, and whether one is right. Torch-fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -12,8 +13,13 @@ from cyclopts import Parameter
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.config import Config, dump_yaml
-from shoestring.finetune.config import load_finetune_recipe
-from shoestring.train.recipe import list_recipes, load_recipe, recipe_name, recipe_verb
+from shoestring.core.errors import ConfigError
+from shoestring.finetuning.config import load_finetune_recipe
+from shoestring.pretraining.config import load_pretrain_recipe
+from shoestring.train.recipe_files import list_recipes, recipe_job, recipe_name
+
+# The jobs that have recipes.
+_LOADERS: dict[str, Callable[..., Config]] = {"pretrain": load_pretrain_recipe, "finetune": load_finetune_recipe}
 
 Name = Annotated[str, Parameter(help="a built-in recipe, a YAML file, or a run folder")]
 
@@ -70,5 +76,8 @@ def check(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -
 
 
 def _load(recipe: str, overrides: dict[str, str] | None) -> Config:
-    """A recipe of either kind."""
-    return (load_finetune_recipe if recipe_verb(recipe) == "finetune" else load_recipe)(recipe, overrides)
+    """A recipe of any job."""
+    job = recipe_job(recipe)
+    if job not in _LOADERS:
+        raise ConfigError(f"{recipe}: unknown job {job!r}", hint=f"there are: {', '.join(_LOADERS)}")
+    return _LOADERS[job](recipe, overrides)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from shoestring.core.document import Document, apply_overrides, read_document
 from shoestring.core.errors import ConfigError
@@ -42,8 +42,11 @@ def _make_scalars_strict(schema: Any) -> None:
 class Config(BaseModel):
     """Base of all settings. Text is not taken for a number, nor a number for a boolean;
 
-    1 is fine where 1.0 is expected.
+    1 is fine where 1.0 is expected. renamed: settings that had other names, old -> new; the old ones are refused by
+    the new one's name.
     """
+
+    renamed: typing.ClassVar[dict[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -53,6 +56,15 @@ class Config(BaseModel):
         schema = handler(source)
         _make_scalars_strict(schema)
         return schema
+
+
+def usual_kind(kind: str) -> BeforeValidator:
+    """In an annotation: the kind of a section that does not name one."""
+
+    def fill(value: Any) -> Any:
+        return {"kind": kind, **value} if isinstance(value, dict) and "kind" not in value else value
+
+    return BeforeValidator(fill)
 
 
 def load_config(
@@ -165,6 +177,18 @@ def _keys(annotation: Any, prefix: str, above: tuple[type, ...]) -> typing.Itera
     elif origin in (list, tuple, dict):
         for argument in arguments:
             yield from _keys(argument, f"{prefix}*.", above)
+
+
+def _classes_at(annotation: Any, parts: list[str]) -> list[type[Config]]:
+    """The settings classes that may stand at the dotted place `parts` under `annotation`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        if not parts:
+            return [annotation]
+        field = annotation.model_fields.get(parts[0])
+        return [] if field is None else _classes_at(field.annotation, parts[1:])
+    if typing.get_origin(annotation) in (list, tuple, dict):
+        parts = parts[1:]
+    return [found for inner in typing.get_args(annotation) for found in _classes_at(inner, parts)]
 
 
 def _tags(annotation: Any, parts: list[str], discriminator: str) -> list[str]:
@@ -312,6 +336,11 @@ def _unknown(key: str, cls: type[Config], document: Document, overrides: dict[st
         if typed == key or typed.startswith(key + "."):
             key, place = typed, _COMMAND_LINE
             break
+    section, _, name = key.rpartition(".")
+    for owner in _classes_at(cls, section.split(".") if section else []):
+        if name in owner.renamed:
+            new = f"{section}.{owner.renamed[name]}".lstrip(".")
+            return _Problem(key, place, f"{key} is now called {new}")
     keys = setting_keys(cls)
     if key in keys:  # of another kind than the one chosen here
         section = key.rpartition(".")[0]

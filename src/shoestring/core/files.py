@@ -92,6 +92,21 @@ def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None)
 
 
 @contextmanager
+def exclusive(file: str | Path) -> Iterator[None]:
+    """Hold the lock file; the system releases it when the process dies, however it dies."""
+    with open(file, "a+b") as handle:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder to fill, which becomes `path` when the block ends well.
 

@@ -1,7 +1,7 @@
 """What this machine can do, measured: matrix products, memory and disk speed; and this process's memory.
 
-Peaks are the ceilings that progress lines and plans compare with, so they are measured with the same library
-that trains (torch's matmul), not read from a data sheet; the best of several rounds, cached per CPU,
+Peaks are the ceilings that progress lines and plans compare with, so they are measured with the libraries
+that train (`core.matmul`), not read from a data sheet; the best of them all in several rounds, cached per CPU,
 threads and torch. Memory of the process is what the kernel counts: VmHWM and VmRSS of /proc, elsewhere the
 nearest thing there is.
 """
@@ -9,6 +9,7 @@ nearest thing there is.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +138,20 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine() or "unknown processor"
 
 
+def cpu_identity() -> str:
+    """The name with what tells processors of one name apart: clouds call several generations just "AMD EPYC"."""
+    numbers: dict[str, str] = {}
+    if sys.platform == "linux":
+        try:
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name.strip() in ("cpu family", "model", "CPU part"):
+                    numbers.setdefault(name.strip(), value.strip())
+        except OSError:
+            pass
+    return ", ".join([cpu_model(), *(f"{name.removeprefix('cpu ')} {value}" for name, value in numbers.items())])
+
+
 def cpu_count() -> int:
     """The cores this process may use: the affinity mask where there is one."""
     if hasattr(os, "sched_getaffinity"):
@@ -146,47 +162,88 @@ def cpu_count() -> int:
 def matrix_peak(
     dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu", refresh: bool = False
 ) -> float:
-    """FLOP/s of square matrix products in `dtype` on `device`: the best of many rounds, about 0.3 s once.
+    """FLOP/s of large matrix products in `dtype` on `device`: the best library's best of many rounds, 0.5 s once.
 
-    2 n^3 operations for n x n by n x n. Cached in cache_dir()/machine.json under CPU model, threads and torch
+    2·M·N·K operations for M x K by K x N. Cached in cache_dir()/machine.json under processor, threads and torch
     version; refresh: measure again, as `shoestring doctor` does (the first time may have met a busy machine).
     """
     import torch
 
     from shoestring.core.device import resolve_device, resolve_dtype
-    from shoestring.core.matmul import prefers_onednn
 
     where, number = resolve_device(device), resolve_dtype(dtype)
-    name = cpu_model() if where.type == "cpu" else _device_name(where)
+    name = cpu_identity() if where.type == "cpu" else _device_name(where)
     threads = torch.get_num_threads() if where.type == "cpu" else 0
     form = str(number).removeprefix("torch.")
-    if where.type == "cpu" and number == torch.float32 and prefers_onednn():
-        form += " by oneDNN"
-    key = f"matrix_peak {name} | {threads} threads | torch {torch.__version__} | {form}"
+    key = f"matrix_peak {name} | {threads} threads | torch {torch.__version__} | {form} by the fastest library"
     return _cached(key, lambda: _measure_matrix_peak(number, where), refresh)
 
 
 def _measure_matrix_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.3) -> float:
     import torch
 
-    from shoestring.core.matmul import product
+    if device.type == "cpu":
+        return _cpu_peak(dtype, seconds)
+    left, right = (torch.ones(4096, 4096, dtype=dtype, device=device) for _ in range(2))
+    return _best_rate([(2 * 4096**3, lambda: torch.mm(left, right))], device, seconds)
 
-    size = 1024 if device.type == "cpu" else 4096
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    rates: list[float] = []
-    product(left, right)  # first call: kernels are chosen, pages touched
+
+def _cpu_peak(dtype: torch.dtype, seconds: float) -> float:
+    """Of the fastest library and layout, at sizes that take 21 MB at most in float32.
+
+    Where other programs hold threads up, so that several cannot be measured: one thread's times their number.
+    """
+    import torch
+
+    from shoestring.core.matmul import libraries
+    from shoestring.core.matmul_choice import Clocks, Kind, measure
+
+    products, threads = libraries(dtype), torch.get_num_threads()
+    found = []
+    for layout in ("forward", "input gradient", "weight gradient"):
+        kind = Kind.of(dtype, layout, 1024, 1024, 1024)
+        measured = measure(kind, products, Clocks())
+        share = measured.threads / threads
+        found += [(each * share, share, kind, products[name]) for name, each in measured.seconds.items()]
+    best, share, kind, product = min(found, key=lambda one: one[0])
+    if share < 1:
+        return kind.operations / best
+    sizes = [kind._replace(M=M, N=1024, K=1024) for M in (1024, 2048)]
+    contenders = [(sized.operations, functools.partial(product, *sized.operands())) for sized in sizes]
+    return max(kind.operations / best, _best_rate(contenders, torch.device("cpu"), seconds))
+
+
+def _best_rate(contenders: Sequence[tuple[int, Callable[[], Any]]], device: torch.device, seconds: float) -> float:
+    """Operations per second, the best of many rounds: a ceiling, which what a busy machine gives at times is not."""
+    for _, multiply in contenders:  # kernels are chosen, pages touched
+        multiply()
     _synchronize(device)
-    start = time.perf_counter()
-    while len(rates) < 5 or (time.perf_counter() - start < seconds and len(rates) < 200):
-        before = time.perf_counter()
-        product(left, right)
-        _synchronize(device)
-        rates.append(2 * size**3 / (time.perf_counter() - before))
-        if (
-            len(rates) == 2 and time.perf_counter() - start > 4 * seconds
-        ):  # a format this processor emulates slowly
+    rates: list[float] = []
+    started = time.perf_counter()
+    while len(rates) < 200:
+        for operations, multiply in contenders:
+            before = time.perf_counter()
+            multiply()
+            _synchronize(device)
+            rates.append(operations / (time.perf_counter() - before))
+        elapsed = time.perf_counter() - started
+        if elapsed > 4 * seconds or (elapsed > seconds and len(rates) >= 5):  # a slow format gets one round
             break
-    return max(rates)  # a ceiling: what a busy machine gives at times is not one
+    return max(rates)
+
+
+def has_int8_instructions() -> bool:
+    """Whether this processor multiplies int8 numbers faster than floats (VNNI or AMX)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(f" {name}" in flags for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def int8_gain() -> float:
+    """How many times faster int8 matmuls are than float32 ones."""
+    return 2.5 if has_int8_instructions() else 1.0
 
 
 def memory_bandwidth(refresh: bool = False) -> float:
@@ -196,7 +253,7 @@ def memory_bandwidth(refresh: bool = False) -> float:
     """
     import torch
 
-    key = f"memory_bandwidth {cpu_model()} | {torch.get_num_threads()} threads | torch {torch.__version__}"
+    key = f"memory_bandwidth {cpu_identity()} | {torch.get_num_threads()} threads | torch {torch.__version__}"
     return _cached(key, _measure_memory_bandwidth, refresh)
 
 

@@ -1,34 +1,85 @@
-"""Float32 matrix products on CPUs through the faster of the two libraries that torch carries.
+"""rows · weightᵀ on CPUs through whichever library is the faster one for this kind of product.
 
-torch sends float32 products to MKL, which keeps its fast kernels for Intel's processors: on an AMD Zen 5 it
-reaches about half of what oneDNN does with the same cores. So on an x86 CPU of another maker, products go to
-oneDNN; everywhere else torch's own choice stands. The choice depends on the processor alone, never on a timing,
-so that a resumed run repeats it. SHOESTRING_MATMUL=mkl|onednn overrides it (for comparisons).
+rows_MK: [..., K], weight_NK: [N, K] -> [..., N]; either operand may be a transposed view, so that y = x·Wᵀ,
+dx = g·W and dW = gᵀ·x are all this one product. torch carries two libraries for them (its BLAS, mostly MKL, and
+oneDNN), and neither is best everywhere: Zen 5 wants oneDNN for float32, Zen 3 wants MKL by 1.4 to 1.7 times but oneDNN
+for thin products (docs/performance.md). So each kind is measured once and the choice kept (`core.matmul_choice`).
+SHOESTRING_MATMUL=mkl|onednn takes one library for all of them (for comparisons).
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import platform
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# Below this many multiply-adds the call costs more than the product, and MKL's call is the cheaper one.
+from shoestring.core.matmul_choice import LAYOUTS, Kind, Product, Table
+
+# Below this many multiply-adds choosing costs more than it gains.
 WORTHWHILE = 1 << 20
+OTHER_MACHINE = (
+    "matrix products were made by other libraries before (another processor, torch, number of threads or"
+    " SHOESTRING_MATMUL), so numbers may differ in their last bits"
+)
+_TILE = 1024  # numbers in each direction that `_widened` makes float32 at a time: 12 MB in all
+_FORMATS = (torch.float32, torch.bfloat16)
+_TENSORS = (Tensor, nn.Parameter)  # a traced, faked or distributed one has products of its own
 
 
-def product(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
-    """rows · weightᵀ -> [M, N]: a plain product without autograd, either operand may be a transposed view.
+def matmul(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    """rows · weightᵀ -> [..., N]: a plain product without autograd, either operand may be a transposed view.
 
-    The same result as `torch.mm(rows, weight.t())` up to the order of sums. rows may have leading dimensions.
+    The same result as `torch.matmul(rows, weight.t())` up to the order of sums.
     """
-    if goes_to_onednn(rows_MK, weight_NK):
-        rows_MK, weight_NK = _without_gaps(rows_MK), _without_gaps(weight_NK)
-        return torch.ops.mkldnn._linear_pointwise(rows_MK, weight_NK, None, "none", [], "")
+    if not worthwhile(rows_MK, weight_NK):
+        return torch.matmul(rows_MK, weight_NK.t())
+    return TABLE.product(kind_of(rows_MK, weight_NK))(rows_MK, weight_NK)
+
+
+def worthwhile(rows_MK: Tensor, weight_NK: Tensor) -> bool:
+    """Whether these operands are ones that `matmul` chooses a library for."""
+    return (
+        rows_MK.numel() * weight_NK.shape[0] >= WORTHWHILE
+        and rows_MK.dim() > 1
+        and rows_MK.is_cpu
+        and weight_NK.is_cpu
+        and rows_MK.dtype in _FORMATS
+        and rows_MK.dtype == weight_NK.dtype
+        and type(rows_MK) in _TENSORS
+        and type(weight_NK) in _TENSORS
+        and not torch.compiler.is_compiling()
+    )
+
+
+def kind_of(rows_MK: Tensor, weight_NK: Tensor) -> Kind:
+    """What the choice depends on besides the processor: format, layout of both operands, size class."""
+    outputs, inner = weight_NK.shape
+    lies = _is_transposed(rows_MK), _is_transposed(weight_NK)
+    return _kind(rows_MK.dtype, lies, rows_MK.numel() // inner, outputs, inner)
+
+
+@functools.lru_cache(maxsize=4096)  # a few hundred products in a step, each looked up again and again
+def _kind(dtype: torch.dtype, transposed: tuple[bool, bool], M: int, N: int, K: int) -> Kind:
+    return Kind.of(dtype, LAYOUTS[transposed], M, N, K)
+
+
+def _is_transposed(x: Tensor) -> bool:
+    return x.dim() == 2 and x.stride(0) == 1 and x.stride(1) > 1
+
+
+# --- the libraries ------------------------------------------------------------------------------------------
+
+
+def _torch(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
     return torch.matmul(rows_MK, weight_NK.t())
+
+
+def _onednn(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    rows_MK, weight_NK = _without_gaps(rows_MK), _without_gaps(weight_NK)
+    return torch.ops.mkldnn._linear_pointwise(rows_MK, weight_NK, None, "none", [], "")
 
 
 def _without_gaps(x: Tensor) -> Tensor:
@@ -37,34 +88,56 @@ def _without_gaps(x: Tensor) -> Tensor:
     return x if plain else x.contiguous()
 
 
-def goes_to_onednn(rows_MK: Tensor, weight_NK: Tensor) -> bool:
-    """Whether `product` leaves torch's own path for these operands."""
-    return (
-        rows_MK.dtype == torch.float32
-        and rows_MK.device.type == "cpu"
-        and weight_NK.dtype == torch.float32
-        and rows_MK.numel() * weight_NK.shape[0] >= WORTHWHILE
-        and prefers_onednn()
-    )
+def _widened(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    """In float32, tile by tile, rounded once: without bfloat16 units both libraries are 5 to 100 times slower."""
+    rows = rows_MK if rows_MK.dim() == 2 else rows_MK.flatten(end_dim=-2)
+    y = rows.new_empty(len(rows), len(weight_NK))
+    for m in range(0, len(rows), _TILE):
+        for n in range(0, len(weight_NK), _TILE):
+            tile = y[m : m + _TILE, n : n + _TILE]
+            sums = torch.zeros(tile.shape, device=y.device)
+            for k in range(0, weight_NK.shape[1], _TILE):
+                left = rows[m : m + _TILE, k : k + _TILE].float()
+                sums.addmm_(left, weight_NK[n : n + _TILE, k : k + _TILE].float().t())
+            tile.copy_(sums)
+    return y.view(*rows_MK.shape[:-1], len(weight_NK))
 
 
 @functools.cache
-def prefers_onednn() -> bool:
-    """Whether float32 products of this process go to oneDNN."""
+def libraries(dtype: torch.dtype) -> dict[str, Product]:
+    """What can multiply matrices of this format here, by name; torch's own way comes first and always works."""
+    found: dict[str, Product] = {"torch": _torch}
+    if dtype in _FORMATS and _onednn_takes(dtype):
+        found["onednn"] = _onednn
+    if dtype == torch.bfloat16:
+        found["widened"] = _widened
+    return found
+
+
+def _onednn_takes(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
-    wished = os.environ.get("SHOESTRING_MATMUL", "")
-    if wished in ("mkl", "onednn"):
-        return wished == "onednn"
-    return torch.backends.mkl.is_available() and cpu_vendor() == "AuthenticAMD"
-
-
-def cpu_vendor() -> str:
-    """The processor's maker as CPUID spells it, "" where the system does not say."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("vendor_id"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return next((name for name in ("AuthenticAMD", "GenuineIntel") if name in platform.processor()), "")
+        with torch.no_grad():
+            _onednn(*(torch.ones(16, 16, dtype=dtype, device="cpu") for _ in range(2)))
+    except (AttributeError, RuntimeError):  # not built in, or no units for bfloat16
+        return False
+    return True
+
+
+def served_by(choices: Mapping[str, str]) -> str:
+    """Libraries by kind in words: "MKL 9, oneDNN 3 kinds of product"."""
+    counts: dict[str, int] = {}
+    for library in choices.values():
+        counts[spoken(library)] = counts.get(spoken(library), 0) + 1
+    parts = ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+    return f"{parts} kinds of product" if parts else "torch"
+
+
+def spoken(library: str) -> str:
+    """The library's own name."""
+    names = {"torch": "MKL" if torch.backends.mkl.is_available() else "torch", "onednn": "oneDNN"}
+    return names.get(library, "float32")
+
+
+TABLE = Table(libraries, {"mkl": "torch"}.get(wish := os.environ.get("SHOESTRING_MATMUL", ""), wish))

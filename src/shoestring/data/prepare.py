@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import numpy as np
 
 from shoestring.core import console
 from shoestring.core.errors import DataError, TokenizerError
-from shoestring.core.files import atomic_folder, atomic_write
+from shoestring.core.files import atomic_folder, atomic_write, exclusive
 from shoestring.data.config import DataConfig, NewTokenizerConfig
 from shoestring.data.shards import FORMAT, INDEX, SPLITS, Shard, ShardFolder, check_size, index_checksum
 from shoestring.data.sources import Document, Skipped, Source
@@ -68,7 +66,7 @@ def prepare(
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _exclusive(out / LOCK):
+        with exclusive(out / LOCK):
             return _finish(opened, tokenizer, out, inputs)
     except OSError as error:
         sentence = f"cannot write the shards: {error.strerror or error}"
@@ -298,18 +296,3 @@ class _Writer:
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     with atomic_write(file) as opened:
         opened.write(json.dumps(content, indent=1) + "\n")
-
-
-@contextmanager
-def _exclusive(file: Path) -> Iterator[None]:
-    """Hold the lock file; the system releases it when the process dies, however it dies."""
-    with open(file, "a+b") as handle:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

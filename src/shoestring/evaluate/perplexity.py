@@ -8,6 +8,7 @@ The batches and the sums are those that training measures with.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -28,10 +30,11 @@ from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.supervised.supervise import ModelSide, build_dataset
 from shoestring.evaluate.text import text_windows, texts_of
 from shoestring.generate.language_model import LanguageModel
+from shoestring.kernels import allocator
 from shoestring.models.resolve import Say
 from shoestring.train.evaluation import HeldOutText, measure
 
-CONTEXT = 2048  # tokens, or the model's own context where that is shorter; also the tokens computed together
+CONTEXT = 2048  # tokens, or what the model can or has room for; also the tokens computed together
 _PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
@@ -85,18 +88,22 @@ def perplexity(
     dtype: str | torch.dtype = "auto",
     on_bad_line: OnBadLine = "stop",
     say: Say | None = None,
-    largest: int = CONTEXT,
 ) -> Perplexity:
     """The perplexity of `model` on a text file, a folder, "stdlib", or rows of text or conversations (JSONL, Parquet).
 
     context: tokens that the model sees at most (2,048, or what it can). stride: tokens between the windows of a long
     text, half the context if not given; smaller is exacter and slower. examples: only the first so many texts, or so
-    many rows. largest: tokens computed together, and the context if none is given. Progress goes to stderr. Raises
+    many rows. In a budget: perplexity(load(MODEL, memory="2GB", scoring=True), data). Progress goes to stderr. Raises
     ConfigError, DataError and ModelFileError.
     """
     check_windows(context, stride, examples)
-    language = model if isinstance(model, LanguageModel) else _load(model, device, dtype, say)
-    longest = language.decoder.config.context
+    allocator.install()
+    language = model if isinstance(model, LanguageModel) else LanguageModel.load(model, device, dtype, say)
+    longest, largest = language.decoder.config.context, language.at_once or CONTEXT
+    if context is not None and language.at_once is not None and context > largest:
+        raise ConfigError(
+            f"inside a memory budget at most {largest:,} tokens are read at once, and the context is {context:,}"
+        )
     if context is not None and context > longest:
         raise ConfigError(f"a context of {context:,} tokens is longer than the model's ({longest:,})")
     context = context or min(longest, largest)
@@ -112,7 +119,7 @@ def perplexity(
         batches = SupervisedPass(dataset, "train", context, at_once, max_examples=examples)
         documents = batches.documents
     started = time.perf_counter()
-    with _Progress(batches) as watched:
+    with _Progress(batches) as watched, frozen(language.decoder):  # so that the loss goes by blocks of the vocabulary
         held_out = measure(language.decoder, watched, next(language.decoder.parameters()).dtype)
     return Perplexity(
         perplexity=math.exp(held_out.loss) if held_out.loss < 700 else math.inf,
@@ -129,13 +136,17 @@ def perplexity(
     )
 
 
-def _load(
-    model: str | Path, device: str | torch.device, dtype: str | torch.dtype, say: Say | None
-) -> LanguageModel:
-    """Frozen, so that the loss passes over the vocabulary in blocks."""
-    language = LanguageModel.load(model, device, dtype, say)
-    language.decoder.requires_grad_(False)
-    return language
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter asks for a gradient."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 def check_windows(context: int | None, stride: int | None, examples: int | None) -> None:

@@ -85,6 +85,7 @@ class LanguageModel:
         ends = (*defaults.eos_ids, tokenizer.eos_id, tokenizer.end_of_reply_id)
         self.stop_tokens = frozenset(token for token in ends if token is not None)
         self.speed = Speed()
+        self.at_once: int | None = None  # tokens computed together at most, where memory is limited
 
     @classmethod
     def load(

@@ -17,46 +17,57 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch  # noqa: F401  its OpenMP library must be there before a kernel is loaded
+import torch  # its OpenMP library must be there before a kernel is loaded
 
 from shoestring.core.errors import ShoestringError
 from shoestring.core.files import atomic_write, cache_dir
-from shoestring.core.machine import cpu_model
+from shoestring.core.machine import cpu_identity
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _PATIENCE = 300  # seconds for a compiler that needs three
 
 
 @functools.cache
-def kernel(name: str) -> ctypes.CDLL | None:
-    """The functions of NAME.cpp, None where they cannot be had."""
+def kernel(name: str, headers: tuple[str, ...] = (), with_torch: bool = False) -> ctypes.CDLL | None:
+    """The functions of NAME.cpp, None where they cannot be had.
+
+    headers: files of this folder that it includes. with_torch: it uses torch's C++ interface (c10), so there is one
+    build for each version of torch.
+    """
     if sys.platform != "linux" or os.environ.get("SHOESTRING_KERNELS", "") == "off":
         return None
     compiler = shutil.which("g++")
     if compiler is None or not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         return None
-    source = Path(__file__).with_name(f"{name}.cpp").read_bytes()
-    key = hashlib.sha256(b"\0".join([source, " ".join(_FLAGS).encode(), cpu_model().encode()])).hexdigest()[:16]
+    folder = Path(__file__).parent
+    sources = [(folder / file).read_bytes() for file in (f"{name}.cpp", *headers)]
+    flags, places, libraries = [*_FLAGS], ["-I", str(folder)], []
+    if with_torch:
+        of_torch = Path(torch.__file__).parent
+        flags += ["-std=c++20", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+        places += ["-isystem", str(of_torch / "include")]
+        libraries += ["-L", str(of_torch / "lib"), "-lc10"]
+    built_for = [*flags, cpu_identity(), *([torch.__version__] if with_torch else [])]
+    key = hashlib.sha256(b"\0".join([*sources, *(word.encode() for word in built_for)])).hexdigest()[:16]
     try:
         file = cache_dir() / "kernels" / f"{name}-{key}.so"
         if not file.exists():
-            _compile(compiler, source, file)
+            _compile([compiler, *flags, *places], sources[0], libraries, file)
         return ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError, ShoestringError):
         return None
 
 
-def _compile(compiler: str, source: bytes, file: Path) -> None:
+def _compile(command: list[str], source: bytes, libraries: list[str], file: Path) -> None:
     """Object and link apart: linking with -fopenmp would name the compiler's own OpenMP library."""
     with atomic_write(file, "wb") as out:
         built = Path(f"{out.name}.o")
         linked = Path(f"{out.name}.so")
         try:
-            made = [compiler, *_FLAGS, "-x", "c++", "-c", "-", "-o", str(built)]
+            made = [*command, "-x", "c++", "-c", "-", "-o", str(built)]
             subprocess.run(made, input=source, check=True, capture_output=True, timeout=_PATIENCE)
-            subprocess.run(
-                [compiler, "-shared", str(built), "-o", str(linked)], check=True, capture_output=True, timeout=_PATIENCE
-            )
+            made = [command[0], "-shared", str(built), "-o", str(linked), *libraries]
+            subprocess.run(made, check=True, capture_output=True, timeout=_PATIENCE)
             out.write(linked.read_bytes())
         except subprocess.CalledProcessError:
             pass  # an empty file says that it was tried

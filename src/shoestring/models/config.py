@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from shoestring.core.config import Config
+from shoestring.core.config import Config, usual_kind
 from shoestring.nn.adapter_config import BottleneckConfig, InputAdapterConfig
 from shoestring.nn.attention.config import MLAConfig, MTLAConfig
 from shoestring.nn.config import (
@@ -29,22 +29,12 @@ from shoestring.nn.config import (
 from shoestring.nn.feed_forward_config import FeedForwardConfig
 from shoestring.nn.memory.config import MemoryBankConfig
 
-
-def _usual(kind: str) -> BeforeValidator:
-    """The kind of a section that does not name one."""
-
-    def fill(value: Any) -> Any:
-        return {"kind": kind, **value} if isinstance(value, dict) and "kind" not in value else value
-
-    return BeforeValidator(fill)
-
-
 AttentionPart = Annotated[
-    Annotated[GQAConfig | MLAConfig | MTLAConfig, Field(discriminator="kind")], _usual("gqa")
+    Annotated[GQAConfig | MLAConfig | MTLAConfig, Field(discriminator="kind")], usual_kind("gqa")
 ]
-FeedForwardPart = Annotated[FeedForwardConfig, _usual("swiglu")]
-PositionPart = Annotated[PositionConfig, _usual("rope")]
-LinearPart = Annotated[LinearConfig, _usual("dense")]
+FeedForwardPart = Annotated[FeedForwardConfig, usual_kind("swiglu")]
+PositionPart = Annotated[PositionConfig, usual_kind("rope")]
+LinearPart = Annotated[LinearConfig, usual_kind("dense")]
 
 
 class ModelConfig(Config):

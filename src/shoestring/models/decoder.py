@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         self._make_cache = make_cache
         self._make_memory = make_memory
         # What going backward computes again instead of having kept it.
-        self.checkpoint_blocks: Recompute = "selective"
+        self.activation_checkpointing: Recompute = "selective"
 
     def forward(
         self,
@@ -105,7 +105,7 @@ class Decoder(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         for add in self.inputs.values():
             x_BTD = add(x_BTD, context)
-        x_BTD, aux = self._run(self.blocks, x_BTD, context, cache, self.checkpoint_blocks)
+        x_BTD, aux = self._run(self.blocks, x_BTD, context, cache, self.activation_checkpointing)
         if cache is not None:
             cache.advance(context.counts)
         return self.norm(x_BTD), aux

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.kernels.int8 import Thin
 from shoestring.nn.frozen import FrozenProducts, frozen_bias
 from shoestring.nn.lora import LoRA, LoRALinear, across
@@ -55,7 +55,7 @@ class _Bundle(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, members: list[tuple[FrozenProducts, Tensor | None, float]], *factors: Tensor):
         firsts, seconds = factors[: len(members)], factors[len(members) :]
-        inner = product(x.flatten(end_dim=-2), torch.cat(firsts))
+        inner = matmul(x.flatten(end_dim=-2), torch.cat(firsts))
         inners = inner.split([len(first) for first in firsts], dim=1)
         outputs, rows = [], None
         for (base, bias, scale), thin, second in zip(members, inners, seconds, strict=True):
@@ -76,7 +76,7 @@ class _Bundle(torch.autograd.Function):
         second_gradients: list[Tensor | None] = [None] * count
         of_each = zip(members, gradients, seconds, inner.split(ranks, 1), inner_gradient.split(ranks, 1), strict=True)
         for i, ((_, _, scale), gradient, second, thin, thin_gradient) in enumerate(of_each):
-            torch.mul(product(gradient.flatten(end_dim=-2), second.t()), scale, out=thin_gradient)
+            torch.mul(matmul(gradient.flatten(end_dim=-2), second.t()), scale, out=thin_gradient)
             if ctx.needs_input_grad[2 + count + i]:
                 second_gradients[i] = across(thin, gradient).mul_(scale).t()
         first_gradients: Sequence[Tensor | None] = [None] * count

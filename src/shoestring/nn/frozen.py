@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.kernels.int8 import Thin
 from shoestring.nn.low_rank import LowRankLinear
 
@@ -52,8 +52,8 @@ def frozen_products(linear: nn.Module) -> FrozenProducts:
 @frozen_products.register
 def _(linear: nn.Linear) -> FrozenProducts:
     return FrozenProducts(
-        lambda x, thin=None, rows=None: added(product(x, linear.weight.detach().to(x.dtype)), thin),
-        lambda g, thin=None, onto=None: added(product(g, linear.weight.detach().to(g.dtype).t()), thin, onto),
+        lambda x, thin=None, rows=None: added(matmul(x, linear.weight.detach().to(x.dtype)), thin),
+        lambda g, thin=None, onto=None: added(matmul(g, linear.weight.detach().to(g.dtype).t()), thin, onto),
     )
 
 

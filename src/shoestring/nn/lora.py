@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.kernels.int8 import Thin
 from shoestring.nn.frozen import FrozenProducts, frozen_bias, frozen_products
 from shoestring.nn.linear import Linear
@@ -36,7 +36,7 @@ def adapted_plain(
 
 def across(thin: Tensor, wide: Tensor) -> Tensor:
     """thinᵀ · wide over all rows: [..., r], [..., n] -> [r, n]. The other way round it is several times slower."""
-    return product(thin.flatten(end_dim=-2).t(), wide.flatten(end_dim=-2).t())
+    return matmul(thin.flatten(end_dim=-2).t(), wide.flatten(end_dim=-2).t())
 
 
 class _Adapted(torch.autograd.Function):
@@ -48,7 +48,7 @@ class _Adapted(torch.autograd.Function):
         bias: Tensor | None, base: FrozenProducts, scale: float,
     ) -> Tensor:  # fmt: skip
         entering = x if dropped is None else dropped
-        inner = product(entering, first)
+        inner = matmul(entering, first)
         y = base.forward(x, Thin(inner.flatten(end_dim=-2), second.t(), scale))
         unscaled = None
         if ratio is not None:
@@ -76,7 +76,7 @@ class _Adapted(torch.autograd.Function):
                     ratio_gradient /= ratio
             gradient = gradient * ratio
         rows = gradient.flatten(end_dim=-2)
-        inner_gradient = product(rows, second.t()).mul_(ctx.scale)
+        inner_gradient = matmul(rows, second.t()).mul_(ctx.scale)
         first_gradient = second_gradient = None
         if ctx.needs_input_grad[3]:
             second_gradient = across(inner, rows).mul_(ctx.scale).t()
@@ -188,7 +188,7 @@ class LoRALinear(nn.Module):
             return merged
         adapter = self.adapters[self.active]
         assert isinstance(adapter, LoRA)
-        update = product(adapter.second, adapter.first.t()).mul_(adapter.scale)
+        update = matmul(adapter.second, adapter.first.t()).mul_(adapter.scale)
         weight = merged.weight.to(update.dtype).add(update)
         if adapter.magnitude is not None:
             weight.mul_((adapter.magnitude / self.row_norms(adapter).clamp_min(1e-30)).unsqueeze(1))

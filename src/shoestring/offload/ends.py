@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.models.decoder import Head
 from shoestring.models.weight_files import Place
 from shoestring.models.weights import TensorFile
+from shoestring.nn.frozen_head_loss import block_rows
 from shoestring.offload.prefetch import Prefetch
-from shoestring.train.frozen_head_loss import block_rows
 
 _BUFFERS = 2
 
@@ -63,7 +63,7 @@ class StreamedHead(Head):
         rows = hidden.reshape(-1, hidden.shape[-1])
         logits = torch.empty((len(rows), self.weight.shape[0]), dtype=hidden.dtype, device=hidden.device)
         for first, block_VD in self.blocks(block_rows(self.weight.shape[1])):
-            logits[:, first : first + len(block_VD)] = product(rows, block_VD.to(hidden.dtype))
+            logits[:, first : first + len(block_VD)] = matmul(rows, block_VD.to(hidden.dtype))
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits.view(*hidden.shape[:-1], -1)

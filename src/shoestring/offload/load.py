@@ -8,25 +8,25 @@ from typing import Any
 
 import torch
 
-from shoestring.core.allocator import map_large_tensors
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError
 from shoestring.core.machine import rss_bytes
 from shoestring.core.units import format_bytes, parse_bytes
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.language_model import LanguageModel
+from shoestring.kernels import allocator
 from shoestring.models.config import ModelConfig
-from shoestring.models.count import cache_numbers
 from shoestring.models.folder import read_generation_config
 from shoestring.models.peft_folder import find_base, is_adapter, load_adapter
 from shoestring.models.resolve import find_model
 from shoestring.models.weight_files import WeightFiles
 from shoestring.offload.config import StoreFormat
 from shoestring.offload.model import StreamedDecoder, open_streamed
-from shoestring.offload.predict import predict_decoding
+from shoestring.plan.constants import SPARE
+from shoestring.plan.decoding import predict_resident, predict_streamed
 
-_SPARE = 0.97  # of the budget that a prediction may fill
-_TOKENS = 1024  # of the cache and of a prefill, for which room is kept
+_TOKENS = 1024  # of the cache, and computed together, for which room is kept
+_SCORING = 2 * 4 * _TOKENS * 8192  # bytes: logits of a block of the vocabulary, and a copy
 
 
 def load(
@@ -36,47 +36,47 @@ def load(
     memory: str | int | None = None,
     weights: StoreFormat = "source",
     say: Callable[[str], Any] | None = None,
-    beside: int = 0,
+    scoring: bool = False,
 ) -> LanguageModel:
     """`LanguageModel.load`, inside `memory` bytes ("2GB") for the whole process if given.
 
     A model that does not fit is read from disk layer by layer for every token (`weights`: how it is kept there).
-    beside: bytes of the budget that the caller will use. Raises BudgetError with the least that would do, and what
+    scoring: keep room for `perplexity` too. Raises BudgetError with the least that would do, and what
     `LanguageModel.load` raises.
     """
+    allocator.install()
     if memory is None:
         return LanguageModel.load(model, device, dtype, say)
-    map_large_tensors()
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     folder = find_model(model, say=say)
     base = find_base(folder, say) if is_adapter(folder) else folder
     with WeightFiles(base) as files:
         config = files.config
         source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
-    if weights == "source" and rss_bytes() + resident_bytes(config) + beside <= budget * _SPARE:
-        return LanguageModel.load(model, device, dtype, say)
-    slots = _slots(config, weights, source, budget, rss_bytes() + beside)
+    process = rss_bytes() - allocator.held() + scoring * _SCORING
+    resident = sum(size for _, size in predict_resident(config, process, _TOKENS))
+    if weights == "source" and resident <= budget * SPARE:
+        language = LanguageModel.load(model, device, dtype, say)
+        language.at_once = _TOKENS
+        return language
+    slots = _slots(config, weights, source, budget, process)
     settled = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
     decoder = open_streamed(base, weights, slots, resolve_device(str(device)), settled, say=say)
     if folder != base:
         load_adapter(decoder, folder)
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
-    return LanguageModel(decoder.eval(), tokenizer, folder=folder, defaults=read_generation_config(base))
-
-
-def resident_bytes(config: ModelConfig) -> int:
-    """Weights in float32, a cache of a thousand tokens, and what a pass over them takes."""
-    passing = _TOKENS * 8 * config.width + config.vocabulary
-    return int(4 * (config.parameter_count() + cache_numbers(config) * _TOKENS + passing)) + 60_000_000
+    language = LanguageModel(decoder.eval(), tokenizer, folder=folder, defaults=read_generation_config(base))
+    language.at_once = _TOKENS
+    return language
 
 
 def _slots(config: ModelConfig, weights: StoreFormat, source: str, budget: int, others: int) -> int:
     """The most layers in memory that fit. others: bytes of the process without the model. Raises BudgetError."""
     for slots in range(max(config.unique_layers, 2), 1, -1):
-        least = sum(size for _, size in predict_decoding(config, weights, source, slots, others, _TOKENS))
-        if least <= budget * _SPARE:
+        least = sum(size for _, size in predict_streamed(config, weights, source, slots, others, _TOKENS))
+        if least <= budget * SPARE:
             return slots
-    enough = -(-int(least / _SPARE) // 10_000_000) * 10
+    enough = -(-int(least / SPARE) // 10_000_000) * 10
     raise BudgetError(
         f"{format_bytes(budget)} of memory are too little to decode with this model, layer by layer",
         hint=f"{enough}MB would do" + ("" if weights != "source" else ", and less with the weights kept in int4"),

@@ -23,8 +23,8 @@ from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_folder, cache_dir, remove_stale
 from shoestring.models.builder import build_block
 from shoestring.models.config import ModelConfig
+from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.resolve import Say
-from shoestring.models.source import Source
 from shoestring.models.weight_files import WeightFiles
 from shoestring.models.weights import TensorFile
 from shoestring.nn.quantized import four_bit, int8  # noqa: F401  importing them makes their configs known
@@ -63,7 +63,7 @@ class Store:
 
     config: ModelConfig
     format: StoreFormat
-    source: Source
+    source: Fingerprint
     layers: tuple[tuple[Piece, ...], ...]
     checks: tuple[int, ...] | None
     files: WeightFiles
@@ -91,7 +91,7 @@ def open_store(folder: str | Path, format: StoreFormat = "source", say: Say | No
     """
     files = WeightFiles(folder)
     try:
-        source = Source.of([file.path for file in files.files])
+        source = Fingerprint.of([file.path for file in files.files])
         if format in _DENSE and all(place.info.dtype == _DENSE[format] for place in files.places.values()):
             format = "source"
         if format == "source":
@@ -105,7 +105,7 @@ def open_store(folder: str | Path, format: StoreFormat = "source", say: Say | No
         raise
 
 
-def store_folder(source: Source, format: StoreFormat) -> Path:
+def store_folder(source: Fingerprint, format: StoreFormat) -> Path:
     """Where the store of a source stands."""
     return cache_dir() / "stores" / f"{source.key}-{format}"
 
@@ -151,7 +151,7 @@ def _source_layers(files: WeightFiles) -> tuple[tuple[Piece, ...], ...]:
     )
 
 
-def _make(place: Path, files: WeightFiles, format: StoreFormat, source: Source, say: Say | None) -> None:
+def _make(place: Path, files: WeightFiles, format: StoreFormat, source: Fingerprint, say: Say | None) -> None:
     """Write the store, one layer in memory at a time."""
     config = files.config
     if say is not None:
@@ -194,7 +194,7 @@ def checksum(tensors: Iterable[Tensor]) -> int:
     return value
 
 
-def _open_made(place: Path, files: WeightFiles, format: StoreFormat, source: Source) -> Store:
+def _open_made(place: Path, files: WeightFiles, format: StoreFormat, source: Fingerprint) -> Store:
     """The store in `place`, checked against its manifest; contents are checked as they are first read."""
     broken = f"delete the folder {place}: it is made again from the model"
     own: list[TensorFile] = []

@@ -1,1 +1,1 @@
-"""Which engine keeps a job inside its budget: prediction, choice, and the sum that is shown before work starts."""
+"""Numbers in, numbers out: what a job will take, and which engine keeps it inside its budget. Torch-free."""

@@ -1,207 +1,109 @@
-"""The choice among engines, by predicted peak and predicted speed, and how it is told."""
+"""The choice among engines, by predicted peak and predicted speed, and how it is told. Torch-free."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from shoestring.core import console
 from shoestring.core.errors import BudgetError
-from shoestring.core.machine import file_read_speed, matrix_peak, total_memory_bytes
 from shoestring.core.units import format_bytes, format_seconds
-from shoestring.finetune.config import FinetuneRecipe
-from shoestring.finetune.engine import MICROBATCH_TOKENS, Choice, Engine, Request, Resident, usual_microbatch
-from shoestring.models.count import operations
-from shoestring.models.weight_files import WeightFiles, weight_paths
-from shoestring.offload.config import StoreFormat
-from shoestring.offload.predict import predict as predict_streamed
-from shoestring.offload.predict import stored_bytes
-from shoestring.train.predict import Job, Line, predict, total
-
-_SPARE = 0.97  # of the budget that a prediction may fill: the rest is its error
-_EFFICIENCY = 0.7  # of the matrix peak that a step reaches, for the estimate of its speed
-_INT8_GAIN = 2.5  # of int8 products over float32 ones, where processors have instructions for them
-MakeStreamed = Callable[[StoreFormat, int, bool], Engine]  # (weights, slots, inputs on disk)
+from shoestring.plan.constants import SPARE
+from shoestring.plan.predict import predict
+from shoestring.plan.shapes import EngineSpec, JobShape, Machine, Options, Prediction
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    name: str
-    engine: Engine
-    rows: int
-    lines: list[Line]
-    seconds: float  # of a step, predicted
-    slots: int = 0
-    spilled: bool = False
+class Choice:
+    """spec: what was chosen. others: the best of each other engine, for comparison."""
 
-    @property
-    def peak(self) -> int:
-        return total(self.lines)
+    spec: EngineSpec
+    prediction: Prediction
+    others: tuple[tuple[EngineSpec, Prediction], ...] = ()
 
 
-def choose_engine(request: Request, streamed: MakeStreamed) -> Choice:
-    """The fastest engine that fits; without a budget resident, unless the recipe names another. Raises BudgetError."""
-    recipe = request.recipe
-    candidates = _candidates(request, streamed)
-    if recipe.budget.memory is None:
-        best = next(candidates)
-    else:
-        found = list(candidates)
-        fitting = [one for one in found if one.peak <= recipe.budget.memory * _SPARE]
-        if not fitting:
-            raise _too_small(request, min(found, key=lambda one: one.peak))
-        best = min(fitting, key=lambda one: one.seconds)
-        _tell(request, best, found)
-    chosen = recipe.budget.model_copy(
-        update={"engine": best.name, "slots": best.slots or None, "inputs": "disk" if best.spilled else "memory"}
-    )
-    train = recipe.train.model_copy(update={"microbatch": best.rows})
-    return Choice(
-        recipe.model_copy(update={"budget": chosen, "train": train}), best.engine, best.rows, best.lines
-    )
+def choose(shape: JobShape, machine: Machine, budget: int | None, options: Options) -> Choice:
+    """The fastest engine that is predicted to fit into `budget` bytes; without a budget the first of `options`.
+
+    Raises BudgetError with the least that would do.
+    """
+    found = [(spec, predict(shape, spec, machine)) for spec in candidates(shape, options, budget is not None)]
+    if budget is None:
+        return Choice(*found[0])
+    fitting = [one for one in found if one[1].total <= budget * SPARE]
+    if not fitting:
+        raise _too_small(shape, machine, budget, options, *min(found, key=lambda one: one[1].total))
+    best = min(fitting, key=lambda one: one[1].seconds)
+    return Choice(*best, _of_each(found, best[0]))
 
 
-def _candidates(request: Request, streamed: MakeStreamed) -> Iterator[_Candidate]:
-    """Every engine that the recipe allows, the fastest form of each first."""
-    recipe = request.recipe
-    engines = ["resident", "checkpointed", "streamed"]
-    if recipe.budget.engine != "auto":
-        engines = [recipe.budget.engine]
-    elif recipe.train.checkpoint_blocks == "full":
-        engines = ["checkpointed", "streamed"]
-    if recipe.adapter.method == "full" or recipe.preserve.source is not None:
-        engines = [name for name in engines if name != "streamed"]
-    elif recipe.budget.weights != "source":
-        engines = ["streamed"]
-    usual = recipe.train.microbatch or usual_microbatch(request.rows, request.length, MICROBATCH_TOKENS)
-    smaller = [n for n in range(usual, 0, -1) if usual % n == 0] if recipe.train.microbatch is None else [usual]
-    for name in engines:
+def candidates(shape: JobShape, options: Options, limited: bool) -> Iterator[EngineSpec]:
+    """Every form of every engine that is left open, the fastest form of each first. limited: by a budget."""
+    usual = options.microbatch or options.usual
+    smaller = [n for n in range(usual, 0, -1) if usual % n == 0] if options.microbatch is None else [usual]
+    for engine in options.engines:
         for rows in smaller:
-            job = request.job(rows)
-            if name == "streamed":
-                yield from _streamed(request, job, rows, streamed)
+            if engine == "resident":
+                yield EngineSpec("resident", rows, options.recompute)
+            elif engine == "checkpointed":
+                yield EngineSpec("checkpointed", rows, "full")
             else:
-                checkpointed = name == "checkpointed"
-                lines = predict(job, "checkpointed" if checkpointed else "resident")
-                yield _Candidate(name, Resident(checkpointed), rows, lines, _compute(request, job, checkpointed))
+                yield from _streamed(shape, rows, options, limited)
 
 
-def _streamed(request: Request, job: Job, rows: int, make: MakeStreamed) -> Iterator[_Candidate]:
+def tell(choice: Choice, shape: JobShape, budget: int) -> None:
+    """The sum, line by line, and what else there was."""
+    spec, prediction = choice.spec, choice.prediction
+    rows = [(line, format_bytes(size)) for line, size in prediction.lines]
+    rows += [("predicted peak", format_bytes(prediction.total)), ("budget", format_bytes(budget))]
+    console.err.print(console.table(("memory", ""), rows, right=("",)))
+    for other, its in choice.others:
+        fits = "fits too" if its.total <= budget * SPARE else "does not fit"
+        console.err.print(
+            f"{other.engine:<13} {format_bytes(its.total)}, {format_seconds(its.seconds)} a step: {fits}"
+        )
+    console.err.print(
+        f"chosen        {spec.engine}, {spec.microbatch} × {shape.length} tokens at once"
+        f"{', inputs of layers on disk' * spec.spilled}, about {shape.tokens / prediction.seconds:,.0f} tokens/s"
+    )
+
+
+def usual_microbatch(rows: int, length: int, tokens: int) -> int:
+    """The most rows that divide `rows` and have at most so many tokens; at least one."""
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= tokens))
+
+
+def _streamed(shape: JobShape, rows: int, options: Options, limited: bool) -> Iterator[EngineSpec]:
     """With as many layers in memory as may be of use, and fewer."""
-    recipe, config = request.recipe, request.config
-    weights, source = _format(recipe), _source_dtype(request.base)
-    kept = source if weights == "source" else weights
-    layer = stored_bytes(config, kept)
-    head = config.vocabulary * config.width * (4 if source == "float32" else 2)
-    speed = _read_speed(str(request.base))
-    compute = _compute(request, job, True)
-    layers = config.unique_layers
-    counts = [recipe.budget.slots or 2]
-    if recipe.budget.slots is None and recipe.budget.memory is not None:
+    layers = shape.config.unique_layers
+    counts = [options.slots or 2]
+    if options.slots is None and limited:
         counts = sorted({layers, layers // 2, 4, 3, 2}, reverse=True)
-    spilling = {"memory": [False], "disk": [True], "auto": [False, True]}[recipe.budget.inputs]
-    for spilled in spilling:
+    for spilled in [False, True] if options.spilled is None else [options.spilled]:
         for slots in counts:
             if 2 <= slots <= max(layers, 2):
-                reading = (2 * max(layers - slots, 0) * layer + head) / speed
-                lines = predict_streamed(job, weights, source, slots, spilled)
-                # Inputs are written and read while nothing else is done.
-                spill = spilled * 2 * layers * job.tokens * config.width * 4 / speed
-                seconds = max(compute, reading) + spill
-                yield _Candidate("streamed", make(weights, slots, spilled), rows, lines, seconds, slots, spilled)
+                yield EngineSpec("streamed", rows, "full", slots, options.weights, spilled)
 
 
-@functools.cache
-def _read_speed(base: str) -> float:
-    """Of the disk that holds the model, in bytes per second."""
-    return file_read_speed(max(weight_paths(base), key=lambda path: path.stat().st_size))
+def _of_each(
+    found: list[tuple[EngineSpec, Prediction]], best: EngineSpec
+) -> tuple[tuple[EngineSpec, Prediction], ...]:
+    """The first form of each other engine, the fastest first."""
+    first = {spec.engine: (spec, prediction) for spec, prediction in reversed(found)}
+    others = [one for name, one in first.items() if name != best.engine]
+    return tuple(sorted(others, key=lambda one: one[1].seconds))
 
 
-def _format(recipe: FinetuneRecipe) -> StoreFormat:
-    frozen = recipe.frozen_kind()
-    if frozen is None:
-        return recipe.budget.weights
-    return "int8" if frozen == "int8" else "int4" if frozen == "int4" else "nf4"
-
-
-def _source_dtype(base: Path) -> str:
-    """The dtype of the model's largest matrix on disk."""
-    with WeightFiles(base) as files:
-        return str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
-
-
-def _compute(request: Request, job: Job, again: bool) -> float:
-    """Seconds of products of a step. A frozen weight costs four operations a token, six where blocks run again."""
-    cost = operations(request.config, request.length)
-    share = (3 if job.full else 2) + again
-    blocks = share * (cost.matrices + cost.attention)
-    if request.recipe.precision.compute == "int8":
-        blocks /= _INT8_GAIN
-    head = (3 if job.full else 2) * cost.head * job.labels / job.tokens
-    dtype = "bfloat16" if request.recipe.precision.compute == "bfloat16" else "float32"
-    return job.tokens * (blocks + head) / (_EFFICIENCY * matrix_peak(dtype))
-
-
-def _tell(request: Request, best: _Candidate, found: list[_Candidate]) -> None:
-    """The sum, line by line, and what else there was."""
-    memory = request.recipe.budget.memory
-    assert memory is not None
-    rows = [(line, format_bytes(size)) for line, size in best.lines]
-    rows += [("predicted peak", format_bytes(best.peak)), ("budget", format_bytes(memory))]
-    console.err.print(console.table(("memory", ""), rows, right=("",)))
-    others = {one.name: one for one in reversed(found)}
-    for name, one in sorted(others.items(), key=lambda item: item[1].seconds):
-        if name != best.name:
-            fits = "fits too" if one.peak <= memory * _SPARE else "does not fit"
-            console.err.print(f"{name:<13} {format_bytes(one.peak)}, {format_seconds(one.seconds)} a step: {fits}")
-    tokens = request.rows * request.length
-    console.err.print(
-        f"chosen        {best.name}, {best.rows} × {request.length} tokens at once"
-        f"{', inputs of layers on disk' * best.spilled}, about"
-        f" {tokens / best.seconds:,.0f} tokens/s"
-    )
-    for line in _suggestions(request, best):
-        console.err.print(f"faster        {line}", style="dim")
-
-
-def _suggestions(request: Request, best: _Candidate) -> list[str]:
-    """What would be faster and changes the result a little."""
-    recipe = request.recipe
-    if recipe.adapter.method == "full" or recipe.frozen_kind() is not None:
-        return []
-    said = []
-    if has_int8_instructions():
-        said.append("--compute int8: products of frozen weights in integers, at a loss within about 1%")
-    if best.name == "streamed" and best.seconds > 1.2 * _compute(request, request.job(best.rows), True):
-        said.append("--budget.weights int8: this disk is slower than the products, and a quarter is left to read")
-    return said
-
-
-def has_int8_instructions() -> bool:
-    """Whether this processor multiplies int8 numbers faster than floats (VNNI or AMX)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return any(f" {name}" in flags for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
-
-
-def _too_small(request: Request, least: _Candidate) -> BudgetError:
-    memory = request.recipe.budget.memory
-    assert memory is not None
-    enough = -(-int(least.peak / _SPARE) // 10_000_000) * 10_000_000
-    hint = f"--memory {enough // 1_000_000}MB would do ({least.name}, {least.rows} × {request.length} tokens at once)"
-    if request.rows > 1 or request.length > 256:
-        hint += "\na smaller --train.batch_tokens or --train.sequence_length takes less"
-    if request.recipe.adapter.method == "full":
-        hint += "\nLoRA (--method lora) takes much less than training every weight"
-    elif request.recipe.frozen_kind() is None:
-        hint += "\nso does --budget.weights int4, which rounds the frozen weights"
-    here = f"; this machine has {format_bytes(total_memory_bytes())}"
+def _too_small(
+    shape: JobShape, machine: Machine, budget: int, options: Options, least: EngineSpec, its: Prediction
+) -> BudgetError:
+    enough = -(-int(its.total / SPARE) // 10_000_000) * 10
+    hint = [f"--memory {enough}MB would do ({least.engine}, {least.microbatch} × {shape.length} tokens at once)"]
+    if shape.rows > 1 or shape.length > 256:
+        hint.append("a smaller --train.batch_tokens or --train.sequence_length takes less")
+    here = f"; this machine has {format_bytes(machine.total)}" if machine.total else ""
     return BudgetError(
-        f"{format_bytes(memory)} of memory are too little for this run: {format_bytes(least.peak)} is the least that it"
+        f"{format_bytes(budget)} of memory are too little for this run: {format_bytes(its.total)} is the least that it"
         f" is predicted to take{here}",
-        hint=hint,
+        hint="\n".join([*hint, *options.advice]),
     )

@@ -21,18 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
+from shoestring.core import matmul
 from shoestring.core.errors import ModelFileError, RunError
 from shoestring.core.files import atomic_folder, remove_stale, replace_symlink_or_pointer
 from shoestring.core.seeds import restore_rng_state, rng_state
-from shoestring.data.tokenizer import Tokenizer
-from shoestring.models.decoder import Decoder
-from shoestring.models.folder import load_model, write_model_files
 from shoestring.models.weights import TensorFile
 from shoestring.train import parallel
+from shoestring.train.engine import Engine, EngineState
 from shoestring.train.loop import Callback, StepEvent
 from shoestring.train.state import TrainerState, is_due, times_left
 
@@ -45,30 +42,20 @@ _DISK_SPEED = 200e6  # bytes per second, a careful first estimate until a checkp
 
 
 def write_checkpoint(
-    out: Path,
-    state: TrainerState,
-    model: Decoder,
-    optimizer: torch.optim.Optimizer,
-    tokenizer: Tokenizer | None,
-    keep: int,
-    write_files: Callable[[Path], None] | None = None,
+    out: Path, state: TrainerState, engine: EngineState, keep: int, write_files: Callable[[Path], None]
 ) -> Path:
     """Write OUT/step-NNNNNN, point OUT/latest at it (and OUT/best, where a best is kept), delete all but the newest
     `keep` and the best.
 
-    write_files: writes another form than a whole model into a folder, such as an adapter. Raises RunError (disk full).
+    write_files: the model's or adapter's files, into a folder. Raises RunError (disk full).
     """
     folder = out / f"step-{state.step:06d}"
     with atomic_folder(folder, replace=True) as temporary:
-        if write_files is not None:
-            write_files(temporary)
-        else:
-            write_model_files(model, temporary, tokenizer)
+        write_files(temporary)
         (temporary / "trainer").mkdir()
-        tensors, numbers = _optimizer_state(optimizer, model)
-        save_file(tensors, temporary / OPTIMIZER)
+        save_file(engine.tensors, temporary / OPTIMIZER)
         save_file(rng_state(), temporary / RANDOM)
-        content = {**state.to_json(), "optimizer": numbers}
+        content = {**state.to_json(), "optimizer": engine.numbers}
         (temporary / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     replace_symlink_or_pointer(out / "latest", folder.name)
     if state.best_step == state.step:
@@ -90,28 +77,15 @@ def read_state(folder: Path) -> TrainerState:
     return _read_state(folder)[0]
 
 
-def resume(folder: Path, device: torch.device) -> Decoder:
-    """The model of a checkpoint in float32, ready to train on. Raises ModelFileError when it is damaged."""
-    return load_model(folder, device=device, dtype=torch.float32)
-
-
-def restore_optimizer(folder: Path, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
+def restore(folder: Path, engine: Engine) -> None:
     """Moments, step counts and the states of the random generators.
 
-    Raises RunError when they do not fit.
+    Raises RunError when they are damaged or do not fit.
     """
     _, numbers = _read_state(folder)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     try:
         with TensorFile(folder / OPTIMIZER) as file:
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                name = names[id(parameter)]
-                restored: dict[str, Any] = dict(numbers.get(name, {}))
-                for key in (key for key in file.infos if key.rpartition("/")[0] == name):
-                    restored[key.rpartition("/")[2]] = _read(file, key, parameter)
-                if not restored:
-                    raise RunError(f"the optimizer's state lacks {name}", str(folder / OPTIMIZER))
-                optimizer.state[parameter] = restored
+            engine.restore(file, numbers)
         with TensorFile(folder / RANDOM) as file:
             restore_rng_state({name: file.read(name) for name in file.infos})
     except ModelFileError as error:
@@ -136,79 +110,46 @@ def clean(out: Path) -> None:
 
 
 class Checkpoint(Callback):
-    """Saves every so often, after the last step, and when the user asked to stop."""
+    """Saves every so often, after the last step, and when the run is to be left.
+
+    position: where the stream stands, for the trainer's state. write_files: as `write_checkpoint` has it.
+    """
 
     def __init__(
         self,
         out: Path,
-        model: Decoder,
-        optimizer: torch.optim.Optimizer,
-        tokenizer: Tokenizer | None,
-        data_state: Callable[[], dict[str, Any]],
+        engine: Engine,
+        position: Callable[[], dict[str, Any]],
+        write_files: Callable[[Path], None],
         every: int | None,
         keep: int,
-        write_files: Callable[[Path], None] | None = None,
     ):
-        self.out, self.model, self.optimizer, self.tokenizer = out, model, optimizer, tokenizer
-        self.data_state, self.every, self.keep, self.write_files = data_state, every, keep, write_files
+        self.out, self.engine, self.position, self.write_files = out, engine, position, write_files
+        self.every, self.keep = every, keep
         self._seconds: float | None = None
 
     def after_step(self, event: StepEvent) -> None:
         state = event.state
         due = is_due(state.step, state.total_steps, self.every, TIMES) or state.best_step == state.step
-        if not (event.last or event.stopping or due):
-            return
-        started = time.perf_counter()
-        state.data = self.data_state()
-        state.finished = event.last
+        if event.last or event.stopping or due:
+            started = time.perf_counter()
+            state.finished = event.last
+            self.save(state)
+            self._seconds = time.perf_counter() - started
+
+    def save(self, state: TrainerState) -> None:
+        """Now, by the first process, while the others wait."""
+        state.data, state.matmul = self.position(), matmul.TABLE.choices()
+        moments = self.engine.state()
         if parallel.rank() == 0:
-            write_checkpoint(
-                self.out, state, self.model, self.optimizer, self.tokenizer, self.keep, self.write_files
-            )
+            write_checkpoint(self.out, state, moments, self.keep, self.write_files)
         parallel.wait()
-        self._seconds = time.perf_counter() - started
 
     def seconds_ahead(self, step: int, total: int, step_seconds: float) -> float:
         each = self._seconds
-        if each is None:  # weights and two moments, in float32
-            trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-            each = 0.3 + 12 * trained / _DISK_SPEED
+        if each is None:  # moments, and as much again for weights
+            each = 0.3 + 1.5 * sum(t.nbytes for t in self.engine.state().tensors.values()) / _DISK_SPEED
         return each * (times_left(step, total, self.every, TIMES) + 1)
-
-
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, model: Decoder
-) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
-    """Tensors by "PARAMETER/key" (views of the live ones on a CPU), and plain numbers by parameter."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, float]] = {}
-    for parameter, values in optimizer.state.items():
-        name = names[id(parameter)]
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value.detach().to("cpu").contiguous()
-            else:
-                numbers.setdefault(name, {})[key] = value
-    return tensors, numbers
-
-
-def _read(file: TensorFile, key: str, parameter: Tensor) -> Tensor:
-    """Moments lie like their parameter, on its device.
-
-    Scalars (step counts) where the optimizer made them.
-    """
-    info = file.infos[key]
-    device = (
-        parameter.device if info.shape == tuple(parameter.shape) or parameter.device.type != "cpu" else "cpu"
-    )
-    if info.shape not in (tuple(parameter.shape), ()):
-        raise RunError(
-            f"{key} has the shape {list(info.shape)}, the parameter {list(parameter.shape)}", str(file.path)
-        )
-    target = torch.empty(info.shape, dtype=info.dtype, device=device)
-    file.read_into(key, target)
-    return target
 
 
 def _read_state(folder: Path) -> tuple[TrainerState, dict[str, dict[str, float]]]:

@@ -1,86 +1,16 @@
-"""The recipe: everything that a training run needs, in one strict, complete, torch-free config.
+"""Sections that every run's recipe shares: optimizer, schedule, precision, budget, log. Torch-free.
 
-Sections are the design's: `model`, `data`, `train`, `optimizer`, `schedule`, `precision`, `budget`, `log`,
-`out`, `seed`. The class that each section builds is named in its docstring.
+The class or function that each section builds is named in its docstring. `train.recipe` puts them together.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Field
 
-from shoestring.core.config import Config
-from shoestring.core.units import Bytes, Seconds
-from shoestring.data.config import DataConfig
-from shoestring.models.config import ModelConfig
-from shoestring.nn.config import Recompute
-
-
-class InitFrom(Config):
-    """Continue from a model: its shapes, weights and tokenizer."""
-
-    init: str = Field(description="a model folder, a run, or a name that `shoestring get` knows")
-
-
-def _model_section(value: Any) -> str:
-    keys = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    return "init" if "init" in keys else "shape"
-
-
-ModelSection = Annotated[
-    Annotated[InitFrom, Tag("init")] | Annotated[ModelConfig, Tag("shape")], Discriminator(_model_section)
-]
-
-
-def _recompute(value: Any) -> Any:
-    """true and false, as the setting's name suggests."""
-    return {True: "full", False: "selective"}[value] if isinstance(value, bool) else value
-
-
-class TrainConfig(Config):
-    """How long, in what portions. Builds `train.loop.train` and `train.step.ResidentStep`."""
-
-    steps: int | None = Field(None, gt=0, description="optimizer steps")
-    tokens: int | None = Field(None, gt=0, description="training tokens, rounded up to whole steps")
-    time: Seconds | None = Field(None, description='wall clock, as "3m"; fixes the steps from the first ones')
-    batch_tokens: int = Field(gt=0, description="tokens of one optimizer step")
-    sequence_length: int = Field(gt=0, description="tokens of one row")
-    microbatch: int | None = Field(None, gt=0, description="rows computed at once; null: the whole batch")
-    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: none")
-    evaluate_every: int | None = Field(None, gt=0, description="steps; null: ten times over the run")
-    evaluate_tokens: int | None = Field(None, gt=0, description="held-out tokens read each time; null: all")
-    final_evaluate_tokens: int | None = Field(
-        None, gt=0, description="held-out tokens read after the last step; null: all"
-    )
-    checkpoint_every: int | None = Field(None, gt=0, description="steps; null: four times over the run")
-    keep: int = Field(2, gt=0, description="newest checkpoints kept")
-    checkpoint_blocks: Annotated[Recompute, BeforeValidator(_recompute)] = Field(
-        "selective",
-        description="what going backward computes again: none, selective (what is cheap), or full (whole blocks:"
-        " least memory, slower; also true)",
-    )
-
-    @model_validator(mode="after")
-    def _portions(self) -> TrainConfig:
-        lengths = [name for name in ("steps", "tokens", "time") if getattr(self, name) is not None]
-        if len(lengths) != 1:
-            found = " and ".join(lengths) or "none of them"
-            raise ValueError(f"give exactly one of steps, tokens and time, found {found}")
-        if self.batch_tokens % self.sequence_length:
-            raise ValueError(
-                f"batch_tokens ({self.batch_tokens}) must be a multiple"
-                f" of sequence_length ({self.sequence_length})"
-            )
-        rows = self.batch_tokens // self.sequence_length
-        if self.microbatch is not None and rows % self.microbatch:
-            raise ValueError(f"microbatch ({self.microbatch}) must divide the {rows} rows of a batch")
-        return self
-
-    @property
-    def rows(self) -> int:
-        """Rows of one optimizer step."""
-        return self.batch_tokens // self.sequence_length
+from shoestring.core.config import Config, usual_kind
+from shoestring.core.units import Bytes
 
 
 class AdamWConfig(Config):
@@ -91,6 +21,9 @@ class AdamWConfig(Config):
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms and biases are not decayed")
+
+
+OptimizerConfig = AdamWConfig  # a union by `kind` once there is a second
 
 
 class CosineConfig(Config):
@@ -110,41 +43,46 @@ class WSDConfig(Config):
     final: float = Field(0.0, ge=0, le=1, description="last learning rate as a share of the highest")
 
 
-class PrecisionConfig(Config):
-    """Number formats. Weights and optimizer stay in float32; `compute` is what matmuls run in."""
+ScheduleConfig = Annotated[
+    Annotated[CosineConfig | WSDConfig, Field(discriminator="kind")], usual_kind("cosine")
+]
 
-    compute: Literal["auto", "float32", "bfloat16"] = Field(
-        "float32", description="auto: the faster of the two on this machine, measured"
+
+class PrecisionConfig(Config):
+    """Number formats. Trained weights and the optimizer stay in float32; `compute` is what matmuls run in."""
+
+    compute: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="auto: the faster of float32 and bfloat16 on this machine, measured; int8: matmuls of frozen"
+        " weights, kept in int8",
     )
+
+    @property
+    def settled(self) -> Literal["float32", "bfloat16", "int8"]:
+        """`compute` of a run that has begun, which knows what `auto` is (`train.precision`)."""
+        assert self.compute != "auto"
+        return self.compute
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of everything that is not a matmul in int8."""
+        return "float32" if self.settled == "int8" else self.settled
 
 
 class BudgetConfig(Config):
-    """What the run may use."""
+    """What the run may use, and how it keeps to that. The same result whatever the engine, up to rounding."""
 
-    memory: Bytes | None = Field(None, description='peak of the whole process, as "4GB"')
+    memory: Bytes | None = Field(None, description="the whole process's memory at most, as 1GB; null: no limit")
+    engine: Literal["auto", "resident", "checkpointed", "streamed"] = Field(
+        "auto",
+        description="resident; checkpointed: blocks are computed again; streamed: frozen layers come from disk; auto:"
+        " the fastest that fits",
+    )
 
 
 class LogConfig(Config):
-    """What is written while training."""
+    """What is written while training. Built by `train.metrics` and `train.loggers`."""
 
     every: int = Field(1, gt=0, description="steps between lines of metrics.jsonl")
     tensorboard: bool = False
     wandb: str | None = Field(None, description="project to report to")
-
-
-class Recipe(Config):
-    """One run. Built by `train.pretrain.pretrain`."""
-
-    description: str = ""
-    model: ModelSection
-    data: DataConfig
-    train: TrainConfig
-    optimizer: AdamWConfig = AdamWConfig()
-    schedule: Annotated[CosineConfig | WSDConfig, Field(discriminator="kind")] = CosineConfig()
-    precision: PrecisionConfig = PrecisionConfig()
-    budget: BudgetConfig = BudgetConfig()
-    log: LogConfig = LogConfig()
-    out: str | None = Field(None, description="run folder; null: runs/NAME-N")
-    seed: int = 1
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's own choice")

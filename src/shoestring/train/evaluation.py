@@ -19,8 +19,8 @@ from shoestring.models.decoder import Decoder
 from shoestring.train import parallel
 from shoestring.train.loop import Callback, StepEvent
 from shoestring.train.objective import next_token
+from shoestring.train.resident import forward_loss
 from shoestring.train.state import HeldOut, is_due, times_left
-from shoestring.train.step import forward_loss
 
 TIMES = 10  # over a run, when no interval is set
 _FORWARD_SHARE = 0.4  # of a training step's time, a first estimate until an evaluation has been timed

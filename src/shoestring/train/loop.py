@@ -1,50 +1,62 @@
-"""The one training loop: batches, a step, clipping, the optimizer and its schedule, callbacks.
+"""The one training loop: a stream of batches, an engine, a schedule, callbacks.
 
-    batches -> microbatches -> step (forward, backward) -> clip -> learning rate -> optimizer -> callbacks
+    stream -> microbatches -> engine (forward, backward, clip, update) -> callbacks
 
-It knows nothing about models, objectives or files: a step leaves gradients in `.grad`, and whatever looks
-at the run (evaluation, log, checkpoints) is a callback, called in order after each step.
+It knows nothing about models, objectives or files, and never touches a gradient. Whatever looks at the run
+(evaluation, log, checkpoints) is a callback, called in order after each step.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import Any, Protocol
 
 from shoestring.core.errors import RunError
+from shoestring.core.seeds import restore_rng_state, rng_state
 from shoestring.data.batch import Batch
+from shoestring.kernels import allocator
 from shoestring.train import parallel
+from shoestring.train.engine import Engine, StepResult
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.objective import Loss
 from shoestring.train.pace import Clock, Pace
 from shoestring.train.schedule import Schedule
 from shoestring.train.state import TrainerState
-from shoestring.train.step import Step
+
+MOST_SKIPPED = 10  # steps in a row
 
 
 class NonFiniteLoss(RunError):
-    """The loss or its gradient is no longer a number."""
+    """Step after step, the loss or its gradient is no longer a number."""
+
+
+class Stream(Protocol):
+    """Batches without end. `restore(state())` continues with exactly the next batch."""
+
+    def __next__(self) -> Batch: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
 class StepEvent:
     """What callbacks see after a step.
 
-    Seconds: of this step alone. last: no step follows; a callback may set it. stopping: the user asked.
+    seconds: of this step alone. last: no step follows; stopping: why the run is to be saved and left before its end,
+    "" if not. A callback may set both.
     """
 
     state: TrainerState
     loss: Loss
     learning_rate: float
-    gradient_norm: float
+    result: StepResult
     seconds: float
     tokens: int
     last: bool
-    stopping: bool
+    stopping: str
     pace: Pace
 
 
@@ -60,9 +72,9 @@ class Callback:
 
 
 def train(
-    step: Step,
-    batches: Iterator[Batch],
-    optimizer: torch.optim.Optimizer,
+    engine: Engine,
+    stream: Stream,
+    learning_rate: float,
     schedule: Schedule,
     pace: Pace,
     state: TrainerState,
@@ -70,17 +82,16 @@ def train(
     microbatches: int = 1,
     clip: float | None = 1.0,
     callbacks: Sequence[Callback] = (),
-    device: torch.device | str = "cpu",
     stop: StopRequest | None = None,
     clock: Clock | None = None,
 ) -> TrainerState:
     """Train until `pace` says so. `state` is advanced in place and returned.
 
-    microbatches: batches of one optimizer step. Raises NonFiniteLoss before the weights are touched,
-    Interrupted once the callbacks have run after the step during which the user asked to stop.
+    learning_rate: the highest, for the log. microbatches: batches of one optimizer step. Raises NonFiniteLoss when ten
+    steps in a row were skipped, and Interrupted once the callbacks have run after the step during which the user asked
+    to stop. When memory is refused in the middle of a step, everything is as after the step before, and the refusal
+    goes on.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    highest = [group["lr"] for group in optimizer.param_groups]
     clock = clock or Clock()
     clock.start(state.seconds)
     pace.start(state)
@@ -91,21 +102,22 @@ def train(
 
     while not pace.is_finished(state):
         started = time.perf_counter()
-        group = [next(batches).to(device) for _ in range(microbatches)]
+        position, random = stream.state(), rng_state()
         planned = pace.expected_steps(state)
-        position = state.schedule_position() if state.planned_steps is not None else float(state.step)
-        share = schedule(position, planned)
-        for parameter_group, rate in zip(optimizer.param_groups, highest, strict=True):
-            parameter_group["lr"] = rate * share
-
-        loss = step(group)
-        norm = _clip(parameters, clip)
-        if not (math.isfinite(loss.mean) and math.isfinite(norm)):
-            raise NonFiniteLoss(
-                f"at step {state.step + 1} the loss is {loss.mean} and its gradient's norm {norm}"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        share = schedule(state.schedule_position() if state.planned_steps is not None else float(state.step), planned)
+        try:
+            group = [next(stream) for _ in range(microbatches)]
+            loss = engine.forward_backward(group)
+            result = engine.optimizer_step(clip, share)
+        except RuntimeError as error:
+            if allocator.refused(error) is not None:
+                traceback.clear_frames(error.__traceback__)  # which hold the step's activations
+                allocator.limit()  # what follows takes little, and must not fail
+                engine.abandon()
+                stream.restore(position)
+                restore_rng_state(random)
+            raise
+        _count_skipped(state, result)
 
         tokens = int(parallel.sum_numbers(sum(batch.tokens_BT.numel() for batch in group))[0])
         state.step += 1
@@ -113,26 +125,28 @@ def train(
         state.seconds = clock()
         seconds = time.perf_counter() - started
         pace.after_step(state, seconds, reserve)
-        stopping = stop is not None and bool(parallel.sum_numbers(stop.requested)[0])
+        asked = stop is not None and bool(parallel.sum_numbers(stop.requested)[0])
+        stopping = f"stopped after step {state.step}" if asked else ""
         event = StepEvent(
-            state, loss, highest[0] * share, norm, seconds, tokens, pace.is_finished(state), stopping, pace
+            state, loss, learning_rate * share, result, seconds, tokens, pace.is_finished(state), stopping, pace
         )
         for callback in callbacks:
             callback.after_step(event)
             state.seconds = clock()
         if event.last:  # a callback may end the run too
             break
-        if stopping:
-            raise Interrupted(f"stopped after step {state.step}")
-    for parameter_group, rate in zip(optimizer.param_groups, highest, strict=True):
-        parameter_group["lr"] = rate
+        if event.stopping:
+            raise Interrupted(event.stopping)
     return state
 
 
-def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> float:
-    """The global norm of all gradients, which are scaled down to `limit` if it is larger."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
-    return float(norm)
+def _count_skipped(state: TrainerState, result: StepResult) -> None:
+    """A step that was skipped is an event of the run; ten in a row end it."""
+    if not result.skipped:
+        state.skipped_in_a_row = 0
+        return
+    state.skipped_in_a_row += 1
+    number = state.step + 1
+    state.events.append({"event": "skipped", "step": number, "reason": result.reason})
+    if state.skipped_in_a_row >= MOST_SKIPPED:
+        raise NonFiniteLoss(f"{MOST_SKIPPED} steps in a row were skipped up to step {number}: {result.reason}")

@@ -1,13 +1,15 @@
 """metrics.jsonl: what happened, one JSON object a line, each with its `step`.
 
-A training line has tokens, loss (nats per label), lr, grad_norm, tokens_per_second, share_of_peak, memory
-and seconds; an evaluation line has held_out_loss and bits_per_byte; an event line has event. Lines after
-the checkpoint that a run resumes from are cut off, so no step appears twice.
+A training line has tokens, loss (nats per label), lr, grad_norm, tokens_per_second (of all processes), share_of_peak,
+memory (of this process), tensors (live, as the allocator counts) and seconds; an evaluation line has held_out_loss and
+bits_per_byte; an event line has event. Lines after the checkpoint that a run resumes from are cut off, so no step
+appears twice.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ import torch
 from shoestring.core.errors import RunError
 from shoestring.core.files import atomic_write
 from shoestring.core.machine import rss_bytes
+from shoestring.kernels.allocator import counts
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import operations
 from shoestring.train import parallel
+from shoestring.train.loggers import Logger
 from shoestring.train.loop import Callback, StepEvent
-from shoestring.train.reporters import Reporter
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
@@ -38,8 +41,13 @@ def memory_bytes(device: torch.device | str = "cpu") -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else rss_bytes()
 
 
+def share_of_peak(rate: float, token_flops: float, peak: float) -> float:
+    """Of the matrix peaks of all processes together. rate: tokens per second of all; peak: FLOP/s of one."""
+    return rate * token_flops / (peak * parallel.world_size())
+
+
 class Metrics(Callback):
-    """Appends to metrics.jsonl and to the reporters that the recipe asks for.
+    """Appends to metrics.jsonl and to the loggers that the recipe asks for.
 
     Comes after evaluation, before checkpoints.
     """
@@ -51,11 +59,11 @@ class Metrics(Callback):
         token_flops: float,
         peak: float,
         device: torch.device,
-        reporters: list[Reporter],
+        loggers: list[Logger],
         events: int,
     ):
         self.file, self.every, self.token_flops, self.peak = file, every, token_flops, peak
-        self.device, self.reporters = device, reporters
+        self.device, self.loggers = device, loggers
         self._events = events  # those that stand in the file already
         self._opened = open(file, "a", encoding="utf-8") if parallel.rank() == 0 else None
 
@@ -67,19 +75,20 @@ class Metrics(Callback):
             self._write(values)
         self._events = len(state.events)
         if state.step % self.every == 0 or event.last or event.stopping:
-            rate = event.tokens / event.seconds
+            rate, tensors = event.tokens / event.seconds, counts()
             # The count of each metric is the loss's: they are sums over the same labels.
-            extra = {name: value / max(event.loss.count, 1) for name, value in event.loss.metrics.items()}
+            extra = {name: _finite(value / max(event.loss.count, 1)) for name, value in event.loss.metrics.items()}
             self._write(
                 {
                     "step": state.step,
                     "tokens": state.tokens,
-                    "loss": event.loss.mean,
+                    "loss": _finite(event.loss.mean),
                     "lr": event.learning_rate,
-                    "grad_norm": event.gradient_norm,
+                    "grad_norm": _finite(event.result.norm),
                     "tokens_per_second": round(rate, 1),
-                    "share_of_peak": round(rate * self.token_flops / self.peak, 4),
+                    "share_of_peak": round(share_of_peak(rate, self.token_flops, self.peak), 4),
                     "memory": memory_bytes(self.device),
+                    **({} if tensors is None else {"tensors": tensors.live}),
                     "seconds": round(state.seconds, 3),
                     **extra,
                 }
@@ -100,8 +109,8 @@ class Metrics(Callback):
     def close(self) -> None:
         if self._opened is not None:
             self._opened.close()
-        for reporter in self.reporters:
-            reporter.close()
+        for logger in self.loggers:
+            logger.close()
 
     def _write(self, values: dict[str, Any]) -> None:
         assert self._opened is not None
@@ -112,8 +121,13 @@ class Metrics(Callback):
             raise RunError(
                 f"cannot be written: {error.strerror}", str(self.file), "free some space and resume"
             ) from error
-        for reporter in self.reporters:
-            reporter.add(values)
+        for logger in self.loggers:
+            logger.add(values)
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no other numbers."""
+    return number if math.isfinite(number) else None
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

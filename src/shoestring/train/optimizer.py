@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from shoestring.nn.moe import expert_biases, update_expert_biases
-from shoestring.train.config import AdamWConfig
+from shoestring.train.config import OptimizerConfig
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -32,8 +32,11 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return decayed, undecayed
 
 
-def build_optimizer(config: AdamWConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over the model's trainable parameters, at the config's learning rate."""
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the model's trainable parameters, at the config's learning rate, its moments in memory from now on.
+
+    torch would make them in the first step, where a lack of memory would leave some weights updated and others not.
+    """
     decayed, undecayed = parameter_groups(model)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
@@ -46,6 +49,12 @@ def build_optimizer(config: AdamWConfig, model: nn.Module) -> torch.optim.Optimi
         eps=config.epsilon,
         fused=True,
     )
+    for parameter in [*decayed, *undecayed]:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
     if expert_biases(model):
         optimizer.register_step_post_hook(lambda *_: update_expert_biases(model))
     return optimizer

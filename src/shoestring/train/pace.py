@@ -113,40 +113,48 @@ class TimeBudget:
         if self._session_steps == WARM_STEPS + 1:
             self._measured.clear()
         self._measured.append(seconds)
-        each = parallel.from_first(self._seconds_per_step())
-        used = parallel.from_first(state.seconds)
         if state.total_steps is None:
-            looked = sum(self._measured)
-            warm = self._session_steps >= WARM_STEPS + MEASURED_STEPS
-            long_enough = warm and looked >= min(MEASURED_SHARE * self.budget, 20 * each)
-            # Very few steps fit: decide with what is known rather than never. What a cold step says about the
-            # evaluations to come is far too much, and a plan is not taken back.
-            later = reserve(state.step, state.step + 2, each) if self._session_steps > WARM_STEPS else 0.0
-            pressed = used + 2 * each + later > TARGET * self.budget
-            if parallel.from_first(long_enough or looked >= MEASURED_SHARE * self.budget and warm or pressed):
-                state.plan(self._steps_that_fit(state, used, each, reserve))
+            total = parallel.from_first(self._first_plan(state, reserve))
+            if total is not None:
+                state.plan(total)
                 state.events.append(
                     {
                         "event": "planned",
                         "step": state.step,
                         "steps": state.total_steps,
-                        "seconds_per_step": round(each, 4),
+                        "seconds_per_step": round(self._seconds_per_step(), 4),
                     }
                 )
-            return
-        assert state.planned_steps is not None
-        left = state.total_steps - state.step
-        if left <= 0:
-            return
-        recent = parallel.from_first(self._recent_seconds_per_step())
-        projected = used + left * recent + reserve(state.step, state.total_steps, recent)
+        elif state.step < state.total_steps:
+            total = parallel.from_first(self._changed_plan(state, reserve))
+            if total != state.total_steps:
+                state.move_end(total)
+
+    def _first_plan(self, state: TrainerState, reserve: Reserve) -> int | None:
+        """How many steps the run has, None while that is not known. Ranks may differ here: the first one's counts."""
+        each, used = self._seconds_per_step(), state.seconds
+        looked = sum(self._measured)
+        warm = self._session_steps >= WARM_STEPS + MEASURED_STEPS
+        long_enough = warm and looked >= min(MEASURED_SHARE * self.budget, 20 * each)
+        # Very few steps fit: decide with what is known rather than never. What a cold step says about the
+        # evaluations to come is far too much, and a plan is not taken back.
+        later = reserve(state.step, state.step + 2, each) if self._session_steps > WARM_STEPS else 0.0
+        pressed = used + 2 * each + later > TARGET * self.budget
+        if not (long_enough or looked >= MEASURED_SHARE * self.budget and warm or pressed):
+            return None
+        return self._steps_that_fit(state, used, each, reserve)
+
+    def _changed_plan(self, state: TrainerState, reserve: Reserve) -> int:
+        """The same number of steps, or another where the run would end late, or early after it was shortened."""
+        assert state.total_steps is not None and state.planned_steps is not None
+        left, recent = state.total_steps - state.step, self._recent_seconds_per_step()
+        projected = state.seconds + left * recent + reserve(state.step, state.total_steps, recent)
         late = projected > PATIENCE * self.budget
         early = projected < LEISURE * self.budget and state.total_steps < state.planned_steps
-        if late or early:
-            highest = state.total_steps if late else state.planned_steps
-            fits = self._steps_that_fit(state, used, recent, reserve, highest)
-            if fits != state.total_steps:
-                state.move_end(fits)
+        if not (late or early):
+            return state.total_steps
+        highest = state.total_steps if late else state.planned_steps
+        return self._steps_that_fit(state, state.seconds, recent, reserve, highest)
 
     def seconds_left(self, state: TrainerState) -> float | None:
         return max(self.budget - state.seconds, 0.0)

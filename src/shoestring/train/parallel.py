@@ -8,13 +8,16 @@ torch.distributed.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+V = TypeVar("V")
 BUCKET_NUMBERS = 16 * 2**20  # numbers exchanged at once: large enough for the link, small beside the model
 
 
@@ -47,22 +50,16 @@ def sum_numbers(*numbers: float) -> list[float]:
     return total.tolist()
 
 
-def from_first(number: float) -> float:
-    """Rank 0's number on every rank: for decisions that depend on a clock."""
+def from_first(value: V) -> V:
+    """Rank 0's value, of what JSON can hold, on every rank: for names, and for decisions that depend on a clock."""
     if not is_parallel():
-        return number
-    value = torch.tensor([number], dtype=torch.float64, device=_device())
-    dist.broadcast(value, src=0)
-    return value.item()
-
-
-def text_from_first(text: str) -> str:
-    """Rank 0's text on every rank."""
-    if not is_parallel():
-        return text
-    content = [text]
-    dist.broadcast_object_list(content, src=0)
-    return content[0]
+        return value
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
+    size = torch.tensor([len(text)], device=_device())
+    dist.broadcast(size, src=0)
+    text = text if rank() == 0 else torch.empty(int(size), dtype=torch.uint8, device=_device())
+    dist.broadcast(text, src=0)
+    return json.loads(bytes(text.tolist()))
 
 
 def wait() -> None:

@@ -16,7 +16,7 @@ from shoestring.core import console
 from shoestring.core.units import format_bytes, format_count, format_seconds
 from shoestring.train import parallel
 from shoestring.train.loop import Callback, StepEvent
-from shoestring.train.metrics import memory_bytes
+from shoestring.train.metrics import memory_bytes, share_of_peak
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 _WINDOW = 10  # steps that the speed is averaged over
@@ -73,7 +73,7 @@ class ProgressLine(Callback):
             bits, loss = state.held_out.bits_per_byte, state.held_out.loss
             parts.append(f"held-out {bits:.2f} bits/byte" if self.held_out == "bits/byte" else f"held-out {loss:.3f}")
         parts.append(f"{format_count(rate)} tok/s")
-        parts.append(f"{rate * self.token_flops / self.peak:.0%} of matrix peak")
+        parts.append(f"{share_of_peak(rate, self.token_flops, self.peak):.0%} of matrix peak")
         parts.append(format_bytes(memory_bytes(self.device)))
         left = event.pace.seconds_left(state)
         if left is not None and not event.last:
@@ -89,6 +89,8 @@ class ProgressLine(Callback):
 def _tell(values: dict, event: StepEvent) -> str | None:
     if values["event"] == "stopped_early":
         return f"stopped   the held-out loss has not fallen since step {values['best_step']:,}"
+    if values["event"] == "skipped":
+        return f"skipped   step {values['step']:,} changed nothing: {values['reason']}"
     if values["event"] == "planned":
         return f"time      fits {values['steps']:,} steps of {event.tokens:,} tokens"
     if values["event"] != "shortened":

@@ -1,121 +1,77 @@
-"""Recipes by name or path: the built-in ones are YAML files in `shoestring/recipes`. Torch-free.
+"""The base of every run's recipe: what pretraining, fine-tuning and later jobs share, each setting with one meaning.
 
-A name is looked up among the built-ins, a path is read as it stands. Overrides are what the command line
-calls `--dotted.key value`; choosing another length (steps, tokens or time) drops the recipe's own. A recipe with a
-section `adapter` is for fine-tuning: `finetune.config` loads it.
+A job's recipe adds its own sections (`model`, `data`, `adapter`, ...) and refuses, with a reason, what it cannot do.
+Torch-free. A recipe is complete: resolved and saved beside the run's results, it says everything.
 """
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from shoestring.core.config import load_config
-from shoestring.core.document import Document, read_document
-from shoestring.core.errors import ConfigError
-from shoestring.train.config import Recipe
+from pydantic import BeforeValidator, Field, model_validator
 
-_LENGTHS = ("train.steps", "train.tokens", "train.time")
-
-
-def recipe_folder() -> Path:
-    """Where the built-in recipes lie."""
-    return Path(__file__).parent.parent / "recipes"
-
-
-def list_recipes() -> dict[str, str]:
-    """Names of the built-in recipes and what each is for, in alphabetical order."""
-    files = sorted(recipe_folder().glob("*.yaml"))
-    return {file.stem: str(read_document(file).values.get("description", "")) for file in files}
+from shoestring.core.config import Config
+from shoestring.core.units import Seconds
+from shoestring.nn.config import Recompute
+from shoestring.train.config import (
+    BudgetConfig,
+    CosineConfig,
+    LogConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+)
 
 
-def is_built_in(name_or_path: str | Path) -> bool:
-    return isinstance(name_or_path, str) and (recipe_folder() / f"{name_or_path}.yaml").is_file()
+def _recompute(value: Any) -> Any:
+    """true and false, as the setting's name suggests."""
+    return {True: "full", False: "selective"}[value] if isinstance(value, bool) else value
 
 
-def find_recipe(name_or_path: str | Path) -> Path:
-    """The YAML file of a built-in name, a file, or a run folder.
+class TrainSection(Config):
+    """How long, in what portions. Builds `train.loop.train` and the pace of a run."""
 
-    Raises ConfigError with the nearest name.
-    """
-    if is_built_in(name_or_path):
-        return recipe_folder() / f"{name_or_path}.yaml"
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    if (path / "recipe.yaml").is_file():
-        return path / "recipe.yaml"
-    names = list(list_recipes())
-    close = difflib.get_close_matches(str(name_or_path), names, 1)
-    lines = [f"did you mean {close[0]}?"] if close else []
-    lines.append(f"built-in recipes: {', '.join(names)}; or give the path of a YAML file")
-    raise ConfigError(f"there is no recipe {str(name_or_path)!r}", hint="\n".join(lines))
+    lengths: ClassVar[tuple[str, ...]] = ("steps", "time")  # of which exactly one is given
+    renamed: ClassVar[dict[str, str]] = {"checkpoint_blocks": "activation_checkpointing"}
 
+    steps: int | None = Field(None, gt=0, description="optimizer steps")
+    time: Seconds | None = Field(None, description='wall clock, as "3m"; fixes the steps from the first ones')
+    batch_tokens: int = Field(gt=0, description="tokens of one optimizer step")
+    sequence_length: int | None = Field(None, gt=0, description="tokens of one row")
+    microbatch: int | None = Field(None, gt=0, description="rows computed at once; null: as many as are fast")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: none")
+    evaluate_every: int | None = Field(None, gt=0, description="steps; null: ten times over the run")
+    checkpoint_every: int | None = Field(None, gt=0, description="steps; null: four times over the run")
+    keep: int = Field(1, gt=0, description="newest checkpoints kept")
+    activation_checkpointing: Annotated[Recompute, BeforeValidator(_recompute)] = Field(
+        "selective",
+        description="what going backward computes again: none, selective (what is cheap), or full (whole blocks: least"
+        " memory, slower; also true)",
+    )
 
-def recipe_verb(name_or_path: str | Path) -> Literal["pretrain", "finetune"]:
-    """The verb that runs a recipe. Raises ConfigError for one that does not exist."""
-    return _verb(read_recipe(name_or_path))
-
-
-def read_recipe(name_or_path: str | Path) -> Document:
-    """The recipe's settings, unchecked, with what it extends. Raises ConfigError."""
-    file = find_recipe(name_or_path)
-    return read_document(file, find=_extended(file))
-
-
-def _verb(document: Document) -> Literal["pretrain", "finetune"]:
-    return "finetune" if "adapter" in document.values else "pretrain"
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSection:
+        given = [name for name in self.lengths if getattr(self, name) is not None]
+        if len(given) != 1:
+            names = f"{', '.join(self.lengths[:-1])} and {self.lengths[-1]}"
+            raise ValueError(f"give exactly one of {names}, found {' and '.join(given) or 'none of them'}")
+        return self
 
 
-def load_recipe(
-    name_or_path: str | Path | Document | Recipe, overrides: dict[str, Any] | None = None
-) -> Recipe:
-    """The validated recipe with overrides (dotted key -> value) applied. Raises ConfigError."""
-    overrides = _exclusive(dict(overrides or {}))
-    if isinstance(name_or_path, Recipe):
-        if not overrides:
-            return name_or_path
-        document: Document = Document(name_or_path.model_dump(mode="json", exclude_unset=True), name="recipe")
-        return load_config(Recipe, document, overrides)
-    if isinstance(name_or_path, Document):
-        return load_config(Recipe, name_or_path, overrides)
-    document = read_recipe(name_or_path)
-    if _verb(document) == "finetune":
-        raise ConfigError(
-            f"{name_or_path} is a recipe for fine-tuning", hint=f"shoestring finetune {name_or_path} runs it"
-        )
-    hint = f"shoestring recipe show {name_or_path} lists all settings"
-    return load_config(Recipe, document, overrides, hint=hint)
+class RunRecipe(Config):
+    """What every job's recipe has; `job` is the verb that runs it. Run by `train.run.execute`."""
 
-
-def recipe_name(name_or_path: str | Path | Recipe) -> str:
-    """What a run of this recipe is called: the built-in's name or the file's stem."""
-    if isinstance(name_or_path, Recipe):
-        return "run"
-    path = Path(name_or_path)
-    if is_built_in(name_or_path) or path.name != "recipe.yaml":
-        return path.stem if path.suffix in (".yaml", ".yml") else path.name
-    return path.absolute().parent.name
-
-
-def _exclusive(overrides: dict[str, Any]) -> dict[str, Any]:
-    """One length given replaces the recipe's; a model to start from replaces the recipe's shapes."""
-    if any(overrides.get(key) is not None for key in _LENGTHS):
-        for key in _LENGTHS:
-            overrides.setdefault(key, None)
-    if overrides.get("model.init") is not None:
-        overrides["model"] = {"init": overrides.pop("model.init")}
-    return overrides
-
-
-def _extended(file: Path):
-    """`extends: NAME` means a recipe beside the file, else a built-in one."""
-
-    def find(name: str) -> Path:
-        for beside in (file.parent / name, file.parent / f"{name}.yaml"):
-            if beside.is_file():
-                return beside
-        return recipe_folder() / f"{name}.yaml"
-
-    return find
+    job: str
+    description: str = ""
+    model: Any  # each job says what may stand in these two
+    data: Any
+    train: TrainSection
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = CosineConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    budget: BudgetConfig = BudgetConfig()
+    log: LogConfig = LogConfig()
+    out: str | None = Field(None, description="run folder; null: runs/NAME-N")
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's own choice")

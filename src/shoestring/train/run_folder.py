@@ -8,27 +8,86 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from shoestring.core.config import Config, dump_yaml
 from shoestring.core.errors import RunError
 from shoestring.core.files import atomic_write
-from shoestring.train.recipe import load_recipe
+from shoestring.train import parallel
+from shoestring.train.checkpoint import checkpoints, clean, read_state
+from shoestring.train.metrics import truncate_metrics
+from shoestring.train.recipe import RunRecipe
+from shoestring.train.state import TrainerState
 
-RECIPE = "recipe.yaml"
-R = TypeVar("R", bound=Any)  # Recipe, or another kind of run's, with `out` and `precision`
-_MAY_CHANGE = ("description", "out", "train.keep")
+RECIPE, METRICS = "recipe.yaml", "metrics.jsonl"
+_MAY_CHANGE = ("description", "out", "train.keep", "budget.memory")
 _MAY_CHANGE_SECTION = "log."
+# (section, setting, what leaves it to the run)
+_SETTLED = (
+    ("precision", "compute", "auto"), ("budget", "engine", "auto"), ("budget", "slots", None),
+    ("budget", "inputs", "auto"), ("train", "microbatch", None),
+)  # fmt: skip
 
 
-def new_run(recipe: R, name: str, out: str | Path | None) -> tuple[R, Path]:
-    """The recipe with its `out`, and the folder made: `out`, or the first free runs/NAME-N.
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins. name: of its folder where the recipe has none. origin: of the recipe, for the header.
+
+    out: the folder of a run that goes on, None of a new one; checkpoint: to go on from, None where there is none yet.
+    """
+
+    recipe: Any  # a RunRecipe; each job knows its own
+    name: str
+    origin: str
+    out: Path | None = None
+    checkpoint: Path | None = None
+    state: TrainerState = field(default_factory=TrainerState)
+
+
+def resume(
+    text: str | Path, load: Callable[..., Any], overrides: dict[str, Any] | None = None, given: Any = None
+) -> Start:
+    """The run in a folder, with what a killed process left half written removed.
+
+    load: reads a recipe of its kind, with overrides. given: a recipe that was named as well. Raises RunError for
+    settings that must not differ.
+    """
+    out = find_run(text)
+    recipe = _resumed_recipe(out, given, overrides, load)
+    if parallel.rank() == 0:
+        clean(out)
+        save_recipe(recipe, out)
+    parallel.wait()
+    whole = checkpoints(out)
+    checkpoint = whole[-1] if whole else None
+    state = TrainerState() if checkpoint is None else read_state(checkpoint)
+    if parallel.rank() == 0:
+        truncate_metrics(out / METRICS, state.step)
+    return Start(recipe, out.name, f"of the run in {out}", out, checkpoint, state)
+
+
+def claim(recipe: RunRecipe, name: str) -> tuple[Any, Path]:
+    """A new run's folder, made by the first process, and the recipe that stands in it: `out`, or the first free
+    runs/NAME-N.
 
     Raises RunError if taken.
     """
-    chosen = out if out is not None else recipe.out
-    folder = Path(chosen) if chosen is not None else _next_free(Path("runs"), name)
+    folder = Path()
+    if parallel.rank() == 0:
+        folder = Path(recipe.out) if recipe.out is not None else _next_free(Path("runs"), name)
+        check_free(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(parallel.from_first(str(folder)))
+    recipe = recipe.model_copy(update={"out": str(folder)})
+    if parallel.rank() == 0:
+        save_recipe(recipe, folder)
+    return recipe, folder
+
+
+def check_free(folder: Path) -> None:
+    """Raises RunError where a new run cannot stand."""
     if folder.exists() and not folder.is_dir():
         raise RunError("this is a file, not a folder", str(folder), "choose another --out")
     if (folder / RECIPE).exists():
@@ -39,10 +98,6 @@ def new_run(recipe: R, name: str, out: str | Path | None) -> tuple[R, Path]:
         )
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RunError("this folder is not empty", str(folder), "choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = recipe.model_copy(update={"out": str(folder)})
-    save_recipe(recipe, folder)
-    return recipe, folder
 
 
 def save_recipe(recipe: Config, folder: Path) -> None:
@@ -60,21 +115,11 @@ def find_run(text: str | Path) -> Path:
     raise RunError("no run to resume here: there is no recipe.yaml", str(path), "give the --out folder of a run")
 
 
-def resumed_recipe(
-    folder: Path,
-    given: Any,
-    overrides: dict[str, Any] | None,
-    load: Callable[..., Any] = load_recipe,
-) -> Any:
-    """The recipe of the run in `folder`, with the harmless changes that are asked for.
-
-    given: a recipe named on the command line as well. load: reads a recipe of this kind, with overrides. Raises
-    RunError naming the settings that differ.
-    """
+def _resumed_recipe(folder: Path, given: Any, overrides: dict[str, Any] | None, load: Callable[..., Any]) -> Any:
+    """The recipe of the run in `folder`, with the harmless changes that are asked for."""
     saved = load(folder / RECIPE)
     wanted = given if given is not None else load(folder / RECIPE, overrides)
-    if wanted.precision.compute == "auto":  # the run has settled that
-        wanted = wanted.model_copy(update={"precision": saved.precision})
+    wanted = _as_settled(wanted, saved)
     if wanted.out is not None and Path(wanted.out).absolute() not in (
         folder.absolute(),
         Path(saved.out or "").absolute(),
@@ -84,10 +129,20 @@ def resumed_recipe(
     if differing:
         before, now = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
         lines = [f"{key}: {_show(before, key)} in the run, {_show(now, key)} now" for key in differing]
-        lines.append("a resume may change only log.*, train.keep and description; for anything else start a new run,")
-        lines.append("or continue from this model with --model.init")
+        lines.append("a resume may change only log.*, train.keep, budget.memory and description; for anything else")
+        lines.append("start a new run")
         raise RunError(f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines))
     return wanted.model_copy(update={"out": saved.out})
+
+
+def _as_settled(wanted: Any, saved: Any) -> Any:
+    """What `wanted` leaves open was settled when the run began."""
+    for section, name, left_open in _SETTLED:
+        settings = getattr(wanted, section)
+        if name in type(settings).model_fields and getattr(settings, name) == left_open:
+            settled = settings.model_copy(update={name: getattr(getattr(saved, section), name)})
+            wanted = wanted.model_copy(update={section: settled})
+    return wanted
 
 
 def _differences(first: Config, second: Config) -> list[str]:

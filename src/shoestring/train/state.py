@@ -30,7 +30,9 @@ class TrainerState:
     total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such
     number, which the schedule is made for. When the end moves at step `turn_step`, where the schedule stood at
     `turn_position`, the rest of the schedule is walked in strides that finish it there. best_loss: the lowest
-    held-out loss, at step best_step, kept where a run looks for it (`train.early_stopping`).
+    held-out loss, at step best_step, kept where a run looks for it (`train.early_stopping`). skipped_in_a_row: steps
+    that changed nothing, up to the last one (`train.loop`). matmul: which library multiplied which matrices
+    (`core.matmul_choice`), for the last bits of what follows.
     """
 
     step: int = 0
@@ -45,7 +47,9 @@ class TrainerState:
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
+    skipped_in_a_row: int = 0
     data: dict[str, Any] = field(default_factory=dict)
+    matmul: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
 
     def plan(self, total: int) -> None:

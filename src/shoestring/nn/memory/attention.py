@@ -22,7 +22,7 @@ from shoestring.nn.context import Context
 from shoestring.nn.linear import Linear
 from shoestring.nn.memory.cache import MemoryLayerCache
 from shoestring.nn.memory.config import MemoryBankConfig
-from shoestring.nn.memory.search import Source, recall, search
+from shoestring.nn.memory.search import Entries, recall, search
 from shoestring.nn.replay import replayed
 from shoestring.nn.slots import SlotRange, by_slots
 
@@ -32,7 +32,7 @@ class _Unit:
     """`count` tokens that search the same entries: one block of one document."""
 
     count: int
-    sources: Sequence[Source]
+    sources: Sequence[Entries]
 
 
 class MemoryAttention(GroupedQueryAttention):

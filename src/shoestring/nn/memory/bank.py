@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shoestring.nn.memory.approximate import ApproximateIndex
 from shoestring.nn.memory.config import MemoryBankConfig
-from shoestring.nn.memory.search import Source
+from shoestring.nn.memory.search import Entries
 
 
 @dataclass
@@ -75,7 +75,7 @@ class MemoryBank:
         self._next_slot += 1
         return self._next_slot - 1
 
-    def document_sources(self, slot: int, row: int, low: int, high: int, position: int) -> list[Source]:
+    def document_sources(self, slot: int, row: int, low: int, high: int, position: int) -> list[Entries]:
         """What the row holds of positions low .. high of the document that goes on at `position`.
 
         Empty when the row's document is another one: it ended elsewhere.
@@ -84,7 +84,7 @@ class MemoryBank:
             return []
         return self._sources(slot, row, max(low, self.begins[row], position - self.places), min(high, position))
 
-    def persistent_sources(self, slot: int) -> list[Source]:
+    def persistent_sources(self, slot: int) -> list[Entries]:
         """All that the persistent store holds, in one source for every row alike; empty in scope "document"."""
         used = min(self.ends[0], self.places)
         if not self.persistent or not used:
@@ -104,7 +104,7 @@ class MemoryBank:
             index = self._indexes[slot] = ApproximateIndex(self.keys[slot, 0, :, :used], self.ends[0])
         return index
 
-    def _sources(self, slot: int, row: int, low: int, high: int) -> list[Source]:
+    def _sources(self, slot: int, row: int, low: int, high: int) -> list[Entries]:
         if low >= high:
             return []
         first, last = low % self.places, (high - 1) % self.places + 1

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from shoestring.nn.memory.approximate import ApproximateIndex
 
-Source = tuple[Tensor, Tensor]
+Entries = tuple[Tensor, Tensor]
 _SCORES = 1 << 22  # scores held at once
 _FOUND = 1 << 22  # numbers of gathered keys held at once
 
 
 @torch.no_grad()
-def search(q_BHTC: Tensor, sources: Sequence[Source], k: int, index: ApproximateIndex | None = None) -> Tensor:
+def search(q_BHTC: Tensor, sources: Sequence[Entries], k: int, index: ApproximateIndex | None = None) -> Tensor:
     """-> hits [B, H, T, k], best first. index: searches the first source in place of the exact search."""
     batch, heads, tokens, width = q_BHTC.shape
     kv_heads = sources[0][0].shape[1] if sources else heads
@@ -104,14 +104,14 @@ def _weights(q: Tensor, keys: Sequence[Tensor], hits: Tensor, scale: float) -> t
     return scores.masked_fill(hits < 0, float("-inf")).softmax(-1).nan_to_num(0.0), found
 
 
-def recall(q_BHTC: Tensor, sources: Sequence[Source], hits_BHTk: Tensor, scale: float) -> Tensor:
+def recall(q_BHTC: Tensor, sources: Sequence[Entries], hits_BHTk: Tensor, scale: float) -> Tensor:
     """softmax(q·k · scale)·v over each query's hits -> [B, H, T, C]; zeros where a query has no hit."""
     if not sources:
         return torch.zeros_like(q_BHTC)
     return _Recall.apply(q_BHTC, hits_BHTk, scale, *(part.detach() for source in sources for part in source))
 
 
-def recall_plain(q_BHTC: Tensor, sources: Sequence[Source], k: int, scale: float) -> Tensor:
+def recall_plain(q_BHTC: Tensor, sources: Sequence[Entries], k: int, scale: float) -> Tensor:
     """The definition of search and recall, with every score held: a softmax over the k largest."""
     groups = q_BHTC.shape[1] // sources[0][0].shape[1]
     keys, values = (

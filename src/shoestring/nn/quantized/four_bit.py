@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.nn.frozen import FrozenProducts, added, frozen_linear, frozen_products
 from shoestring.nn.quantized.config import Int4Config, NF4Config
 from shoestring.nn.quantized.int8 import dense_linear
@@ -134,8 +134,8 @@ class NF4Linear(FourBitLinear):
 @frozen_products.register
 def _(linear: FourBitLinear) -> FrozenProducts:
     return FrozenProducts(
-        lambda x, thin=None, rows=None: added(product(x, linear.weights(x.dtype)), thin),
-        lambda g, thin=None, onto=None: added(product(g, linear.weights(g.dtype).t()), thin, onto),
+        lambda x, thin=None, rows=None: added(matmul(x, linear.weights(x.dtype)), thin),
+        lambda g, thin=None, onto=None: added(matmul(g, linear.weights(g.dtype).t()), thin, onto),
     )
 
 

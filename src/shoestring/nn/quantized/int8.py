@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.matmul import product
+from shoestring.core.matmul import matmul
 from shoestring.kernels import int8 as integers
 from shoestring.kernels.int8 import Rows, Thin
 from shoestring.nn.frozen import FrozenProducts, added, frozen_linear, frozen_products
@@ -95,12 +95,12 @@ def _(linear: Int8Linear) -> FrozenProducts:
         if computes_in_integers(linear, x):
             y = integers.product(_rounded(x) if rows is None else rows, linear.codes, linear.scale, thin)
             return y.view(*x.shape[:-1], -1).to(x.dtype)
-        return added(product(x, linear.codes.to(x.dtype)).mul_(linear.scale.to(x.dtype)), thin)
+        return added(matmul(x, linear.codes.to(x.dtype)).mul_(linear.scale.to(x.dtype)), thin)
 
     def backward(gradient: Tensor, thin: Thin | None = None, onto: Tensor | None = None) -> Tensor:
         if not computes_in_integers(linear, gradient):
             scaled = gradient * linear.scale.to(gradient.dtype)
-            return added(product(scaled, linear.codes.to(gradient.dtype).t()), thin, onto)
+            return added(matmul(scaled, linear.codes.to(gradient.dtype).t()), thin, onto)
         rows = integers.quantize_rows(gradient.flatten(end_dim=-2), linear.scale)
         if onto is not None and onto.dtype == torch.float32:
             integers.product(rows, linear.codes.t(), thin=thin, onto=onto.flatten(end_dim=-2))

@@ -1,0 +1,169 @@
+"""`finetune(model, data, ...)`: from a model and examples to an adapter, or a model, in a run folder.
+
+Examples become packed supervised batches; LoRA, DoRA, LoRA on a quantized base, or every weight is trained on them; the
+best checkpoint by held-out loss is kept beside the newest. Checkpoints are PEFT folders, or model folders for full
+fine-tuning, with the trainer's state inside. `resume` continues to bit-identical weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.errors import ConfigError
+from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
+from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, load_answers
+from shoestring.finetuning.config import FinetuneRecipe, finetune_recipe, is_finetune_recipe, load_finetune_recipe
+from shoestring.finetuning.everyday import everyday_examples
+from shoestring.finetuning.material import Material, open_material
+from shoestring.finetuning.model import adapted_model, job_shape, options, read_speed
+from shoestring.finetuning.preserve import preserving
+from shoestring.finetuning.result import FinetuneResult, model_and_data
+from shoestring.finetuning.write import as_at, best_checkpoint, write_files
+from shoestring.offload.engine import StreamedEngine
+from shoestring.train import parallel
+from shoestring.train.early_stopping import EarlyStopping
+from shoestring.train.engine import LocalEngine
+from shoestring.train.evaluation import Evaluation, measure
+from shoestring.train.loop import Callback
+from shoestring.train.metrics import flops_per_token
+from shoestring.train.objective import Objective, next_token
+from shoestring.train.planning import settle, this_machine
+from shoestring.train.resident import ResidentEngine
+from shoestring.train.result import common_header, length_line
+from shoestring.train.run import Opened, Run, Wiring, dotted, execute
+from shoestring.train.run_folder import Start
+from shoestring.train.run_folder import resume as resume_run
+
+
+def finetune(
+    model: str | Path | None = None,
+    data: str | Path | None = None,
+    resume: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    memory: str | int | None = None,
+    **settings: Any,
+) -> FinetuneResult:
+    """Fine-tune `model` on the examples in `data`, or continue the run in the folder `resume`.
+
+    model: or a recipe, by name or file, which may say which data. memory: of the whole process at most, as "1GB".
+    overrides: dotted settings of `FinetuneRecipe`; keywords are settings as well, two underscores for a dot:
+    `finetune("smollm2-135m", "mine.jsonl", adapter__method="dora", train__time="10m", out="runs/mine")`. Progress goes
+    to stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError (before any work, with the least
+    memory that would do), and Interrupted when the user stopped the run.
+    """
+    changed = dotted(overrides, settings)
+    if memory is not None:
+        changed["budget.memory"] = memory
+    parallel.start()
+    if resume is not None:
+        named = {"model": model, "data.source": data}
+        changed |= {key: str(value) for key, value in named.items() if value is not None}
+        start = resume_run(resume, load_finetune_recipe, changed)
+    elif model is None or (data is None and not is_finetune_recipe(model)):
+        hint = "finetune(MODEL, FILE), finetune(RECIPE), or resume=OUT"
+        raise ConfigError("fine-tuning needs a model and data", hint=hint)
+    else:
+        recipe = finetune_recipe(str(model), None if data is None else str(data), changed)
+        start = Start(recipe, "finetune", str(model) if is_finetune_recipe(model) else "as the command says")
+    job = FinetuneJob()
+    run = execute(job, start)
+    return job.result(run)
+
+
+class FinetuneJob:
+    """A `train.run.Job`: supervised examples, an adapter or every weight."""
+
+    verb, held_out = "finetune", "loss"
+    help = "a lower optimizer.learning_rate may help"
+    material: Material
+    recipe: FinetuneRecipe
+    engine: LocalEngine
+
+    def open(self, start: Start) -> Opened:
+        recipe, device = start.recipe, resolve_device(start.recipe.device)
+        material = self.material = open_material(start)
+        machine = this_machine(recipe, read_speed(material.base))
+        recipe, choice = settle(recipe, job_shape(recipe, material), options(recipe, material), machine)
+        self.recipe, spec, world = recipe, choice.spec, parallel.world_size()
+
+        def make() -> Any:
+            return adapted_model(recipe, spec, material, start.checkpoint, device)
+
+        compute = resolve_dtype(recipe.precision.dtype)
+        self.engine = StreamedEngine(make, compute) if self.streams else ResidentEngine(make, compute, spec.recompute)
+        decoder = self.engine.load()
+        rows, length = material.rows, material.length
+        stream = SupervisedStream(
+            material.dataset, length, spec.microbatch, rows * world, recipe.data.layout, recipe.seed, "train",
+            parallel.rank(), world, recipe.data.longest_first,
+        )  # fmt: skip
+        steps = recipe.train.steps
+        if recipe.train.epochs is not None:
+            steps = max(round(recipe.train.epochs * stream.samples_per_epoch / (rows * world)), 1)
+        how_long = length_line(recipe, steps, f"up to {rows * world * length:,} tokens")
+        header = model_and_data(recipe, decoder, material)
+        header += common_header(recipe, choice.prediction, how_long, start.state)
+        # A frozen weight costs no gradient of its own: four operations of six.
+        flops = flops_per_token(material.config, length) * (1 if recipe.adapter.method == "full" else 4 / 6)
+        return Opened(
+            recipe, self.engine, stream, rows // spec.microbatch, steps, flops, choice.prediction, "\n".join(header)
+        )
+
+    @property
+    def streams(self) -> bool:
+        """Whether every pass over the model reads it from disk."""
+        return self.recipe.budget.engine == "streamed"
+
+    def wire(self, out: Path, start: Start) -> Wiring:
+        recipe, material, decoder = self.recipe, self.material, self.engine.decoder
+        if isinstance(self.engine, StreamedEngine) and recipe.budget.inputs == "disk":
+            self.engine.spill = out
+        callbacks: list[Callback] = []
+        if material.held_out:
+            if start.checkpoint is None:
+                before = measure(decoder, self._held_out(), self.engine.compute)
+                start.state.events.append({"event": "started", "step": 0, "before": before.loss})
+            held_out, tokens = self._held_out(), material.rows * parallel.world_size() * material.length
+            evaluation = Evaluation(
+                decoder, held_out, held_out, recipe.train.evaluate_every, tokens, self.engine.compute
+            )
+            callbacks = [evaluation, EarlyStopping(recipe.train.patience)]
+        if start.checkpoint is None and parallel.rank() == 0:
+            self._interview().before(decoder, out)
+        objective: Objective = next_token
+        if recipe.preserve.source is not None:
+            ordinary = material.ordinary or everyday_examples(recipe.preserve, material, decoder, out)
+            objective = preserving(next_token, recipe, ordinary, decoder, start.state.step)
+        return Wiring(objective, lambda folder: write_files(recipe, material, decoder, folder), callbacks)
+
+    def result(self, run: Run) -> FinetuneResult:
+        """Figures of a finished run, and what the best checkpoint answers now."""
+        best, answers = best_checkpoint(run), load_answers(run.out)
+        if run.opened is not None and parallel.rank() == 0:
+            decoder = self.engine.decoder
+            if best != run.checkpoint:
+                decoder = as_at(best, self.recipe, decoder, resolve_device(self.recipe.device))
+            answers = self._interview().after(decoder, run.out)
+        if run.opened is not None:
+            self.engine.close()
+        started = [values["before"] for values in run.state.events if values["event"] == "started"]
+        return FinetuneResult(
+            **run.figures(), best=best, method=run.recipe.adapter.method, loss_before=started[0] if started else None,
+            loss_after=run.state.best_loss, answers=answers, plot=run.plot(),
+        )  # fmt: skip
+
+    def _held_out(self) -> SupervisedPass:
+        recipe, material = self.recipe, self.material
+        at_once = material.rows if self.streams else recipe.train.microbatch  # a pass may read the whole model
+        assert at_once is not None
+        return SupervisedPass(
+            material.dataset, "validation", material.length, at_once, recipe.data.layout,
+            recipe.train.evaluate_examples, parallel.rank(), parallel.world_size(),
+        )  # fmt: skip
+
+    def _interview(self) -> Interview:
+        recipe, material = self.recipe, self.material
+        longest = STREAMED_ANSWER if self.streams else ANSWER
+        return Interview(material.dataset, recipe.data, material.generation, recipe.train.answers, longest)

@@ -1,0 +1,92 @@
+"""What a fine-tuning run is made of, opened and checked: the base model's folder, the examples, the rows of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoestring.core.errors import ConfigError, ModelFileError
+from shoestring.data.supervised.batches import padded_length, row_lengths
+from shoestring.data.supervised.dataset import SupervisedDataset
+from shoestring.finetuning.config import EVERYDAY, FinetuneRecipe
+from shoestring.finetuning.examples import prepare_dataset
+from shoestring.finetuning.preserve import ordinary_examples
+from shoestring.models.config import ModelConfig
+from shoestring.models.fingerprint import Fingerprint
+from shoestring.models.folder import GenerationDefaults, read_config, read_generation_config
+from shoestring.models.peft_folder import is_adapter
+from shoestring.models.resolve import find_model
+from shoestring.models.weight_files import weight_paths
+from shoestring.train import parallel
+from shoestring.train.run import say
+from shoestring.train.run_folder import Start
+
+_SHORTEST_ROW, _LONGEST_ROW = 256, 2048  # tokens, when the recipe leaves the length open
+
+
+@dataclass(frozen=True)
+class Material:
+    """base: folder of the model to begin from. rows: of one optimizer step on this rank; length: tokens of a row.
+
+    lengths: how many lengths rows have, once padded. ordinary: examples on which the model is to stay as it is, where
+    they are there already.
+    """
+
+    base: Path
+    config: ModelConfig
+    generation: GenerationDefaults
+    dataset: SupervisedDataset
+    ordinary: SupervisedDataset | None
+    rows: int
+    length: int
+    lengths: int
+
+    @property
+    def padded(self) -> int:
+        """Tokens of a row as it is computed."""
+        return padded_length(self.length)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether there are examples to measure with."""
+        return len(self.dataset.indices("validation")) > 0
+
+
+def open_material(start: Start) -> Material:
+    """Raises ConfigError, DataError and ModelFileError for what does not fit together."""
+    recipe: FinetuneRecipe = start.recipe
+    settings = recipe.train
+    base = find_model(recipe.model, say=say)
+    if is_adapter(base):
+        raise ModelFileError(
+            "this is an adapter: fine-tuning begins from a whole model", str(base),
+            f"merge it first: shoestring merge {recipe.model}",
+        )  # fmt: skip
+    config = read_config(base)
+    if settings.sequence_length is not None and settings.sequence_length > config.context:
+        raise ConfigError(
+            f"train.sequence_length ({settings.sequence_length}) is longer than the model's context ({config.context})"
+        )
+    longest = settings.sequence_length or min(config.context, _LONGEST_ROW)
+    dataset = prepare_dataset(recipe.data, base, longest, say)
+    held = recipe.preserve.source
+    ordinary = None if held in (None, EVERYDAY) else ordinary_examples(str(held), recipe.preserve, base)
+    length = settings.sequence_length or min(max(dataset.counts.longest, _SHORTEST_ROW), longest)
+    rows = max(-(-settings.batch_tokens // (length * parallel.world_size())), 1)
+    if settings.microbatch is not None and rows % settings.microbatch:
+        raise ConfigError(f"train.microbatch ({settings.microbatch}) must divide the {rows} rows of each process")
+    lengths = row_lengths(dataset, recipe.data.layout, length)
+    _check_weights(base, start)
+    return Material(base, config, read_generation_config(base), dataset, ordinary, rows, length, lengths)
+
+
+def _check_weights(base: Path, start: Start) -> None:
+    """A run goes on with the weights that it began with. Raises ModelFileError for others."""
+    digest = Fingerprint.of(weight_paths(base)).digest
+    began = [event["digest"] for event in start.state.events if event["event"] == "source"]
+    if start.checkpoint is None:
+        start.state.events.append({"event": "source", "step": 0, "digest": digest})
+    elif began and began[0] != digest:
+        raise ModelFileError(
+            "the model's weights are not those that this run began with", str(base), "put them back, or start a new run"
+        )

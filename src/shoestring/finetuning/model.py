@@ -1,0 +1,106 @@
+"""The model of a fine-tuning run: its base as the plan keeps it, frozen, with its adapter; and its shape for that plan.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from shoestring.core import console
+from shoestring.core.machine import file_read_speed
+from shoestring.data.supervised.batches import padded_length
+from shoestring.finetuning.config import FinetuneRecipe
+from shoestring.finetuning.material import Material
+from shoestring.models.adapters import attach, halve_bases
+from shoestring.models.builder import build
+from shoestring.models.decoder import Decoder
+from shoestring.models.folder import load_model
+from shoestring.models.peft_folder import load_adapter
+from shoestring.models.weight_files import WeightFiles, weight_paths
+from shoestring.offload.model import open_streamed
+from shoestring.plan.choose import usual_microbatch
+from shoestring.plan.constants import MICROBATCH_TOKENS
+from shoestring.plan.shapes import EngineSpec, JobShape, Options, WeightFormat
+from shoestring.train.planning import engines
+
+
+def job_shape(recipe: FinetuneRecipe, material: Material) -> JobShape:
+    """As the plan sees the run."""
+    adapter, config = recipe.adapter, material.config
+    lora = adapter.lora()
+    trained, ranks = config.parameter_count(), 0
+    if lora is not None:
+        shapes = build(config, device="meta")
+        linears = attach(shapes, lora, modules=adapter.modules)
+        trained = sum(p.numel() for p in shapes.parameters() if p.requires_grad)
+        ranks = lora.rank * len(linears) // config.unique_layers
+    frozen: WeightFormat | None = None
+    if lora is not None:
+        frozen = "bfloat16" if recipe.halves_base() else recipe.frozen_kind() or "float32"
+    return JobShape(
+        config, material.rows, material.padded, trained, full=lora is None, adapter_rank=ranks,
+        dora=adapter.method == "dora", frozen=frozen, source=source_dtype(material.base), lengths=material.lengths,
+        compute=recipe.precision.settled,
+        compared=padded_length(recipe.preserve.tokens) if recipe.preserve.source is not None else 0,
+    )  # fmt: skip
+
+
+def options(recipe: FinetuneRecipe, material: Material) -> Options:
+    """What the recipe leaves to the plan."""
+    budget, full = recipe.budget, recipe.adapter.method == "full"
+    streams = not full and recipe.preserve.source is None
+    chosen = engines(recipe, streams)
+    if budget.weights != "source":
+        chosen = ("streamed",)
+    advice: tuple[str, ...] = ()
+    if full:
+        advice = ("LoRA (--method lora) takes much less than training every weight",)
+    elif recipe.frozen_kind() is None:
+        advice = ("so does --budget.weights int4, which rounds the frozen weights",)
+    return Options(
+        chosen,
+        usual=usual_microbatch(material.rows, material.padded, MICROBATCH_TOKENS),
+        microbatch=recipe.train.microbatch,
+        recompute=recipe.train.activation_checkpointing,
+        weights=recipe.frozen_kind() or budget.weights,
+        slots=budget.slots,
+        spilled=None if budget.inputs == "auto" else budget.inputs == "disk",
+        advice=advice,
+    )
+
+
+def adapted_model(
+    recipe: FinetuneRecipe, spec: EngineSpec, material: Material, checkpoint: Path | None, device: torch.device
+) -> Decoder:
+    """The model of the plan, fresh or from a checkpoint; frozen with its adapter, or whole."""
+    config = recipe.adapter.lora()
+    if config is None:
+        return load_model(checkpoint or material.base, device, torch.float32)
+    if spec.engine == "streamed":
+        decoder: Decoder = open_streamed(
+            material.base, spec.weights, spec.slots, device, say=lambda text: console.err.print(text),
+            compute="int8" if recipe.precision.compute == "int8" else "float",
+        )  # fmt: skip
+    else:
+        decoder = load_model(material.base, device, torch.float32, recipe.frozen_config())
+    if checkpoint is not None:
+        load_adapter(decoder, checkpoint)
+    else:
+        attach(decoder, config, recipe.seed, recipe.adapter.modules)
+    if recipe.halves_base() and spec.engine != "streamed":
+        halve_bases(decoder)
+    return decoder
+
+
+@functools.cache
+def read_speed(base: Path) -> float:
+    """Of the disk that holds the model, in bytes per second."""
+    return file_read_speed(max(weight_paths(base), key=lambda path: path.stat().st_size))
+
+
+def source_dtype(base: Path) -> str:
+    """The dtype of the model's largest matrix on disk."""
+    with WeightFiles(base) as files:
+        return str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")

@@ -1,0 +1,68 @@
+"""What a fine-tuning run says before and after: the header, and `FinetuneResult`, whose text is the closing lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shoestring.core import console
+from shoestring.core.units import format_count
+from shoestring.data.supervised.show import header_line
+from shoestring.finetuning.before_after import Answer, side_by_side
+from shoestring.finetuning.config import FinetuneRecipe
+from shoestring.finetuning.material import Material
+from shoestring.models.decoder import Decoder
+from shoestring.train.result import RunResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult(RunResult):
+    """best: the adapter or model with the lowest held-out loss; `checkpoint` is the newest.
+
+    loss_before, loss_after: nats per supervised held-out token, before the first step and at the best one.
+    """
+
+    best: Path
+    method: str
+    loss_before: float | None
+    loss_after: float | None
+    answers: list[Answer] = field(default_factory=list)
+
+    @property
+    def model(self) -> Path:
+        """OUT/latest, or OUT/best where an earlier checkpoint was better."""
+        return self.out / ("latest" if self.best == self.checkpoint else "best")
+
+    def __str__(self) -> str:
+        done = [self.cost()]
+        if self.loss_before is not None and self.loss_after is not None:
+            done.insert(0, f"held-out loss {self.loss_before:.3f} → {self.loss_after:.3f}")
+        lines = [f"done      {' · '.join(done)}"]
+        if self.best != self.checkpoint:
+            lines.append(f"best      {self.best.name}: held-out loss is higher in {self.checkpoint.name}, the newest")
+        if self.answers:
+            lines += ["", side_by_side(self.answers, console.out.width), ""]
+        if self.method == "full":
+            lines.append(f"model     {self.model}")
+        else:
+            lines.append(f"adapter   {self.model} (PEFT)")
+        lines.append(f"chat      shoestring chat {self.model}")
+        if self.method != "full":
+            lines.append(f"merge     shoestring merge {self.model}")
+        return "\n".join(lines)
+
+
+def model_and_data(recipe: FinetuneRecipe, decoder: Decoder, material: Material) -> list[str]:
+    """Their lines of the header."""
+    trained = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
+    section = recipe.adapter
+    method: str = section.method
+    if method != "full":
+        method += f", rank {section.rank}" + (f" on {section.base}" if method == "qlora" else "")
+    size = format_count(decoder.config.parameter_count())
+    counts = material.dataset.counts
+    return [
+        f"model     {recipe.model}: {size} parameters, {format_count(trained)} trained ({method})",
+        f"data      {header_line(material.dataset)}",
+        f"split     {counts.train:,} to learn from, {counts.validation:,} held out",
+    ]

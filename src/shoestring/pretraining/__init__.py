@@ -1,0 +1,1 @@
+"""Pretraining: from a recipe to a trained model in a run folder."""

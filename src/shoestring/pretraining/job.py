@@ -1,0 +1,140 @@
+"""`pretrain(recipe)`: from a recipe to a trained model in a run folder. What `shoestring pretrain` does.
+
+Text becomes packed batches, every weight of a fresh or given model is trained on them, held-out text is measured beside
+`xz -9e`; a Hugging Face folder, metrics and a plot are left. `resume` continues a run to bit-identical weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.errors import ConfigError
+from shoestring.data.loader import PackedLoader, SequentialPass
+from shoestring.evaluate.xz import xz_bytes
+from shoestring.models.folder import read_config, write_model_files
+from shoestring.plan.shapes import JobShape, Options
+from shoestring.pretraining.config import PretrainRecipe, load_pretrain_recipe
+from shoestring.pretraining.material import Material, open_material
+from shoestring.pretraining.result import PretrainResult, model_and_data
+from shoestring.train import parallel
+from shoestring.train.evaluation import Evaluation
+from shoestring.train.memory_banks import MemoryBanks
+from shoestring.train.metrics import flops_per_token
+from shoestring.train.objective import next_token
+from shoestring.train.planning import engines, settle, this_machine
+from shoestring.train.recipe_files import is_built_in, recipe_name
+from shoestring.train.resident import ResidentEngine
+from shoestring.train.result import common_header, length_line
+from shoestring.train.run import Opened, Wiring, dotted, execute
+from shoestring.train.run_folder import Start
+from shoestring.train.run_folder import resume as resume_run
+
+
+def pretrain(
+    recipe: str | Path | PretrainRecipe | None = None,
+    resume: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    **settings: Any,
+) -> PretrainResult:
+    """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out).
+
+    overrides: dotted settings, as on the command line; keywords are settings as well, with two underscores
+    for a dot: `pretrain("quickstart", train__time="2m", out="runs/mine")`. Progress goes to stderr. Raises
+    ConfigError, DataError, ModelFileError, RunError, BudgetError, and Interrupted when the user stopped the run.
+    """
+    changed = dotted(overrides, settings)
+    parallel.start()
+    given = load_pretrain_recipe(recipe, changed) if recipe is not None else None
+    if resume is not None:
+        start = resume_run(resume, load_pretrain_recipe, changed, given)
+    elif given is not None and recipe is not None:
+        name = recipe_name(recipe)
+        built_in = not isinstance(recipe, PretrainRecipe) and is_built_in(recipe)
+        start = Start(given, name, f"{name} (built in)" if built_in else name)
+    else:
+        raise ConfigError("give a recipe, or a run to resume", hint="shoestring recipe list names the built-in ones")
+    job = PretrainJob()
+    run = execute(job, start)
+    held_out, xz = run.state.held_out, None
+    if run.opened is not None and held_out is not None and parallel.rank() == 0:
+        xz = xz_bytes(job.material.shards, held_out)
+    return PretrainResult(
+        **run.figures(),
+        parameters=read_config(run.checkpoint).parameter_count(),
+        bits_per_byte=held_out.bits_per_byte if held_out else None,
+        held_out_loss=held_out.loss if held_out else None,
+        held_out_bytes=held_out.bytes if held_out else 0,
+        xz_bytes=xz,
+        plot=run.plot(8 * xz / held_out.bytes if xz is not None and held_out is not None else None),
+    )
+
+
+class PretrainJob:
+    """A `train.run.Job`: packed text, every weight, next-token loss."""
+
+    verb, held_out = "pretrain", "bits/byte"
+    help = "a lower optimizer.learning_rate or a longer schedule.warmup may help"
+    material: Material
+    engine: ResidentEngine
+    stream: PackedLoader
+
+    def open(self, start: Start) -> Opened:
+        recipe, device = start.recipe, resolve_device(start.recipe.device)
+        rows, world = recipe.train.rows, parallel.world_size()
+        if rows % world:
+            raise ConfigError(f"the {rows} rows of a batch cannot be shared by {world} processes")
+        self.material = open_material(start, device)
+        config, length = self.material.config, recipe.train.sequence_length
+        trained = config.parameter_count()
+        shape = JobShape(config, rows // world, length, trained, compute=recipe.precision.settled)
+        settings = recipe.train
+        options = Options(engines(recipe), rows // world, settings.microbatch, settings.activation_checkpointing)
+        recipe, choice = settle(recipe, shape, options, this_machine(recipe))
+        spec = choice.spec
+        self.engine = ResidentEngine(self.material.make, resolve_dtype(recipe.precision.dtype), spec.recompute)
+        self.engine.load()
+        self.stream = PackedLoader(
+            self.material.shards, "train", length, spec.microbatch, recipe.seed, parallel.rank(), world,
+            recipe.data.separate_documents, recipe.data.prefetch, self.material.external.get("train"),
+            rows if recipe.data.continue_documents else None,
+        )  # fmt: skip
+        steps = recipe.train.planned_steps
+        length_of_run = length_line(recipe, steps, f"{recipe.train.batch_tokens:,} tokens")
+        header = [
+            *model_and_data(config, recipe.data.source, self.material.shards),
+            *common_header(recipe, choice.prediction, length_of_run, start.state),
+        ]
+        return Opened(
+            recipe, self.engine, self.stream, rows // world // spec.microbatch, steps, flops_per_token(config, length),
+            choice.prediction, "\n".join(header),
+        )  # fmt: skip
+
+    def wire(self, out: Path, start: Start) -> Wiring:
+        recipe, material, decoder = start.recipe, self.material, self.engine.decoder
+        settings, rank, world = recipe.train, parallel.rank(), parallel.world_size()
+        microbatches = settings.rows // world // settings.microbatch
+        banks = MemoryBanks.of(
+            decoder, recipe.data.continue_documents, settings.microbatch, microbatches, out, world
+        )
+        if banks is not None and start.checkpoint is not None:
+            banks.read(start.checkpoint)
+        self.engine.banks = banks
+
+        def held_out(tokens: int | None) -> SequentialPass:
+            return SequentialPass(
+                material.shards, "validation", settings.sequence_length, settings.microbatch,
+                recipe.data.separate_documents, tokens, rank, world, material.external.get("validation"),
+            )  # fmt: skip
+
+        def write(folder: Path) -> None:
+            write_model_files(decoder, folder, material.shards.tokenizer)
+            if banks is not None:
+                banks.write(folder)
+
+        evaluation = Evaluation(
+            decoder, held_out(settings.evaluate_tokens), held_out(settings.final_evaluate_tokens),
+            settings.evaluate_every, settings.batch_tokens, self.engine.compute,
+        )  # fmt: skip
+        return Wiring(next_token, write, [evaluation], lambda: {**self.stream.state(), "shards": material.digest})

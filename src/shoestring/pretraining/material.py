@@ -1,0 +1,84 @@
+"""What a pretraining run is made of, opened and checked: text as shards, the model's config, a way to its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from shoestring.core.errors import ConfigError, DataError
+from shoestring.data.loader import ExternalVectors
+from shoestring.data.shards import ShardFolder
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.models.builder import build
+from shoestring.models.config import ModelConfig
+from shoestring.models.decoder import Decoder
+from shoestring.models.folder import load_model, read_config
+from shoestring.models.resolve import find_model
+from shoestring.pretraining.config import InitFrom, PretrainRecipe
+from shoestring.pretraining.dataset import external_vectors, open_dataset
+from shoestring.train.run import say
+from shoestring.train.run_folder import Start
+
+
+@dataclass(frozen=True)
+class Material:
+    """make: the model in float32, fresh, from a model to continue from, or from the checkpoint of a run that goes on.
+
+    external: for each split the vectors that the model's input adapter takes, {} where it takes none.
+    """
+
+    config: ModelConfig
+    shards: ShardFolder
+    external: dict[str, ExternalVectors]
+    make: Callable[[], Decoder]
+
+    @property
+    def digest(self) -> str:
+        """Of the text, by which a run that goes on knows it again."""
+        return self.shards.index["sha256"]
+
+
+def open_material(start: Start, device: torch.device) -> Material:
+    """Raises ConfigError, DataError and ModelFileError for what does not fit together."""
+    recipe: PretrainRecipe = start.recipe
+    folder, tokenizer = start.checkpoint, None
+    if isinstance(recipe.model, InitFrom):
+        source = find_model(recipe.model.init, say=say)
+        tokenizer = Tokenizer.load(source)
+        folder = folder or source
+    shards = open_dataset(recipe.data, tokenizer, say)
+    if start.checkpoint is not None and start.state.data.get("shards") != shards.index["sha256"]:
+        raise DataError(
+            "the text or its preparation has changed since this run began",
+            recipe.data.source,
+            "continue from its model with --model.init instead",
+        )
+    if folder is None:
+        assert isinstance(recipe.model, ModelConfig)
+        config = recipe.model
+    else:
+        config = read_config(folder)
+    _check_sizes(recipe, config, shards)
+
+    def make() -> Decoder:
+        if folder is None:
+            return build(config, device=device, seed=recipe.seed)
+        return load_model(folder, device=device, dtype=torch.float32)
+
+    return Material(config, shards, external_vectors(config, shards, say), make)
+
+
+def _check_sizes(recipe: PretrainRecipe, config: ModelConfig, shards: ShardFolder) -> None:
+    if shards.vocabulary_size > config.vocabulary:
+        raise ConfigError(
+            f"the tokenizer has {shards.vocabulary_size:,} ids and the model rows for {config.vocabulary:,}",
+            hint=f"set model.vocabulary to at least {shards.vocabulary_size}, or data.tokenizer.vocabulary to"
+            f" {config.vocabulary}",
+        )
+    if recipe.train.sequence_length > config.context:
+        raise ConfigError(
+            f"train.sequence_length ({recipe.train.sequence_length}) is longer than the model's context"
+            f" ({config.context})"
+        )

@@ -1,0 +1,222 @@
+"""The engine protocol: what holds the weights and turns microbatches into an update. `LocalEngine` is its common half.
+
+    load -> begin -> (forward_backward -> optimizer_step)* -> close
+
+The loop knows nothing else: it never touches `.grad`, and a step that was skipped is a result. Engines differ in
+`load` and `forward_backward` (`train.resident`, `offload.engine`); where parameters and moments lie in this process,
+as in both, the rest is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from shoestring.core.errors import RunError
+from shoestring.data.batch import Batch
+from shoestring.models.decoder import Decoder
+from shoestring.models.weights import TensorFile
+from shoestring.train import parallel
+from shoestring.train.config import OptimizerConfig
+from shoestring.train.objective import Loss, Objective
+from shoestring.train.optimizer import build_optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """norm: of all gradients before clipping. skipped: the weights are as they were, because of `reason`."""
+
+    norm: float
+    skipped: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What a checkpoint needs beside the weights. tensors: by "PARAMETER/key"; numbers: by parameter, for JSON."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, dict[str, float]]
+
+
+class Engine(Protocol):
+    """name: as `budget.engine` says it. Losses and norms are those of all ranks together."""
+
+    name: str
+
+    def load(self) -> Decoder:
+        """The model, ready to be adapted; what is trained is settled when `begin` is called."""
+        ...
+
+    def begin(self, objective: Objective, optimizer: OptimizerConfig, step: int = 0) -> None:
+        """Ready to train: `step` optimizer steps have been done."""
+        ...
+
+    def forward_backward(self, microbatches: Sequence[Batch]) -> Loss:
+        """Add up the gradients of one optimizer step."""
+        ...
+
+    def optimizer_step(self, clip: float | None, rate: float) -> StepResult:
+        """Apply them, at `rate` times the highest learning rate, and drop them."""
+        ...
+
+    def abandon(self) -> None:
+        """Drop the gradients of a step that cannot be finished."""
+        ...
+
+    def state(self) -> EngineState: ...
+
+    def restore(self, file: TensorFile, numbers: dict[str, dict[str, float]]) -> None:
+        """Take back what `state` gave. Raises RunError where it does not fit."""
+        ...
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value on all ranks."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalEngine:
+    """Parameters, gradients and moments in this process; each rank has them all, and gradients are summed.
+
+    make: gives the model in memory. compute: the dtype that matmuls run in (autocast).
+    """
+
+    name = ""
+
+    def __init__(self, make: Callable[[], Decoder], compute: torch.dtype = torch.float32):
+        self.compute = compute
+        self.decoder: Decoder
+        self.optimizer: torch.optim.Optimizer
+        self.objective: Objective
+        self.steps = 0
+        self._make = make
+        self._finite = True
+
+    @classmethod
+    def around(cls, decoder: Decoder, objective: Objective, *arguments: Any, **options: Any) -> Self:
+        """For a loop of one's own: `forward_backward` leaves gradients in `.grad`, for any torch optimizer."""
+        engine = cls(lambda: decoder, *arguments, **options)
+        engine.load()
+        engine.objective = objective
+        return engine
+
+    def load(self) -> Decoder:
+        self.decoder = self._make()
+        return self.decoder
+
+    def begin(self, objective: Objective, optimizer: OptimizerConfig, step: int = 0) -> None:
+        self.objective, self.steps = objective, step
+        self.optimizer = build_optimizer(optimizer, self.decoder)
+        self._highest = [group["lr"] for group in self.optimizer.param_groups]
+        self.decoder.train()
+
+    def optimizer_step(self, clip: float | None, rate: float) -> StepResult:
+        norm = _clip(self.parameters(), clip)
+        self.steps += 1
+        if not (self._finite and math.isfinite(norm)):
+            self.abandon()
+            what = "the gradient's norm" if self._finite else "the loss"
+            return StepResult(norm, True, f"{what} is not a finite number")
+        for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
+            group["lr"] = highest * rate
+        self.optimizer.step()
+        self.abandon()
+        return StepResult(norm)
+
+    def abandon(self) -> None:
+        for parameter in self.decoder.parameters():  # the optimizer's, and those that move by a rule of their own
+            parameter.grad = None
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Those that are trained."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def state(self) -> EngineState:
+        """Views of the live tensors on a CPU."""
+        names = {id(parameter): name for name, parameter in self.decoder.named_parameters()}
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, dict[str, float]] = {}
+        for parameter, values in self.optimizer.state.items():
+            name = names[id(parameter)]
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{name}/{key}"] = value.detach().to("cpu").contiguous()
+                else:
+                    numbers.setdefault(name, {})[key] = value
+        return EngineState(tensors, numbers)
+
+    def restore(self, file: TensorFile, numbers: dict[str, dict[str, float]]) -> None:
+        names = {id(parameter): name for name, parameter in self.decoder.named_parameters()}
+        for parameter in self.parameters():
+            name = names[id(parameter)]
+            restored: dict[str, Any] = dict(numbers.get(name, {}))
+            for key in (key for key in file.infos if key.rpartition("/")[0] == name):
+                last = key.rpartition("/")[2]
+                restored[last] = _read(file, key, parameter, self.optimizer.state[parameter].get(last))
+            if not restored:
+                raise RunError(f"the optimizer's state lacks {name}", str(file.path))
+            self.optimizer.state[parameter] = restored
+
+    def agree(self, value: Any) -> Any:
+        return parallel.from_first(value)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def penalties(self) -> dict[str, float]:
+        """Send the objective's penalties backward; -> the mean of each over ranks, by name."""
+        found: dict[str, float] = {}
+        device = self.decoder.embedding.weight.device.type
+        with torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32):
+            for penalty in self.objective.penalties(self.steps):
+                mean = penalty.value / parallel.world_size()
+                (penalty.weight * mean).backward()
+                found[penalty.name] = parallel.sum_numbers(float(mean.detach()))[0]
+        return found
+
+    def finish(self, summed: float, count: int, metrics: dict[str, float], penalties: dict[str, float]) -> Loss:
+        """Gradients and loss over all ranks, of a step whose `count` is that already."""
+        parallel.sum_gradients(self.decoder.parameters())
+        summed, *values = parallel.sum_numbers(summed, *metrics.values())
+        self._finite = math.isfinite(summed)
+        means = {name: mean * count for name, mean in penalties.items()}
+        return Loss(
+            torch.tensor(summed, dtype=torch.float64), count, dict(zip(metrics, values, strict=True)) | means
+        )
+
+
+def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> float:
+    """The global norm of all gradients, which are scaled down to `limit` if it is larger."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
+    return float(norm)
+
+
+def _read(file: TensorFile, key: str, parameter: Tensor, old: Tensor | None) -> Tensor:
+    """A tensor of the state, into the memory of `old` where there is one.
+
+    Moments lie like their parameter, on its device. Scalars (step counts) where the optimizer made them.
+    """
+    info = file.infos[key]
+    if info.shape not in (tuple(parameter.shape), ()):
+        raise RunError(
+            f"{key} has the shape {list(info.shape)}, the parameter {list(parameter.shape)}", str(file.path)
+        )
+    target = old
+    if target is None or tuple(target.shape) != info.shape or target.dtype != info.dtype:
+        like = info.shape == tuple(parameter.shape) or parameter.device.type != "cpu"
+        target = torch.empty(info.shape, dtype=info.dtype, device=parameter.device if like else "cpu")
+    file.read_into(key, target)
+    return target

@@ -1,0 +1,66 @@
+"""A run asks for its plan: which engine, how many rows at once; and the allocator is told what the plan promised."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TypeVar
+
+from shoestring.core.device import resolve_device
+from shoestring.core.machine import int8_gain, matrix_peak, rss_bytes, total_memory_bytes
+from shoestring.kernels import allocator
+from shoestring.plan.choose import Choice, choose, tell
+from shoestring.plan.predict import predict
+from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, Options
+from shoestring.train import parallel
+from shoestring.train.recipe import RunRecipe
+
+R = TypeVar("R", bound=RunRecipe)
+
+
+def this_machine(recipe: RunRecipe, read_speed: float = 1e9) -> Machine:
+    """This process and this processor, for a run of `recipe`. read_speed: bytes a second of the disk with the model."""
+    return Machine(
+        process=rss_bytes() - allocator.held(),
+        flops=matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)),
+        read_speed=read_speed,
+        int8_gain=int8_gain(),
+        total=total_memory_bytes(),
+    )
+
+
+def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tuple[R, Choice]:
+    """The recipe with engine and microbatch as chosen by the first process, and the choice. Shows the sum of a budget.
+
+    Raises BudgetError when nothing fits.
+    """
+    budget = recipe.budget.memory
+    choice = choose(shape, machine, budget, options)
+    spec = EngineSpec(**parallel.from_first(asdict(choice.spec)))
+    if spec != choice.spec:
+        choice = Choice(spec, predict(shape, spec, machine))
+    if budget is not None:
+        beside = choice.prediction.total - choice.prediction.tensor_bytes
+        allocator.limit(cap=max(budget - beside, 0), target=choice.prediction.tensor_bytes)
+        if parallel.rank() == 0:
+            tell(choice, shape, budget)
+    chosen: dict[str, object] = {"engine": spec.engine}
+    if "slots" in type(recipe.budget).model_fields:
+        chosen |= {"slots": spec.slots or None, "inputs": "disk" if spec.spilled else "memory"}
+    return recipe.model_copy(
+        update={
+            "budget": recipe.budget.model_copy(update=chosen),
+            "train": recipe.train.model_copy(update={"microbatch": spec.microbatch}),
+        }
+    ), choice
+
+
+def engines(recipe: RunRecipe, streams: bool = False) -> tuple[EngineName, ...]:
+    """What `budget.engine` and `train.activation_checkpointing` leave open. streams: whether layers may be streamed."""
+    asked = recipe.budget.engine
+    if asked == "streamed":
+        return ("streamed",)
+    if asked == "checkpointed" or recipe.train.activation_checkpointing == "full":
+        found: tuple[EngineName, ...] = ("checkpointed",)
+    else:
+        found = ("resident",) if asked == "resident" else ("resident", "checkpointed")
+    return (*found, "streamed") if asked == "auto" and streams else found

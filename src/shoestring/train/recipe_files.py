@@ -1,0 +1,123 @@
+"""Recipes by name or path: the built-in ones are YAML files in `shoestring/recipes`. Torch-free.
+
+A name is looked up among the built-ins, a path is read as it stands. Overrides are what the command line
+calls `--dotted.key value`; choosing another length (steps, tokens, time, ...) drops the recipe's own. The key `job`
+says which verb runs a recipe; without it, that is `pretrain`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shoestring.core.config import load_config
+from shoestring.core.document import Document, read_document
+from shoestring.core.errors import ConfigError
+from shoestring.train.recipe import RunRecipe, TrainSection
+
+R = TypeVar("R", bound=RunRecipe)
+
+
+def recipe_folder() -> Path:
+    """Where the built-in recipes lie."""
+    return Path(__file__).parent.parent / "recipes"
+
+
+def list_recipes() -> dict[str, str]:
+    """Names of the built-in recipes and what each is for, in alphabetical order."""
+    files = sorted(recipe_folder().glob("*.yaml"))
+    return {file.stem: str(read_document(file).values.get("description", "")) for file in files}
+
+
+def is_built_in(name_or_path: str | Path) -> bool:
+    return isinstance(name_or_path, str) and (recipe_folder() / f"{name_or_path}.yaml").is_file()
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The YAML file of a built-in name, a file, or a run folder.
+
+    Raises ConfigError with the nearest name.
+    """
+    if is_built_in(name_or_path):
+        return recipe_folder() / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    names = list(list_recipes())
+    close = difflib.get_close_matches(str(name_or_path), names, 1)
+    lines = [f"did you mean {close[0]}?"] if close else []
+    lines.append(f"built-in recipes: {', '.join(names)}; or give the path of a YAML file")
+    raise ConfigError(f"there is no recipe {str(name_or_path)!r}", hint="\n".join(lines))
+
+
+def read_recipe(name_or_path: str | Path) -> Document:
+    """The recipe's settings, unchecked, with what it extends. Raises ConfigError."""
+    file = find_recipe(name_or_path)
+    return read_document(file, find=_extended(file))
+
+
+def recipe_job(name_or_path: str | Path) -> str:
+    """The verb that runs a recipe, as its `job` says. Raises ConfigError for a recipe that does not exist."""
+    return _job(read_recipe(name_or_path))
+
+
+def load_run_recipe(
+    cls: type[R], name_or_path: str | Path | Document | R, overrides: dict[str, Any] | None = None
+) -> R:
+    """The validated recipe of this class with overrides (dotted key -> value) applied. Raises ConfigError."""
+    overrides = _one_length(cls, dict(overrides or {}))
+    if isinstance(name_or_path, cls):
+        if not overrides:
+            return name_or_path
+        plain = name_or_path.model_dump(mode="json", exclude_unset=True)
+        return load_config(cls, Document(plain, name="recipe"), overrides)
+    if isinstance(name_or_path, Document):
+        return load_config(cls, name_or_path, overrides)
+    assert isinstance(name_or_path, (str, Path))
+    document = read_recipe(name_or_path)
+    job, mine = _job(document), cls.model_fields["job"].default
+    if job != mine:
+        raise ConfigError(f"{name_or_path} is a recipe of {job}", hint=f"shoestring {job} {name_or_path} runs it")
+    hint = f"shoestring recipe show {name_or_path} lists all settings"
+    return load_config(cls, document, overrides, hint=hint)
+
+
+def recipe_name(name_or_path: str | Path | RunRecipe) -> str:
+    """What a run of this recipe is called: the built-in's name or the file's stem."""
+    if isinstance(name_or_path, RunRecipe):
+        return "run"
+    path = Path(name_or_path)
+    if is_built_in(name_or_path) or path.name != "recipe.yaml":
+        return path.stem if path.suffix in (".yaml", ".yml") else path.name
+    return path.absolute().parent.name
+
+
+def _job(document: Document) -> str:
+    return str(document.values.get("job", "pretrain"))
+
+
+def _one_length(cls: type[RunRecipe], overrides: dict[str, Any]) -> dict[str, Any]:
+    """One length given replaces the recipe's."""
+    section = cls.model_fields["train"].annotation
+    assert isinstance(section, type) and issubclass(section, TrainSection)
+    keys = [f"train.{name}" for name in section.lengths]
+    if any(overrides.get(key) is not None for key in keys):
+        for key in keys:
+            overrides.setdefault(key, None)
+    return overrides
+
+
+def _extended(file: Path) -> Callable[[str], Path]:
+    """`extends: NAME` means a recipe beside the file, else a built-in one."""
+
+    def find(name: str) -> Path:
+        for beside in (file.parent / name, file.parent / f"{name}.yaml"):
+            if beside.is_file():
+                return beside
+        return recipe_folder() / f"{name}.yaml"
+
+    return find

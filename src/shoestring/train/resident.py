@@ -1,0 +1,94 @@
+"""The resident engine: the whole model in memory, microbatches one after another.
+
+The sums of all microbatches on all ranks are divided by their total count before going backward, so the
+gradient does not depend on how the batch was cut. Only one microbatch's activations are held; with
+`recompute` "full" only the inputs of its blocks (then the engine is called checkpointed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from shoestring.data.batch import Batch
+from shoestring.models.decoder import Decoder
+from shoestring.nn.config import Recompute
+from shoestring.nn.memory.bank import MemoryBank
+from shoestring.train import parallel
+from shoestring.train.dropout import microbatch_seeds
+from shoestring.train.engine import LocalEngine
+from shoestring.train.memory_banks import MemoryBanks
+from shoestring.train.objective import Loss, label_count
+
+
+def forward_loss(
+    model: Decoder,
+    objective: Callable[..., Loss],
+    batch: Batch,
+    compute: torch.dtype = torch.float32,
+    memory: MemoryBank | None = None,
+    seed: int | None = None,
+) -> tuple[Loss, dict[str, Tensor]]:
+    """The objective's loss, and the decoder's extra losses.
+
+    compute: the dtype that matmuls run in. seed: of dropout.
+    """
+    kind = batch.tokens_BT.device.type
+    with torch.autocast(kind, dtype=compute, enabled=compute != torch.float32):
+        remembered = {} if memory is None else {"memory": memory}
+        hidden_BTD, aux = model(
+            batch.tokens_BT, batch.positions_BT, batch.segments_BT, external_BTE=batch.external_BTE, seed=seed,
+            **remembered,
+        )  # fmt: skip
+        return objective(hidden_BTD, model.head, batch), aux
+
+
+class ResidentEngine(LocalEngine):
+    """recompute: what going backward computes again; None leaves it to the model.
+
+    banks: what the model's memory holds of earlier steps, written once all microbatches have gone backward. Extra
+    losses that the decoder returns (`aux`) are means over a microbatch: they weigh as much as its labels, and are
+    reported under their own names.
+    """
+
+    def __init__(
+        self, make: Callable[[], Decoder], compute: torch.dtype = torch.float32, recompute: Recompute | None = None,
+        banks: MemoryBanks | None = None,
+    ):  # fmt: skip
+        super().__init__(make, compute)
+        self.name = "checkpointed" if recompute == "full" else "resident"
+        self.banks = banks
+        self._recompute = recompute
+
+    def load(self) -> Decoder:
+        decoder = super().load()
+        if self._recompute is not None:
+            decoder.activation_checkpointing = self._recompute
+        return decoder
+
+    def forward_backward(self, microbatches: Sequence[Batch]) -> Loss:
+        counts = [label_count(batch) for batch in microbatches]
+        total = int(parallel.sum_numbers(sum(counts))[0])
+        penalties = self.penalties()
+        summed, metrics = 0.0, dict[str, float]()
+        device = self.decoder.embedding.weight.device
+        with microbatch_seeds(self.decoder, len(microbatches)) as seeds:
+            for number, (batch, count, seed) in enumerate(zip(microbatches, counts, seeds, strict=True)):
+                if not count:
+                    continue
+                memory = self.banks.of_microbatch(number) if self.banks is not None else None
+                loss, aux = self._forward(batch.to(device), memory, seed)
+                summed += float(loss.sum.detach())
+                loss.metrics.update({name: float(extra.detach()) * loss.count for name, extra in aux.items()})
+                for name, value in loss.metrics.items():
+                    metrics[name] = metrics.get(name, 0.0) + value
+                ((loss.sum + sum(aux.values()) * loss.count) / total).backward()
+                del loss, aux  # before the next microbatch's are made
+        if self.banks is not None:
+            self.banks.commit()
+        return self.finish(summed, total, metrics, penalties)
+
+    def _forward(self, batch: Batch, memory: MemoryBank | None, seed: int | None) -> tuple[Loss, dict[str, Tensor]]:
+        return forward_loss(self.decoder, self.objective, batch, self.compute, memory, seed)

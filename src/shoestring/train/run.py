@@ -1,0 +1,225 @@
+"""`execute(job, start)`: one run, whatever is trained: folder, resume, optimizer, pace, callbacks, and how it ends.
+
+A job (`pretraining.job`, `finetuning.job`) says what is read, what is minimized and what is written; everything
+that two jobs would do alike is here. The run folder appears only once data and model have been opened, so a command
+with a mistake leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from shoestring.core import console, matmul
+from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.errors import BudgetError, RunError
+from shoestring.core.machine import matrix_peak, peak_rss_bytes
+from shoestring.core.seeds import seed_everything
+from shoestring.core.units import format_bytes
+from shoestring.kernels import allocator
+from shoestring.plan.shapes import Prediction
+from shoestring.train import parallel
+from shoestring.train.checkpoint import Checkpoint, checkpoints, restore
+from shoestring.train.engine import Engine
+from shoestring.train.interrupt import Interrupted, StopRequest
+from shoestring.train.loggers import build_loggers
+from shoestring.train.loop import Callback, NonFiniteLoss, Stream, train
+from shoestring.train.memory_guard import MemoryGuard
+from shoestring.train.metrics import Metrics
+from shoestring.train.objective import Objective
+from shoestring.train.pace import FixedSteps, Pace, TimeBudget
+from shoestring.train.plot import write_plot
+from shoestring.train.precision import settled
+from shoestring.train.progress import ProgressLine
+from shoestring.train.run_folder import METRICS, Start, check_free, claim
+from shoestring.train.schedule import build_schedule
+from shoestring.train.state import TrainerState
+
+PLOT = "loss.png"
+
+
+@dataclass
+class Opened:
+    """Data and model, ready to train. recipe: with all that was measured and chosen, as it will be saved.
+
+    microbatches: of an optimizer step. steps: of the run, None where `train.time` bounds it. flops_per_token: of
+    training, for the share of the matrix peak. header: lines for a person.
+    """
+
+    recipe: Any
+    engine: Engine
+    stream: Stream
+    microbatches: int
+    steps: int | None
+    flops_per_token: float
+    prediction: Prediction
+    header: str
+
+
+@dataclass
+class Wiring:
+    """What trains, once there is a folder. write: the model's or adapter's files, into a folder."""
+
+    objective: Objective
+    write: Callable[[Path], None]
+    evaluations: Sequence[Callback] = ()
+    position: Callable[[], dict[str, Any]] | None = None  # where the data stand; None: what the stream says
+
+
+class Job(Protocol):
+    """verb: that resumes a run. held_out: how progress shows a measurement. help: for a loss that is no number."""
+
+    verb: str
+    held_out: str
+    help: str
+
+    def open(self, start: Start) -> Opened:
+        """Data, plan, model. Writes nothing into a run folder. `start.recipe` has its precision settled."""
+        ...
+
+    def wire(self, out: Path, start: Start) -> Wiring:
+        """The run's folder is there, and the header has been shown."""
+        ...
+
+
+@dataclass
+class Run:
+    """A run under way, or at its end. opened: None when nothing was left to do. peak_memory: bytes of the process."""
+
+    recipe: Any
+    out: Path
+    state: TrainerState
+    opened: Opened | None = None
+    peak_memory: int = 0
+    allocated: allocator.Counts | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest."""
+        return checkpoints(self.out)[-1]
+
+    def plot(self, bits_per_byte: float | None = None) -> Path | None:
+        """Draw the curve, by the first process. bits_per_byte: a line to compare with."""
+        if parallel.rank() != 0:
+            return None
+        return write_plot(self.out / METRICS, self.out / PLOT, self.out.name, bits_per_byte)
+
+    def figures(self) -> dict[str, Any]:
+        """What every job's result has."""
+        return {
+            "out": self.out,
+            "checkpoint": self.checkpoint,
+            "steps": self.state.step,
+            "tokens": self.state.tokens,
+            "seconds": self.state.seconds,
+            "engine": self.recipe.budget.engine,
+            "peak_memory": self.peak_memory or peak_rss_bytes(),
+            "predicted_memory": None if self.opened is None else self.opened.prediction.total,
+            "tensor_memory": None if self.allocated is None else self.allocated.live_peak,
+            "predicted_tensor_memory": None if self.opened is None else self.opened.prediction.tensor_bytes,
+        }
+
+
+def dotted(overrides: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a call by their dotted names; in keywords two underscores stand for a dot."""
+    return {**(overrides or {}), **{key.replace("__", "."): value for key, value in settings.items()}}
+
+
+def say(sentence: str) -> None:
+    """One line on stderr, from the first process."""
+    if parallel.rank() == 0:
+        console.err.print(sentence)
+
+
+def execute(job: Job, start: Start) -> Run:
+    """Train to the end. Raises what `job` raises, RunError, BudgetError, and Interrupted when the user stopped it."""
+    if start.state.finished and start.out is not None:
+        say(f"{start.out} is finished; nothing is left to train")
+        return Run(start.recipe, start.out, start.state)
+    recipe = settled(start.recipe)
+    if start.out is None and recipe.out is not None:
+        check_free(Path(recipe.out))
+    allocator.install()
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    if not matmul.TABLE.adopt(start.state.matmul):
+        say(matmul.OTHER_MACHINE)
+    seed_everything(recipe.seed)
+    allocator.reset_peaks()
+    start = replace(start, recipe=recipe)
+    try:
+        opened = job.open(start)
+        recipe, out = (opened.recipe, start.out) if start.out is not None else claim(opened.recipe, start.name)
+        opened.recipe = recipe
+        say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
+        run = Run(recipe, out, start.state, opened)
+        _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint)
+    finally:
+        allocator.limit()  # a cap is of this run, not of the process
+    run.peak_memory, run.allocated = peak_rss_bytes(), allocator.counts()
+    return run
+
+
+def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path | None) -> None:
+    recipe, settings, state, out = run.recipe, run.recipe.train, run.state, run.out
+    engine, stream = opened.engine, opened.stream
+    engine.begin(wiring.objective, recipe.optimizer, state.step)
+    pace: Pace = TimeBudget(settings.time) if opened.steps is None else FixedSteps(opened.steps)
+    seed_everything(recipe.seed + 1)
+    if checkpoint is not None:
+        stream.restore(state.data)
+        restore(checkpoint, engine)
+    device = resolve_device(recipe.device)
+    peak = matrix_peak(resolve_dtype(recipe.precision.dtype), device)
+    told = len(state.events) if checkpoint is not None else 0
+    loggers = build_loggers(recipe, out)
+    metrics = Metrics(out / METRICS, recipe.log.every, opened.flops_per_token, peak, device, loggers, told)
+    position = wiring.position or stream.state
+    saving = Checkpoint(out, engine, position, wiring.write, settings.checkpoint_every, settings.keep)
+    guard = MemoryGuard(recipe.budget.memory)
+    line = ProgressLine(opened.flops_per_token, peak, device, job.held_out)
+    resume = f"continue with: shoestring {job.verb} --resume {out}"
+    more = f"{resume} --memory MORE; or start a run with a smaller --train.batch_tokens or --train.microbatch"
+    try:
+        with StopRequest() as stop:
+            train(
+                engine,
+                stream,
+                recipe.optimizer.learning_rate,
+                build_schedule(recipe.schedule),
+                pace,
+                state,
+                microbatches=opened.microbatches,
+                clip=settings.clip,
+                callbacks=[*wiring.evaluations, metrics, guard, saving, line],
+                stop=stop,
+            )
+    except Interrupted as error:
+        if guard.exceeded is not None:
+            raise BudgetError(f"{error.message}; saved in {out}", hint=more) from None
+        raise Interrupted(f"{error.message}; saved in {out}", hint=resume) from None
+    except NonFiniteLoss as error:
+        whole = checkpoints(out)
+        kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
+        raise RunError(error.message, str(out), f"{kept}\n{job.help}") from None
+    except RuntimeError as error:
+        if (refusal := allocator.refused(error)) is None:
+            raise
+        traceback.clear_frames(error.__traceback__)
+        allocator.limit()
+        saving.save(state)
+        raise BudgetError(
+            f"step {state.step + 1} asked for {format_bytes(refusal.asked)} more than its budget allows: tensors have"
+            f" {format_bytes(refusal.live)} of {format_bytes(refusal.cap)}; saved in {out} after step {state.step}",
+            hint=more,
+        ) from None
+    finally:
+        line.close()
+        metrics.close()
+        if hasattr(stream, "close"):
+            stream.close()

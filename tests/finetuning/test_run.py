@@ -1,0 +1,207 @@
+"""Whole fine-tuning runs on a tiny model: every method, resume after a kill, best checkpoint, early stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+import shoestring
+from shoestring.core.errors import BudgetError, ConfigError, DataError, ModelFileError, RunError
+from shoestring.finetuning.config import finetune_recipe
+from shoestring.finetuning.job import finetune
+from shoestring.generate.language_model import LanguageModel
+from shoestring.models.adapters import halve_bases
+from shoestring.models.folder import load_model
+from shoestring.models.peft_folder import load_adapted, merge_folder
+from tests.finetuning.tiny import SHORT
+
+
+def run(base: Path, examples: Path, out: Path, **changes):
+    return finetune(base, examples, overrides={**SHORT, "out": str(out), **changes})
+
+
+@pytest.mark.parametrize(
+    "method", [{}, {"adapter.method": "dora"}, {"adapter.method": "full"}]
+    + [{"adapter.method": "qlora", "adapter.base": base} for base in ("nf4", "int4", "int8")],
+)  # fmt: skip
+def test_each_method_learns_and_leaves_a_model_that_can_be_asked(
+    method: dict, base: Path, examples: Path, tmp_path: Path
+) -> None:
+    result = run(base, examples, tmp_path / "run", **method)
+    assert result.steps == 6 and result.loss_after < result.loss_before
+    assert len(result.answers) == 2 and all(answer.after is not None for answer in result.answers)
+    assert result.answers[0].question in examples.read_text()
+    folder = tmp_path / "run" / "latest"
+    adapter = (folder / "adapter_config.json").is_file()
+    assert adapter == (method.get("adapter.method") != "full") and (folder / "config.json").is_file() != adapter
+    assert isinstance(LanguageModel.load(tmp_path / "run").chat("1+1?", max_tokens=4), str)
+    text = str(result)
+    assert "before" in text and f"shoestring chat {result.model}" in text
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_adapter_of_a_run_gives_the_same_logits_in_peft_and_merged(
+    base: Path, examples: Path, tmp_path: Path
+) -> None:
+    run(base, examples, tmp_path / "run")
+    decoder, _ = load_adapted(tmp_path / "run" / "latest")
+    tokens = torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        ours = decoder.head(decoder.eval()(tokens)[0])
+        judge = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "latest", dtype=torch.float32).eval()
+        assert_close(judge(tokens).logits, ours, rtol=1e-4, atol=1e-5)
+        merged = merge_folder(tmp_path / "run")
+        assert merged == tmp_path / "run" / "merged"
+        plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+        assert_close(plain(tokens).logits, ours, rtol=1e-4, atol=1e-5)
+        untouched = load_model(base)
+        assert not torch.allclose(untouched.head(untouched(tokens)[0]), ours, atol=1e-3)
+    with pytest.raises(RunError, match="exists already"):
+        merge_folder(tmp_path / "run")
+    with pytest.raises(ModelFileError, match="nothing to merge"):
+        merge_folder(base)
+
+
+_CHILD = """
+import os, signal, sys
+from shoestring.finetuning.job import finetune
+from shoestring.train import checkpoint
+base, data, out, step, resume = sys.argv[1:6]
+write = checkpoint.write_checkpoint
+def dying(out, state, *rest):
+    folder = write(out, state, *rest)
+    if state.step == int(step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return folder
+checkpoint.write_checkpoint = dying
+overrides = dict(pair.split("=") for pair in sys.argv[6:])
+if resume == "yes":
+    finetune(resume=out)
+else:
+    finetune(base, data, overrides={**overrides, "out": out})
+"""
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "full", "streamed"])
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(
+    method: str, base: Path, examples: Path, tmp_path: Path
+) -> None:
+    settings = {**SHORT, "adapter.method": method, "adapter.dropout": 0.1, "train.evaluate_every": 3}
+    if method == "streamed":
+        settings |= {"adapter.method": "lora", "budget.engine": "streamed"}
+    whole = shoestring.finetune(base, examples, overrides={**settings, "out": str(tmp_path / "whole")})
+    pairs = [f"{key}={value}" for key, value in settings.items()]
+    for step, resume in ((2, "no"), (4, "yes")):
+        killed = subprocess.run(
+            [sys.executable, "-c", _CHILD, str(base), str(examples), str(tmp_path / "cut"), str(step), resume, *pairs],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = shoestring.finetune(resume=tmp_path / "cut")
+    name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    for file in (name, "trainer/optimizer.safetensors"):
+        expected, found = load_file(whole.checkpoint / file), load_file(resumed.checkpoint / file)
+        assert expected.keys() == found.keys() and len(expected) > 0
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert [(a.before, a.after) for a in resumed.answers] == [(a.before, a.after) for a in whole.answers]
+    assert resumed.loss_before == whole.loss_before and resumed.loss_after == whole.loss_after
+
+
+def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_stops(
+    base: Path, examples: Path, tmp_path: Path
+) -> None:
+    result = run(
+        base, examples, tmp_path / "run", **{
+            "train.steps": 200, "train.evaluate_every": 1, "train.patience": 2, "optimizer.learning_rate": 0.3,
+            "schedule.warmup": 0.1, "train.clip": None,
+        },
+    )  # fmt: skip
+    assert result.steps < 200
+    best = json.loads((result.best / "trainer" / "state.json").read_text())
+    last = json.loads((result.checkpoint / "trainer" / "state.json").read_text())
+    assert last["finished"] and last["step"] == result.steps == last["best_step"] + 2
+    assert best["held_out"]["loss"] == last["best_loss"] == result.loss_after
+    assert (tmp_path / "run" / "best").resolve().name == result.best.name != result.checkpoint.name
+    assert result.model.name == "best" and "held-out loss is higher" in str(result)
+    kept = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert kept == [result.best.name, result.checkpoint.name]
+    again = finetune(resume=tmp_path / "run")
+    assert again.steps == result.steps and again.answers == result.answers
+
+
+def test_epochs_decide_the_steps_and_time_ends_a_run(base: Path, examples: Path, tmp_path: Path) -> None:
+    epochs = run(base, examples, tmp_path / "epochs", **{"train.steps": None, "train.epochs": 2})
+    one = run(base, examples, tmp_path / "one", **{"train.steps": None, "train.epochs": 1})
+    assert epochs.steps == 2 * one.steps
+    timed = run(base, examples, tmp_path / "timed", **{"train.steps": None, "train.time": "2s"})
+    assert timed.steps > 0 and timed.seconds < 4
+
+
+def test_a_resume_with_other_settings_is_refused(base: Path, examples: Path, tmp_path: Path) -> None:
+    run(base, examples, tmp_path / "run")
+    with pytest.raises(RunError, match="adapter.rank"):
+        finetune(resume=tmp_path / "run", overrides={"adapter.rank": 4})
+
+
+def test_mistakes_leave_no_run_folder(base: Path, examples: Path, tmp_path: Path) -> None:
+    mistakes = [
+        ({"budget.memory": "1MB"}, BudgetError, "too little"),
+        ({"adapter.rnak": 4}, ConfigError, "did you mean adapter.rank"),
+        ({"train.time": "3m"}, ConfigError, "exactly one of steps, epochs and time"),
+        ({"adapter.method": "lroa"}, ConfigError, "did you mean lora"),
+    ]
+    for changes, kind, said in mistakes:
+        with pytest.raises(kind, match=said):
+            run(base, examples, tmp_path / "run", **changes)
+    with pytest.raises(ModelFileError, match="no model"):
+        finetune(str(tmp_path / "nothing"), examples, out=str(tmp_path / "run"))
+    with pytest.raises(DataError, match="no such file"):
+        finetune(base, tmp_path / "nothing.jsonl", out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_is_no_model_to_begin_from(base: Path, examples: Path, tmp_path: Path) -> None:
+    run(base, examples, tmp_path / "run")
+    with pytest.raises(ModelFileError, match="merge it first"):
+        finetune(tmp_path / "run", examples, out=str(tmp_path / "second"))
+
+
+def test_the_learning_rate_follows_the_method_unless_given() -> None:
+    assert (
+        finetune_recipe("m", "d").optimizer.learning_rate
+        > finetune_recipe("m", "d", {"adapter.method": "full"}).optimizer.learning_rate
+    )
+    assert finetune_recipe("m", "d", {"optimizer.learning_rate": 1e-4}).optimizer.learning_rate == 1e-4
+    assert finetune_recipe("m", "d").train.epochs == 3
+
+
+def test_python_has_the_name_of_the_command(base: Path, examples: Path, tmp_path: Path) -> None:
+    result = shoestring.finetune(base, examples, overrides={**SHORT, "train.steps": 1}, out=str(tmp_path / "run"))
+    assert result.steps == 1
+
+
+def test_products_in_bfloat16_keep_the_base_in_bfloat16_and_learn_nearly_the_same(
+    base: Path, examples: Path, tmp_path: Path
+) -> None:
+    plain = run(base, examples, tmp_path / "plain")
+    halved = run(base, examples, tmp_path / "halved", **{"precision.compute": "bfloat16"})
+    assert halved.loss_after == pytest.approx(plain.loss_after, rel=0.02)
+    assert halved.loss_after != plain.loss_after
+    decoder, _ = load_adapted(tmp_path / "halved" / "latest")
+    before = decoder(torch.arange(9)[None])[0]
+    halve_bases(decoder)
+    linear = decoder.blocks[0].attention.query
+    assert linear.base.weight.dtype == torch.bfloat16 and linear.adapters["default"].first.dtype == torch.float32
+    assert_close(decoder(torch.arange(9)[None])[0], before, rtol=0.05, atol=0.05)

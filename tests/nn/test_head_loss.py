@@ -1,0 +1,82 @@
+"""The chunked head and loss against the definition with full logits: value and gradients, in several chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from shoestring.models.decoder import Head, SoftcappedHead
+from shoestring.nn import frozen_head_loss
+from shoestring.nn import head_loss as module
+
+WIDTH, VOCABULARY = 12, 37
+
+
+def head(softcap: float | None) -> Head:
+    random = torch.Generator().manual_seed(1)
+    weight = torch.nn.Parameter(torch.randn(VOCABULARY, WIDTH, generator=random))
+    return Head(weight) if softcap is None else SoftcappedHead(weight, softcap)
+
+
+def results(function, softcap: float | None) -> list[torch.Tensor]:
+    layer = head(softcap)
+    random = torch.Generator().manual_seed(0)
+    hidden_BTD = (torch.randn(2, 11, WIDTH, generator=random) * 2).requires_grad_()
+    labels_BT = torch.randint(0, VOCABULARY, (2, 11), generator=random)
+    labels_BT[0, 3:5] = -100
+    total, count = function(hidden_BTD, layer, labels_BT)
+    assert count == 20
+    return [total, *torch.autograd.grad(total * 0.7, [hidden_BTD, layer.weight])]
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("rows", [3, 100])
+def test_the_chunked_loss_is_its_definition(softcap, rows, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * VOCABULARY * rows)
+    fast, plain = results(module.head_loss, softcap), results(module.head_loss_plain, softcap)
+    for one, other in zip(fast, plain, strict=True):
+        assert_close(one, other)
+
+
+def test_a_softcap_bounds_the_logits_and_changes_the_loss():
+    hidden = torch.full((1, 1, WIDTH), 50.0)
+    assert head(3.0)(hidden).abs().max() <= 3.0 < head(None)(hidden).abs().max()
+    capped, uncapped = (results(module.head_loss, softcap)[0] for softcap in (3.0, None))
+    assert (capped - uncapped).abs() > 1
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("rows", [3, 100])
+def test_a_frozen_head_by_blocks_of_the_vocabulary_gives_the_definition(softcap, rows, monkeypatch):
+    monkeypatch.setattr(frozen_head_loss, "block_rows", lambda width: rows)
+    layer = head(softcap).double().requires_grad_(False)
+    random = torch.Generator().manual_seed(0)
+    hidden_BTD = (torch.randn(2, 11, WIDTH, generator=random, dtype=torch.float64) * 20).requires_grad_()
+    labels_BT = torch.randint(0, VOCABULARY, (2, 11), generator=random)
+    labels_BT[0, 3:5] = -100
+    (fast, count), (plain, _) = (f(hidden_BTD, layer, labels_BT) for f in (module.head_loss, head_loss_float64))
+    assert count == 20 and fast.dtype == torch.float64
+    assert_close(fast, plain)
+    assert_close(*(torch.autograd.grad(total * 0.7, hidden_BTD)[0] for total in (fast, plain)))
+
+
+def head_loss_float64(hidden_BTD, layer, labels_BT):
+    logits = layer(hidden_BTD).flatten(0, -2)
+    return torch.nn.functional.cross_entropy(logits, labels_BT.reshape(-1), reduction="sum"), 20
+
+
+def test_a_frozen_head_without_labels_costs_nothing_and_breaks_nothing():
+    layer = head(None).requires_grad_(False)
+    hidden_BTD = torch.randn(1, 3, WIDTH, requires_grad=True)
+    total, count = module.head_loss(hidden_BTD, layer, torch.full((1, 3), -100))
+    assert (float(total.detach()), count) == (0.0, 0)
+
+
+def test_a_frozen_head_is_as_exact_as_full_logits_where_labels_are_all_but_impossible():
+    layer = head(None).requires_grad_(False)
+    hidden_BTD = torch.randn(1, 8, WIDTH, generator=torch.Generator().manual_seed(3)) * 300
+    labels_BT = torch.arange(8).unsqueeze(0)
+    fast, plain = (f(hidden_BTD, layer, labels_BT)[0] for f in (module.head_loss, module.head_loss_plain))
+    assert torch.isfinite(fast)
+    assert_close(fast, plain)
