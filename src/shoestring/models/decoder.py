@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from shoestring.models.config import ModelConfig
-from shoestring.nn.cache import Cache
+from shoestring.nn.cache import Cache, CacheRows
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import make_context
 from shoestring.nn.head import OutputHead
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: Cache | CacheRows | None = None,
         external_BTE: Tensor | None = None,
         memory: MemoryBank | None = None,
         seed: int | None = None,
@@ -68,8 +68,8 @@ class Decoder(nn.Module):
 
         positions_BT defaults to 0, 1, ... (after what the cache holds). segments_BT separates packed
         documents; −1 marks padding on the right. With a cache, all tokens that are not padding are appended
-        to it. memory: entries of earlier passes; this pass's are staged in it, for its `commit`. seed: of
-        the layers' dropout.
+        to it, row b to slot b, or as its `rows` say. memory: entries of earlier passes; this pass's are
+        staged in it, for its `commit`. seed: of the layers' dropout.
         """
         context = make_context(tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed)
         x_BTD = self.embedding(tokens_BT)
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
         yield self.blocks[index]
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
-        """An empty cache for `batch` rows of at most `capacity` tokens, in the weights' dtype and on their device."""
+        """An empty cache of `batch` slots of at most `capacity` tokens, in the weights' dtype and on their device."""
         weight = self.embedding.weight
         return self._make_cache(batch=batch, capacity=capacity, device=weight.device, dtype=weight.dtype)
 

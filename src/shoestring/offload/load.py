@@ -53,7 +53,7 @@ def load(
     with WeightFiles(base) as files:
         config = files.config
         source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
-    process = rss_bytes() - allocator.held() + scoring * _SCORING
+    process = rss_bytes() - allocator.kept() + scoring * _SCORING
     resident = sum(size for _, size in predict_resident(config, process, _TOKENS))
     if weights == "source" and resident <= budget * SPARE:
         language = LanguageModel.load(model, device, dtype, say)

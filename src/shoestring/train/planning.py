@@ -21,7 +21,7 @@ R = TypeVar("R", bound=RunRecipe)
 def this_machine(recipe: RunRecipe, read_speed: float = 1e9) -> Machine:
     """This process and this processor, for a run of `recipe`. read_speed: bytes a second of the disk with the model."""
     return Machine(
-        process=rss_bytes() - allocator.held(),
+        process=rss_bytes() - allocator.kept(),
         flops=matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)),
         read_speed=read_speed,
         int8_gain=int8_gain(),
@@ -46,8 +46,9 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
     if spec != choice.spec:
         choice = Choice(spec, predict(shape, spec, machine))
     if budget is not None:
-        beside = choice.prediction.total - choice.prediction.tensor_bytes
-        allocator.limit(cap=max(budget - beside, 0), target=choice.prediction.tensor_bytes)
+        before = allocator.live()  # tensors of this process that are none of the run's
+        beside = choice.prediction.total - choice.prediction.tensor_bytes - before
+        allocator.limit(cap=max(budget - beside, 0), target=before + choice.prediction.tensor_bytes)
         if parallel.rank() == 0:
             tell(choice, shape, budget)
     chosen: dict[str, object] = {"engine": spec.engine}
