@@ -20,7 +20,6 @@ from shoestring.kernels.int8 import Thin
 from shoestring.nn.frozen import FrozenProducts, frozen_bias, frozen_products
 from shoestring.nn.linear import Linear
 from shoestring.nn.lora_config import LoRAConfig
-from shoestring.nn.replace import ADAPTED, linear_kind
 
 
 def adapted_plain(
@@ -109,7 +108,6 @@ class LoRA(nn.Module):
         self.second.zero_()
 
 
-@linear_kind(LoRAConfig, ADAPTED)
 class LoRALinear(nn.Module):
     """x: [..., in] -> [..., out]. A frozen `base` and adapters by name, of which `active`, or none, is at work."""
 
