@@ -219,7 +219,7 @@ def test_every_verbs_help_comes_without_torch():
 def test_configs_and_recipes_are_checked_without_torch():
     configs = [f"shoestring.{file.parent.name}.config" for file in SOURCE.glob("*/config.py")]
     assert "shoestring.core.config" in configs and "shoestring.train.config" in configs
-    lines = [f"import {name}" for name in [*configs, "shoestring.core.document", "shoestring.train.recipe_files"]]
+    lines = [f"import {name}" for name in [*configs, "shoestring.core.yaml_document", "shoestring.train.recipe_files"]]
     assert modules_after("\n".join(lines)) & {"torch", "transformers", "tokenizers", "pyarrow"} == set()
 
 

@@ -21,7 +21,7 @@ from shoestring.nn.context import make_context
 from shoestring.nn.head import OutputHead
 from shoestring.nn.memory.bank import MemoryBank
 from shoestring.nn.rope import RotaryEmbedding
-from shoestring.nn.stack import Run
+from shoestring.nn.stack import Stack
 
 
 class Decoder(nn.Module):
@@ -33,7 +33,7 @@ class Decoder(nn.Module):
         embedding: nn.Embedding,
         inputs: dict[str, nn.Module],
         blocks: list[nn.Module],
-        run: Run,
+        stack: Stack,
         norm: nn.Module,
         head: OutputHead,
         rotary: RotaryEmbedding | None,
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         self.norm = norm
         self.head = head
         self.rotary = rotary
-        self._run = run
+        self._stack = stack
         self._make_cache = make_cache
         self._make_memory = make_memory
         # What going backward computes again instead of having kept it.
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         for add in self.inputs.values():
             x_BTD = add(x_BTD, context)
-        x_BTD, aux = self._run(self.blocks, x_BTD, context, cache, self.activation_checkpointing)
+        x_BTD, aux = self._stack(self.blocks, x_BTD, context, cache, self.activation_checkpointing)
         if cache is not None:
             cache.advance(context.counts)
         return self.norm(x_BTD), aux
