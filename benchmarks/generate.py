@@ -17,8 +17,8 @@ import torch
 
 from shoestring.core.machine import memory_bandwidth
 from shoestring.generate.config import SamplingConfig
-from shoestring.generate.engine import Decoding
 from shoestring.generate.language_model import LanguageModel
+from shoestring.generate.request import Request
 from shoestring.models.resolve import find_model
 
 PROMPT = "Once upon a time, in a village by the sea, there lived"
@@ -26,7 +26,9 @@ PROMPT = "Once upon a time, in a village by the sea, there lived"
 
 def ours(model: LanguageModel, prompt: list[int], tokens: int) -> list[int]:
     sampling = SamplingConfig(max_tokens=tokens, temperature=0)
-    return [event.token for event in Decoding(model.decoder, [prompt], sampling)]
+    scheduler = model.scheduler(slots=1, capacity=len(prompt) + tokens)
+    scheduler.add(Request(prompt, sampling))
+    return [event.token for event in scheduler.run()]
 
 
 @torch.inference_mode()

@@ -180,7 +180,7 @@ def _read(case: Case, scored: bool, run: Any) -> dict[str, Any]:
     folder = large_model(case.shape)
     with WeightFiles(folder) as files:
         config = files.config
-    machine = Machine(rss_bytes() - allocator.held(), 1.0, threads=torch.get_num_threads())
+    machine = Machine(rss_bytes() - allocator.kept(), 1.0, threads=torch.get_num_threads())
     slots = 2 if case.engine == "streamed" else 0
     use = Use(case.rows, case.length, case.new, scored, documents=scored)
     predicted = predict_use(config, use, machine, "bfloat16", case.weights, slots)  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def main() -> None:
     names = arguments.kinds.split(",") if arguments.kinds else list(KINDS)
     tokens = arguments.tokens // 10 if arguments.quick else arguments.tokens
     from shoestring.core.config import load_config
-    from shoestring.core.document import Document
+    from shoestring.core.yaml_document import Document
     from shoestring.models.count import cache_numbers
     from shoestring.pretraining.config import PretrainRecipe
     from shoestring.pretraining.job import pretrain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,46 @@ def test_no_module_replaces_its_class():
             assert not any(getattr(target, "attr", "") == "__class__" for target in targets), file
 
 
+def test_importing_a_module_changes_no_other():
+    """Nothing is registered by being imported: no table of one module grows when another is loaded."""
+    changed = subprocess.run([sys.executable, "-c", _IMPORTS], capture_output=True, text=True, check=True)
+    assert json.loads(changed.stdout) == []
+
+
+_IMPORTS = """
+import importlib, json, pkgutil, sys
+from importlib.machinery import SourceFileLoader
+import shoestring
+
+def tables(module):
+    found = {}
+    for key, value in list(vars(module).items()):
+        if isinstance(value, (dict, list, set)) and not key.startswith("__"):
+            found[key] = len(value)
+        elif callable(value) and hasattr(value, "registry"):
+            found[key] = len(value.registry)
+    return found
+
+run, finished, changed = SourceFileLoader.exec_module, {}, []
+
+def exec_module(loader, module):
+    run(loader, module)
+    for name, before in finished.items():
+        now = tables(sys.modules[name])
+        changed.extend(f"{module.__name__} changed {name}.{key}" for key in now if now[key] != before.get(key))
+        finished[name] = now
+    if module.__name__.startswith("shoestring."):
+        finished[module.__name__] = tables(module)
+
+SourceFileLoader.exec_module = exec_module
+for info in pkgutil.walk_packages(shoestring.__path__, "shoestring."):
+    if not info.name.endswith("__main__"):
+        importlib.import_module(info.name)
+assert len(finished) > 150
+print(json.dumps(sorted(set(changed))))
+"""
+
+
 def test_allowed_imports_are_not_caught(tmp_path):
     file = tmp_path / "nn" / "good.py"
     file.parent.mkdir()
@@ -178,7 +219,7 @@ def test_every_verbs_help_comes_without_torch():
 def test_configs_and_recipes_are_checked_without_torch():
     configs = [f"shoestring.{file.parent.name}.config" for file in SOURCE.glob("*/config.py")]
     assert "shoestring.core.config" in configs and "shoestring.train.config" in configs
-    lines = [f"import {name}" for name in [*configs, "shoestring.core.document", "shoestring.train.recipe_files"]]
+    lines = [f"import {name}" for name in [*configs, "shoestring.core.yaml_document", "shoestring.train.recipe_files"]]
     assert modules_after("\n".join(lines)) & {"torch", "transformers", "tokenizers", "pyarrow"} == set()
 
 

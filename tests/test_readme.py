@@ -5,11 +5,14 @@ two-minute one and a little text in `my-texts`. What is fine-tuned is a tiny ran
 """
 
 import contextlib
+import filecmp
 import importlib
 import io
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.finetuning.config import finetune_recipe, is_finetune_recipe
 from shoestring.models.get import get
 from shoestring.pretraining.config import load_pretrain_recipe
+from shoestring.train.metrics import read_metrics
 from tests.finetuning.tiny import chat_model
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +95,31 @@ def test_every_block_of_the_readme_runs(desk, monkeypatch, capsys):
     assert (desk / "runs/sums/latest/adapter_model.safetensors").is_file()
     assert (desk / "models/sums/model.safetensors").is_file()
     assert isinstance(names["decoder"], torch.nn.Module)
+
+
+def test_the_job_of_the_map_trains_stops_and_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    ((_, content),) = blocks(ROOT / "docs" / "map.md", "python")
+    assert len(re.findall(r"^class|^def", content, re.MULTILINE)) == 5 and content.count("\n") <= 85
+    written = [line for line in content.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(written) < 60
+    names: dict[str, Any] = {"__name__": "sort"}
+    exec(compile(content, "docs/map.md", "exec"), names)
+    recipe = tmp_path / "sort.yaml"
+    recipe.write_text(
+        "job: sort\n"
+        "model:\n  {vocabulary: 10, width: 32, layers: 1, context: 16, feed_forward: {width: 64},"
+        " attention: {heads: 2, kv_heads: 2, head_width: 16}}\n"
+        "train: {steps: 40, batch_tokens: 960, checkpoint_every: 20, keep: 9}\n"
+        "optimizer: {kind: adamw, learning_rate: 0.01}\n"
+    )
+    whole = names["sort"](recipe, str(tmp_path / "whole"))
+    losses = [line["loss"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "loss" in line]
+    assert len(losses) == 40 and losses[-1] < losses[0] - 0.5
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
+    shutil.rmtree(tmp_path / "cut" / "step-000040")
+    resumed = names["sort"](out=tmp_path / "cut")
+    assert resumed.state.step == whole.state.step
+    assert filecmp.cmp(whole.checkpoint / "model.safetensors", resumed.checkpoint / "model.safetensors", False)
 
 
 def test_the_readmes_error_message_is_what_one_sees(capsys):

@@ -227,6 +227,7 @@ def test_every_built_in_recipe_is_listed_and_right(capsys):
 def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, monkeypatch):
     from shoestring.core import machine
     from shoestring.core.matmul import TABLE
+    from shoestring.kernels import allocator
 
     peaks = {"float32": 2e11, "bfloat16": 8e11}
     monkeypatch.setattr(machine, "matrix_peak", lambda dtype, device, refresh: peaks[dtype])
@@ -242,7 +243,10 @@ def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, monkeypatch)
     assert "float32: oneDNN 10 kinds of product; bfloat16: oneDNN 10" in out
     assert out.count("oneDNN 123, ") == 20 and max(map(len, out.splitlines()[6:])) < 80
     assert "200 GFLOP/s" in out and "bfloat16" in out
+    installed = allocator.installed()
+    assert ("tensors from the caching allocator" in out) is installed
     figures = json.loads(said(capsys, "doctor", "--json")[1])
+    assert figures["caching_allocator"] is installed
     # half of 2e11 FLOP/s over 6 operations for each of 10M parameters
     assert figures["tokens_per_second"] == pytest.approx(1666.67, abs=0.01)
     assert figures["matmul"]["kinds"]["float32 weight gradient 768x768x768"] == rates

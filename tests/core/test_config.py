@@ -7,9 +7,9 @@ import pytest
 from pydantic import Field, model_validator
 
 from shoestring.core.config import Config, dump_yaml, load_config, nearest_key, setting_keys
-from shoestring.core.document import Document
 from shoestring.core.errors import ConfigError
 from shoestring.core.units import Bytes, Seconds
+from shoestring.core.yaml_document import YamlDocument
 
 
 class GQA(Config):
@@ -160,7 +160,7 @@ def test_a_missing_setting_is_named():
         data: str
 
     with pytest.raises(ConfigError, match="missing setting data"):
-        load_config(Needs, Document({}))
+        load_config(Needs, YamlDocument({}))
 
 
 @pytest.mark.parametrize(

@@ -140,12 +140,12 @@ def test_names_of_specials_in_a_text_are_plain_text_unless_asked(rich):
 @pytest.mark.parametrize("which", ["trained", "rich"])
 def test_token_bytes_sum_to_the_size_of_the_text(which, request):
     tokenizer = request.getfixturevalue(which)
-    sizes = tokenizer.token_bytes()
+    sizes = tokenizer.token_sizes()
     assert sizes.shape == (tokenizer.vocabulary_size,)
     for text in [*NASTY, *_random_texts(200)]:
         ids = tokenizer.encode(text)
         assert sizes[ids].sum() == len(text.encode())
-        assert b"".join(tokenizer.pieces()[i] for i in ids) == text.encode()
+        assert b"".join(tokenizer.token_bytes()[i] for i in ids) == text.encode()
         assert tokenizer.decode(ids) == text
     assert all(sizes[i] == 0 for i in tokenizer.special_ids)
 
@@ -184,7 +184,7 @@ def test_streaming_works_for_a_tokenizer_that_is_not_byte_level():
     stream = tokenizer.stream()
     assert "".join(map(stream.add, ids)) + stream.finish() == tokenizer.decode(ids) == "the cat the mat"
     with pytest.raises(TokenizerError, match="not byte-level"):
-        tokenizer.token_bytes()
+        tokenizer.token_sizes()
 
 
 def test_the_fingerprint_follows_the_ids(trained, rich, tmp_path):

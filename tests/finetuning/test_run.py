@@ -203,5 +203,5 @@ def test_products_in_bfloat16_keep_the_base_in_bfloat16_and_learn_nearly_the_sam
     before = decoder(torch.arange(9)[None])[0]
     halve_bases(decoder)
     linear = decoder.blocks[0].attention.query
-    assert linear.base.weight.dtype == torch.bfloat16 and linear.adapters["default"].first.dtype == torch.float32
+    assert linear.base.weight.dtype == torch.bfloat16 and linear.adapters["default"].lora_A.dtype == torch.float32
     assert_close(decoder(torch.arange(9)[None])[0], before, rtol=0.05, atol=0.05)

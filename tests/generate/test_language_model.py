@@ -25,6 +25,18 @@ def test_several_prompts_give_a_list_in_their_order():
     assert together == [model.generate(prompt, temperature=0, max_tokens=8) for prompt in prompts]
 
 
+def test_more_prompts_than_are_decoded_at_once_wait_and_get_the_same_texts(monkeypatch):
+    model = tiny_model()
+    prompts, options = ["a", "a longer prompt", "mid", "b", "cd"], {"temperature": 1.0, "max_tokens": 8}
+    together = model.generate(prompts, **options)
+    monkeypatch.setattr("shoestring.generate.language_model.SLOTS", 2)
+    rows = []
+    record = lambda module, arguments, given: rows.append(len(given["cache"].counts))  # noqa: E731
+    model.decoder.register_forward_pre_hook(record, with_kwargs=True)
+    assert model.generate(prompts, **options) == together
+    assert max(rows) == 2
+
+
 def test_streamed_pieces_add_up_to_the_text():
     model = tiny_model()
     Script(model, "日本語 text".encode(), "日本語 text".encode())

@@ -1,46 +1,105 @@
-"""What a conversation keeps from turn to turn, with caches that merge tokens and caches that do not."""
+"""What a slot keeps from request to request, with caches that merge tokens and caches that do not."""
 
 from __future__ import annotations
 
 import pytest
-import torch
-from torch.testing import assert_close
 
-from shoestring.generate.prefix import PrefixCache
-from shoestring.models.builder import build
-from shoestring.models.config import ModelConfig
-from shoestring.nn.attention.config import MTLAConfig
-from shoestring.nn.config import GQAConfig
-from shoestring.nn.feed_forward_config import SwiGLUConfig
+from shoestring.generate.config import SamplingConfig
+from shoestring.generate.request import Request, Speed
+from shoestring.generate.scheduler import Scheduler
+from tests.generate.tiny import KINDS, decode, decoder_of, tiny_decoder
 
-ATTENTION = {
-    "gqa": GQAConfig(heads=2, kv_heads=1, head_width=8),
-    "gqa, window": GQAConfig(heads=2, kv_heads=1, head_width=8, window=3),
-    "mtla": MTLAConfig(
-        heads=2, latent_rank=8, content_width=4, rotary_width=4, value_width=4, stride=4, rollback=2
-    ),
-}  # fmt: skip
+GREEDY = SamplingConfig(max_tokens=12, temperature=0)
 
 
-@pytest.mark.parametrize("kind", ATTENTION)
+def scheduler_of(decoder, slots=1, capacity=64):
+    return Scheduler(decoder, decoder.new_cache(slots, capacity))
+
+
+def ask(scheduler, prompt, sampling=GREEDY):
+    """-> the new tokens, and how many tokens of the prompt had to be read."""
+    scheduler.speed = Speed()
+    id = scheduler.add(Request(prompt, sampling))
+    tokens = [event.token for event in scheduler.run() if event.request == id]
+    return tokens, scheduler.speed.prompt_tokens
+
+
+def fresh(decoder, prompt, sampling=GREEDY):
+    return decode(decoder, [prompt], sampling)[0][0]
+
+
+def test_a_growing_conversation_reads_only_its_new_tokens():
+    decoder = tiny_decoder()
+    scheduler = scheduler_of(decoder)
+    first, read = ask(scheduler, [1, 2, 3])
+    assert read == 3
+    longer = [1, 2, 3, *first, 4, 5]
+    second, read = ask(scheduler, longer)
+    assert read == 3  # the last new token was never fed
+    assert second == fresh(decoder, longer)
+
+
+def test_an_edited_conversation_is_read_again_from_the_edit():
+    decoder = tiny_decoder()
+    scheduler = scheduler_of(decoder)
+    ask(scheduler, [1, 2, 3, 4])
+    edited = [1, 2, 9, 4]
+    new, read = ask(scheduler, edited)
+    assert read == 2 and new == fresh(decoder, edited)
+    same, read = ask(scheduler, edited)
+    assert read == 1 and same == new
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared", [0, 1, 5, 6, 7, 13, 14])
-def test_an_edited_conversation_is_read_as_if_it_were_new(kind, shared):
-    decoder = build(
-        ModelConfig(
-            vocabulary=31, width=16, layers=2, context=64, attention=ATTENTION[kind],
-            feed_forward=SwiGLUConfig(width=16), initializer_range=0.5,
-        ),
-        seed=0,
-    )  # fmt: skip
-    prefix = PrefixCache(decoder)
+def test_an_edited_conversation_is_answered_as_if_it_were_new(kind, shared):
+    decoder = decoder_of(kind)
+    scheduler = scheduler_of(decoder)
     first = list(range(1, 16))
     second = first[:shared] + [20, 21, 22]
-    with torch.no_grad():
-        for prompt in (first, second):
-            cache = prefix.prepare(prompt, new_tokens=4)
-            (held,) = cache.lengths
-            assert held <= shared
-            hidden = decoder(torch.tensor([prompt[held:]]), cache=cache)[0]
-            prefix.remember(prompt)
-            assert_close(hidden[0, -1], decoder(torch.tensor([prompt]))[0][0, -1])
-    assert held > shared - 4 and (kind == "mtla" or held == shared)
+    sampling = GREEDY.model_copy(update={"max_tokens": 4})
+    for prompt in (first, second):
+        new, read = ask(scheduler, prompt, sampling)
+        assert new == fresh(decoder, prompt, sampling)
+    held = len(second) - read
+    assert shared - decoder.new_cache(1, 1).stride < held <= shared and (kind == "mtla" or held == shared)
+
+
+def test_a_request_goes_on_in_the_slot_that_holds_most_of_it_and_loses_least():
+    decoder = tiny_decoder()
+    scheduler = scheduler_of(decoder, slots=3)
+    one, two = list(range(1, 20)), [1, *range(30, 40)]
+    first, _ = ask(scheduler, one)
+    second, read = ask(scheduler, two)
+    assert read == 11  # rather an empty slot than the one that holds the first of these tokens
+    assert ask(scheduler, [*one, *first, 7])[1] == 2
+    assert ask(scheduler, [*two, *second, 7])[1] == 2
+    assert ask(scheduler, [*one, *first, 8])[1] == 1  # the reply of before, cut
+
+
+def test_slots_grow_with_a_conversation_and_keep_what_they_hold():
+    decoder = tiny_decoder()
+    scheduler = scheduler_of(decoder, capacity=10)
+    sampling = GREEDY.model_copy(update={"max_tokens": 7})
+    prompt, reads, capacities = [1, 2, 3], [], []
+    for _ in range(5):
+        scheduler.reserve(len(prompt) + sampling.max_tokens)
+        new, read = ask(scheduler, prompt, sampling)
+        assert new == fresh(decoder, prompt, sampling)
+        prompt = [*prompt, *new, 50, 60]
+        reads.append(read)
+        capacities.append(scheduler.cache.capacity)
+    assert reads == [3, 3, 3, 3, 3] and capacities == [10, 20, 40, 40, 64]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_grown_slots_go_on_where_they_were(kind):
+    decoder = decoder_of(kind)
+    scheduler = scheduler_of(decoder, slots=2, capacity=20)
+    prompts = [[1, 2, 3, 4, 5], [9, 8]]
+    ids = [scheduler.add(Request(prompt, GREEDY, row=row)) for row, prompt in enumerate(prompts)]
+    events = scheduler.step() + scheduler.step()
+    scheduler.reserve(50)
+    events += list(scheduler.run())
+    for id, prompt in zip(ids, prompts, strict=True):
+        assert [event.token for event in events if event.request == id] == fresh(decoder, prompt)

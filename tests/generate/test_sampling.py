@@ -9,7 +9,7 @@ from transformers import (
 
 from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.generate.config import SamplingConfig, sampling_config
-from shoestring.generate.sampling import Sampler, distribution, penalize
+from shoestring.generate.sampling import Draw, candidates, choose, distribution, penalize
 
 SETTINGS = [
     {"temperature": 1.0, "top_p": 1.0},
@@ -49,7 +49,7 @@ def test_tokens_level_with_the_last_of_top_k_stay_as_in_transformers():
     logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0]])
     config = SamplingConfig(temperature=1.0, top_k=2, top_p=1.0)
     torch.testing.assert_close(distribution(logits, config), theirs(logits, config))
-    weights, ids = Sampler(config, [0], [[0]])._candidates(logits)
+    weights, ids = candidates(logits, config)
     assert set(ids[weights > 0].tolist()) == {0, 2, 3}
 
 
@@ -57,7 +57,7 @@ def test_tokens_level_with_the_last_of_top_k_stay_as_in_transformers():
 def test_what_the_sampler_picks_from_is_the_defined_distribution(settings):
     config = SamplingConfig(**settings)
     logits = random_logits()
-    weights, ids = Sampler(config, [0] * 4, [[0]] * 4)._candidates(logits / config.temperature)
+    weights, ids = candidates(logits / config.temperature, config)
     if ids is None:
         ids = torch.arange(logits.shape[1]).expand_as(logits)
     picked = torch.zeros_like(logits).scatter(-1, ids, weights / weights.sum(-1, keepdim=True))
@@ -74,43 +74,48 @@ def test_repetition_penalty_is_that_of_transformers(penalty):
 
 
 def test_repetition_penalty_counts_prompt_and_new_tokens():
-    sampler = Sampler(SamplingConfig(temperature=0, repetition_penalty=1000.0), [0], [[3]])
-    logits = torch.tensor([[1.0, 2.0, 3.0, 9.0]])
-    assert [sampler.choose(logits)[0] for _ in range(3)] == [2, 1, 0]
+    config, tokens = SamplingConfig(temperature=0, repetition_penalty=1000.0), [3]
+    for step, expected in enumerate([2, 1, 0]):
+        chosen = choose(torch.tensor([[1.0, 2.0, 3.0, 9.0]]), [Draw(config, 0, step, tokens)])
+        assert chosen == [expected]
+        tokens += chosen
 
 
 def test_frequencies_follow_the_distribution():
     config = SamplingConfig(temperature=1.0, top_p=0.9, seed=5)
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -5.0])
     rows = 20_000
-    picks = torch.tensor(Sampler(config, list(range(rows)), [[0]] * rows).choose(logits.expand(rows, 5)))
+    picks = torch.tensor(choose(logits.expand(rows, 5), [Draw(config, row, 0, [0]) for row in range(rows)]))
     frequencies = torch.bincount(picks, minlength=5) / rows
     expected = distribution(logits.unsqueeze(0), config)[0]
     assert (frequencies - expected).abs().max() < 4 * (0.25 / rows) ** 0.5
     assert frequencies[expected == 0].sum() == 0
 
 
-def test_a_row_sampled_in_a_batch_equals_the_row_alone():
-    config = SamplingConfig(temperature=1.0, top_p=0.97, seed=3)
-    together = Sampler(config, [0, 1, 2, 3], [[0]] * 4)
-    alone = [Sampler(config, [row], [[0]]) for row in range(4)]
+MIXED = [
+    SamplingConfig(temperature=1.0, top_p=0.97, seed=3),
+    SamplingConfig(temperature=0),
+    SamplingConfig(temperature=1.0, top_p=0.97, seed=4),
+    SamplingConfig(temperature=0.7, top_k=9, repetition_penalty=1.3),
+]
+
+
+def test_a_row_sampled_in_a_batch_equals_the_row_alone_whatever_the_settings_of_the_others():
     for step in range(5):
         logits = random_logits(seed=step) / 3
-        assert together.choose(logits) == [alone[row].choose(logits[row : row + 1])[0] for row in range(4)]
-    together.keep([1, 3])
-    logits = random_logits(seed=9) / 3
-    assert together.choose(logits[[1, 3]]) == [alone[row].choose(logits[row : row + 1])[0] for row in (1, 3)]
+        draws = [Draw(config, row, step, [5, 6]) for row, config in enumerate(MIXED)]
+        alone = [choose(logits[row : row + 1], [draw])[0] for row, draw in enumerate(draws)]
+        assert choose(logits, draws) == alone
+        assert choose(logits[[3, 1]], [draws[3], draws[1]]) == [alone[3], alone[1]]
 
 
 def test_rows_seeds_and_steps_have_different_random_numbers():
     logits = torch.zeros(1, 10_000)
+    places = [(seed, row, 0) for seed in range(3) for row in range(3)] + [(0, 7, step) for step in range(3)]
     draws = [
-        Sampler(SamplingConfig(temperature=1.0, top_p=1.0, seed=seed), [row], [[0]]).choose(logits)[0]
-        for seed in range(3)
-        for row in range(3)
+        choose(logits, [Draw(SamplingConfig(temperature=1.0, top_p=1.0, seed=seed), row, step, [0])])[0]
+        for seed, row, step in places
     ]
-    sampler = Sampler(SamplingConfig(temperature=1.0, top_p=1.0), [7], [[0]])
-    draws += [sampler.choose(logits)[0] for _ in range(3)]
     assert len(set(draws)) == len(draws)
 
 
@@ -119,7 +124,7 @@ def test_output_that_is_not_finite_is_an_error(bad):
     logits = torch.zeros(2, 8)
     logits[1, 3] = bad
     with pytest.raises(ModelFileError, match="not finite"):
-        Sampler(SamplingConfig(temperature=0), [0, 1], [[0], [0]]).choose(logits)
+        choose(logits, [Draw(SamplingConfig(temperature=0), row, 0, [0]) for row in range(2)])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import mmap
 import os
@@ -10,6 +11,8 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -32,9 +35,7 @@ class Model:
     """The library and, beside it, what it should count."""
 
     def __init__(self, moves: bool = True) -> None:
-        library = allocator._library()
-        assert library is not None
-        self.library = library
+        library = self.library = _own_library()
         library.memory_move(moves)  # or kept pages only go back, as on old systems
         self.moves = library.memory_move(moves)
         self.blocks: list[tuple[int, int, int]] = []  # address, length, what it is filled with
@@ -101,6 +102,19 @@ class Model:
         self.give_back()
         assert self.counts().live == self.counts().held == 0
         assert self.library.memory_move(True) == self.moves  # no move has failed
+
+
+@functools.cache
+def _own_library() -> ctypes.CDLL:
+    """A copy, for torch's tensors may come from the process's own."""
+    library = allocator._library()
+    assert library is not None
+    with tempfile.TemporaryDirectory() as folder:
+        own = ctypes.CDLL(shutil.copy(library._name, Path(folder) / "own.so"))
+    for name in ("memory_take", "memory_release", "memory_counts", "memory_limit", "memory_events"):
+        shared = getattr(library, name)
+        getattr(own, name).argtypes, getattr(own, name).restype = shared.argtypes, shared.restype
+    return own
 
 
 def occupied(length: int) -> int:

@@ -1,6 +1,6 @@
 """The allocator's library against a plain model of its counts and limits, and its threads under sanitizers.
 
-Torch's tensors of this process have nothing to do with it: it is not installed here.
+Torch's tensors of this process have nothing to do with it: it is a copy of the library.
 """
 
 from __future__ import annotations

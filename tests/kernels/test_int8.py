@@ -1,4 +1,4 @@
-"""The int8 kernel against its twin, bit for bit, and the twin against float64 and big integers."""
+"""The int8 kernel in all its forms against its twin, bit for bit, and the twin against float64 and big integers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ from shoestring.kernels import compiled, int8
 from shoestring.kernels.compiled import kernel
 from shoestring.kernels.int8 import Rows, Thin
 
-SHAPES = pytest.mark.parametrize("rows,inputs,outputs", [(1, 64, 64), (5, 7, 3), (37, 255, 191), (100, 130, 64)])
+# Beyond a tile, a part of the depth (1,024) and the rows of a thread, and nowhere a multiple of them.
+SHAPES = pytest.mark.parametrize(
+    "rows,inputs,outputs",
+    [(1, 64, 64), (5, 7, 3), (3, 1, 1), (37, 255, 191), (100, 130, 64), (131, 1041, 33), (7, 2500, 300)],
+)
+FORMS = {"own": (), "pairs": ("SHOESTRING_PAIRS",), "plain": ("SHOESTRING_PLAIN",)}  # of multiplying (int8_lanes.h)
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernel as it is compiled for this processor, and for lesser ones."""
+    found = int8._typed_kernel(*FORMS[request.param])
+    monkeypatch.setattr(int8, "_typed_kernel", lambda: found)
+    return request.param
 
 
 def problem(rows: int, inputs: int, outputs: int):
@@ -39,8 +52,30 @@ def test_rows_are_rounded_as_the_twin_rounds_them(rows: int, inputs: int, output
     assert bool((error <= 0.5001 * twin.scale.unsqueeze(1)).all())
 
 
+@SHAPES
+def test_dithered_rows_are_the_twins_and_right_on_average(rows: int, inputs: int, outputs: int) -> None:
+    x, _, _ = problem(rows, inputs, outputs)
+    x, columns = x.abs().pow(8), torch.rand(inputs) + 0.5  # most of them far under the largest
+    x[0] = 0
+    wide = torch.cat([x, x], 1)
+    mine, twin = int8.dither_rows(wide[:, :inputs], columns), int8.dither_rows_plain(x, columns)
+    assert torch.equal(mine.codes, twin.codes) and torch.equal(mine.scale, twin.scale)
+    assert mine.sums is None or torch.equal(mine.sums, twin.codes.int().sum(1, dtype=torch.int32))
+    exact, found = x.double() * columns, twin.codes.double() * twin.scale.double().unsqueeze(1)
+    assert bool(((found - exact).abs() <= 1.0001 * twin.scale.unsqueeze(1)).all())
+    steps = (found - exact) / twin.scale.double().clamp_min(1e-30).unsqueeze(1)
+    assert abs(float(steps.sum())) <= 2 + 0.05 * float(steps.abs().sum())
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0])
+def test_dithering_never_leaves_the_range_of_codes(value: float) -> None:
+    x = torch.full((300, 300), value) * torch.linspace(0.9, 1.1, 300).unsqueeze(1)
+    for rows in (int8.dither_rows(x, torch.ones(300)), int8.dither_rows_plain(x, torch.ones(300))):
+        assert bool((rows.codes == 127 * value).all())
+
+
 @pytest.mark.parametrize("transposed", [False, True])
-def test_the_largest_columns_stay_as_they_are(transposed: bool) -> None:
+def test_the_largest_columns_stay_as_they_are(form: str, transposed: bool) -> None:
     x, weight, columns = problem(20, 70, 41)
     x[:, [3, 66]] *= 50
     x[7, 12] = -200
@@ -60,7 +95,9 @@ def test_the_largest_columns_stay_as_they_are(transposed: bool) -> None:
 @SHAPES
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("added", [False, True])
-def test_products_are_the_twins_and_exact(rows: int, inputs: int, outputs: int, transposed: bool, added: bool) -> None:
+def test_products_are_the_twins_and_exact(
+    form: str, rows: int, inputs: int, outputs: int, transposed: bool, added: bool
+) -> None:
     x, weight, columns = problem(rows, inputs, outputs)
     given = weight.t().contiguous().t() if transposed else weight
     thin = Thin(torch.randn(rows, 3), torch.randn(outputs, 3).t(), 0.5) if added else None
@@ -74,12 +111,28 @@ def test_products_are_the_twins_and_exact(rows: int, inputs: int, outputs: int, 
     assert_close(twin.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@SHAPES
+@pytest.mark.parametrize("transposed", [False, True])
+def test_all_forms_give_the_same_numbers_floats_among_them(
+    monkeypatch: pytest.MonkeyPatch, rows: int, inputs: int, outputs: int, transposed: bool
+) -> None:
+    x, weight, columns = problem(rows, inputs, outputs)
+    given = weight.t().contiguous().t() if transposed else weight
+    thin, before, results = Thin(torch.randn(rows, 3), torch.randn(3, outputs)), torch.randn(rows, outputs), []
+    kernels = {name: int8._typed_kernel(*macros) for name, macros in FORMS.items()}
+    for name in FORMS:
+        monkeypatch.setattr(int8, "_typed_kernel", lambda name=name: kernels[name])
+        rounded = int8.quantize_rows(x, keep=5)
+        results.append(int8.product(rounded, given, columns, thin, onto=before.clone()))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
 def test_the_kernel_is_at_work_where_it_can_be() -> None:
     rows = int8.quantize_rows(torch.randn(3, 4))
     assert (rows.sums is not None) == (kernel("int8") is not None)
 
 
-def test_sums_do_not_overflow_up_to_the_longest_rows() -> None:
+def test_sums_do_not_overflow_up_to_the_longest_rows(form: str) -> None:
     longest = int8.LONGEST
     assert 127 * 127 * longest < 2**31 <= 127 * 127 * (longest + 1)
     codes = torch.full((1, longest), 127, dtype=torch.int8)
@@ -114,10 +167,13 @@ def test_the_smallest_and_largest_rows_are_finite(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kernel", [True, False])
-def test_a_product_is_added_to_columns_of_something_wider(monkeypatch: pytest.MonkeyPatch, kernel: bool) -> None:
+@pytest.mark.parametrize("inputs", [48, 1100])
+def test_a_product_is_added_to_columns_of_something_wider(
+    monkeypatch: pytest.MonkeyPatch, form: str, kernel: bool, inputs: int
+) -> None:
     if not kernel:
         without_kernel(monkeypatch)
-    x, weight, columns = problem(20, 48, 33)
+    x, weight, columns = problem(20, inputs, 33)
     wide = torch.full((20, 50), 7.0)
     out = int8.product(int8.quantize_rows(x), weight, columns, onto=wide[:, 10:43])
     assert_close(out, int8.product(int8.quantize_rows(x), weight, columns) + 7)
@@ -139,8 +195,16 @@ def test_padding_for_gpus_changes_no_sum() -> None:
         assert torch.equal(int8.integer_product(codes, weight, multiple).long(), expected)
 
 
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    x, weight, columns = problem(150, 96, 200)
+@pytest.mark.parametrize("inputs", [1, 1040, 1041, 3000])
+def test_sums_of_floats_in_parts_are_exact(inputs: int) -> None:
+    codes = torch.full((2, inputs), 127, dtype=torch.int8)
+    codes[1] = torch.randint(-127, 128, (inputs,), dtype=torch.int8)
+    assert torch.equal(int8.product_in_floats(codes, codes).long(), codes.long() @ codes.long().t())
+
+
+@pytest.mark.parametrize("inputs", [96, 1100])
+def test_results_do_not_depend_on_the_number_of_threads(form: str, inputs: int) -> None:
+    x, weight, columns = problem(150, inputs, 200)
     thin, before, results = Thin(torch.randn(150, 2), torch.randn(2, 200)), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):

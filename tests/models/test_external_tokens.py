@@ -50,7 +50,7 @@ def test_each_token_gets_the_last_settled_token_of_the_encoder(ours, encoder_fol
     _, settled = encoder.encode(TEXT)
     known, raw = 0, TEXT.encode()
     for n in range(len(ids)):
-        end = len(b"".join(ours.pieces()[i] for i in ids[: n + 1]))
+        end = len(b"".join(ours.token_bytes()[i] for i in ids[: n + 1]))
         seen = raw[:end].decode("utf-8", "ignore")  # a character cut in two is not known yet
         begun = [p for p in range(1, len(seen)) if seen[p - 1].isspace() and not seen[p].isspace()]
         place = begun[-1] - 1 if begun else 0

@@ -6,6 +6,8 @@ output would be nearly the same; computation is in float64, so that a fast path 
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -25,13 +27,13 @@ TOKENS = 9
 
 def model(seed: int) -> Decoder:
     decoder = build(draw_config(seed), seed=seed, dtype=torch.float64).eval()
-    random = torch.Generator().manual_seed(seed)
+    noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             if parameter.ndim > 1 and not name.startswith(("embedding", "head")):
-                parameter.normal_(0, 0.3, generator=random)
+                parameter.normal_(0, 0.3, generator=noise)
             elif name.endswith("bias"):
-                parameter.normal_(0, 0.2, generator=random)
+                parameter.normal_(0, 0.2, generator=noise)
             else:
                 parameter.mul_(10 if parameter.ndim > 1 else 1)
     return decoder
@@ -46,8 +48,8 @@ def external(decoder: Decoder, tokens_BT: torch.Tensor) -> torch.Tensor | None:
     adapter = decoder.config.input_adapter
     if adapter is None:
         return None
-    random = torch.Generator().manual_seed(0)
-    return torch.randn(VOCABULARY, adapter.external_width, generator=random, dtype=torch.float64)[tokens_BT]
+    noise = torch.Generator().manual_seed(0)
+    return torch.randn(VOCABULARY, adapter.external_width, generator=noise, dtype=torch.float64)[tokens_BT]
 
 
 @torch.no_grad()
@@ -112,6 +114,30 @@ def check_cache(decoder: Decoder, tokens_BT: torch.Tensor, seed: int) -> None:
     assert_close(after, torch.stack([whole[1, shorter[1]], whole[0, shorter[0]]]))
 
 
+def check_slots(decoder: Decoder, tokens_BT: torch.Tensor, seed: int) -> None:
+    """Passes over some of four slots, each with so many tokens, against the whole sequence; the others stay as they
+    are, though fresh memory reads as NaN."""
+    rng, whole = random.Random(seed), hidden(decoder, tokens_BT)
+    cache = decoder.new_cache(4, CONTEXT)
+    tensors = [tensor for group in cache.tensors.values() for tensor in group] + getattr(cache, "recent", [])
+    for tensor in tensors:
+        tensor.fill_(float("nan"))
+    row_of = dict(zip(rng.sample(range(4), 2), range(2), strict=True))
+    while min(cache.lengths[slot] for slot in row_of) < TOKENS:
+        slots = [slot for slot in rng.sample(list(row_of), rng.choice([1, 2])) if cache.lengths[slot] < TOKENS]
+        counts = [rng.randint(1, min(3, TOKENS - cache.lengths[slot])) for slot in slots]
+        if not slots:
+            continue
+        spans = [(row_of[slot], cache.lengths[slot], count) for slot, count in zip(slots, counts, strict=True)]
+        packed = torch.cat([tokens_BT[row, start : start + count] for row, start, count in spans]).unsqueeze(0)
+        expected = torch.cat([whole[row, start : start + count] for row, start, count in spans])
+        others = [slot for slot in range(4) if slot not in slots]
+        before = [tensor[others].clone() for tensor in tensors]
+        assert_close(hidden(decoder, packed, cache=cache.rows(slots, counts))[0], expected)
+        for tensor, kept in zip(tensors, before, strict=True):
+            assert_close(tensor[others], kept, rtol=0, atol=0, equal_nan=True)
+
+
 def check_packing(decoder: Decoder, tokens_BT: torch.Tensor, seed: int) -> None:
     cut = 1 + seed % (TOKENS - 2)
     segments = torch.tensor([[0] * cut + [1] * (TOKENS - cut)] * len(tokens_BT))
@@ -148,6 +174,7 @@ def assert_properties(seed: int, folder) -> None:
     check_count(decoder)
     check_causality(decoder, tokens_BT, 2 + seed % (TOKENS - 3))
     check_cache(decoder, tokens_BT, seed)
+    check_slots(decoder, tokens_BT, seed)
     check_packing(decoder, tokens_BT, seed)
     check_saving(decoder, tokens_BT, folder / "model")
     check_loss_and_gradients(decoder, tokens_BT)

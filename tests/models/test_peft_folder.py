@@ -157,7 +157,7 @@ def _ours_by_name(decoder: Decoder, gradients: bool = False) -> dict[str, torch.
     from shoestring.models.families.registry import family_of
 
     family, found = family_of(decoder.config), {}
-    parts = {"first": "lora_A", "second": "lora_B", "magnitude": "lora_magnitude_vector"}
+    parts = {"lora_A": "lora_A", "lora_B": "lora_B", "magnitude": "lora_magnitude_vector"}
     for linear, module in adapted_linears(decoder).items():
         theirs = family.tensor_name(f"{linear}.weight").removesuffix(".weight")
         for part, parameter in module.adapters["default"].named_parameters():

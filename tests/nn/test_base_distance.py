@@ -9,17 +9,12 @@ from torch.testing import assert_close
 
 from shoestring.nn import base_distance as module
 from shoestring.nn.base_distance import base_distance, base_distance_plain
+from shoestring.nn.head import Head, SoftcappedHead
 
 
-class Head(nn.Module):
-    def __init__(self, softcap: float | None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(50, 12, dtype=torch.float64), requires_grad=False)
-        self.softcap = softcap
-
-    def forward(self, rows_ND: torch.Tensor) -> torch.Tensor:
-        logits = rows_ND @ self.weight.t()
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+def make_head(softcap: float | None) -> Head:
+    weight = nn.Parameter(torch.randn(50, 12, dtype=torch.float64), requires_grad=False)
+    return Head(weight) if softcap is None else SoftcappedHead(weight, softcap)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -27,9 +22,10 @@ class Head(nn.Module):
 def test_value_and_gradient_are_those_of_the_definition(
     softcap: float | None, rows_of_a_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 50 * rows_of_a_chunk)
+    monkeypatch.setattr(module, "compared_rows", lambda vocabulary: rows_of_a_chunk)
+    monkeypatch.setattr(module, "block_rows", lambda width: 20)
     torch.manual_seed(0)
-    head, base = Head(softcap), torch.randn(11, 12, dtype=torch.float64)
+    head, base = make_head(softcap), torch.randn(11, 12, dtype=torch.float64)
     hidden = torch.randn(11, 12, dtype=torch.float64, requires_grad=True)
     (0.5 * base_distance(hidden, base, head)).backward()
     twin = hidden.detach().clone().requires_grad_()
@@ -42,7 +38,7 @@ def test_value_and_gradient_are_those_of_the_definition(
 
 
 def test_it_is_zero_and_flat_where_nothing_moved() -> None:
-    head, base = Head(None), torch.randn(5, 12, dtype=torch.float64)
+    head, base = make_head(None), torch.randn(5, 12, dtype=torch.float64)
     hidden = base.clone().requires_grad_()
     distance = base_distance(hidden, base, head)
     distance.backward()

@@ -107,7 +107,7 @@ def test_what_is_more_than_an_update_runs_one_by_one(monkeypatch: pytest.MonkeyP
 def test_each_follows_its_own_active_adapter() -> None:
     linears = members()
     linears[1].add("other", LoRAConfig(rank=5))
-    torch.nn.init.normal_(linears[1].adapters["other"].second)
+    torch.nn.init.normal_(linears[1].adapters["other"].lora_B)
     x = torch.randn(5, IN, dtype=torch.float64)
     for one, other in zip(bundled(linears, x), one_by_one(linears, x), strict=True):
         assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -184,7 +184,7 @@ def test_gate_and_up_are_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = SwiGLU(SwiGLUConfig(width=24), IN).double()
     for name in ("gate", "up", "down"):
         setattr(layer, name, from_linear(getattr(layer, name), LoRAConfig(rank=2)))
-        torch.nn.init.normal_(getattr(layer, name).adapters["default"].second)
+        torch.nn.init.normal_(getattr(layer, name).adapters["default"].lora_B)
     x = torch.randn(6, IN, dtype=torch.float64, requires_grad=True)
     wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
     mine = torch.autograd.grad(layer(x)[0].square().sum(), wanted)

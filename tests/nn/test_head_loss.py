@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shoestring.models.decoder import Head, SoftcappedHead
+import shoestring.nn.head
 from shoestring.nn import frozen_head_loss
 from shoestring.nn import head_loss as module
+from shoestring.nn.head import Head, SoftcappedHead
 
 WIDTH, VOCABULARY = 12, 37
 
@@ -33,7 +34,7 @@ def results(function, softcap: float | None) -> list[torch.Tensor]:
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("rows", [3, 100])
 def test_the_chunked_loss_is_its_definition(softcap, rows, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * VOCABULARY * rows)
+    monkeypatch.setattr(module, "chunk_rows", lambda vocabulary: rows)
     fast, plain = results(module.head_loss, softcap), results(module.head_loss_plain, softcap)
     for one, other in zip(fast, plain, strict=True):
         assert_close(one, other)
@@ -80,3 +81,28 @@ def test_a_frozen_head_is_as_exact_as_full_logits_where_labels_are_all_but_impos
     fast, plain = (f(hidden_BTD, layer, labels_BT)[0] for f in (module.head_loss, module.head_loss_plain))
     assert torch.isfinite(fast)
     assert_close(fast, plain)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_under_autocast_products_are_in_its_dtype_and_gradients_in_their_own(frozen, monkeypatch):
+    dtypes = set()
+
+    def spy(rows, weight):
+        dtypes.update((rows.dtype, weight.dtype))
+        return torch.matmul(rows, weight.t())
+
+    for place in (module, shoestring.nn.head):
+        monkeypatch.setattr(place, "matmul", spy)
+    layer = head(None).requires_grad_(not frozen)
+    random = torch.Generator().manual_seed(0)
+    hidden_BTD = torch.randn(2, 11, WIDTH, generator=random).requires_grad_()
+    labels_BT = torch.randint(0, VOCABULARY, (2, 11), generator=random)
+    wanted = [hidden_BTD] if frozen else [hidden_BTD, layer.weight]
+    exact = torch.autograd.grad(module.head_loss_plain(hidden_BTD, layer, labels_BT)[0] * 1.1, wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _ = module.head_loss(hidden_BTD, layer, labels_BT)
+    found = torch.autograd.grad(total * 1.1, wanted)
+    assert dtypes == {torch.bfloat16} and total.dtype == torch.float32
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == torch.float32 and float((one - other).norm() / other.norm()) < 0.02
+        assert not torch.equal(one, one.bfloat16().float())  # not rounded once more on its way out

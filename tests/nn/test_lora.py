@@ -32,7 +32,7 @@ def adapted(dora: bool = False, bias: bool = True, dropout: float = 0.0, dtype=t
 def plain(linear: LoRALinear, x: torch.Tensor) -> torch.Tensor:
     adapter = linear.adapters["default"]
     return adapted_plain(
-        x, linear.base.weight, linear.base.bias, adapter.first, adapter.second, adapter.scale, adapter.magnitude
+        x, linear.base.weight, linear.base.bias, adapter.lora_A, adapter.lora_B, adapter.scale, adapter.magnitude
     )
 
 
@@ -88,9 +88,9 @@ def test_dropout_thins_what_goes_into_the_update_and_only_while_training(dora: b
     y = linear(x)
     torch.manual_seed(4)
     dropped = torch.nn.functional.dropout(x, 0.5)
-    expected = x @ base.weight.t() + adapter.scale * dropped @ adapter.first.t() @ adapter.second.t()
+    expected = x @ base.weight.t() + adapter.scale * dropped @ adapter.lora_A.t() @ adapter.lora_B.t()
     if dora:
-        weight = base.weight + adapter.scale * adapter.second @ adapter.first
+        weight = base.weight + adapter.scale * adapter.lora_B @ adapter.lora_A
         expected = expected * (adapter.magnitude / weight.norm(dim=1).detach())
     expected = expected + base.bias
     assert_close(y, expected)
@@ -108,7 +108,7 @@ def test_a_factorized_base_can_be_adapted(dora: bool) -> None:
     assert isinstance(base, LowRankLinear)
     linear = from_linear(base, LoRAConfig(rank=2, dora=dora))
     with torch.no_grad():
-        linear.adapters["default"].second.normal_()
+        linear.adapters["default"].lora_B.normal_()
     x = torch.randn(3, IN, dtype=torch.float64, requires_grad=True)
     dense = linear.to_linear()
     assert_close(linear(x), dense(x))
@@ -171,7 +171,7 @@ def test_large_products_through_the_other_library_are_the_same(monkeypatch: pyte
     torch.manual_seed(0)
     linear = from_linear(Linear(64, 256, bias=False), LoRAConfig(rank=4))
     with torch.no_grad():
-        linear.adapters["default"].second.normal_()
+        linear.adapters["default"].lora_B.normal_()
     x = torch.randn(2, 256, 64, requires_grad=True)
     results = []
     for library in ("torch", "onednn"):

@@ -7,21 +7,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from shoestring.core.config import Config
 from shoestring.core.errors import ConfigError
 from shoestring.nn.config import LowRankConfig
 from shoestring.nn.linear import Linear
+from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.low_rank import LowRankLinear
-from shoestring.nn.replace import (
-    _KINDS,
-    ADAPTED,
-    FACTORIZED,
-    QUANTIZED,
-    from_linear,
-    linear_kind,
-    replace_linears,
-    stage_of,
-)
+from shoestring.nn.quantized.config import Int8Config
+from shoestring.nn.replace import ADAPTED, FACTORIZED, QUANTIZED, from_linear, replace_linears, stage_of
 
 
 def dense(inputs: int = 12, outputs: int = 10, bias: bool = True) -> Linear:
@@ -90,50 +82,19 @@ def test_fresh_factors_make_entries_of_the_spread_asked_for():
 # The order of replacements
 
 
-class Rounded(Config):
-    """For the tests: a quantized and an adapted kind that do nothing."""
-
-
-class Added(Config):
-    pass
-
-
-class _Wrapped(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.in_features, self.out_features = inner, inner.in_features, inner.out_features
-
-    @classmethod
-    def from_linear(cls, linear, config):
-        return cls(linear)
-
-    def to_linear(self):
-        return self.inner
-
-
-@pytest.fixture
-def kinds():
-    before = dict(_KINDS)
-    linear_kind(Rounded, QUANTIZED)(type("Quantized", (_Wrapped,), {}))
-    linear_kind(Added, ADAPTED)(type("Adapted", (_Wrapped,), {}))
-    yield
-    _KINDS.clear()
-    _KINDS.update(before)
-
-
-def test_quantizing_comes_before_adapting_and_never_after(kinds):
-    quantized = from_linear(dense(), Rounded())
-    adapted = from_linear(quantized, Added())
+def test_quantizing_comes_before_adapting_and_never_after():
+    quantized = from_linear(dense(), Int8Config())
+    adapted = from_linear(quantized, LoRAConfig(rank=2))
     assert (stage_of(quantized), stage_of(adapted)) == (QUANTIZED, ADAPTED)
     with pytest.raises(ConfigError, match="adapted cannot become quantized"):
-        from_linear(adapted, Rounded())
+        from_linear(adapted, Int8Config())
     with pytest.raises(ConfigError, match="quantized cannot become factorized"):
         from_linear(quantized, LowRankConfig(rank=2))
     assert stage_of(from_linear(dense(), LowRankConfig(rank=2))) == FACTORIZED
-    assert stage_of(adapted.to_linear().to_linear()) == 0
+    assert stage_of(adapted.to_linear()) == 0
 
 
-def test_linears_are_replaced_in_place_where_chosen(kinds):
+def test_linears_are_replaced_in_place_where_chosen():
     root = nn.ModuleDict({"a": dense(), "b": nn.ModuleDict({"c": dense()})})
-    assert replace_linears(root, Added(), lambda name, linear: name == "b.c") == ["b.c"]
+    assert replace_linears(root, LoRAConfig(rank=2), lambda name, linear: name == "b.c") == ["b.c"]
     assert stage_of(root["b"]["c"]) == ADAPTED and stage_of(root["a"]) == 0

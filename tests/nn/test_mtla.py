@@ -53,7 +53,7 @@ def new_cache(module: TemporalLatentAttention, batch: int, capacity: int, rollba
     cache = TemporalCache(
         1, batch, capacity, module.rank, module.rank + module.rotary, module.stride, rollback, dtype=torch.float64
     )
-    for tensor in cache.slots + cache.recent:
+    for tensor in cache.columns + cache.recent:
         tensor.fill_(float("nan"))
     return cache
 
@@ -130,7 +130,7 @@ def test_cached_decoding_equals_the_parallel_form_after_any_prefill(stride, opti
     assert_close(feed(module, cache, x[:, :prefill]), expected[:, :prefill])
     for i in range(prefill, 13):
         assert_close(feed(module, cache, x[:, i : i + 1]), expected[:, i : i + 1])
-    assert cache.slots[0].isfinite().all()
+    assert cache.columns[0].isfinite().all()
 
 
 @every_stride

@@ -1,4 +1,4 @@
-"""The temporal cache: its size, long counts in half precision, truncation of merged slots, reorder, state."""
+"""The temporal cache: its size, long counts in half precision, truncation of merged columns, reorder, state."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import torch
 from torch.testing import assert_close
 
 from shoestring.nn.temporal_cache import TemporalCache
-from tests.nn.test_mtla import attention, every_stride, feed, inputs, new_cache, whole
+from tests.nn.test_mtla import attention, context_of, every_stride, feed, inputs, new_cache, whole
 
 
 @every_stride
 @pytest.mark.parametrize("tokens", [1, 7, 8])
-def test_a_cache_of_t_tokens_fills_t_over_s_slots_rounded_up(stride, tokens):
+def test_a_cache_of_t_tokens_fills_t_over_s_columns_rounded_up(stride, tokens):
     module = attention(stride)
     cache = new_cache(module, 1, 24)
     feed(module, cache, inputs(1, tokens))
-    filled = cache.slots[0][0].isfinite().all(-1)
+    filled = cache.columns[0][0].isfinite().all(-1)
     assert int(filled.sum()) == -(-tokens // stride) and filled[: -(-tokens // stride)].all()
-    assert cache.slots[0].shape[1] == -(-24 // stride)
+    assert cache.columns[0].shape[1] == -(-24 // stride)
 
 
 @every_stride
 def test_bytes_per_token_are_those_of_latent_and_rotary_key_over_the_stride(stride):
     cache = TemporalCache(3, 2, 24, 16, 20, stride, 4)
     assert cache.bytes_per_token() == 3 * 20 * 4 / stride
-    assert cache.bytes_per_token() * 24 * 2 == sum(tensor.nbytes for tensor in cache.slots)
+    assert cache.bytes_per_token() * 24 * 2 == sum(tensor.nbytes for tensor in cache.columns)
 
 
-def test_slots_are_still_counted_past_256_in_bfloat16():
+def test_columns_are_still_counted_past_256_in_bfloat16():
     """A counter kept in bfloat16 sticks at 256."""
     module = attention(2).to(torch.bfloat16)
     cache = TemporalCache(1, 1, 300, 16, 20, 2, 4, dtype=torch.bfloat16)
@@ -153,3 +153,21 @@ def test_a_full_cache_refuses():
     feed(module, cache, inputs(1, 5))
     with pytest.raises(ValueError, match="capacity"):
         feed(module, cache, inputs(1, 1))
+
+
+@every_stride
+def test_an_abandoned_pass_can_be_taken_again(stride):
+    """Its tokens may have been merged into the open column of some layers, and pushed others out of the ring."""
+    module, x = attention(stride), inputs(2, 20)
+    cache = new_cache(module, 2, 24)
+    feed(module, cache, x[:, :7])
+    context = context_of(x[:, 7:16], cache)
+    module(x[:, 7:16], context, cache.layer(0))  # and nobody counts it
+    for slot in range(2):
+        cache.abandon(slot, 7)
+    (start,) = set(cache.lengths)
+    assert 7 - stride < start <= 7
+    assert_close(feed(module, cache, x[:, start:19]), whole(module, x)[:, start:19])
+    assert cache.truncatable([17, 17]) == [17, 17]
+    cache.truncate([17, 17])
+    assert_close(feed(module, cache, x[:, 17:18]), whole(module, x)[:, 17:18])

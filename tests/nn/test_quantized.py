@@ -129,7 +129,7 @@ def test_adapters_on_a_quantized_base_train_as_on_the_rounded_weights(kind: str,
         assert isinstance(linear, LoRALinear)
         torch.manual_seed(2)
         with torch.no_grad():
-            linear.adapters["default"].second.normal_()
+            linear.adapters["default"].lora_B.normal_()
         linear.double()
         x = torch.linspace(-1, 1, 4 * 48, dtype=torch.float64).view(4, 48).requires_grad_()
         y = linear(x)
@@ -188,8 +188,8 @@ def test_int8_products_stay_within_what_rounding_their_rows_allows(adapted: bool
     if adapted:
         linear = from_linear(base, LoRAConfig(rank=2))
         adapter = linear.adapters["default"]
-        torch.nn.init.normal_(adapter.second)
-        update = (adapter.scale * adapter.second @ adapter.first).double().detach()
+        torch.nn.init.normal_(adapter.lora_B)
+        update = (adapter.scale * adapter.lora_B @ adapter.lora_A).double().detach()
     torch.manual_seed(1)
     x = torch.randn(3, 10, inputs)
     x[1, 4] = 0
@@ -239,7 +239,7 @@ def test_with_and_without_the_kernel_results_are_the_same(monkeypatch: pytest.Mo
     from shoestring.kernels import int8
 
     linear = from_linear(in_integers(dense(dtype=torch.float32)), LoRAConfig(rank=2))
-    torch.nn.init.normal_(linear.adapters["default"].second)
+    torch.nn.init.normal_(linear.adapters["default"].lora_B)
     x = torch.randn(20, 48, requires_grad=True)
     results = []
     for _ in range(2):

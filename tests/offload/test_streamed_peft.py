@@ -18,7 +18,7 @@ from shoestring.train.objective import next_token
 from tests.models import tiny_families
 from tests.offload import tiny
 
-PARTS = {"first": "lora_A.default.weight", "second": "lora_B.default.weight",
+PARTS = {"lora_A": "lora_A.default.weight", "lora_B": "lora_B.default.weight",
          "magnitude": "lora_magnitude_vector.default.weight"}  # fmt: skip
 NAMES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "gate": "gate_proj",
          "up": "up_proj", "down": "down_proj"}  # fmt: skip
@@ -33,7 +33,7 @@ def test_loss_and_gradients_are_pefts(tmp_path, family, dora):
     random = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in tiny.trained(streamed).items():
-            if name.endswith(".second"):
+            if name.endswith(".lora_B"):
                 parameter.normal_(0, 0.05, generator=random)
     save_adapter(streamed, tmp_path / "adapter", folder)
     judge = peft.PeftModel.from_pretrained(

@@ -8,6 +8,10 @@ from torch.testing import assert_close
 
 from shoestring.core.errors import RunError
 from shoestring.models.folder import load_model
+from shoestring.nn import frozen_head_loss
+from shoestring.nn.quantized.config import Int8Config
+from shoestring.nn.quantized.int8_head import Int8Head
+from shoestring.offload.ends import StreamedInt8Head
 from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
 from shoestring.train.objective import next_token
@@ -61,6 +65,29 @@ def test_with_one_microbatch_and_the_same_recomputation_the_steps_agree_in_every
         assert one.keys() == other.keys()
         for name in one:
             assert torch.equal(one[name], other[name]), name
+    streamed.close()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rows", [7, 8192])
+def test_steps_that_compute_in_int8_agree_in_every_bit_head_included(tmp_path, monkeypatch, tied, rows):
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(frozen_head_loss, "block_rows", lambda width: rows)
+    folder = tiny.save(tmp_path / "model", tied=tied, dtype=torch.float32)
+    resident = load_model(folder, quantized=Int8Config(compute="int8"))
+    streamed = open_streamed(folder, "int8", compute="int8")
+    assert isinstance(resident.head, Int8Head) and isinstance(streamed.head, StreamedInt8Head)
+    assert not [name for name, _ in resident.named_parameters() if name.startswith("head")]
+    for name, value in resident.head.named_buffers():
+        assert name == "codes" or torch.equal(value, streamed.head.get_buffer(name))
+    resident.activation_checkpointing = "full"
+    (expected, theirs), (found, ours) = (
+        run(kind.around(tiny.adapt(model), next_token), model, 1, 3)
+        for kind, model in ((ResidentEngine, resident), (StreamedEngine, streamed))
+    )
+    assert found == expected
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     streamed.close()
 
 

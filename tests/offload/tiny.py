@@ -42,7 +42,7 @@ def adapt(model: Decoder, **settings) -> Decoder:
     random = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(".second"):
+            if name.endswith(".lora_B"):
                 parameter.normal_(0, 0.05, generator=random)
     return model.train()
 

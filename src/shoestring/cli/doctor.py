@@ -60,6 +60,7 @@ def measure() -> dict[str, Any]:
     from shoestring.core.files import cache_dir
     from shoestring.core.matmul import TABLE
     from shoestring.core.matmul_choice import Kind
+    from shoestring.kernels import allocator
 
     device = resolve_device("auto")
     cache = cache_dir()
@@ -85,6 +86,7 @@ def measure() -> dict[str, Any]:
         "matmul": {"forced": TABLE.forced or None, "kinds": {str(kind): TABLE.entry(kind) for kind in kinds}},
         "memory": memory,
         "memory_bandwidth": machine.memory_bandwidth(refresh=True),
+        "caching_allocator": allocator.install(),
         "disk": str(cache),
         "disk_free": shutil.disk_usage(cache).free,
         "disk_read_speed": machine.disk_read_speed(),
@@ -133,7 +135,8 @@ def describe(found: dict[str, Any]) -> dict[str, str]:
     return {
         "processor": f"{found['processor']}, {found['cores']} cores, {found['vector_units']}:"
         f" matrix products {single} GFLOP/s in float32, {half} in bfloat16",
-        "memory": f"{format_bytes(found['memory'])}, read at {format_bytes(found['memory_bandwidth'])}/s",
+        "memory": f"{format_bytes(found['memory'])}, read at {format_bytes(found['memory_bandwidth'])}/s; tensors from"
+        f" {'the caching allocator' if found['caching_allocator'] else 'the system (no compiler, or switched off)'}",
         "disk": f"{format_bytes(found['disk_free'])} free, read at {format_bytes(found['disk_read_speed'])}/s"
         f" ({found['disk']})",
         "torch": f"{found['torch']}, {found['threads']} threads, {found['gpu'] or 'no GPU'}",

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from shoestring.core.document import Document, apply_overrides, read_document
 from shoestring.core.errors import ConfigError
+from shoestring.core.yaml_document import YamlDocument, apply_overrides, read_document
 
 C = TypeVar("C", bound="Config")
 _COMMAND_LINE = "(command line)"
@@ -69,16 +69,16 @@ def usual_kind(kind: str) -> BeforeValidator:
 
 def load_config(
     cls: type[C],
-    source: str | Path | Document,
+    source: str | Path | YamlDocument,
     overrides: dict[str, Any] | None = None,
     hint: str | None = None,
 ) -> C:
-    """Read `source` (a YAML file or a Document), apply `overrides` (dotted key -> value), validate as `cls`.
+    """Read `source` (a YAML file or a YamlDocument), apply `overrides` (dotted key -> value), validate as `cls`.
 
     hint: a last line for errors about unknown settings, such as which command lists them all.
     Raises ConfigError that lists every problem with its place and what was expected.
     """
-    document = source if isinstance(source, Document) else read_document(source)
+    document = source if isinstance(source, YamlDocument) else read_document(source)
     if overrides:
         document = apply_overrides(document, overrides)
     try:
@@ -255,7 +255,7 @@ class _Problem(typing.NamedTuple):
 
 
 def _explain(
-    error: ValidationError, cls: type[Config], document: Document, overrides: dict[str, Any], hint: str | None
+    error: ValidationError, cls: type[Config], document: YamlDocument, overrides: dict[str, Any], hint: str | None
 ) -> ConfigError:
     expectations: dict[str, list[str]] = {}
     problems: dict[str, _Problem] = {}
@@ -310,7 +310,7 @@ def _explain(
     return _one_error(list(problems.values()), document, hint if unknown else None)
 
 
-def _one_error(problems: list[_Problem], document: Document, hint: str | None) -> ConfigError:
+def _one_error(problems: list[_Problem], document: YamlDocument, hint: str | None) -> ConfigError:
     last = [hint] if hint else []
     if len(problems) == 1:
         problem = problems[0]
@@ -330,7 +330,7 @@ def _place_order(place: str) -> tuple[str, int]:
     return (file, int(line)) if line.isdigit() else (place, 0)
 
 
-def _unknown(key: str, cls: type[Config], document: Document, overrides: dict[str, Any]) -> _Problem:
+def _unknown(key: str, cls: type[Config], document: YamlDocument, overrides: dict[str, Any]) -> _Problem:
     place = document.place(key)
     for typed in overrides:  # name the key as it was typed: --optimiser.learning_rate, not its section alone
         if typed == key or typed.startswith(key + "."):

@@ -138,6 +138,16 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine() or "unknown processor"
 
 
+@functools.cache
+def has_int8_instructions() -> bool:
+    """Whether this processor multiplies four int8 numbers where it would multiply a float (VNNI, AMX, NEON's)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(f" {name}" in flags for name in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
+
+
 def cpu_identity() -> str:
     """The name with what tells processors of one name apart: clouds call several generations just "AMD EPYC"."""
     numbers: dict[str, str] = {}
@@ -230,20 +240,6 @@ def _best_rate(contenders: Sequence[tuple[int, Callable[[], Any]]], device: torc
         if elapsed > 4 * seconds or (elapsed > seconds and len(rates) >= 5):  # a slow format gets one round
             break
     return max(rates)
-
-
-def has_int8_instructions() -> bool:
-    """Whether this processor multiplies int8 numbers faster than floats (VNNI or AMX)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return any(f" {name}" in flags for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
-
-
-def int8_gain() -> float:
-    """How many times faster int8 matmuls are than float32 ones."""
-    return 2.5 if has_int8_instructions() else 1.0
 
 
 def memory_bandwidth(refresh: bool = False) -> float:

@@ -31,12 +31,12 @@ class TokenVectors:
 
     def __init__(self, tokenizer: Tokenizer, encode: EncodeTokens, width: int):
         self.encode, self.width = encode, width
-        self._pieces = tokenizer.pieces()
+        self._token_bytes = tokenizer.token_bytes()
         self._last: tuple[str, np.ndarray, np.ndarray] | None = None
 
     def vectors(self, ids: Sequence[int] | np.ndarray, start: int, stop: int) -> np.ndarray:
         """float32 [stop − start, E] for tokens start .. stop of a document that begins with `ids` [>= stop]."""
-        pieces = [self._pieces[int(i)] for i in ids[:stop]]
+        pieces = [self._token_bytes[int(i)] for i in ids[:stop]]
         ends_n = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)[start:]
         text = codecs.getincrementaldecoder("utf-8")("shoestring.question_marks").decode(b"".join(pieces))
         settled, words, known = settled_places(text)

@@ -48,7 +48,7 @@ class Tokenizer:
         self._switch = threading.Lock()
         self._vocabulary_size: int | None = None
         self._fingerprint: str | None = None
-        self._pieces: list[bytes] | None = None
+        self._token_bytes: list[bytes] | None = None
 
     @classmethod
     def from_backend(
@@ -196,13 +196,13 @@ class Tokenizer:
         decoder = json.loads(self.backend.decoder.__getstate__())  # its part of tokenizer.json
         return any(part["type"] == "ByteLevel" for part in decoder.get("decoders", [decoder]))
 
-    def token_bytes(self) -> np.ndarray:
+    def token_sizes(self) -> np.ndarray:
         """int32 [V]: bytes of text per id; specials 0. Raises TokenizerError if not byte-level."""
-        return np.array([len(piece) for piece in self.pieces()], dtype=np.int32)
+        return np.array([len(piece) for piece in self.token_bytes()], dtype=np.int32)
 
-    def pieces(self) -> list[bytes]:
+    def token_bytes(self) -> list[bytes]:
         """The bytes of text of each id; empty for specials. Raises TokenizerError if not byte-level."""
-        if self._pieces is None:
+        if self._token_bytes is None:
             if not self.is_byte_level:
                 raise TokenizerError("this tokenizer is not byte-level, so its ids do not stand for bytes")
             pieces = [b""] * self.vocabulary_size
@@ -211,8 +211,8 @@ class Tokenizer:
                     continue
                 # An added token is matched in the text as it is written, not in the byte alphabet.
                 pieces[i] = token.encode() if i in self._added else _to_bytes(token)
-            self._pieces = pieces
-        return self._pieces
+            self._token_bytes = pieces
+        return self._token_bytes
 
     def fingerprint(self) -> str:
         """SHA-256 of tokenizer.json in canonical form: equal for tokenizers that give equal ids."""
@@ -303,7 +303,7 @@ class DecodeStream:
             if self._skip:
                 return ""
             return self._utf8.decode(self._tokenizer._added[i].content.encode())
-        return self._utf8.decode(self._tokenizer.pieces()[i])
+        return self._utf8.decode(self._tokenizer.token_bytes()[i])
 
     def finish(self) -> str:
         """What was held back; half a character becomes U+FFFD."""

@@ -27,7 +27,7 @@ def xz_bits_per_byte(shards: ShardFolder, split: str = "validation") -> tuple[fl
 
     Raises TokenizerError if not byte-level.
     """
-    pieces = shards.tokenizer.pieces()
+    pieces = shards.tokenizer.token_bytes()
     text = compressed = 0
     for document in shards.documents_of(split):
         content = b"".join(pieces[i] for i in document.tokens.tolist())

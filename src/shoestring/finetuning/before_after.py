@@ -10,15 +10,19 @@ import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shoestring.core.device import resolve_device
 from shoestring.core.files import atomic_write
 from shoestring.data.sources import Skipped
 from shoestring.data.supervised.config import SupervisedDataConfig
 from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.data.supervised.rows import ExampleSource
+from shoestring.finetuning.write import as_at, best_checkpoint
 from shoestring.generate.language_model import LanguageModel
 from shoestring.generate.text import without_controls
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import GenerationDefaults
+from shoestring.train import parallel
+from shoestring.train.run import Run
 
 ANSWERS = "answers.json"
 ANSWER = 64  # tokens of an answer
@@ -87,9 +91,13 @@ class Interview:
         ]
         save_answers(answers, out)
 
-    def after(self, decoder: Decoder, out: Path) -> list[Answer]:
-        """What it said before and says now."""
-        answers = load_answers(out)
+    def after(self, run: Run, decoder: Decoder) -> list[Answer]:
+        """What it said before, and what its best checkpoint says. decoder: as it is at the end of the run."""
+        answers, best, out = load_answers(run.out), best_checkpoint(run), run.out
+        if parallel.rank() != 0:
+            return answers
+        if best != run.checkpoint:
+            decoder = as_at(best, run.recipe, decoder, resolve_device(run.recipe.device))
         for one, said in zip(answers, self._ask(decoder), strict=False):
             one.after = said
         save_answers(answers, out)

@@ -19,8 +19,8 @@ from shoestring.finetuning.everyday import everyday_examples
 from shoestring.finetuning.material import Material, open_material
 from shoestring.finetuning.model import adapted_model, job_shape, options, read_speed
 from shoestring.finetuning.preserve import preserving
-from shoestring.finetuning.result import FinetuneResult, model_and_data
-from shoestring.finetuning.write import as_at, best_checkpoint, write_files
+from shoestring.finetuning.result import FinetuneResult, collect, model_and_data
+from shoestring.finetuning.write import write_files
 from shoestring.offload.engine import StreamedEngine
 from shoestring.train import parallel
 from shoestring.train.early_stopping import EarlyStopping
@@ -32,7 +32,7 @@ from shoestring.train.objective import Objective, next_token
 from shoestring.train.planning import settle, this_machine
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
-from shoestring.train.run import Opened, Run, Wiring, dotted, execute
+from shoestring.train.run import Opened, Wiring, dotted, execute
 from shoestring.train.run_folder import Start
 from shoestring.train.run_folder import resume as resume_run
 
@@ -69,7 +69,11 @@ def finetune(
         start = Start(recipe, "finetune", str(model) if is_finetune_recipe(model) else "as the command says")
     job = FinetuneJob()
     run = execute(job, start)
-    return job.result(run)
+    if run.opened is None:
+        return collect(run, load_answers(run.out))
+    result = collect(run, job.interview().after(run, job.engine.decoder))
+    job.engine.close()
+    return result
 
 
 class FinetuneJob:
@@ -131,28 +135,12 @@ class FinetuneJob:
             )
             callbacks = [evaluation, EarlyStopping(recipe.train.patience)]
         if start.checkpoint is None and parallel.rank() == 0:
-            self._interview().before(decoder, out)
+            self.interview().before(decoder, out)
         objective: Objective = next_token
         if recipe.preserve.source is not None:
             ordinary = material.ordinary or everyday_examples(recipe.preserve, material, decoder, out)
             objective = preserving(next_token, recipe, ordinary, decoder, start.state.step)
         return Wiring(objective, lambda folder: write_files(recipe, material, decoder, folder), callbacks)
-
-    def result(self, run: Run) -> FinetuneResult:
-        """Figures of a finished run, and what the best checkpoint answers now."""
-        best, answers = best_checkpoint(run), load_answers(run.out)
-        if run.opened is not None and parallel.rank() == 0:
-            decoder = self.engine.decoder
-            if best != run.checkpoint:
-                decoder = as_at(best, self.recipe, decoder, resolve_device(self.recipe.device))
-            answers = self._interview().after(decoder, run.out)
-        if run.opened is not None:
-            self.engine.close()
-        started = [values["before"] for values in run.state.events if values["event"] == "started"]
-        return FinetuneResult(
-            **run.figures(), best=best, method=run.recipe.adapter.method, loss_before=started[0] if started else None,
-            loss_after=run.state.best_loss, answers=answers, plot=run.plot(),
-        )  # fmt: skip
 
     def _held_out(self) -> SupervisedPass:
         recipe, material = self.recipe, self.material
@@ -163,7 +151,7 @@ class FinetuneJob:
             recipe.train.evaluate_examples, parallel.rank(), parallel.world_size(),
         )  # fmt: skip
 
-    def _interview(self) -> Interview:
+    def interview(self) -> Interview:
         recipe, material = self.recipe, self.material
         longest = STREAMED_ANSWER if self.streams else ANSWER
         return Interview(material.dataset, recipe.data, material.generation, recipe.train.answers, longest)

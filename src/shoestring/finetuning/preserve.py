@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoestring.data.batch import PADDING_SEGMENT, Batch
 from shoestring.data.supervised.batches import SupervisedStream
@@ -22,6 +22,7 @@ from shoestring.finetuning.examples import prepare_dataset
 from shoestring.models.adapters import without_adapters
 from shoestring.models.decoder import Decoder
 from shoestring.nn.base_distance import base_distance
+from shoestring.nn.head import OutputHead
 from shoestring.train import parallel
 from shoestring.train.objective import Loss, Objective, Penalty
 
@@ -41,7 +42,7 @@ class Preserving:
         self._weight, self._every = weight, every
         self._kept: dict[bytes, Tensor] = {}
 
-    def __call__(self, hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> Loss:
+    def __call__(self, hidden_BTD: Tensor, head: OutputHead, batch: Batch) -> Loss:
         return self._objective(hidden_BTD, head, batch)
 
     def penalties(self, step: int) -> Iterator[Penalty]:

@@ -11,8 +11,10 @@ from shoestring.data.supervised.show import header_line
 from shoestring.finetuning.before_after import Answer, side_by_side
 from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.finetuning.material import Material
+from shoestring.finetuning.write import best_checkpoint
 from shoestring.models.decoder import Decoder
 from shoestring.train.result import RunResult
+from shoestring.train.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,20 @@ class FinetuneResult(RunResult):
         if self.method != "full":
             lines.append(f"merge     shoestring merge {self.model}")
         return "\n".join(lines)
+
+
+def collect(run: Run, answers: list[Answer]) -> FinetuneResult:
+    """The figures of a finished run, and what its best checkpoint answers."""
+    started = [values["before"] for values in run.state.events if values["event"] == "started"]
+    return FinetuneResult(
+        **run.figures(),
+        best=best_checkpoint(run),
+        method=run.recipe.adapter.method,
+        loss_before=started[0] if started else None,
+        loss_after=run.state.best_loss,
+        answers=answers,
+        plot=run.plot(),
+    )
 
 
 def model_and_data(recipe: FinetuneRecipe, decoder: Decoder, material: Material) -> list[str]:

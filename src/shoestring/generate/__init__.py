@@ -1,1 +1,1 @@
-"""Room 4: sampling and the decoding engine."""
+"""Room 4: sampling, the scheduler of requests, and `LanguageModel`."""

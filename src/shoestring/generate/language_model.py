@@ -1,8 +1,8 @@
 """A model with its tokenizer: text in, text out. `shoestring.load(MODEL)` makes one.
 
 Plain prompts go through `generate` and `stream`, conversations through `chat` and `chat_stream`; all are
-`events`, one stream of text pieces from the decoding engine. Options are the fields of `SamplingConfig`;
-what the model's generation_config.json recommends stands in for those not given.
+`events`, one stream of text pieces from the scheduler. Options are the fields of `SamplingConfig`; what the
+model's generation_config.json recommends stands in for those not given.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from shoestring.core.errors import ConfigError, ModelFileError, TokenizerError
 from shoestring.data.external import External
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.config import SamplingConfig, sampling_config
-from shoestring.generate.engine import Decoding, Speed, StopReason, check_prompt
-from shoestring.generate.prefix import PrefixCache
+from shoestring.generate.request import Request, Speed, StopReason, check_prompt
+from shoestring.generate.scheduler import Scheduler
 from shoestring.generate.text import TextStream
 from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
@@ -30,6 +30,8 @@ from shoestring.models.peft_folder import is_adapter, load_adapted
 from shoestring.models.resolve import Say, find_model
 
 Messages = str | Sequence[dict[str, Any]]
+
+SLOTS = 64  # texts decoded at once; more wait
 
 
 @dataclass(frozen=True)
@@ -186,45 +188,49 @@ class LanguageModel:
         """These options, and for the others what the model recommends. Raises ConfigError."""
         return sampling_config(self.recommended, options)
 
+    def request(self, prompt: list[int], sampling: SamplingConfig, row: int = 0) -> Request:
+        """What a scheduler takes: with the model's own stop tokens and external vectors."""
+        return Request(prompt, sampling, self.stop_tokens, row, self.external)
+
+    def scheduler(self, slots: int, capacity: int) -> Scheduler:
+        """For so many texts at once, of so many tokens each."""
+        return Scheduler(self.decoder, self.decoder.new_cache(slots, capacity), self.tokenizer.vocabulary_size)
+
     def events(
-        self, prompts: list[list[int]], sampling: SamplingConfig, prefix: PrefixCache | None = None
+        self, prompts: list[list[int]], sampling: SamplingConfig, scheduler: Scheduler | None = None
     ) -> Generator[TextEvent, None, None]:
-        """Decode token ids to pieces of text. prefix: cache of an earlier, similar prompt; then there must
-        be one prompt.
+        """Decode token ids to pieces of text. scheduler: an idle one, whose slots may hold the prompts' beginnings.
 
         Every new token gives one event, also when it brings no text. Nothing runs before the first event is
         asked for.
         """
-        with_cache = prefix.prepare(prompts[0], sampling.max_tokens) if prefix is not None else None
-        vocabulary = self.tokenizer.vocabulary_size
-        decoding = Decoding(
-            self.decoder,
-            prompts,
-            sampling,
-            self.stop_tokens,
-            cache=with_cache,
-            vocabulary=vocabulary,
-            external=self.external,
-        )
-        self.speed = decoding.speed
+        if not prompts:
+            return
+        context = self.decoder.config.context
+        for prompt in prompts:
+            check_prompt(prompt, context)
+        longest = min(max(map(len, prompts)) + sampling.max_tokens, context)
+        if scheduler is None:
+            scheduler = self.scheduler(min(len(prompts), SLOTS), longest)
+        scheduler.reserve(longest)
+        self.speed = scheduler.speed = Speed()
+        rows = {scheduler.add(self.request(prompt, sampling, row)): row for row, prompt in enumerate(prompts)}
         texts = [TextStream(self.tokenizer, sampling.stop) for _ in prompts]
-        fed = list(prompts[0]) if prefix is not None else []
         try:
-            for event in decoding:
-                if prefix is not None:
-                    fed.append(event.token)
-                stream, reason, piece = texts[event.row], event.reason, ""
+            for event in scheduler.run():
+                row = rows[event.request]
+                stream, reason, piece = texts[row], event.reason, ""
                 if reason != "stop_token":
                     piece = stream.add(event.token)
                 if reason is not None and not stream.stopped:
                     piece += stream.finish()
                 if stream.stopped:
                     reason = "stop_string"
-                    decoding.stop(event.row)
-                yield TextEvent(event.row, piece, event.token, reason)
-        finally:  # also when the reader stops early or Ctrl-C arrives: the cache counts whole passes only
-            if prefix is not None:
-                prefix.remember(fed)
+                    scheduler.cancel(event.request)
+                yield TextEvent(row, piece, event.token, reason)
+        finally:  # also when the reader stops early or Ctrl-C arrives
+            for id in rows:
+                scheduler.cancel(id)
 
     def _pieces(self, prompt: list[int], options: dict[str, Any]) -> Iterator[str]:
         sampling = self.sampling(**options)

@@ -92,10 +92,16 @@ def counts() -> Counts | None:
     return Counts(*numbers)
 
 
-def held() -> int:
-    """Bytes held for tensors now; 0 where nothing counts them."""
+def kept() -> int:
+    """Bytes that no tensor has now and that are kept for the next; 0 where nothing counts them."""
     now = counts()
-    return 0 if now is None else now.held
+    return 0 if now is None else max(now.held - now.live, 0)
+
+
+def live() -> int:
+    """Bytes that tensors have now; 0 where nothing counts them."""
+    now = counts()
+    return 0 if now is None else now.live
 
 
 def limit(cap: int | None = None, target: int | None = None) -> None:
@@ -151,7 +157,7 @@ def _ours() -> ctypes.CDLL:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    found = kernel("allocator", headers=("pages.h",), with_torch=True)
+    found = kernel("allocator", with_torch=True)
     if found is not None:
         at, size = ctypes.c_void_p, ctypes.c_size_t
         found.memory_take.argtypes, found.memory_take.restype = [size], at

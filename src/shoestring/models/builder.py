@@ -17,7 +17,7 @@ from torch import nn
 
 from shoestring.core.seeds import generator
 from shoestring.models.config import ModelConfig
-from shoestring.models.decoder import Decoder, Head, SoftcappedHead
+from shoestring.models.decoder import Decoder
 from shoestring.nn.attention.config import MLAConfig, MTLAConfig
 from shoestring.nn.attention.gqa import GroupedQueryAttention
 from shoestring.nn.attention.mla import MultiHeadLatentAttention
@@ -25,7 +25,7 @@ from shoestring.nn.attention.mtla import TemporalLatentAttention
 from shoestring.nn.attention.value_residual import (
     ValueResidualAttention,
     ValueResidualBlock,
-    ValueResidualRun,
+    ValueResidualStack,
 )
 from shoestring.nn.block import SequentialBlock
 from shoestring.nn.bottleneck import Bottleneck
@@ -33,6 +33,7 @@ from shoestring.nn.cache import Cache, KVCache
 from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig, block_order
 from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
 from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
+from shoestring.nn.head import Head, SoftcappedHead
 from shoestring.nn.input_adapter import InputAdapter
 from shoestring.nn.latent_cache import LatentCache
 from shoestring.nn.linear import Linear
@@ -43,9 +44,9 @@ from shoestring.nn.memory.cache import MemoryCache
 from shoestring.nn.moe import MixtureOfExperts
 from shoestring.nn.norm import RMSNorm
 from shoestring.nn.position import LearnedPositions
-from shoestring.nn.reversible import ReversibleBlock, ReversibleRun
+from shoestring.nn.reversible import ReversibleBlock, ReversibleStack
 from shoestring.nn.rope import RotaryEmbedding
-from shoestring.nn.stack import Run, SequentialRun
+from shoestring.nn.stack import SequentialStack, Stack
 from shoestring.nn.temporal_cache import TemporalCache
 
 # Kind(config, width, epsilon, make_linear): (x_BTD, context, cache) -> y_BTD
@@ -62,7 +63,7 @@ FEED_FORWARD: dict[type, Callable[..., nn.Module]] = {
     MoEConfig: MixtureOfExperts,
 }
 BLOCK: dict[str, Callable[..., nn.Module]] = {"sequential": SequentialBlock, "reversible": ReversibleBlock}
-RUN: dict[str, Callable[..., Run]] = {"sequential": SequentialRun, "reversible": ReversibleRun}
+STACKS: dict[str, Callable[..., Stack]] = {"sequential": SequentialStack, "reversible": ReversibleStack}
 # (config, layers) -> what makes a cache of (batch, capacity, device, dtype)
 CACHE: dict[type, Callable[..., Callable[..., Cache]]] = {
     GQAConfig: lambda config, layers: functools.partial(
@@ -192,7 +193,7 @@ def _assemble(config: ModelConfig) -> Decoder:
         embedding=embedding,
         inputs=inputs,
         blocks=[build_block(config, index) for index in range(config.unique_layers)],
-        run=(ValueResidualRun if config.value_residual else RUN[config.block])(order),
+        stack=(ValueResidualStack if config.value_residual else STACKS[config.block])(order),
         norm=RMSNorm(config.width, config.norm_epsilon),
         head=Head(weight) if config.logit_softcap is None else SoftcappedHead(weight, config.logit_softcap),
         rotary=rotary,

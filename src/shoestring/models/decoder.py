@@ -12,46 +12,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from shoestring.models.config import ModelConfig
-from shoestring.nn.cache import Cache
+from shoestring.nn.cache import Cache, CacheRows
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import make_context
-from shoestring.nn.linear import linear
+from shoestring.nn.head import OutputHead
 from shoestring.nn.memory.bank import MemoryBank
 from shoestring.nn.rope import RotaryEmbedding
-from shoestring.nn.stack import Run
-
-
-class Head(nn.Module):
-    """hidden [..., D] -> logits [..., V]. Its weight [V, D] may be the embedding's."""
-
-    softcap: float | None = None  # for whoever computes the logits itself
-
-    def __init__(self, weight_VD: Tensor):
-        super().__init__()
-        self.weight = weight_VD
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return linear(hidden, self.weight)
-
-    def blocks(self, rows: int) -> Iterator[tuple[int, Tensor]]:
-        """The weight in blocks of so many rows, each with the number of its first; for reading only."""
-        for first in range(0, self.weight.shape[0], rows):
-            yield first, self.weight.detach()[first : first + rows]
-
-
-class SoftcappedHead(Head):
-    """logits become cap · tanh(logits / cap) (Gemma 2, arXiv 2408.00118)."""
-
-    def __init__(self, weight_VD: Tensor, softcap: float):
-        super().__init__(weight_VD)
-        self.softcap: float = softcap
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(super().forward(hidden) / self.softcap) * self.softcap
+from shoestring.nn.stack import Stack
 
 
 class Decoder(nn.Module):
@@ -63,9 +33,9 @@ class Decoder(nn.Module):
         embedding: nn.Embedding,
         inputs: dict[str, nn.Module],
         blocks: list[nn.Module],
-        run: Run,
+        stack: Stack,
         norm: nn.Module,
-        head: Head,
+        head: OutputHead,
         rotary: RotaryEmbedding | None,
         make_cache: Callable[..., Cache],
         make_memory: Callable[..., MemoryBank] | None = None,
@@ -78,7 +48,7 @@ class Decoder(nn.Module):
         self.norm = norm
         self.head = head
         self.rotary = rotary
-        self._run = run
+        self._stack = stack
         self._make_cache = make_cache
         self._make_memory = make_memory
         # What going backward computes again instead of having kept it.
@@ -89,7 +59,7 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: Cache | CacheRows | None = None,
         external_BTE: Tensor | None = None,
         memory: MemoryBank | None = None,
         seed: int | None = None,
@@ -98,14 +68,14 @@ class Decoder(nn.Module):
 
         positions_BT defaults to 0, 1, ... (after what the cache holds). segments_BT separates packed
         documents; −1 marks padding on the right. With a cache, all tokens that are not padding are appended
-        to it. memory: entries of earlier passes; this pass's are staged in it, for its `commit`. seed: of
-        the layers' dropout.
+        to it, row b to slot b, or as its `rows` say. memory: entries of earlier passes; this pass's are
+        staged in it, for its `commit`. seed: of the layers' dropout.
         """
         context = make_context(tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed)
         x_BTD = self.embedding(tokens_BT)
         for add in self.inputs.values():
             x_BTD = add(x_BTD, context)
-        x_BTD, aux = self._run(self.blocks, x_BTD, context, cache, self.activation_checkpointing)
+        x_BTD, aux = self._stack(self.blocks, x_BTD, context, cache, self.activation_checkpointing)
         if cache is not None:
             cache.advance(context.counts)
         return self.norm(x_BTD), aux
@@ -116,7 +86,7 @@ class Decoder(nn.Module):
         yield self.blocks[index]
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
-        """An empty cache for `batch` rows of at most `capacity` tokens, in the weights' dtype and on their device."""
+        """An empty cache of `batch` slots of at most `capacity` tokens, in the weights' dtype and on their device."""
         weight = self.embedding.weight
         return self._make_cache(batch=batch, capacity=capacity, device=weight.device, dtype=weight.dtype)
 

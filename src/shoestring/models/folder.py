@@ -24,6 +24,8 @@ from shoestring.models.builder import allocate, build
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import config_fields, family_of, read_config, read_json
 from shoestring.models.weight_files import INDEX, WEIGHTS, WeightFiles
+from shoestring.nn.head import Head
+from shoestring.nn.quantized.int8_head import head_for
 from shoestring.nn.replace import replace_linears
 
 __all__ = [
@@ -49,7 +51,8 @@ def load_model(
     """The decoder in a model folder, ready to run or train.
 
     dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it. quantized:
-    what the linears of the blocks become as they are read, one block after another, so that they are never all dense.
+    what the linears of the blocks become as they are read, one block after another, so that they are never all dense;
+    where they compute in int8, the head does as well.
     A head that config.json ties but the file gives other values is untied, as transformers does.
     Raises ModelFileError with what is missing, unexpected, misshapen or broken.
     """
@@ -62,6 +65,8 @@ def load_model(
         blocks, decoder.blocks = decoder.blocks, torch.nn.ModuleList()
         allocate(decoder, device)
         _fill(decoder, "", files)
+        assert isinstance(decoder.head, Head)
+        decoder.head = head_for(decoder.head, quantized)
         for index, block in enumerate(blocks):
             allocate(block, device)
             _fill(block, f"blocks.{index}.", files)

@@ -34,7 +34,7 @@ from shoestring.nn.lora_config import LoRAConfig
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
-_PARTS = {"first": "lora_A.weight", "second": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+_PARTS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 # Fields that change what an adapter computes, and the values with which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

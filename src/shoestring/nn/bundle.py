@@ -34,7 +34,7 @@ def bundled(linears: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
         (linear.frozen, None if bias is None else bias.to(x.dtype), adapter.scale)  # type: ignore[union-attr]
         for linear, bias, adapter in zip(linears, biases, adapters, strict=True)
     ]
-    factors = [getattr(adapter, part).to(x.dtype) for part in ("first", "second") for adapter in adapters]
+    factors = [getattr(adapter, part).to(x.dtype) for part in ("lora_A", "lora_B") for adapter in adapters]
     with torch.autocast(kind, enabled=False):
         return _Bundle.apply(x, members, *factors)
 
@@ -54,13 +54,13 @@ class _Bundle(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, members: list[tuple[FrozenProducts, Tensor | None, float]], *factors: Tensor):
-        firsts, seconds = factors[: len(members)], factors[len(members) :]
-        inner = matmul(x.flatten(end_dim=-2), torch.cat(firsts))
-        inners = inner.split([len(first) for first in firsts], dim=1)
+        down, up = factors[: len(members)], factors[len(members) :]
+        inner = matmul(x.flatten(end_dim=-2), torch.cat(down))
+        inners = inner.split([len(lora_A) for lora_A in down], dim=1)
         outputs, rows = [], None
-        for (base, bias, scale), thin, second in zip(members, inners, seconds, strict=True):
+        for (base, bias, scale), thin, lora_B in zip(members, inners, up, strict=True):
             rows = base.rounded(x) if rows is None else rows
-            y = base.forward(x, Thin(thin, second.t(), scale), rows)
+            y = base.forward(x, Thin(thin, lora_B.t(), scale), rows)
             outputs.append(y if bias is None else y.add_(bias))
         ctx.save_for_backward(x, inner, *factors)
         ctx.members = members
@@ -70,13 +70,13 @@ class _Bundle(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor) -> Any:
         x, inner, *factors = ctx.saved_tensors
         members, count = ctx.members, len(ctx.members)
-        firsts, seconds = factors[:count], factors[count:]
-        ranks = [len(first) for first in firsts]
+        down, up = factors[:count], factors[count:]
+        ranks = [len(lora_A) for lora_A in down]
         inner_gradient = torch.empty_like(inner)
         second_gradients: list[Tensor | None] = [None] * count
-        of_each = zip(members, gradients, seconds, inner.split(ranks, 1), inner_gradient.split(ranks, 1), strict=True)
-        for i, ((_, _, scale), gradient, second, thin, thin_gradient) in enumerate(of_each):
-            torch.mul(matmul(gradient.flatten(end_dim=-2), second.t()), scale, out=thin_gradient)
+        of_each = zip(members, gradients, up, inner.split(ranks, 1), inner_gradient.split(ranks, 1), strict=True)
+        for i, ((_, _, scale), gradient, lora_B, thin, thin_gradient) in enumerate(of_each):
+            torch.mul(matmul(gradient.flatten(end_dim=-2), lora_B.t()), scale, out=thin_gradient)
             if ctx.needs_input_grad[2 + count + i]:
                 second_gradients[i] = across(thin, gradient).mul_(scale).t()
         first_gradients: Sequence[Tensor | None] = [None] * count
@@ -84,7 +84,7 @@ class _Bundle(torch.autograd.Function):
             first_gradients = across(inner_gradient, x).split(ranks)
         x_gradient = None
         if ctx.needs_input_grad[0]:
-            thin = Thin(inner_gradient, torch.cat(firsts))
+            thin = Thin(inner_gradient, torch.cat(down))
             for (base, _, _), gradient in zip(members, gradients, strict=True):
                 x_gradient = base.backward(gradient, thin, x_gradient)
                 thin = None

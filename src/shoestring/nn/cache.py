@@ -1,23 +1,38 @@
-"""Caches of decoding: rows of independent length in preallocated tensors, one or two per layer.
+"""Caches of decoding: slots of fixed capacity in preallocated tensors, one or two per layer.
 
-`Cache` is what all kinds share; `KVCache`, for grouped-query attention, keeps keys and values [B, K, S, C], S the
-capacity. Lengths are Python integers: a step counter in the model's dtype sticks (bfloat16 counts to 256), and a
-common one breaks ragged batches. Rows are filled from the left and padded on the right. Pages that are never
-written cost no memory on Linux.
+`Cache` is what all kinds share; `KVCache`, for grouped-query attention, keeps keys and values [B, K, S, C], B the slots
+and S the capacity. A slot holds one text, filled from the left. Lengths are Python integers, one for each slot: a step
+counter in the model's dtype sticks (bfloat16 counts to 256), and a common one breaks ragged batches. A pass reads and
+writes the slots that take part in it (`rows`) and no others. Pages that are never written cost no memory on Linux.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from shoestring.nn.slots import SlotRange
+
+_AHEAD = 256  # places padded beyond what a pass needs, so that not every pass pads
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """`count` tokens that `slot` gets in one pass: where they begin in its tokens [B, T]."""
+
+    slot: int
+    row: int
+    start: int
+    count: int
+
 
 class Cache:
-    """What decoding keeps of earlier tokens. One forward pass appends up to T tokens to every row.
+    """What decoding keeps of earlier tokens. Given to a decoder as it is, row b of its tokens goes on in slot b.
 
-    tensors: for each name one tensor per layer, [B, ..., S, width]; a row of n tokens fills `places(n)` of the S.
+    tensors: for each name one tensor per layer, [B, ..., S, width]; a slot of n tokens fills `places(n)` of the S.
     """
 
     stride = 1  # tokens to a place
@@ -26,8 +41,7 @@ class Cache:
         self.capacity = capacity
         self.lengths = [0] * batch
         self.tensors = tensors
-        self.layers = len(next(iter(tensors.values())))
-        self.written = [0] * self.layers  # places that hold numbers in every row
+        self._numbers = [0] * batch  # places of each slot, from the first, that are known to hold numbers
 
     @property
     def batch(self) -> int:
@@ -37,7 +51,7 @@ class Cache:
         return -(-tokens // self.stride)
 
     def bytes_per_token(self) -> float:
-        """Bytes that one token of one row takes over all layers."""
+        """Bytes that one token of one slot takes over all layers."""
         numbers = [t[0].numel() // t.shape[-2] * t.element_size() for group in self.tensors.values() for t in group]
         return sum(numbers) / self.stride
 
@@ -45,30 +59,86 @@ class Cache:
         """What the attention of one layer appends to and reads."""
         raise NotImplementedError
 
-    def require(self, counts: list[int]) -> None:
-        """Raise ValueError when appending counts[b] tokens to row b would pass the capacity."""
+    def rows(self, slots: list[int], counts: list[int]) -> CacheRows:
+        """For a pass over these slots alone: its tokens are [1, sum of counts], counts[i] of them for slots[i].
+
+        Nothing is padded and nothing is copied. Slots that stand one after another, and get equally many tokens, are
+        attended together.
+        """
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        return CacheRows(self, [NewTokens(*new) for new in zip(slots, [0] * len(slots), starts, counts, strict=True)])
+
+    def all_rows(self, counts: list[int]) -> CacheRows:
+        """For a pass whose row b goes on in slot b, with the first counts[b] of its tokens."""
         if len(counts) != self.batch:
-            raise ValueError(f"the cache has {self.batch} rows, the tokens have {len(counts)}")
-        longest = max(length + count for length, count in zip(self.lengths, counts, strict=True))
-        if longest > self.capacity:
-            raise ValueError(f"{longest} tokens do not fit a cache of capacity {self.capacity}")
+            raise ValueError(f"the cache has {self.batch} slots, the tokens have {len(counts)} rows")
+        return CacheRows(self, [NewTokens(row, row, 0, count) for row, count in enumerate(counts)])
 
     def advance(self, counts: list[int]) -> None:
-        """Count the tokens that every layer has appended in this pass."""
-        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        """Count the tokens that every layer has appended in a pass over all slots."""
+        for slot, count in enumerate(counts):
+            self.count(slot, count)
+
+    def count(self, slot: int, tokens: int) -> None:
+        """The same for one slot."""
+        self.lengths[slot] += tokens
+        self._numbers[slot] = max(self._numbers[slot], self.places(self.lengths[slot]))
+
+    def pad(self, slots: slice, tokens: int) -> None:
+        """Let slots hold numbers up to `tokens` tokens, zeros where nothing was written.
+
+        For a pass that reads slots of unequal lengths together and masks what lies behind the shorter ones: fresh
+        memory may read as NaN, and 0 · NaN is NaN.
+        """
+        for slot in range(slots.start, slots.stop):
+            start = max(self._numbers[slot], self.places(self.lengths[slot]))
+            if start < self.places(tokens):
+                end = self.places(min(tokens + _AHEAD, self.capacity))
+                for group in self.tensors.values():
+                    for tensor in group:
+                        tensor[slot, ..., start:end, :] = 0
+                self._numbers[slot] = end
+
+    def cuttable(self, slot: int, length: int) -> int:
+        """The longest start of a slot, of at most `length` tokens, that `cut` can cut to."""
+        return length
+
+    def cut(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a slot; this writes nothing for 0. Raises ValueError."""
+        if not 0 <= length <= self.lengths[slot]:
+            raise ValueError(f"cannot truncate row {slot} from {self.lengths[slot]} tokens to {length}")
+        self.lengths[slot] = length
+        self._numbers[slot] = min(self._numbers[slot], self.places(length))
+
+    def abandon(self, slot: int, length: int) -> None:
+        """Go back to a slot's `length` tokens, or fewer, after a pass that began there and did not end."""
+        self.lengths[slot] = length
 
     def truncatable(self, lengths: list[int]) -> list[int]:
-        """For each row the longest start, of at most lengths[b] tokens, that `truncate` can cut to."""
-        return list(lengths)
+        """`cuttable` for every slot."""
+        return [self.cuttable(slot, length) for slot, length in enumerate(lengths)]
 
     def truncate(self, lengths: list[int]) -> None:
-        """Forget all but the first lengths[b] tokens of row b."""
-        if any(new > old or new < 0 for new, old in zip(lengths, self.lengths, strict=True)):
-            raise ValueError(f"cannot truncate rows of {self.lengths} tokens to {lengths}")
-        self.lengths = list(lengths)
+        """`cut` for every slot, or for none where one of them cannot be cut."""
+        for slot, (new, old) in enumerate(zip(lengths, self.lengths, strict=True)):
+            if not 0 <= new <= old:
+                raise ValueError(f"cannot truncate row {slot} from {old} tokens to {new}")
+        for slot, length in enumerate(lengths):
+            self.cut(slot, length)
+
+    def grow(self, capacity: int) -> None:
+        """Give every slot this capacity; what they hold is copied, a layer at a time."""
+        places, used = self.places(capacity), self.places(max(self.lengths, default=0))
+        for group in self.tensors.values():
+            for i, old in enumerate(group):
+                new = old.new_empty((*old.shape[:-2], places, old.shape[-1]))
+                new[..., :used, :] = old[..., :used, :]
+                group[i] = new
+        self.capacity = capacity
+        self._numbers = [min(places, used) for places in self._numbers]
 
     def reorder(self, rows: list[int]) -> None:
-        """Make row b a copy of the old row rows[b]; rows may repeat, and there may be fewer or more of them."""
+        """Make slot b a copy of the old slot rows[b]; rows may repeat, and there may be fewer or more of them."""
         used = self.places(max(self.lengths, default=0))
         for group in self.tensors.values():
             for i, old in enumerate(group):
@@ -76,12 +146,14 @@ class Cache:
                 new = old.new_empty((len(rows), *old.shape[1:]))
                 new[..., :used, :] = old[..., :used, :].index_select(0, index)
                 group[i] = new
-        self.written = [min(places, used) for places in self.written]
+        self._numbers = [min(self._numbers[row], used) for row in rows]
         self.lengths = [self.lengths[row] for row in rows]
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that `restore` takes back, cut to the longest row; safetensors can hold them."""
-        used = self.places(max(self.lengths, default=0))
+        """Tensors that `restore` takes back, cut to the longest slot; safetensors can hold them."""
+        longest = max(self.lengths, default=0)
+        self.pad(slice(0, self.batch), longest)
+        used = self.places(longest)
         state = {"lengths": torch.tensor(self.lengths, dtype=torch.int64)}
         for name, group in self.tensors.items():
             for i, tensor in enumerate(group):
@@ -97,8 +169,43 @@ class Cache:
         for name, group in self.tensors.items():
             for i, tensor in enumerate(group):
                 tensor[..., :used, :] = state[f"{name}.{i}"]
-        self.written = [used] * self.layers
+        self._numbers = [used] * self.batch
         self.lengths = lengths
+
+
+class CacheRows:
+    """Some slots of a cache with the tokens that each gets in one pass: made by `Cache.rows`, given to a decoder."""
+
+    def __init__(self, cache: Cache, new: list[NewTokens]):
+        self.cache = cache
+        self.new = new
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each row's slot holds."""
+        return [self.cache.lengths[new.slot] for new in self.new]
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens that each gets."""
+        return [new.count for new in self.new]
+
+    def layer(self, index: int) -> Any:
+        return self.cache.layer(index)
+
+    def require(self) -> None:
+        """Raise ValueError where the new tokens would pass the capacity, or two rows share a slot."""
+        longest = max((length + count for length, count in zip(self.lengths, self.counts, strict=True)), default=0)
+        if longest > self.cache.capacity:
+            raise ValueError(f"{longest} tokens do not fit a cache of capacity {self.cache.capacity}")
+        slots = [new.slot for new in self.new]
+        if len(set(slots)) < len(slots):
+            raise ValueError(f"two rows of one pass cannot go on in one slot: {slots}")
+
+    def advance(self, counts: list[int]) -> None:
+        """Count the tokens that every layer has appended in this pass."""
+        for new, count in zip(self.new, counts, strict=True):
+            self.cache.count(new.slot, count)
 
 
 class KVCache(Cache):
@@ -130,52 +237,10 @@ class LayerCache:
         self.cache = cache
         self.index = index
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens that each row held before this pass."""
-        return self.cache.lengths
+    def append(self, slots: SlotRange, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T tokens behind each of these slots; return their keys and values up to the longest.
 
-    def append(self, k_BKTC: Tensor, v_BKTC: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-        """Write the first counts[b] of T tokens behind row b; return keys and values up to the longest row.
-
-        The cache's lengths do not change here: every layer appends at the same place, then `advance` moves it.
+        The cache's lengths do not change here: every layer appends at the same place, then the pass counts them.
         """
-        cache, index = self.cache, self.index
-        longest = write_rows(cache, index, [(cache.keys[index], k_BKTC), (cache.values[index], v_BKTC)], counts)
-        return cache.keys[index][:, :, :longest], cache.values[index][:, :, :longest]
-
-
-def write_rows(cache: Cache, index: int, pairs: list[tuple[Tensor, Tensor]], counts: list[int]) -> int:
-    """Write the first counts[b] of the T new tokens [B, ..., T, width] behind row b, for a cache of stride 1.
-
-    pairs: (a layer's tensor, its new tokens). -> tokens of the longest row.
-    """
-    lengths = cache.lengths
-    tokens = pairs[0][1].shape[-2]
-    longest = max(length + count for length, count in zip(lengths, counts, strict=True))
-    if uniform(lengths) and all(count == tokens for count in counts):
-        for held, new in pairs:
-            held[..., lengths[0] : longest, :] = new
-    else:
-        for held, new in pairs:
-            # What was never written may read as NaN, and masking cannot help: 0 · NaN is NaN.
-            held[..., cache.written[index] : longest, :] = 0
-            if tokens == 1:
-                rows, starts = growing(lengths, counts)
-                held[rows, ..., starts, :] = new[rows, ..., 0, :]
-                continue
-            for row, (start, count) in enumerate(zip(lengths, counts, strict=True)):
-                held[row, ..., start : start + count, :] = new[row, ..., :count, :]
-    cache.written[index] = max(cache.written[index], longest)
-    return longest
-
-
-def growing(lengths: list[int], counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Where each row's next token goes, for the rows that get one: (rows, their lengths)."""
-    rows = [row for row, count in enumerate(counts) if count]
-    return torch.tensor(rows, dtype=torch.int64), torch.tensor([lengths[row] for row in rows], dtype=torch.int64)
-
-
-def uniform(lengths: list[int]) -> bool:
-    """Whether all rows are of one length."""
-    return len(set(lengths)) == 1
+        keys, values = self.cache.keys[self.index], self.cache.values[self.index]
+        return slots.append(keys, k_BKTC), slots.append(values, v_BKTC)

@@ -1,6 +1,6 @@
 """What a block may read besides its input: made once for a forward pass, shared by every layer.
 
-Holds the rotary tables, who may see whom (`Visibility`), and where each row's new tokens go in the cache.
+Holds the rotary tables, who may see whom (`Visibility`), and which slots of the cache the new tokens go to.
 A block reads nothing else, so that one block can be built, filled and run alone.
 """
 
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.nn.cache import Cache
+from shoestring.nn.cache import Cache, CacheRows, NewTokens
 from shoestring.nn.memory.bank import MemoryBank
 from shoestring.nn.rope import RotaryEmbedding, RotaryTables
+from shoestring.nn.slots import SlotRange, adjacent, place
 
 PADDING = -1  # the segment of tokens that are not there
 
@@ -38,6 +39,7 @@ class Visibility:
 class Context:
     """positions_BT: int64. counts: tokens that each row appends to the cache, empty without one.
 
+    slot_ranges: the parts of a pass with a cache; who sees whom stands in their contexts, not in `visibility`.
     seed: from which every layer's dropout is drawn; None leaves it to torch's global generator.
     """
 
@@ -45,6 +47,7 @@ class Context:
     rotary: RotaryTables | None
     visibility: Visibility
     counts: list[int] = field(default_factory=list)
+    slot_ranges: tuple[SlotRange, ...] = ()
     external_BTE: Tensor | None = None
     memory: MemoryBank | None = None
     seed: int | None = None
@@ -62,42 +65,70 @@ def make_context(
     rotary: RotaryEmbedding | None,
     positions_BT: Tensor | None = None,
     segments_BT: Tensor | None = None,
-    cache: Cache | None = None,
+    cache: Cache | CacheRows | None = None,
     external_BTE: Tensor | None = None,
     memory: MemoryBank | None = None,
     seed: int | None = None,
 ) -> Context:
-    """Without a cache, tokens see earlier tokens of their own segment; with one, also all that their row holds.
+    """Without a cache, tokens see earlier tokens of their own segment; with one, also all that their slot holds.
 
     segments_BT: any integers, equal within a document; PADDING marks the unused tail of a row. With a cache, rows may
-    differ only in their padding: a cache row is one document. Raises ValueError for tokens behind padding there.
+    differ only in their padding: a slot is one document. Raises ValueError for tokens behind padding there.
     """
-    batch, tokens = tokens_BT.shape
-    if cache is None:
-        if positions_BT is None:
-            positions_BT = torch.arange(tokens, device=tokens_BT.device).unsqueeze(0)
-        visibility = _of_segments(segments_BT)
-        counts: list[int] = []
-    else:
-        counts = [tokens] * batch
-        if segments_BT is not None:
-            padding = segments_BT == PADDING
-            if bool((padding[:, :-1] & ~padding[:, 1:]).any()):
-                raise ValueError("padding must stand on the right: the first tokens of a row are appended to the cache")
-            counts = (~padding).sum(1).tolist()
-        cache.require(counts)
-        if positions_BT is None:
-            positions_BT = _after(cache.lengths, tokens, tokens_BT.device)
-        visibility = _of_cache(cache.lengths, counts, tokens, tokens_BT.device)
-    tables = rotary(positions_BT) if rotary is not None else None
     if memory is not None:
         memory.begin()
-    return Context(positions_BT, tables, visibility, counts, external_BTE, memory, seed)
+    if cache is not None:
+        rows = _rows(cache, tokens_BT, segments_BT)
+        rows.require()
+        if positions_BT is None:
+            positions_BT = _after(rows, tokens_BT)
+        tables = rotary(positions_BT) if rotary is not None else None
+        everything = Visibility(causal=False)
+        parts = adjacent(rows.new, rows.cache.lengths, tokens_BT.device)
+        ranges = tuple(_range(rows.cache, part, memory, tokens_BT.device) for part in parts)
+        return Context(positions_BT, tables, everything, rows.counts, ranges, external_BTE, memory, seed)
+    if positions_BT is None:
+        positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).unsqueeze(0)
+    tables = rotary(positions_BT) if rotary is not None else None
+    visibility = _of_segments(segments_BT)
+    return Context(positions_BT, tables, visibility, external_BTE=external_BTE, memory=memory, seed=seed)
 
 
-def _after(lengths: list[int], tokens: int, device: torch.device) -> Tensor:
-    starts = torch.tensor(sorted(set(lengths)) if len(set(lengths)) == 1 else lengths, device=device)
-    return starts.unsqueeze(1) + torch.arange(tokens, device=device)
+def _rows(cache: Cache | CacheRows, tokens_BT: Tensor, segments_BT: Tensor | None) -> CacheRows:
+    """Which tokens go to which slot."""
+    batch, tokens = tokens_BT.shape
+    if isinstance(cache, CacheRows):
+        if (batch, tokens) != (1, sum(cache.counts)) or segments_BT is not None:
+            raise ValueError(f"rows of {cache.counts} tokens are packed into one, not {batch} x {tokens}")
+        return cache
+    if segments_BT is None:
+        return cache.all_rows([tokens] * batch)
+    padding = segments_BT == PADDING
+    if bool((padding[:, :-1] & ~padding[:, 1:]).any()):
+        raise ValueError("padding must stand on the right: the first tokens of a row are appended to the cache")
+    return cache.all_rows((~padding).sum(1).tolist())
+
+
+def _after(rows: CacheRows, tokens_BT: Tensor) -> Tensor:
+    """The positions of tokens that follow what the slots hold; [1, T] where all rows have the same."""
+    batch, tokens = tokens_BT.shape
+    if batch > 1 or len(rows.new) == 1:
+        starts = rows.lengths[:1] if len(set(rows.lengths)) == 1 else rows.lengths
+        offsets_T = torch.arange(tokens, device=tokens_BT.device)
+        return torch.tensor(starts, device=tokens_BT.device).unsqueeze(1) + offsets_T
+    pairs = zip(rows.lengths, rows.counts, strict=True)
+    return torch.tensor([[start + i for start, count in pairs for i in range(count)]], device=tokens_BT.device)
+
+
+def _range(cache: Cache, part: list[NewTokens], memory: MemoryBank | None, device: torch.device) -> SlotRange:
+    lengths, count = [cache.lengths[new.slot] for new in part], part[0].count
+    starts = torch.tensor(lengths[:1] if len(set(lengths)) == 1 else lengths, device=device)
+    positions_NT = starts.unsqueeze(1) + torch.arange(count, device=device)
+    where = place(part)
+    if len(positions_NT) > 1:  # a mask then hides what lies behind the shorter ones
+        cache.pad(where["slots"], max(lengths) + count)
+    context = Context(positions_NT, None, _of_slots(lengths, positions_NT), memory=memory)
+    return SlotRange(**where, lengths=lengths, context=context)
 
 
 def _of_segments(segments_BT: Tensor | None) -> Visibility:
@@ -118,13 +149,12 @@ def _of_segments(segments_BT: Tensor | None) -> Visibility:
     return Visibility(causal=True, mask_B1TS=mask, documents=tuple(spans))
 
 
-def _of_cache(lengths: list[int], counts: list[int], tokens: int, device: torch.device) -> Visibility:
-    uniform = len(set(lengths)) == 1 and all(count == tokens for count in counts)
-    if uniform and tokens == 1:
+def _of_slots(lengths: list[int], positions_NT: Tensor) -> Visibility:
+    """Slots that get equally many tokens, after what they hold."""
+    rows, count = positions_NT.shape
+    if rows == 1 and count == 1:
         return Visibility(causal=False)
-    if uniform and lengths[0] == 0:
+    if rows == 1 and lengths[0] == 0:
         return Visibility(causal=True)
-    longest = max(length + count for length, count in zip(lengths, counts, strict=True))
-    last_BT = _after(lengths, tokens, device)
-    keys_S = torch.arange(longest, device=device)
-    return Visibility(causal=False, mask_B1TS=(keys_S <= last_BT.unsqueeze(-1)).unsqueeze(1))
+    keys_S = torch.arange(max(lengths) + count, device=positions_NT.device)
+    return Visibility(causal=False, mask_B1TS=(keys_S <= positions_NT.unsqueeze(-1)).unsqueeze(1))

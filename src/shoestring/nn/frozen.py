@@ -1,21 +1,19 @@
 """A frozen linear as two products without a graph: x·Wᵀ going forward, g·W going backward.
 
 x: [..., in], g: [..., out]. Adapters train beside any base that has both: dense, low-rank, int8 or 4-bit.
-Each kind says how with `@frozen_products.register`; a quantized base makes its weights dense for one product.
+Each kind says how in its method `frozen_products`; a quantized base makes its weights dense for one product.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from shoestring.core.matmul import matmul
 from shoestring.kernels.int8 import Thin
-from shoestring.nn.low_rank import LowRankLinear
 
 
 def _as_it_is(x: Tensor) -> None:
@@ -43,33 +41,29 @@ def added(y: Tensor, thin: Thin | None, onto: Tensor | None = None) -> Tensor:
     return y
 
 
-@functools.singledispatch
+class Freezable(Protocol):
+    """A kind of linear that is not dense; its bias, if any, stands apart."""
+
+    @property
+    def bias(self) -> Tensor | None: ...
+
+    def frozen_products(self) -> FrozenProducts: ...
+
+
 def frozen_products(linear: nn.Module) -> FrozenProducts:
-    """The products of a linear of this kind."""
-    raise TypeError(f"{type(linear).__name__} has no frozen products")
-
-
-@frozen_products.register
-def _(linear: nn.Linear) -> FrozenProducts:
+    """The products of a dense linear, or of a kind that says how."""
+    if not isinstance(linear, nn.Linear):
+        return cast(Freezable, linear).frozen_products()
     return FrozenProducts(
         lambda x, thin=None, rows=None: added(matmul(x, linear.weight.detach().to(x.dtype)), thin),
         lambda g, thin=None, onto=None: added(matmul(g, linear.weight.detach().to(g.dtype).t()), thin, onto),
     )
 
 
-@frozen_products.register
-def _(linear: LowRankLinear) -> FrozenProducts:
-    first, second = frozen_products(linear.first), frozen_products(linear.second)
-    return FrozenProducts(
-        lambda x, thin=None, rows=None: second.forward(first.forward(x), thin),
-        lambda g, thin=None, onto=None: first.backward(second.backward(g), thin, onto),
-    )
-
-
 def frozen_bias(linear: nn.Module) -> Tensor | None:
     """The bias that the products leave out."""
-    bias = linear.second.bias if isinstance(linear, LowRankLinear) else linear.bias
-    return None if bias is None else bias.detach()  # type: ignore[union-attr, operator, return-value]
+    bias = cast(Freezable, linear).bias
+    return None if bias is None else bias.detach()
 
 
 class _Frozen(torch.autograd.Function):

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from shoestring.core.matmul import matmul
 from shoestring.nn.frozen_head_loss import FrozenHeadLoss
+from shoestring.nn.head import OutputHead
+from shoestring.nn.head_blocks import chunk_rows
 
 IGNORED = -100
-CHUNK_BYTES = 100_000_000  # of float32 logits: large enough for full matmul speed, small beside the model
 
 
-def head_loss(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor) -> tuple[Tensor, int]:
+def head_loss(hidden_BTD: Tensor, head: OutputHead, labels_BT: Tensor) -> tuple[Tensor, int]:
     """Sum of the cross-entropy in nats over labels that are not −100, as a float32 scalar, and their number.
 
-    `head` must be a bias-free projection with a `weight` [V, D], its `blocks` and a `softcap` (None: none).
-    Differentiable in both; a frozen head costs no weight gradient.
+    Differentiable in both; a frozen head costs no weight gradient. A head that is not has a `weight` [V, D].
     """
     rows = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     labels = labels_BT.reshape(-1)
@@ -31,12 +31,12 @@ def head_loss(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor) -> t
     count = int(kept.sum())
     if count < labels.numel():
         rows, labels = rows[kept], labels[kept]
-    if not head.weight.requires_grad:
-        return FrozenHeadLoss.apply(rows, head.blocks, labels, head.softcap), count
+    if head.frozen:
+        return FrozenHeadLoss.apply(rows, head, labels), count
     return _HeadLoss.apply(rows, head.weight, labels, head.softcap), count
 
 
-def head_loss_plain(hidden_BTD: Tensor, head: torch.nn.Module, labels_BT: Tensor) -> tuple[Tensor, int]:
+def head_loss_plain(hidden_BTD: Tensor, head: OutputHead, labels_BT: Tensor) -> tuple[Tensor, int]:
     """The definition, with full logits."""
     logits = head(hidden_BTD).float().flatten(0, -2)
     loss = F.cross_entropy(logits, labels_BT.reshape(-1), ignore_index=IGNORED, reduction="sum")
@@ -49,7 +49,7 @@ class _HeadLoss(torch.autograd.Function):
         kind = rows_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows_ND.dtype
         with torch.autocast(kind, enabled=False):
-            return _forward(ctx, rows_ND.to(dtype), weight_VD, weight_VD.to(dtype), labels_N, softcap)
+            return _forward(ctx, rows_ND, weight_VD, weight_VD.to(dtype), labels_N, softcap)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -57,7 +57,7 @@ class _HeadLoss(torch.autograd.Function):
         ctx.gradients = None  # scaled in place, so they serve once
         scale = gradients[0]
         if rows_gradient is not None:
-            rows_gradient = rows_gradient.mul_(scale).to(ctx.rows_dtype)
+            rows_gradient = rows_gradient.mul_(scale)
         if weight_gradient is not None:
             weight_gradient = weight_gradient.mul_(scale)
         return rows_gradient, weight_gradient, None, None
@@ -66,14 +66,15 @@ class _HeadLoss(torch.autograd.Function):
 def _forward(
     ctx, rows_ND: Tensor, parameter: Tensor, weight_VD: Tensor, labels_N: Tensor, softcap: float | None
 ) -> Tensor:
+    """weight_VD: the parameter in the dtype that products run in. Gradients have the dtypes of rows and parameter."""
     wants_rows, wants_weight, *_ = ctx.needs_input_grad
-    ctx.rows_dtype = rows_ND.dtype
     rows_gradient = torch.empty_like(rows_ND) if wants_rows else None
     weight_gradient = None
     total = torch.zeros((), dtype=torch.float32, device=rows_ND.device)
-    step = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0]))
+    step = chunk_rows(weight_VD.shape[0])
     for start in range(0, rows_ND.shape[0], step):
-        rows, labels = rows_ND[start : start + step], labels_N[start : start + step].unsqueeze(1)
+        rows = rows_ND[start : start + step].to(weight_VD.dtype)
+        labels = labels_N[start : start + step].unsqueeze(1)
         logits = matmul(rows, weight_VD).float()
         slope = None
         if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shoestring.nn.cache import Cache, write_rows
+from shoestring.nn.cache import Cache
+from shoestring.nn.slots import SlotRange
 
 
 class LatentCache(Cache):
@@ -39,13 +40,6 @@ class LatentLayerCache:
         self.cache = cache
         self.index = index
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens that each row held before this pass."""
-        return self.cache.lengths
-
-    def append(self, latents_BTW: Tensor, counts: list[int]) -> Tensor:
-        """Write the first counts[b] of T tokens behind row b; return the latents up to the longest row."""
-        held = self.cache.latents[self.index]
-        longest = write_rows(self.cache, self.index, [(held, latents_BTW)], counts)
-        return held[:, :longest]
+    def append(self, slots: SlotRange, latents_BTW: Tensor) -> Tensor:
+        """Write T tokens behind each of these slots; return their latents up to the longest."""
+        return slots.append(self.cache.latents[self.index], latents_BTW)

@@ -20,17 +20,16 @@ from shoestring.kernels.int8 import Thin
 from shoestring.nn.frozen import FrozenProducts, frozen_bias, frozen_products
 from shoestring.nn.linear import Linear
 from shoestring.nn.lora_config import LoRAConfig
-from shoestring.nn.replace import ADAPTED, linear_kind
 
 
 def adapted_plain(
-    x: Tensor, weight: Tensor, bias: Tensor | None, first: Tensor, second: Tensor, scale: float,
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, scale: float,
     magnitude: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The definition, in ordinary autograd operations."""
-    y = F.linear(x, weight) + scale * F.linear(F.linear(x, first), second)
+    y = F.linear(x, weight) + scale * F.linear(F.linear(x, lora_A), lora_B)
     if magnitude is not None:
-        y = y * (magnitude / torch.linalg.norm(weight + scale * second @ first, dim=1).detach())
+        y = y * (magnitude / torch.linalg.norm(weight + scale * lora_B @ lora_A, dim=1).detach())
     return y if bias is None else y + bias
 
 
@@ -44,12 +43,12 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, dropped: Tensor | None, first: Tensor, second: Tensor, ratio: Tensor | None,
+        ctx, x: Tensor, dropped: Tensor | None, lora_A: Tensor, lora_B: Tensor, ratio: Tensor | None,
         bias: Tensor | None, base: FrozenProducts, scale: float,
     ) -> Tensor:  # fmt: skip
         entering = x if dropped is None else dropped
-        inner = matmul(entering, first)
-        y = base.forward(x, Thin(inner.flatten(end_dim=-2), second.t(), scale))
+        inner = matmul(entering, lora_A)
+        y = base.forward(x, Thin(inner.flatten(end_dim=-2), lora_B.t(), scale))
         unscaled = None
         if ratio is not None:
             # A row of length zero has c = 0, and its product cannot be had back from y.
@@ -61,13 +60,13 @@ class _Adapted(torch.autograd.Function):
         ctx.divides = unscaled is y
         if bias is not None:
             y.add_(bias)
-        ctx.save_for_backward(entering, first, second, inner, ratio, unscaled)
+        ctx.save_for_backward(entering, lora_A, lora_B, inner, ratio, unscaled)
         ctx.base, ctx.scale, ctx.drops = base, scale, dropped is not None
         return y
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        entering, first, second, inner, ratio, unscaled = ctx.saved_tensors
+        entering, lora_A, lora_B, inner, ratio, unscaled = ctx.saved_tensors
         gradient, ratio_gradient = gradients[0], None
         if ratio is not None:
             if ctx.needs_input_grad[4]:
@@ -76,7 +75,7 @@ class _Adapted(torch.autograd.Function):
                     ratio_gradient /= ratio
             gradient = gradient * ratio
         rows = gradient.flatten(end_dim=-2)
-        inner_gradient = matmul(rows, second.t()).mul_(ctx.scale)
+        inner_gradient = matmul(rows, lora_B.t()).mul_(ctx.scale)
         first_gradient = second_gradient = None
         if ctx.needs_input_grad[3]:
             second_gradient = across(inner, rows).mul_(ctx.scale).t()
@@ -84,32 +83,31 @@ class _Adapted(torch.autograd.Function):
             first_gradient = across(inner_gradient, entering)
         x_gradient = dropped_gradient = None
         if ctx.needs_input_grad[0]:
-            x_gradient = ctx.base.backward(gradient, None if ctx.drops else Thin(inner_gradient, first))
+            x_gradient = ctx.base.backward(gradient, None if ctx.drops else Thin(inner_gradient, lora_A))
         if ctx.drops and ctx.needs_input_grad[1]:
-            dropped_gradient = (inner_gradient @ first).view(entering.shape)
+            dropped_gradient = (inner_gradient @ lora_A).view(entering.shape)
         return x_gradient, dropped_gradient, first_gradient, second_gradient, ratio_gradient, None, None, None
 
 
 class LoRA(nn.Module):
-    """One adapter of one linear: `first` A [r, in], `second` B [out, r], and for DoRA `magnitude` m [out]."""
+    """One adapter of one linear: `lora_A` [r, in], `lora_B` [out, r], and for DoRA `magnitude` m [out]."""
 
     def __init__(self, config: LoRAConfig, in_features: int, out_features: int):
         super().__init__()
         self.config = config
         self.scale = config.scale
-        self.first = nn.Parameter(torch.empty(config.rank, in_features))
-        self.second = nn.Parameter(torch.empty(out_features, config.rank))
+        self.lora_A = nn.Parameter(torch.empty(config.rank, in_features))
+        self.lora_B = nn.Parameter(torch.empty(out_features, config.rank))
         self.magnitude = nn.Parameter(torch.empty(out_features)) if config.dora else None
 
     @torch.no_grad()
     def initialize(self, random: torch.Generator | None = None) -> None:
         """A uniform within ±1/√in, as peft does, and B zero: the model starts as it was."""
-        limit = 1 / math.sqrt(self.first.shape[1])
-        self.first.copy_(torch.empty(self.first.shape).uniform_(-limit, limit, generator=random))
-        self.second.zero_()
+        limit = 1 / math.sqrt(self.lora_A.shape[1])
+        self.lora_A.copy_(torch.empty(self.lora_A.shape).uniform_(-limit, limit, generator=random))
+        self.lora_B.zero_()
 
 
-@linear_kind(LoRAConfig, ADAPTED)
 class LoRALinear(nn.Module):
     """x: [..., in] -> [..., out]. A frozen `base` and adapters by name, of which `active`, or none, is at work."""
 
@@ -156,19 +154,19 @@ class LoRALinear(nn.Module):
         bias = frozen_bias(self.base)
         with torch.autocast(kind, enabled=False):
             return _Adapted.apply(
-                x, dropped, adapter.first.to(x.dtype), adapter.second.to(x.dtype), ratio,
+                x, dropped, adapter.lora_A.to(x.dtype), adapter.lora_B.to(x.dtype), ratio,
                 None if bias is None else bias.to(x.dtype), self.frozen, adapter.scale,
             )  # fmt: skip
 
     @torch.no_grad()
     def row_norms(self, adapter: LoRA) -> Tensor:
         """[out], the lengths of the rows of W + s·B·A."""
-        first, second, scale = adapter.first, adapter.second, adapter.scale
+        lora_A, lora_B, scale = adapter.lora_A, adapter.lora_B, adapter.scale
         if self._squares is None:
-            self._squares = dense(self.base).weight.to(first.dtype).square().sum(1)
-        crossed = self.frozen.forward(first)  # [r, out]
-        squares = self._squares + 2 * scale * (second * crossed.t()).sum(1)
-        squares += scale**2 * ((second @ (first @ first.t())) * second).sum(1)
+            self._squares = dense(self.base).weight.to(lora_A.dtype).square().sum(1)
+        crossed = self.frozen.forward(lora_A)  # [r, out]
+        squares = self._squares + 2 * scale * (lora_B * crossed.t()).sum(1)
+        squares += scale**2 * ((lora_B @ (lora_A @ lora_A.t())) * lora_B).sum(1)
         return squares.clamp_min_(0).sqrt_()
 
     @classmethod
@@ -188,7 +186,7 @@ class LoRALinear(nn.Module):
             return merged
         adapter = self.adapters[self.active]
         assert isinstance(adapter, LoRA)
-        update = matmul(adapter.second, adapter.first.t()).mul_(adapter.scale)
+        update = matmul(adapter.lora_B, adapter.lora_A.t()).mul_(adapter.scale)
         weight = merged.weight.to(update.dtype).add(update)
         if adapter.magnitude is not None:
             weight.mul_((adapter.magnitude / self.row_norms(adapter).clamp_min(1e-30)).unsqueeze(1))

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.nn.config import LowRankConfig
+from shoestring.nn.frozen import FrozenProducts, frozen_products
 from shoestring.nn.linear import Linear
-from shoestring.nn.replace import FACTORIZED, linear_kind
 
 
-@linear_kind(LowRankConfig, FACTORIZED)
 class LowRankLinear(nn.Module):
     """x: [..., in] -> [..., out]."""
 
@@ -29,6 +28,17 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.second.bias
+
+    def frozen_products(self) -> FrozenProducts:
+        first, second = frozen_products(self.first), frozen_products(self.second)
+        return FrozenProducts(
+            lambda x, thin=None, rows=None: second.forward(first.forward(x), thin),
+            lambda g, thin=None, onto=None: first.backward(second.backward(g), thin, onto),
+        )
 
     @torch.no_grad()
     def initialize(self, random: torch.Generator, std: float) -> None:

@@ -2,18 +2,25 @@
 
 Each kind has a stage: dense 0, factorized 1, quantized 2, adapted 3. A linear may only be replaced by one
 of a later stage: a quantized base under an adapter is QLoRA, while quantizing an adapter's linear would
-bury the adapter. A kind joins with `@linear_kind(ItsConfig, stage)` on a module that has both methods.
+bury the adapter. A new kind has both methods, and a line in `_KINDS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from shoestring.core.config import Config
 from shoestring.core.errors import ConfigError
+from shoestring.nn.config import LowRankConfig
+from shoestring.nn.lora import LoRALinear
+from shoestring.nn.lora_config import LoRAConfig
+from shoestring.nn.low_rank import LowRankLinear
+from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
+from shoestring.nn.quantized.four_bit import Int4Linear, NF4Linear
+from shoestring.nn.quantized.int8 import Int8Linear
 
 DENSE, FACTORIZED, QUANTIZED, ADAPTED = range(4)
 _STAGE_NAMES = ("dense", "factorized", "quantized", "adapted")
@@ -34,18 +41,14 @@ class LinearKind(Protocol):
         ...
 
 
-_KINDS: dict[type[Config], tuple[type[nn.Module], int]] = {}
-M = TypeVar("M", bound=type[nn.Module])
-
-
-def linear_kind(config: type[Config], stage: int) -> Callable[[M], M]:
-    """Class decorator: `from_linear` builds this class for such a config."""
-
-    def register(module: M) -> M:
-        _KINDS[config] = (module, stage)
-        return module
-
-    return register
+# For each config the class that `from_linear` builds, and its stage.
+_KINDS: dict[type[Config], tuple[type[nn.Module], int]] = {
+    LowRankConfig: (LowRankLinear, FACTORIZED),
+    Int8Config: (Int8Linear, QUANTIZED),
+    Int4Config: (Int4Linear, QUANTIZED),
+    NF4Config: (NF4Linear, QUANTIZED),
+    LoRAConfig: (LoRALinear, ADAPTED),
+}
 
 
 def stage_of(linear: nn.Module) -> int:

@@ -3,7 +3,7 @@
 Two streams of width D, both starting as the embedding: y1 = x1 + F(x2), y2 = x2 + G(y1), F attention and G
 feed-forward, each with its norm inside. The forward pass keeps only the last pair; going backward, each
 block rebuilds its inputs from its outputs: x2 = y2 − G(y1), x1 = y1 − F(x2). Streams are float32 at least,
-so that subtracting gives back what was added. `ReversibleRun.plain` is the twin: the same function in
+so that subtracting gives back what was added. `ReversibleStack.plain` is the twin: the same function in
 ordinary autograd.
 """
 
@@ -49,7 +49,7 @@ def _normed(norm: nn.Module, x_BTD: Tensor) -> Tensor:
     return norm(x_BTD).to(next(norm.parameters()).dtype)
 
 
-class ReversibleRun:
+class ReversibleStack:
     """The blocks on two streams. With a cache, or without gradients, nothing is rebuilt: blocks simply run."""
 
     def __init__(self, order: tuple[int, ...]):

@@ -24,8 +24,8 @@ from shoestring.nn.replay import Replay
 Aux = dict[str, Tensor]
 
 
-class Run(Protocol):
-    """What the decoder calls."""
+class Stack(Protocol):
+    """How the blocks run: what the decoder calls."""
 
     def __call__(
         self, blocks: nn.ModuleList, x_BTD: Tensor, context: Context, cache, recompute: Recompute
@@ -44,7 +44,7 @@ def draw_at(context: Context, position: int) -> None:
         torch.manual_seed(derive_seed(context.seed, position))
 
 
-class SequentialRun:
+class SequentialStack:
     """Block after block on one stream."""
 
     def __init__(self, order: tuple[int, ...]):

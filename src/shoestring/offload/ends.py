@@ -1,21 +1,24 @@
 """The two ends of a streamed decoder: embedding rows are gathered from disk, the head passes by in blocks of rows.
 
 In a small model with a large vocabulary they are the largest matrices: 136 of Qwen2.5-0.5B's 494 million weights. Both
-may be one matrix on disk (tied); each has a file handle of its own, so they can be read at the same time.
+may be one matrix on disk (tied); each has a file handle of its own, so they can be read at the same time. A head that
+multiplies integers has a copy of its own, in int8 (`offload.head_store`).
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.matmul import matmul
-from shoestring.models.decoder import Head
 from shoestring.models.weight_files import Place
 from shoestring.models.weights import TensorFile
-from shoestring.nn.frozen_head_loss import block_rows
+from shoestring.nn.head import Block, DenseBlock, OutputHead
+from shoestring.nn.quantized.int8_head import Int8Block, RoundedHead
+from shoestring.offload.head_store import HeadFile
 from shoestring.offload.prefetch import Prefetch
 
 _BUFFERS = 2
@@ -41,44 +44,37 @@ class DiskEmbedding(nn.Embedding):
         self._file.__exit__()
 
 
-class StreamedHead(Head):
-    """hidden [..., D] -> logits [..., V], or the weight block by block. softcap: as `SoftcappedHead`, None: none."""
+class RowBlocks:
+    """A matrix in a file, in blocks of its rows: through two buffers, the next block read while one is used.
 
-    def __init__(self, weight_VD: nn.Parameter, place: Place, softcap: float | None = None):
-        super().__init__(weight_VD)
-        self.softcap = softcap
-        self._file, self._tensor = TensorFile(place.file.path), place.tensor
-        self._stored = place.info.dtype
+    head: the file of which this is the codes, whose content is checked in the first pass over it.
+    """
+
+    def __init__(self, path: Path, tensor: str, head: HeadFile | None = None):
+        self._file, self._tensor = TensorFile(path), tensor
+        self._info = self._file.infos[tensor]
         self._prefetch: Prefetch | None = None
         self._memory: list[Tensor] = []
         self._rows = 0
-        self.waited_before = 0.0
+        self._unchecked = head
+        self._sum, self._summed = 0, 0
+        self._waited_before = 0.0
 
     @property
     def waited(self) -> float:
         """Seconds that computing waited for the disk."""
-        return self.waited_before + (0.0 if self._prefetch is None else self._prefetch.waited)
+        return self._waited_before + (0.0 if self._prefetch is None else self._prefetch.waited)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        logits = torch.empty((len(rows), self.weight.shape[0]), dtype=hidden.dtype, device=hidden.device)
-        for first, block_VD in self.blocks(block_rows(self.weight.shape[1])):
-            logits[:, first : first + len(block_VD)] = matmul(rows, block_VD.to(hidden.dtype))
-            del block_VD  # before the next one is made
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits.view(*hidden.shape[:-1], -1)
-
-    def blocks(self, rows: int) -> Iterator[tuple[int, Tensor]]:
-        """The weight in blocks of so many rows, in its own dtype; a block is good until the next is asked for."""
-        vocabulary, device = self.weight.shape[0], self.weight.device
-        firsts = range(0, vocabulary, rows)
+    def pass_by(self, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of so many rows, each with the number of its first, good until the next is asked for."""
+        height = self._info.shape[0]
+        firsts = range(0, height, rows)
         reader = self._reader(rows)
         for number, first in enumerate(firsts):
-            # After the last block the first one is read again: for the next pass over the head.
+            # After the last block the first one is read again: for the next pass over the matrix.
             coming = [*range(number + 1, len(firsts)), *range(len(firsts))]
             buffer = self._memory[reader.take(number, coming)]
-            yield first, buffer[: min(rows, vocabulary - first)].to(device=device, dtype=self.weight.dtype)
+            yield first, buffer[: min(rows, height - first)]
 
     def close(self) -> None:
         if self._prefetch is not None:
@@ -89,18 +85,66 @@ class StreamedHead(Head):
         if self._prefetch is not None and self._rows == rows:
             return self._prefetch
         if self._prefetch is not None:
-            self.waited_before += self._prefetch.waited
+            self._waited_before += self._prefetch.waited
             self._prefetch.close()
         self._rows = rows
         if not self._memory or self._memory[0].shape[0] < rows:
-            shape = (rows, self.weight.shape[1])
+            shape = (rows, self._info.shape[1])
             self._memory = []
-            self._memory = [torch.empty(shape, dtype=self._stored) for _ in range(_BUFFERS)]
+            self._memory = [torch.empty(shape, dtype=self._info.dtype) for _ in range(_BUFFERS)]
         self._prefetch = Prefetch(self._read, _BUFFERS)
         return self._prefetch
 
     def _read(self, number: int, buffer: int) -> None:
         first = number * self._rows
-        rows = min(self._rows, self.weight.shape[0] - first)
-        self._file.read_rows_into(self._tensor, first, self._memory[buffer][:rows])
-        self._file.forget(self._tensor, first, first + rows)
+        target = self._memory[buffer][: self._info.shape[0] - first]
+        self._file.read_rows_into(self._tensor, first, target)
+        self._file.forget(self._tensor, first, first + len(target))
+        if self._unchecked is not None:
+            self._check(first, target)
+
+    def _check(self, first: int, codes: Tensor) -> None:
+        """Blocks come in order in the first pass; one that was broken off begins anew."""
+        assert self._unchecked is not None
+        if first == 0:
+            self._sum, self._summed = 0, 0
+        if first == self._summed:
+            self._sum = zlib.crc32(codes.reshape(-1).view(torch.uint8).numpy().data, self._sum)
+            self._summed += len(codes)
+        if self._summed == self._info.shape[0]:
+            self._unchecked.check(self._sum)
+            self._unchecked = None
+
+
+class StreamedHead(OutputHead):
+    """A dense head on disk. weight_VD is placeholder: it tells shape and device."""
+
+    def __init__(self, weight_VD: nn.Parameter, place: Place, softcap: float | None = None):
+        super().__init__()
+        self.vocabulary, self.width = weight_VD.shape
+        self.softcap = softcap
+        self.weight = weight_VD
+        self.source = RowBlocks(place.file.path, place.tensor)
+
+    def blocks(self, rows: int, dtype: torch.dtype) -> Iterator[tuple[int, Block]]:
+        for first, weight_VD in self.source.pass_by(rows):
+            yield first, DenseBlock(weight_VD.to(device=self.weight.device, dtype=dtype))
+
+
+class StreamedInt8Head(RoundedHead):
+    """Its codes on disk, its scales in memory."""
+
+    scale: Tensor
+
+    def __init__(self, file: HeadFile, device: torch.device | str, softcap: float | None = None):
+        super().__init__()
+        self.softcap = softcap
+        self.source = RowBlocks(file.path, "codes", file)
+        with TensorFile(file.path) as content:
+            self.vocabulary, self.width = content.infos["codes"].shape
+            self.register_buffer("scale", content.read("scale").to(device))
+
+    def blocks(self, rows: int, dtype: torch.dtype) -> Iterator[tuple[int, Block]]:
+        for first, codes_VD in self.source.pass_by(rows):
+            scale_V = self.scale[first : first + len(codes_VD)]
+            yield first, Int8Block(codes_VD.to(scale_V.device), scale_V, dtype)

@@ -75,8 +75,8 @@ class StreamedEngine(LocalEngine):
     @torch.no_grad()
     def _up(self, parts: list[_Part]) -> None:
         assert self._inputs is not None
-        for position, index in enumerate(self.decoder.run.order):
-            self.decoder.run.bring(position)
+        for position, index in enumerate(self.decoder.stack.order):
+            self.decoder.stack.load(position)
             for part in parts:
                 part.kept.append(self._inputs.keep(part.x_BTD))
                 part.choices.append(Replay())
@@ -97,9 +97,9 @@ class StreamedEngine(LocalEngine):
 
     def _down(self, parts: list[_Part], total: int) -> None:
         assert self._inputs is not None
-        order = self.decoder.run.order
+        order = self.decoder.stack.order
         for position in range(len(order) - 1, -1, -1):
-            self.decoder.run.bring(position, down=True)
+            self.decoder.stack.load(position, down=True)
             for part in parts:
                 self._down_one(part, position, self.decoder.blocks[order[position]], total)
 

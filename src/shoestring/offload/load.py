@@ -53,7 +53,7 @@ def load(
     with WeightFiles(base) as files:
         config = files.config
         source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
-    machine = Machine(rss_bytes() - allocator.held(), flops=1.0, threads=torch.get_num_threads())
+    machine = Machine(rss_bytes() - allocator.kept(), flops=1.0, threads=torch.get_num_threads())
     uses = [Use(1, _TOKENS, 1)] + [Use(1, _TOKENS, scored=True, documents=True)] * scoring
     resident = max(predict_use(config, use, machine, source).total for use in uses)
     if weights == "source" and resident <= budget * SPARE:

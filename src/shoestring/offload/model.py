@@ -1,7 +1,7 @@
 """A decoder that is larger than memory: base weights stay on disk, adapters, norms and biases in memory.
 
 It is an ordinary `Decoder`: adapters attach to it, any torch optimizer trains them, `LanguageModel` decodes with it.
-Only one block at a time has its weights; the others are hollow.
+Only one block at a time has its weights; the others are placeholder.
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ from shoestring.models.decoder import Decoder
 from shoestring.nn.config import block_order
 from shoestring.nn.quantized.int8 import Int8Linear
 from shoestring.offload.config import StoreFormat
-from shoestring.offload.ends import DiskEmbedding, StreamedHead
-from shoestring.offload.run import StreamedRun
+from shoestring.offload.ends import DiskEmbedding, StreamedHead, StreamedInt8Head
+from shoestring.offload.head_store import open_head
+from shoestring.offload.stack import StreamedStack
 from shoestring.offload.store import Store, empty_block, open_store
-from shoestring.offload.stream import LayerStream, hollow
+from shoestring.offload.stream import LayerStream, placeholder
 
 
 class StreamedDecoder(Decoder):
-    """Made by `open_streamed`. `stream` brings blocks in, `run` says when."""
+    """Made by `open_streamed`. `stream` loads blocks, `stack` says when."""
 
     stream: LayerStream
-    run: StreamedRun
-    head: StreamedHead
+    stack: StreamedStack
+    head: StreamedHead | StreamedInt8Head
     embedding: DiskEmbedding
 
     @contextlib.contextmanager
     def present(self, index: int) -> Iterator[nn.Module]:
         """Inside, block `index` has its weights."""
-        self.stream.bring(index)
+        self.stream.load(index)
         yield self.blocks[index]
 
     @property
     def waited(self) -> float:
         """Seconds that computing has waited for the disk so far."""
-        return self.stream.waited + self.head.waited
+        return self.stream.waited + self.head.source.waited
 
     def close(self) -> None:
         """End the reading threads and close the files."""
         self.stream.close()
-        self.head.close()
+        self.head.source.close()
         self.embedding.close()
 
 
@@ -72,7 +73,8 @@ def open_streamed(
     store = open_store(folder, weights, say)
     try:
         _check_kinds(store.config, folder)
-        decoder = _assemble(store, slots, device, dtype, prefetch)
+        integers = compute == "int8" and store.format == "int8"
+        decoder = _assemble(store, slots, device, dtype, prefetch, integers, say)
     except BaseException:
         store.close()
         raise
@@ -94,7 +96,8 @@ def _check_kinds(config: ModelConfig, folder: str | Path) -> None:
 
 
 def _assemble(
-    store: Store, slots: int, device: torch.device | str, dtype: torch.dtype, prefetch: bool
+    store: Store, slots: int, device: torch.device | str, dtype: torch.dtype, prefetch: bool, integers: bool,
+    say: Callable[[str], Any] | None,
 ) -> StreamedDecoder:
     config, places = store.config, store.files.places
     plain = build(config, device="meta", dtype=dtype)
@@ -105,33 +108,35 @@ def _assemble(
     outside = nn.ModuleDict({"inputs": plain.inputs, "norm": plain.norm})
     _settle(outside, "", set(), store, device, dtype)
     shape = (config.vocabulary, config.width)
-    weight = nn.Parameter(hollow(shape, dtype, device), requires_grad=False)
-    head_weight = weight
-    if not config.tied_head:
-        head_weight = nn.Parameter(hollow(shape, dtype, device), requires_grad=False)
+    weight = nn.Parameter(placeholder(shape, dtype, device), requires_grad=False)
+    head: StreamedHead | StreamedInt8Head
+    head_place = places["embedding.weight" if config.tied_head else "head.weight"]
+    if integers:
+        head = StreamedInt8Head(open_head(head_place, store.source, say), device, config.logit_softcap)
+    else:
+        own = weight if config.tied_head else nn.Parameter(placeholder(shape, dtype, device), requires_grad=False)
+        head = StreamedHead(own, head_place, config.logit_softcap)
     stream = LayerStream(store, blocks, slots, dtype, device, prefetch)
-    run = StreamedRun(tuple(block_order(config.layers, config.sharing)), stream)
+    stack = StreamedStack(tuple(block_order(config.layers, config.sharing)), stream)
     decoder = StreamedDecoder(
         config,
         embedding=DiskEmbedding(weight, places["embedding.weight"]),
         inputs=dict(plain.inputs.items()),
         blocks=list(blocks),
-        run=run,
+        stack=stack,
         norm=plain.norm,
-        head=StreamedHead(
-            head_weight, places["embedding.weight" if config.tied_head else "head.weight"], config.logit_softcap
-        ),
+        head=head,
         rotary=plain.rotary,
         make_cache=plain._make_cache,
     )
-    decoder.stream, decoder.run = stream, run
+    decoder.stream, decoder.stack = stream, stack
     return decoder.requires_grad_(False)
 
 
 def _settle(
     root: nn.Module, prefix: str, streamed: set[str], store: Store, device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    """Hollow tensors for what is streamed; everything else read from the model's files."""
+    """Placeholder tensors for what is streamed; everything else read from the model's files."""
     for module_name, module in root.named_modules():
         own: list[tuple[dict[str, Any], bool]] = [(module._parameters, True), (module._buffers, False)]
         for table, is_parameter in own:
@@ -141,7 +146,7 @@ def _settle(
                 name = f"{module_name}.{last}" if module_name else last
                 if name in streamed:
                     kept = dtype if is_parameter else old.dtype
-                    new = hollow(old.shape, kept, device)
+                    new = placeholder(old.shape, kept, device)
                 else:
                     new = torch.empty(old.shape, dtype=dtype, device=device)
                     place = store.files.places[prefix + name]

@@ -1,7 +1,7 @@
 """Layers of a store brought into memory one after another, and bound to the parameters of their blocks.
 
-A block outside memory has hollow matrices: one number that stands for all of them (NaN, so that a use by
-mistake shows), with the right shape. `bring(index)` fills a buffer, points the block's parameters at it, and begins to
+A block outside memory has placeholder matrices: one number that stands for all of them (NaN, so that a use by
+mistake shows), with the right shape. `load(index)` fills a buffer, points the block's parameters at it, and begins to
 read the next layer on a thread. Half-precision matrices are made float32 once, for all the microbatches that follow.
 On a GPU, a buffer is pinned memory, and the reading thread copies it to one of as many buffers there on a stream of its
 own; that path has not yet run on a GPU.
@@ -21,7 +21,7 @@ from shoestring.offload.store import Piece, Store, checksum
 _ALIGNMENT = 64
 
 
-def hollow(shape: Iterable[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+def placeholder(shape: Iterable[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """A tensor of this shape that takes the memory of one number."""
     value = torch.nan if dtype.is_floating_point else 0
     return torch.full((), value, dtype=dtype, device=device).expand(tuple(shape))
@@ -64,7 +64,7 @@ class LayerStream:
         """Layers read so far."""
         return self._prefetch.reads
 
-    def bring(self, index: int, coming: Iterable[int] = ()) -> None:
+    def load(self, index: int, coming: Iterable[int] = ()) -> None:
         """Make block `index` whole until the next call. coming: the blocks that will be asked for after it."""
         if index == self._bound:
             return
@@ -83,7 +83,7 @@ class LayerStream:
             return
         for owner, name in self._owners[self._bound]:
             old = getattr(owner, name)
-            _point(owner, name, hollow(old.shape, old.dtype, old.device))
+            _point(owner, name, placeholder(old.shape, old.dtype, old.device))
         if self._upload is not None:
             self._upload.used()
         self._bound = None

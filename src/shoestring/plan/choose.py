@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoestring.core import console
 from shoestring.core.errors import BudgetError
@@ -11,6 +11,7 @@ from shoestring.core.units import format_bytes, format_seconds
 from shoestring.plan.constants import SPARE
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine, Options, Prediction
+from shoestring.plan.speed import seconds
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Choice:
     spec: EngineSpec
     prediction: Prediction
     others: tuple[tuple[EngineSpec, Prediction], ...] = ()
+    faster: tuple[str, ...] = ()  # what would be, and changes the result a little
 
 
 def choose(shape: JobShape, machine: Machine, budget: int | None, options: Options) -> Choice:
@@ -34,7 +36,7 @@ def choose(shape: JobShape, machine: Machine, budget: int | None, options: Optio
     if not fitting:
         raise _too_small(shape, machine, budget, options, *min(found, key=lambda one: one[1].total))
     best = min(fitting, key=lambda one: one[1].seconds)
-    return Choice(*best, _of_each(found, best[0]))
+    return Choice(*best, _of_each(found, best[0]), _faster(shape, best[0], machine))
 
 
 def candidates(shape: JobShape, options: Options, limited: bool) -> Iterator[EngineSpec]:
@@ -66,6 +68,8 @@ def tell(choice: Choice, shape: JobShape, budget: int) -> None:
         f"chosen        {spec.engine}, {spec.microbatch} × {shape.length} tokens at once"
         f"{', inputs of layers on disk' * spec.spilled}, about {shape.tokens / prediction.seconds:,.0f} tokens/s"
     )
+    for line in choice.faster:
+        console.err.print(f"faster        {line}", style="dim")
 
 
 def usual_microbatch(rows: int, length: int, tokens: int) -> int:
@@ -83,6 +87,20 @@ def _streamed(shape: JobShape, rows: int, options: Options, limited: bool) -> It
         for slots in counts:
             if 2 <= slots <= max(layers, 2):
                 yield EngineSpec("streamed", rows, "full", slots, options.weights, spilled)
+
+
+def _faster(shape: JobShape, spec: EngineSpec, machine: Machine) -> tuple[str, ...]:
+    """Where frozen weights are floats and compute as such."""
+    training, rounded = shape.training, shape.compute == "int8" or spec.weights != "source"
+    if training.full or rounded or training.frozen not in ("float32", "bfloat16"):
+        return ()
+    said = []
+    if machine.int8_gain > 1:
+        said.append("--compute int8: products of frozen weights in integers, at a loss within about 1%")
+    computing = seconds(shape, replace(spec, engine="checkpointed"), machine)
+    if spec.engine == "streamed" and seconds(shape, spec, machine) > 1.2 * computing:
+        said.append("--budget.weights int8: this disk is slower than the products, and a quarter is left to read")
+    return tuple(said)
 
 
 def _of_each(

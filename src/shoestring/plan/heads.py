@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from shoestring.nn.head_blocks import STATES, block_rows, chunk_rows, compared_rows
 from shoestring.plan.parts import matmul
-from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
+from shoestring.plan.tape import BYTE, FLOAT, INDEX, Tape, Tensor
 
 # nn.head_loss holds a chunk's tensors until those of the next are made.
 _CHUNKS_OVERLAP = True
@@ -83,12 +83,14 @@ def _logits(tape: Tape, rows: float, width: int, vocabulary: int, slope: bool) -
 
 
 Blocks = Callable[[Tape], Iterator[Tensor | None]]
+_ROUNDED_COLUMNS = 1024  # of a gradient for logits that are rounded to int8 at a time (`nn.quantized.int8_head`)
 
 
 def frozen_head_loss(
-    tape: Tape, hidden: Tensor, blocks: Blocks, vocabulary: int, width: int, softcap: bool, labels: float | None = None
-) -> Tensor:
-    """The loss of a frozen head. blocks: what each takes while it is there."""
+    tape: Tape, hidden: Tensor, blocks: Blocks, vocabulary: int, width: int, softcap: bool,
+    labels: float | None = None, integers: bool = False,
+) -> Tensor:  # fmt: skip
+    """The loss of a frozen head. blocks: what each takes while it is there. integers: its products are of int8."""
     rows = hidden if labels is None else chosen(tape, hidden, labels * width)
     del hidden
     wants, parts = tape.wants(rows), list[Tensor]()
@@ -98,7 +100,7 @@ def frozen_head_loss(
         left = rows.numbers / width
         while left > 0:
             count = min(STATES, left)
-            parts.append(_over_blocks(tape, count, small.size, blocks, vocabulary, width, softcap, wants))
+            parts.append(_over_blocks(tape, count, small.size, blocks, vocabulary, width, softcap, wants, integers))
             left -= count
         if wants:
             made.append(tape.empty(rows.numbers))
@@ -116,25 +118,27 @@ def frozen_head_loss(
 
 
 def _over_blocks(
-    tape: Tape, count: float, size: int, blocks: Blocks, vocabulary: int, width: int, softcap: bool, wants: bool
-) -> Tensor:
+    tape: Tape, count: float, size: int, blocks: Blocks, vocabulary: int, width: int, softcap: bool, wants: bool,
+    integers: bool,
+) -> Tensor:  # fmt: skip
     """-> the gradient for these rows."""
     sums = tape.empty(count), tape.empty(count)
     mean = tape.empty(count * width if wants else 0)
     label_rows = tape.empty(count * width if wants else 0)  # noqa: F841
+    rounded = tape.empty(count * width, BYTE) if integers else None  # noqa: F841
     rows = min(block_rows(width), vocabulary)
     for block in blocks(tape):
-        _merge(tape, count, rows, count * rows / vocabulary, size, width, softcap and wants, wants)
+        _merge(tape, count, rows, FLOAT if integers else size, width, softcap and wants, wants)
+        if integers:
+            tape.scratch(count * _ROUNDED_COLUMNS, BYTE)
         del block
     losses = tape.empty(count)
     del sums, losses
     return mean
 
 
-def _merge(
-    tape: Tape, count: float, rows: int, labelled: float, size: int, width: int, slope: bool, wants: bool
-) -> None:
-    """labelled: how many have their label in this block."""
+def _merge(tape: Tape, count: float, rows: int, size: int, width: int, slope: bool, wants: bool) -> None:
+    """As if all labels stood in this block: the commonest tokens have the first numbers."""
     logits = matmul(tape, count, width, rows, size)
     if size != FLOAT:
         logits = tape.empty(logits.numbers)
@@ -142,9 +146,12 @@ def _merge(
         squares = tape.like(logits)
         slopes = tape.like(squares)  # noqa: F841
         del squares
-    here = tape.empty(labelled, INDEX), tape.empty(labelled, INDEX)  # noqa: F841
+    here = tape.empty(count, INDEX), tape.empty(count, INDEX)  # noqa: F841
     sums = [tape.empty(count) for _ in range(3)]  # noqa: F841
     if wants:
+        found = tape.empty(count * width, size) if size != FLOAT else None
+        labelled = tape.empty(count * width)  # noqa: F841
+        del found
         gradient = logits if size == FLOAT else tape.empty(logits.numbers, size)
         share = matmul(tape, count, rows, width, size)
         del gradient

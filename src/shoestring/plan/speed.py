@@ -17,15 +17,15 @@ def seconds(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
     again, full = spec.engine != "resident", shape.training.full
     cost = operations(shape.config, shape.length)
     blocks = ((3 if full else 2) + again) * (cost.matrices + cost.attention)
-    if shape.compute == "int8":
-        blocks /= machine.int8_gain
     head = (3 if full else 2) * cost.head
+    if shape.compute == "int8":
+        blocks, head = blocks / machine.int8_gain, head / machine.int8_gain
     compute = shape.tokens * (blocks + head) / (EFFICIENCY * machine.flops)
     if spec.engine != "streamed":
         return compute
     config = shape.config
     layer = block_numbers(config) * BITS[shape.source if spec.weights == "source" else spec.weights] / 8
-    head_read = config.vocabulary * config.width * BITS[shape.source] / 8
+    head_read = config.vocabulary * config.width * BITS["int8" if shape.compute == "int8" else shape.source] / 8
     reading = (2 * max(config.unique_layers - spec.slots, 0) * layer + head_read) / machine.read_speed
     # Inputs are written and read while nothing else is done.
     spill = spec.spilled * 2 * config.layers * shape.tokens * config.width * FLOAT / machine.read_speed

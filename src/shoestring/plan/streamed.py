@@ -10,7 +10,7 @@ from shoestring.plan.attention import Context
 from shoestring.plan.heads import frozen_head_loss
 from shoestring.plan.model import Model
 from shoestring.plan.parts import cat
-from shoestring.plan.tape import BYTE, FLOAT, INDEX, Leaf, Tape, Tensor
+from shoestring.plan.tape import BYTE, INDEX, Leaf, Tape, Tensor
 
 _BATCH = 4  # arrays of a batch, of integers
 
@@ -143,13 +143,12 @@ def _down_one(tape: Tape, model: Model, part: _Part, position: int) -> None:
 
 
 def streamed_blocks(vocabulary: int, width: int, source: int) -> Callable[[Tape], Iterator[Tensor | None]]:
-    """Blocks of the head in float32, made of those that came from disk."""
+    """Blocks of the head in the format of products, made of those that came from disk."""
     rows = block_rows(width)
 
     def blocks(tape: Tape) -> Iterator[Tensor | None]:
         for start in range(0, vocabulary, rows):
             size = min(rows, vocabulary - start) * width
-            wide = None if source == FLOAT else tape.empty(size)  # noqa: F841
-            yield None if tape.compute == FLOAT else tape.empty(size, tape.compute)
+            yield None if source == tape.compute else tape.empty(size, tape.compute)
 
     return blocks

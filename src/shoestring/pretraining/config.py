@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from shoestring.core.config import Config
-from shoestring.core.document import Document
+from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.config import DataConfig
 from shoestring.models.config import ModelConfig
 from shoestring.train.config import AdamWConfig, OptimizerConfig
@@ -93,7 +93,7 @@ class PretrainRecipe(RunRecipe):
 
 
 def load_pretrain_recipe(
-    name_or_path: str | Path | Document | PretrainRecipe, overrides: dict[str, Any] | None = None
+    name_or_path: str | Path | YamlDocument | PretrainRecipe, overrides: dict[str, Any] | None = None
 ) -> PretrainRecipe:
     """A recipe by name, file or run folder, with overrides; a model to start from replaces the recipe's shapes.
 

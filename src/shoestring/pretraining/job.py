@@ -16,7 +16,7 @@ from shoestring.evaluate.xz import xz_bytes
 from shoestring.models.folder import read_config, write_model_files
 from shoestring.plan.shapes import JobShape, Options
 from shoestring.pretraining.config import PretrainRecipe, load_pretrain_recipe
-from shoestring.pretraining.material import Material, open_material
+from shoestring.pretraining.material import open_material
 from shoestring.pretraining.result import PretrainResult, model_and_data
 from shoestring.train import parallel
 from shoestring.train.evaluation import Evaluation
@@ -76,17 +76,14 @@ class PretrainJob:
 
     verb, held_out = "pretrain", "bits/byte"
     help = "a lower optimizer.learning_rate or a longer schedule.warmup may help"
-    material: Material
-    engine: ResidentEngine
-    stream: PackedLoader
 
     def open(self, start: Start) -> Opened:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
         rows, world = recipe.train.rows, parallel.world_size()
         if rows % world:
             raise ConfigError(f"the {rows} rows of a batch cannot be shared by {world} processes")
-        self.material = open_material(start, device)
-        config, length = self.material.config, recipe.train.sequence_length
+        self.material = material = open_material(start, device)
+        config, length = material.config, recipe.train.sequence_length
         shape = JobShape(
             config, rows // world, length, compute=recipe.precision.settled, documents=recipe.data.separate_documents
         )
@@ -94,17 +91,17 @@ class PretrainJob:
         options = Options(engines(recipe), rows // world, settings.microbatch, settings.activation_checkpointing)
         recipe, choice = settle(recipe, shape, options, this_machine(recipe))
         spec = choice.spec
-        self.engine = ResidentEngine(self.material.make, resolve_dtype(recipe.precision.dtype), spec.recompute)
+        self.engine = ResidentEngine(material.make, resolve_dtype(recipe.precision.dtype), spec.recompute)
         self.engine.load()
         self.stream = PackedLoader(
-            self.material.shards, "train", length, spec.microbatch, recipe.seed, parallel.rank(), world,
-            recipe.data.separate_documents, recipe.data.prefetch, self.material.external.get("train"),
+            material.shards, "train", length, spec.microbatch, recipe.seed, parallel.rank(), world,
+            recipe.data.separate_documents, recipe.data.prefetch, material.external.get("train"),
             rows if recipe.data.continue_documents else None,
         )  # fmt: skip
         steps = recipe.train.planned_steps
         length_of_run = length_line(recipe, steps, f"{recipe.train.batch_tokens:,} tokens")
         header = [
-            *model_and_data(config, recipe.data.source, self.material.shards),
+            *model_and_data(config, recipe.data.source, material.shards),
             *common_header(recipe, choice.prediction, length_of_run, start.state),
         ]
         return Opened(

@@ -1,8 +1,8 @@
-"""A conversation of many turns with one model: its messages, and the cache that makes a turn cost its new
-tokens.
+"""A conversation of many turns with one model: its messages, and a scheduler whose one slot remembers them.
 
-When the context is full the oldest turns are forgotten, a question with its answer at a time; the system
-message stays. Messages live here, never in the model.
+So a turn costs its new tokens, and an edited conversation is read again from the edit. When the context is full the
+oldest turns are forgotten, a question with its answer at a time; the system message stays. Messages live here, never
+in the model.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from shoestring.core.errors import ConfigError
 from shoestring.core.files import atomic_write
 from shoestring.generate.config import SamplingConfig
-from shoestring.generate.engine import StopReason
 from shoestring.generate.language_model import LanguageModel
-from shoestring.generate.prefix import PrefixCache
+from shoestring.generate.request import StopReason
 
 _LEAST_ROOM = 64  # tokens that an answer should have, when forgetting older turns can make room
+_FIRST_CAPACITY = 1024  # tokens of the slot, which grows with the conversation
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Conversation:
         self.model = model
         self.messages: list[dict[str, Any]] = []
         self.reason: StopReason | None = None  # why the latest reply ended
-        self._prefix = PrefixCache(model.decoder)
+        self._scheduler = model.scheduler(1, min(_FIRST_CAPACITY, model.decoder.config.context))
         self.reset(system)
         model.encode_chat([{"role": "user", "content": ""}])  # raises at once when the model cannot chat
 
@@ -83,7 +83,7 @@ class Conversation:
         said: list[str] = []
         self.reason = "interrupted"
         try:
-            with contextlib.closing(self.model.events([turn.prompt], sampling, self._prefix)) as events:
+            with contextlib.closing(self.model.events([turn.prompt], sampling, self._scheduler)) as events:
                 for event in events:
                     if event.reason is not None:
                         self.reason = event.reason

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoestring.data.batch import IGNORED, Batch
+from shoestring.nn.head import OutputHead
 from shoestring.nn.head_loss import head_loss
 
 
@@ -28,7 +29,7 @@ class Loss:
     @property
     def mean(self) -> float:
         """Nats per label."""
-        return float(self.sum) / max(self.count, 1)
+        return float(self.sum.detach()) / max(self.count, 1)
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Penalty:
 class Objective(Protocol):
     """Called for each microbatch; `penalties` once for each step, before them."""
 
-    def __call__(self, hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> Loss: ...
+    def __call__(self, hidden_BTD: Tensor, head: OutputHead, batch: Batch) -> Loss: ...
 
     def penalties(self, step: int) -> Iterator[Penalty]:
         """Those of optimizer step number `step` (the first is 0), each to go backward before the next is made."""
@@ -53,7 +54,7 @@ class Objective(Protocol):
 class NextToken:
     """Cross-entropy of each label that is not −100."""
 
-    def __call__(self, hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> Loss:
+    def __call__(self, hidden_BTD: Tensor, head: OutputHead, batch: Batch) -> Loss:
         total, count = head_loss(hidden_BTD, head, batch.labels_BT)
         return Loss(total, count)
 

@@ -8,10 +8,11 @@ from typing import TypeVar
 import torch
 
 from shoestring.core.device import resolve_device
-from shoestring.core.machine import int8_gain, matrix_peak, rss_bytes, total_memory_bytes
+from shoestring.core.machine import has_int8_instructions, matrix_peak, rss_bytes, total_memory_bytes
 from shoestring.core.matmul import TABLE
 from shoestring.core.matmul_choice import LAYOUTS, Kind
 from shoestring.kernels import allocator
+from shoestring.kernels.compiled import compiler
 from shoestring.plan.choose import Choice, choose, tell
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, Options
@@ -25,7 +26,7 @@ _LARGE = 768  # rows, columns and sums of a product of which most of a step is m
 def this_machine(recipe: RunRecipe, read_speed: float = 1e9) -> Machine:
     """This process and this processor, for a run of `recipe`. read_speed: bytes a second of the disk with the model."""
     return Machine(
-        process=rss_bytes() - allocator.held(),
+        process=rss_bytes() - allocator.kept(),
         flops=matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)),
         read_speed=read_speed,
         int8_gain=int8_gain(),
@@ -33,6 +34,12 @@ def this_machine(recipe: RunRecipe, read_speed: float = 1e9) -> Machine:
         threads=torch.get_num_threads(),
         onednn=TABLE.library(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn",
     )
+
+
+def int8_gain() -> float:
+    """How many times faster int8 matmuls are than float32 ones: with instructions for them, or with those for int16
+    that all others have (`benchmarks.int8`); the twin gains nothing."""
+    return 2.5 if has_int8_instructions() else 1.5 if compiler() is not None else 1.0
 
 
 def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tuple[R, Choice]:
@@ -46,8 +53,9 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
     if spec != choice.spec:
         choice = Choice(spec, predict(shape, spec, machine))
     if budget is not None:
-        beside = choice.prediction.total - choice.prediction.tensor_bytes
-        allocator.limit(cap=max(budget - beside, 0), target=choice.prediction.tensor_bytes)
+        before = allocator.live()  # tensors of this process that are none of the run's
+        beside = choice.prediction.total - choice.prediction.tensor_bytes - before
+        allocator.limit(cap=max(budget - beside, 0), target=before + choice.prediction.tensor_bytes)
         if parallel.rank() == 0:
             tell(choice, shape, budget)
     chosen: dict[str, object] = {"engine": spec.engine}

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shoestring.core.config import load_config
-from shoestring.core.document import Document, read_document
 from shoestring.core.errors import ConfigError
+from shoestring.core.yaml_document import YamlDocument, read_document
 from shoestring.train.recipe import RunRecipe, TrainSection
 
 R = TypeVar("R", bound=RunRecipe)
@@ -54,7 +54,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     raise ConfigError(f"there is no recipe {str(name_or_path)!r}", hint="\n".join(lines))
 
 
-def read_recipe(name_or_path: str | Path) -> Document:
+def read_recipe(name_or_path: str | Path) -> YamlDocument:
     """The recipe's settings, unchecked, with what it extends. Raises ConfigError."""
     file = find_recipe(name_or_path)
     return read_document(file, find=_extended(file))
@@ -66,7 +66,7 @@ def recipe_job(name_or_path: str | Path) -> str:
 
 
 def load_run_recipe(
-    cls: type[R], name_or_path: str | Path | Document | R, overrides: dict[str, Any] | None = None
+    cls: type[R], name_or_path: str | Path | YamlDocument | R, overrides: dict[str, Any] | None = None
 ) -> R:
     """The validated recipe of this class with overrides (dotted key -> value) applied. Raises ConfigError."""
     overrides = _one_length(cls, dict(overrides or {}))
@@ -74,8 +74,8 @@ def load_run_recipe(
         if not overrides:
             return name_or_path
         plain = name_or_path.model_dump(mode="json", exclude_unset=True)
-        return load_config(cls, Document(plain, name="recipe"), overrides)
-    if isinstance(name_or_path, Document):
+        return load_config(cls, YamlDocument(plain, name="recipe"), overrides)
+    if isinstance(name_or_path, YamlDocument):
         return load_config(cls, name_or_path, overrides)
     assert isinstance(name_or_path, (str, Path))
     document = read_recipe(name_or_path)
@@ -96,7 +96,7 @@ def recipe_name(name_or_path: str | Path | RunRecipe) -> str:
     return path.absolute().parent.name
 
 
-def _job(document: Document) -> str:
+def _job(document: YamlDocument) -> str:
     return str(document.values.get("job", "pretrain"))
 
 

@@ -79,7 +79,8 @@ class Job(Protocol):
     help: str
 
     def open(self, start: Start) -> Opened:
-        """Data, plan, model. Writes nothing into a run folder. `start.recipe` has its precision settled."""
+        """Data, plan, model: with the weights of `start.checkpoint` where there is one; moments are read later. Writes
+        nothing into a run folder. `start.recipe` has its precision settled."""
         ...
 
     def wire(self, out: Path, start: Start) -> Wiring:

@@ -174,7 +174,7 @@ class SupervisedPass:
         labels = [ids[1:][mask[1:]] for ids, mask in map(dataset.example, examples.tolist())]
         self.tokens = sum(map(len, labels))
         byte_level = dataset.tokenizer.is_byte_level
-        sizes = dataset.tokenizer.token_bytes() if byte_level else np.zeros(dataset.tokenizer.vocabulary_size, np.int32)
+        sizes = dataset.tokenizer.token_sizes() if byte_level else np.zeros(dataset.tokenizer.vocabulary_size, np.int32)
         self.bytes = int(sum(sizes[part].sum() for part in labels))
         self.documents = len(examples)
 

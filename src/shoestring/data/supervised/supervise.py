@@ -305,4 +305,4 @@ def _read_template(file: str) -> str:
 
 def _splits(tokenizer: Tokenizer) -> bool:
     """Whether a part of a text can be encoded by itself: some tokenizers put a space before whatever they are given."""
-    return tokenizer.is_byte_level and b"".join(tokenizer.pieces()[i] for i in tokenizer.encode("a")) == b"a"
+    return tokenizer.is_byte_level and b"".join(tokenizer.token_bytes()[i] for i in tokenizer.encode("a")) == b"a"

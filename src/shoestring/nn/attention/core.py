@@ -32,11 +32,11 @@ def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen: Visibility, sca
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
-    if grouped and q.shape[2] == 1 and mask is None:
+    if grouped and q.shape[2] == 1:
         # One query a row: the heads of a group read the same keys, so let them be the queries of one head.
         batch, heads, _, width = q.shape
         folded = q.view(batch, k.shape[1], heads // k.shape[1], width)
-        out = F.scaled_dot_product_attention(folded, k, v, scale=scale)
+        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale)
         return out.reshape(batch, heads, 1, v.shape[-1])
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped

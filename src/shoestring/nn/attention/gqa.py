@@ -20,6 +20,7 @@ from shoestring.nn.context import Context
 from shoestring.nn.linear import Linear
 from shoestring.nn.norm import RMSNorm
 from shoestring.nn.rope import rotate
+from shoestring.nn.slots import SlotRange, by_slots
 
 
 def attend_all(q: Tensor, k: Tensor, v: Tensor, context: Context, scale: float) -> Tensor:
@@ -63,9 +64,14 @@ class GroupedQueryAttention(nn.Module):
         self, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, context: Context, cache: LayerCache | None
     ) -> Tensor:
         """Append to the cache, attend -> [B, H, T, C]. Queries and keys are turned."""
-        if cache is not None:
-            k_BKTC, v_BKTC = cache.append(k_BKTC, v_BKTC, context.counts)
-        return self.over_keys(q_BHTC, k_BKTC, v_BKTC, context, self.head_width**-0.5)
+        if cache is None:
+            return self.over_keys(q_BHTC, k_BKTC, v_BKTC, context, self.head_width**-0.5)
+        return by_slots(context, partial(self.attend_slots, cache), q_BHTC, k_BKTC, v_BKTC)
+
+    def attend_slots(self, cache: LayerCache, slots: SlotRange, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor):
+        """Append to these slots of the cache, attend over all that they hold -> [B, H, T, C]."""
+        k_BKSC, v_BKSC = cache.append(slots, k_BKTC, v_BKTC)
+        return self.over_keys(q_BHTC, k_BKSC, v_BKSC, slots.context, self.head_width**-0.5)
 
     def finish(self, y_BHTC: Tensor) -> Tensor:
         """-> y_BTD."""

@@ -9,6 +9,7 @@ W_UV into the output, and reads the cache as it is. Both are the same function: 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from shoestring.nn.latent_cache import LatentLayerCache
 from shoestring.nn.linear import Linear
 from shoestring.nn.norm import RMSNorm
 from shoestring.nn.rope import rotate
+from shoestring.nn.slots import SlotRange, by_slots
 
 MakeLinear = Callable[..., nn.Module]
 
@@ -147,8 +149,14 @@ class MultiHeadLatentAttention(LatentAttention):
         latent_BTR, key_BTC = self.latents(x_BTD, context)
         if cache is None:
             return self.output(self.expanded(content, rotary, latent_BTR, key_BTC, context.visibility))
-        columns_BSW = cache.append(torch.cat([latent_BTR, key_BTC], dim=-1), context.counts)
-        return self.output(self.cached(content, rotary, columns_BSW, context.visibility))
+        latents_BTW = torch.cat([latent_BTR, key_BTC], dim=-1)
+        return self.output(by_slots(context, partial(self.attend_slots, cache), content, rotary, latents_BTW))
+
+    def attend_slots(
+        self, cache: LatentLayerCache, slots: SlotRange, content: Tensor, rotary: Tensor, latents_BTW: Tensor
+    ) -> Tensor:
+        """Append to these slots of the cache, attend over all that they hold -> [B, T, H·Cv]."""
+        return self.cached(content, rotary, cache.append(slots, latents_BTW), slots.context.visibility)
 
 
 def neighbours_to_halves(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 from shoestring.nn.attention.config import MTLAConfig
 from shoestring.nn.attention.mla import LatentAttention
 from shoestring.nn.attention.temporal import Span, attend_chunks
-from shoestring.nn.cache import uniform
 from shoestring.nn.context import Context, Visibility
 from shoestring.nn.linear import Linear
 from shoestring.nn.norm import RMSNorm
+from shoestring.nn.slots import SlotRange, by_slots
 from shoestring.nn.temporal_cache import TemporalLayerCache
 
 
@@ -60,25 +61,36 @@ class TemporalLatentAttention(LatentAttention):
     def forward(self, x_BTD: Tensor, context: Context, cache: TemporalLayerCache | None = None) -> Tensor:
         content, rotary = self.queries(x_BTD, context)
         latent_BTR, key_BTC = self.latents(x_BTD, context)
-        chunks = self.chunks(x_BTD, context, cache)
-        weighted_BTR = latent_BTR * self.weights(latent_BTR, chunks)
-        if cache is None:
-            own_BTR = merge_chunks(weighted_BTR, chunks, self.stride)
-            return self.output(self.parallel(content, rotary, own_BTR, key_BTC, chunks.spans))
-        own_BTW = cache.append(weighted_BTR, key_BTC, context.counts)
-        tokens = x_BTD.shape[1]
-        if tokens > 1 and not any(cache.lengths):  # what is padding stands behind every row's tokens, and is not seen
-            own_BTR = own_BTW[..., : self.rank]
-            return self.output(self.parallel(content, rotary, own_BTR, key_BTC, chunks.spans))
-        longest = max(length + count for length, count in zip(cache.lengths, context.counts, strict=True))
-        columns_BSW = cache.slots(longest)
+        if cache is not None:
+            attend = partial(self.attend_slots, cache)
+            return self.output(by_slots(context, attend, content, rotary, latent_BTR, key_BTC))
+        chunks = self.chunks(latent_BTR, context)
+        own_BTR = merge_chunks(latent_BTR * self.weights(latent_BTR, chunks), chunks, self.stride)
+        return self.output(self.parallel(content, rotary, own_BTR, key_BTC, chunks.spans))
+
+    def attend_slots(
+        self,
+        cache: TemporalLayerCache,
+        slots: SlotRange,
+        content: Tensor,
+        rotary: Tensor,
+        latent_BTR: Tensor,
+        key_BTC: Tensor,
+    ) -> Tensor:
+        """Merge into these slots of the cache, attend over all that they hold -> [B, T, H·Cv]."""
+        context, tokens = slots.context, slots.count
+        chunks = self.chunks(latent_BTR, context, slots)
+        own_BTW = cache.append(slots, latent_BTR * self.weights(latent_BTR, chunks), key_BTC)
+        if tokens > 1 and not any(slots.lengths):
+            return self.parallel(content, rotary, own_BTW[..., : self.rank], key_BTC, chunks.spans)
+        columns_BSW = cache.columns(slots)
         seen = context.once(
             ("seen chunks", self.stride),
-            lambda: _seen_chunks(cache.lengths, tokens, columns_BSW.shape[1], self.stride, x_BTD.device),
+            lambda: _seen_chunks(slots.lengths, tokens, columns_BSW.shape[1], self.stride, latent_BTR.device),
         )
         if tokens > 1:
             columns_BSW = torch.cat([columns_BSW, own_BTW], dim=1)
-        return self.output(self.cached(content, rotary, columns_BSW, seen))
+        return self.cached(content, rotary, columns_BSW, seen)
 
     def weights(self, latent_BTR: Tensor, chunks: Chunks) -> Tensor:
         """The hypernetwork's w_n, [B, T, 1]."""
@@ -92,21 +104,21 @@ class TemporalLatentAttention(LatentAttention):
         y_BHTC = attend_chunks(q_BHTC, k_BHTC, v_BHTC, spans, self.stride, self.scale)
         return y_BHTC.transpose(1, 2).flatten(2)
 
-    def chunks(self, x_BTD: Tensor, context: Context, cache: TemporalLayerCache | None) -> Chunks:
+    def chunks(self, latent_BTR: Tensor, context: Context, slots: SlotRange | None = None) -> Chunks:
         """Made once for all layers."""
-        batch, tokens, _ = x_BTD.shape
+        batch, tokens, _ = latent_BTR.shape
 
         def make() -> Chunks:
-            if cache is not None:
-                made = _chunks_after(cache.lengths, tokens, self.stride, self.rank)
+            if slots is not None:
+                made = _chunks_after(slots.lengths, tokens, self.stride, self.rank)
             else:
                 made = _chunks_of(context.visibility.documents, batch, tokens, self.stride, self.rank)
             # Made on the CPU, where float64 is: late chunks of long documents need it.
-            places_BT = None if made.places_BT is None else made.places_BT.to(x_BTD.device)
+            places_BT = None if made.places_BT is None else made.places_BT.to(latent_BTR.device)
             return replace(
                 made,
-                sines_PR=made.sines_PR.to(x_BTD.device, x_BTD.dtype),
-                chunk_BT=made.chunk_BT.to(x_BTD.device),
+                sines_PR=made.sines_PR.to(latent_BTR.device, latent_BTR.dtype),
+                chunk_BT=made.chunk_BT.to(latent_BTR.device),
                 places_BT=places_BT,
             )
 
@@ -177,22 +189,23 @@ def _chunks_of(documents, batch: int, tokens: int, stride: int, rank: int) -> Ch
 
 
 def _chunks_after(lengths: list[int], tokens: int, stride: int, rank: int) -> Chunks:
-    """Of tokens that follow what a cache holds."""
-    starts = torch.tensor(lengths[:1] if uniform(lengths) else lengths)
+    """Of tokens that follow what slots of these lengths hold."""
+    starts = torch.tensor(lengths[:1] if len(set(lengths)) == 1 else lengths)
     chunk_BT = (starts.unsqueeze(1) + torch.arange(tokens)) // stride
     index_BT = torch.arange(chunk_BT.numel()).view_as(chunk_BT)
     return Chunks(sinusoids(chunk_BT.flatten(), rank), index_BT, [(slice(0, len(lengths)), 0, tokens)])
 
 
-def _seen_chunks(lengths: list[int], tokens: int, slots: int, stride: int, device: torch.device) -> Visibility:
-    """One token sees every slot of its row, the last being its own. Several see the slots of earlier chunks, and
-    each its own of the T columns that follow the slots."""
-    if tokens == 1 and uniform(lengths):
+def _seen_chunks(lengths: list[int], tokens: int, columns: int, stride: int, device: torch.device) -> Visibility:
+    """One token sees every column of its slot, the last being its own. Several see the columns of earlier chunks, and
+    each its own of the T columns that follow them."""
+    uniform = len(set(lengths)) == 1
+    if tokens == 1 and uniform:
         return Visibility(causal=False)
-    starts = torch.tensor(lengths[:1] if uniform(lengths) else lengths, device=device)
+    starts = torch.tensor(lengths[:1] if uniform else lengths, device=device)
     chunk_BT1 = ((starts.unsqueeze(1) + torch.arange(tokens, device=device)) // stride).unsqueeze(-1)
-    slot_S = torch.arange(slots, device=device)
+    column_S = torch.arange(columns, device=device)
     if tokens == 1:
-        return Visibility(causal=False, mask_B1TS=(slot_S <= chunk_BT1).unsqueeze(1))
+        return Visibility(causal=False, mask_B1TS=(column_S <= chunk_BT1).unsqueeze(1))
     own = torch.eye(tokens, dtype=torch.bool, device=device).expand(len(starts), -1, -1)
-    return Visibility(causal=False, mask_B1TS=torch.cat([slot_S < chunk_BT1, own], dim=-1).unsqueeze(1))
+    return Visibility(causal=False, mask_B1TS=torch.cat([column_S < chunk_BT1, own], dim=-1).unsqueeze(1))

@@ -59,7 +59,7 @@ class ValueResidualBlock(BlockParts):
         return x_BTD + self.feed_forward_bottleneck(y_BTD), aux, first_BKTC
 
 
-class ValueResidualRun:
+class ValueResidualStack:
     """Block after block, carrying the first one's values."""
 
     def __init__(self, order: tuple[int, ...]):

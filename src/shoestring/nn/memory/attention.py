@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from shoestring.nn.memory.cache import MemoryLayerCache
 from shoestring.nn.memory.config import MemoryBankConfig
 from shoestring.nn.memory.search import Entries, recall, search
 from shoestring.nn.replay import replayed
+from shoestring.nn.slots import SlotRange, by_slots
 
 
 @dataclass(frozen=True)
@@ -50,55 +52,57 @@ class MemoryAttention(GroupedQueryAttention):
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         q_BHTC, k_BKTC, v_BKTC = self.project(x_BTD, context)
+        place = replayed(lambda: self._take_place(k_BKTC.detach(), v_BKTC.detach(), context, cache))
         local_BHTC = self.attend(self.turn(q_BHTC, context), self.turn(k_BKTC, context), v_BKTC, context, cache)
-        if isinstance(cache, MemoryLayerCache):
-            k_BKTC, v_BKTC = cache.append_searched(k_BKTC, context.counts)
-        recalled_BHTC, found_B1T1 = self._recall(q_BHTC, k_BKTC.detach(), v_BKTC.detach(), context, cache)
-        gate_BHT1 = self.gate_bias.sigmoid().to(local_BHTC.dtype).view(-1, 1, 1) * found_B1T1
-        mixed_BHTC = torch.lerp(local_BHTC, recalled_BHTC, gate_BHT1)
-        return self.finish(mixed_BHTC)
+        if cache is None:
+            groups = self._groups(k_BKTC.detach(), v_BKTC.detach(), context, place)
+            return self.finish(self._mix(local_BHTC, q_BHTC, groups, context, place))
+        recall = partial(self._recall_slots, cache, place)
+        return self.finish(by_slots(context, recall, local_BHTC, q_BHTC, k_BKTC))
 
-    def _recall(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, cache: LayerCache | None
-    ) -> tuple[Tensor, Tensor]:
-        """-> what each token recalls [B, H, T, C], and 1 where it found anything [B or 1, 1, T, 1]."""
-        slot = replayed(lambda: self._take_slot(k, v, context, cache))
-        groups = self._groups(k, v, context, cache, slot)
+    def _recall_slots(
+        self, cache: LayerCache, place: int, slots: SlotRange, local: Tensor, q: Tensor, k: Tensor
+    ) -> Tensor:
+        """After `attend`: mix what these slots' new tokens recall into what they attended to."""
+        assert isinstance(cache, MemoryLayerCache)
+        k_BKSC, v_BKSC = cache.append_searched(slots, k)
+        return self._mix(local, q, self._slot_groups(k_BKSC, v_BKSC, slots, place), slots.context, place)
+
+    def _mix(self, local: Tensor, q: Tensor, groups: list[list[_Unit]], context: Context, place: int) -> Tensor:
+        """y = g·recalled + (1 − g)·local; groups: see `_groups`."""
         # Split, not sliced: the gradient of a slice is as large as the whole.
         rows = [q] if len(groups) == 1 else q.split(1)
         parts = [part for row, units in zip(rows, groups, strict=True) for part in row.split(_counts(units), dim=2)]
         units = [unit for group in groups for unit in group]
-        index = context.memory.persistent_index(slot) if context.memory is not None else None
+        index = context.memory.persistent_index(place) if context.memory is not None else None
         pairs = list(zip(parts, units, strict=True))
         hits = replayed(lambda: [search(part, unit.sources, self.memory.top_k, index) for part, unit in pairs])
         scale = self.head_width**-0.5
         recalled = iter([recall(part, u.sources, at, scale) for part, u, at in zip(parts, units, hits, strict=True)])
         recalled_BHTC = torch.cat([torch.cat([next(recalled) for _ in group], dim=2) for group in groups])
         found = [[float(bool(unit.sources)) for unit in group for _ in range(unit.count)] for group in groups]
-        return recalled_BHTC, torch.tensor(found, dtype=q.dtype, device=q.device).view(len(groups), 1, -1, 1)
+        found_B1T1 = torch.tensor(found, dtype=q.dtype, device=q.device).view(len(groups), 1, -1, 1)
+        gate_BHT1 = self.gate_bias.sigmoid().to(local.dtype).view(-1, 1, 1) * found_B1T1
+        return torch.lerp(local, recalled_BHTC, gate_BHT1)
 
-    def _take_slot(self, k: Tensor, v: Tensor, context: Context, cache: LayerCache | None) -> int:
+    def _take_place(self, k: Tensor, v: Tensor, context: Context, cache: LayerCache | None) -> int:
         """This layer's place in the bank; in the same breath its tokens are staged, which must happen once."""
         bank = context.memory
         if bank is None:
             return 0
-        slot = bank.next_slot()
+        place = bank.next_slot()
         if cache is None:
             spans = _documents(context, *k.shape[::2])
             last = {row: (row, start, end) for row, start, end in spans}
             for row, start, end in spans if bank.persistent else last.values():
                 first = _position(context, row, start)
-                bank.stage(slot, row, first, k[row, :, start:end], v[row, :, start:end])
-        return slot
+                bank.stage(place, row, first, k[row, :, start:end], v[row, :, start:end])
+        return place
 
-    def _groups(
-        self, k: Tensor, v: Tensor, context: Context, cache: LayerCache | None, slot: int
-    ) -> list[list[_Unit]]:
+    def _groups(self, k: Tensor, v: Tensor, context: Context, place: int) -> list[list[_Unit]]:
         """For each row the units that its tokens fall into; one list for all rows where they are alike."""
         bank, tokens = context.memory, context.positions_BT.shape[1]
-        everywhere = bank.persistent_sources(slot) if bank is not None else []
-        if cache is not None:
-            return self._cached_groups(k, v, context, cache, everywhere)
+        everywhere = bank.persistent_sources(place) if bank is not None else []
         documents = context.visibility.documents
         if documents is None:
             alike = context.positions_BT.shape[0] == 1 and (bank is None or bank.persistent)
@@ -112,27 +116,24 @@ class MemoryAttention(GroupedQueryAttention):
                 own = slice(start + max(low - first, 0), start + max(begin - first, 0))
                 sources = list(everywhere)
                 if bank is not None and start == 0:
-                    sources += bank.document_sources(slot, row, low, min(first, begin), first)
+                    sources += bank.document_sources(place, row, low, min(first, begin), first)
                 if own.start < own.stop:
                     sources.append((k[rows, :, own], v[rows, :, own]))
                 groups[row].append(_Unit(count, sources))
         return groups
 
-    def _cached_groups(
-        self, k: Tensor, v: Tensor, context: Context, cache: LayerCache, everywhere: list[Entries]
-    ) -> list[list[_Unit]]:
-        lengths, counts, tokens = cache.lengths, context.counts, context.positions_BT.shape[1]
-        alike = len(set(lengths)) == 1 and set(counts) == {tokens}
+    def _slot_groups(self, k: Tensor, v: Tensor, slots: SlotRange, place: int) -> list[list[_Unit]]:
+        """The same for new tokens of slots that hold keys k and values v."""
+        bank = slots.context.memory
+        everywhere = bank.persistent_sources(place) if bank is not None else []
         groups: list[list[_Unit]] = []
-        for row in range(1 if alike else len(lengths)):
-            rows = slice(None) if alike else slice(row, row + 1)
+        for row, length in enumerate(slots.lengths[:1] if slots.uniform else slots.lengths):
+            rows = slice(None) if slots.uniform else slice(row, row + 1)
             units = []
-            for begin, count in self._blocks(lengths[row], counts[row]):
+            for begin, count in self._blocks(length, slots.count):
                 cut = slice(max(0, begin - self.memory.capacity), begin)
                 own = [(k[rows, :, cut], v[rows, :, cut])] if begin > 0 else []
                 units.append(_Unit(count, [*everywhere, *own]))
-            if counts[row] < tokens:  # padding finds nothing
-                units.append(_Unit(tokens - counts[row], []))
             groups.append(units)
         return groups
 

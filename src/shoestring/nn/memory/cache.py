@@ -1,6 +1,6 @@
 """The cache of a model with a memory: keys and values of all layers, and for those that search their keys unrotated.
 
-What a row holds is what its tokens may find: the newest entries of its document, before the block they stand in.
+What a slot holds is what its tokens may find: the newest entries of its document, before the block they stand in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.nn.cache import KVCache, LayerCache, write_rows
+from shoestring.nn.cache import KVCache, LayerCache
+from shoestring.nn.slots import SlotRange
 
 
 class MemoryCache(KVCache):
@@ -46,8 +47,7 @@ class MemoryLayerCache(LayerCache):
         super().__init__(cache, index)
         self.memory, self.place = cache, place
 
-    def append_searched(self, k_BKTC: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-        """Write unrotated keys after `append`; -> all that the rows hold, keys unrotated, and values."""
-        searched = self.memory.searched[self.place]
-        longest = write_rows(self.cache, self.index, [(searched, k_BKTC)], counts)
-        return searched[:, :, :longest], self.memory.values[self.index][:, :, :longest]
+    def append_searched(self, slots: SlotRange, k_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Write unrotated keys, after `append`; -> all that these slots hold, keys unrotated, and values."""
+        keys = slots.append(self.memory.searched[self.place], k_BKTC)
+        return keys, self.memory.values[self.index][slots.slots][:, :, : slots.longest]

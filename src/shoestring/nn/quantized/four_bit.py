@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.core.matmul import matmul
-from shoestring.nn.frozen import FrozenProducts, added, frozen_linear, frozen_products
+from shoestring.nn.frozen import FrozenProducts, added, frozen_linear
 from shoestring.nn.quantized.config import Int4Config, NF4Config
 from shoestring.nn.quantized.int8 import dense_linear
-from shoestring.nn.replace import QUANTIZED, linear_kind
 
 # Appendix E of arXiv 2305.14314, as bitsandbytes has them.
 NF4_LEVELS = (
@@ -52,7 +51,13 @@ class FourBitLinear(nn.Module):
         self.register_buffer("bias", torch.empty(out_features) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return frozen_linear(x, frozen_products(self), self.bias)
+        return frozen_linear(x, self.frozen_products(), self.bias)
+
+    def frozen_products(self) -> FrozenProducts:
+        return FrozenProducts(
+            lambda x, thin=None, rows=None: added(matmul(x, self.weights(x.dtype)), thin),
+            lambda g, thin=None, onto=None: added(matmul(g, self.weights(g.dtype).t()), thin, onto),
+        )
 
     def weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[out, in], made from the codes; a new tensor. Half-precision is rounded at the end."""
@@ -83,7 +88,6 @@ class FourBitLinear(nn.Module):
         self.bias = None if dense.bias is None else dense.bias.detach().clone()
 
 
-@linear_kind(Int4Config, QUANTIZED)
 class Int4Linear(FourBitLinear):
     """Evenly spaced levels from the group's lowest weight up."""
 
@@ -107,7 +111,6 @@ class Int4Linear(FourBitLinear):
         return made.train(dense.training)
 
 
-@linear_kind(NF4Config, QUANTIZED)
 class NF4Linear(FourBitLinear):
     """Levels of the normal distribution, times the largest weight of the group."""
 
@@ -129,14 +132,6 @@ class NF4Linear(FourBitLinear):
         codes = torch.bucketize(values / torch.where(step > 0, step, torch.ones_like(step)), borders)
         made._fill(dense, codes, scale, None, unit)
         return made.train(dense.training)
-
-
-@frozen_products.register
-def _(linear: FourBitLinear) -> FrozenProducts:
-    return FrozenProducts(
-        lambda x, thin=None, rows=None: added(matmul(x, linear.weights(x.dtype)), thin),
-        lambda g, thin=None, onto=None: added(matmul(g, linear.weights(g.dtype).t()), thin, onto),
-    )
 
 
 def _groups(linear: Any, group: int) -> tuple[nn.Linear, Tensor]:

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from shoestring.core.matmul import matmul
 from shoestring.kernels import int8 as integers
 from shoestring.kernels.int8 import Rows, Thin
-from shoestring.nn.frozen import FrozenProducts, added, frozen_linear, frozen_products
+from shoestring.nn.frozen import FrozenProducts, added, frozen_linear
 from shoestring.nn.linear import Linear
 from shoestring.nn.quantized.config import Int8Config
-from shoestring.nn.replace import QUANTIZED, linear_kind
 
 
 def quantize_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +28,6 @@ def quantize_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / safe).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
-@linear_kind(Int8Config, QUANTIZED)
 class Int8Linear(nn.Module):
     """x: [..., in] -> [..., out]; frozen, differentiable in x."""
 
@@ -48,7 +46,30 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", torch.empty(out_features) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return frozen_linear(x, frozen_products(self), self.bias)
+        return frozen_linear(x, self.frozen_products(), self.bias)
+
+    def frozen_products(self) -> FrozenProducts:
+        def rounded(x: Tensor) -> Rows | None:
+            return _rounded(x) if computes_in_integers(self, x) else None
+
+        def forward(x: Tensor, thin: Thin | None = None, rows: Rows | None = None) -> Tensor:
+            if computes_in_integers(self, x):
+                y = integers.product(_rounded(x) if rows is None else rows, self.codes, self.scale, thin)
+                return y.view(*x.shape[:-1], -1).to(x.dtype)
+            return added(matmul(x, self.codes.to(x.dtype)).mul_(self.scale.to(x.dtype)), thin)
+
+        def backward(gradient: Tensor, thin: Thin | None = None, onto: Tensor | None = None) -> Tensor:
+            if not computes_in_integers(self, gradient):
+                scaled = gradient * self.scale.to(gradient.dtype)
+                return added(matmul(scaled, self.codes.to(gradient.dtype).t()), thin, onto)
+            rows = integers.quantize_rows(gradient.flatten(end_dim=-2), self.scale)
+            if onto is not None and onto.dtype == torch.float32:
+                integers.product(rows, self.codes.t(), thin=thin, onto=onto.flatten(end_dim=-2))
+                return onto
+            x_gradient = integers.product(rows, self.codes.t(), thin=thin).view(*gradient.shape[:-1], -1)
+            return x_gradient.to(gradient.dtype) if onto is None else onto.add_(x_gradient)
+
+        return FrozenProducts(forward, backward, rounded)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: Int8Config) -> Int8Linear:
@@ -68,7 +89,7 @@ class Int8Linear(nn.Module):
 # Fewer rows, as in decoding, keep their activations as they are; they would gain nothing.
 _FEW_ROWS = 16
 # Of activations: eight take the rounding error of SmolLM2's normed inputs from 2.6% to 0.9%. Gradients gain little.
-_KEPT_COLUMNS = 8
+KEPT_COLUMNS = 8
 
 
 def computes_in_integers(linear: Int8Linear, x: Tensor) -> bool:
@@ -83,32 +104,7 @@ def computes_in_integers(linear: Int8Linear, x: Tensor) -> bool:
 
 
 def _rounded(x: Tensor) -> Rows:
-    return integers.quantize_rows(x.flatten(end_dim=-2), keep=_KEPT_COLUMNS)
-
-
-@frozen_products.register
-def _(linear: Int8Linear) -> FrozenProducts:
-    def rounded(x: Tensor) -> Rows | None:
-        return _rounded(x) if computes_in_integers(linear, x) else None
-
-    def forward(x: Tensor, thin: Thin | None = None, rows: Rows | None = None) -> Tensor:
-        if computes_in_integers(linear, x):
-            y = integers.product(_rounded(x) if rows is None else rows, linear.codes, linear.scale, thin)
-            return y.view(*x.shape[:-1], -1).to(x.dtype)
-        return added(matmul(x, linear.codes.to(x.dtype)).mul_(linear.scale.to(x.dtype)), thin)
-
-    def backward(gradient: Tensor, thin: Thin | None = None, onto: Tensor | None = None) -> Tensor:
-        if not computes_in_integers(linear, gradient):
-            scaled = gradient * linear.scale.to(gradient.dtype)
-            return added(matmul(scaled, linear.codes.to(gradient.dtype).t()), thin, onto)
-        rows = integers.quantize_rows(gradient.flatten(end_dim=-2), linear.scale)
-        if onto is not None and onto.dtype == torch.float32:
-            integers.product(rows, linear.codes.t(), thin=thin, onto=onto.flatten(end_dim=-2))
-            return onto
-        x_gradient = integers.product(rows, linear.codes.t(), thin=thin).view(*gradient.shape[:-1], -1)
-        return x_gradient.to(gradient.dtype) if onto is None else onto.add_(x_gradient)
-
-    return FrozenProducts(forward, backward, rounded)
+    return integers.quantize_rows(x.flatten(end_dim=-2), keep=KEPT_COLUMNS)
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from shoestring.nn.stack import Aux, add_losses, draw_at
 from shoestring.offload.stream import LayerStream
 
 
-class StreamedRun:
-    """A `nn.stack.Run`. order: which block stands at each of the L positions."""
+class StreamedStack:
+    """A `nn.stack.Stack`. order: which block stands at each of the L positions."""
 
     def __init__(self, order: tuple[int, ...], stream: LayerStream):
         self.order, self.stream = order, stream
@@ -38,25 +38,25 @@ class StreamedRun:
                     self._block, position, Replay(), blocks[index], x_BTD, context, use_reentrant=False
                 )
             else:
-                self.stream.bring(index, self._up(position) + self.order)
+                self.stream.load(index, self._up(position) + self.order)
                 layer_cache = cache.layer(position) if cache is not None else None
                 x_BTD, extra = blocks[index](x_BTD, context, layer_cache)
             add_losses(aux, extra)
         return x_BTD, aux
 
-    def bring(self, position: int, down: bool = False) -> None:
+    def load(self, position: int, down: bool = False) -> None:
         """The layer at a position, on the way up or down through the model while training."""
         below = tuple(self.order[i] for i in range(position - 1, -1, -1))
         coming: Iterable[int] = below + self.order
         if not down:
             coming = self._up(position) + self.order[::-1] + self.order
-        self.stream.bring(self.order[position], coming)
+        self.stream.load(self.order[position], coming)
 
     def _up(self, position: int) -> tuple[int, ...]:
         return self.order[position + 1 :]
 
     def _block(self, position: int, choices: Replay, block: nn.Module, x_BTD: Tensor, context: Context):
-        self.bring(position, down=choices.recorded)
+        self.load(position, down=choices.recorded)
         draw_at(context, position)
         with choices.run(), recomputing_nothing():
             return block(x_BTD, context, None)

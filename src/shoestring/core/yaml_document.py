@@ -1,6 +1,6 @@
 """YAML read with the place of every setting, so that a later error can name file and line.
 
-A `Document` holds nested plain values and a map from dotted key to "file:line". Scalars follow YAML 1.2's
+A `YamlDocument` holds nested plain values and a map from dotted key to "file:line". Scalars follow YAML 1.2's
 core schema (so `1e-3` is a number and `no` is text), with underscores allowed in whole numbers. Duplicate
 keys, anchors and tags are errors: each is a way for a recipe to mean something else than it shows. `extends:
 NAME` at the top merges over NAME.
@@ -27,7 +27,7 @@ _CONSTANTS |= {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """Nested dicts, lists and scalars, and for each dotted key the place it was written at ("file:line")."""
 
     values: dict[str, Any]
@@ -43,7 +43,7 @@ class Document:
         return self.name
 
 
-def read_document(path: str | Path, find: Callable[[str], Path] | None = None) -> Document:
+def read_document(path: str | Path, find: Callable[[str], Path] | None = None) -> YamlDocument:
     """Read a YAML file whose top is a mapping. Raises ConfigError with file and line.
 
     find: turns the name in a top-level `extends: NAME` into a path; by default NAME.yaml in the same folder.
@@ -66,7 +66,7 @@ def parse_value(text: str, place: str = "(command line)") -> Any:
     return _values(node, "", place, {})
 
 
-def apply_overrides(document: Document, overrides: dict[str, Any]) -> Document:
+def apply_overrides(document: YamlDocument, overrides: dict[str, Any]) -> YamlDocument:
     """`document` with dotted keys set. Text is parsed as YAML;
 
     other values (from Python) are taken as they are.
@@ -96,10 +96,10 @@ def apply_overrides(document: Document, overrides: dict[str, Any]) -> Document:
         for known in [known for known in places if known == key or known.startswith(key + ".")]:
             del places[known]
         places[key] = "(command line)"
-    return Document(values, places, document.name)
+    return YamlDocument(values, places, document.name)
 
 
-def merge(base: Document, over: Document) -> Document:
+def merge(base: YamlDocument, over: YamlDocument) -> YamlDocument:
     """`over` on top of `base`: sections merge, everything else replaces;
 
     so does a section whose `kind` differs.
@@ -121,10 +121,10 @@ def merge(base: Document, over: Document) -> Document:
         return result
 
     values = merged(base.values, over.values, "")
-    return Document(values, places | over.places, over.name)
+    return YamlDocument(values, places | over.places, over.name)
 
 
-def _read(path: Path, find: Callable[[str], Path] | None, above: tuple[Path, ...]) -> Document:
+def _read(path: Path, find: Callable[[str], Path] | None, above: tuple[Path, ...]) -> YamlDocument:
     if path.resolve() in above:
         raise ConfigError("this recipe extends itself", where=str(path))
     try:
@@ -144,13 +144,13 @@ def _read(path: Path, find: Callable[[str], Path] | None, above: tuple[Path, ...
         line = _line(getattr(error, "problem_mark", None), 1)
         raise ConfigError(f"not valid YAML: {_problem(error)}", where=f"{path}:{line}") from error
     if node is None:
-        return Document({}, {}, str(path))
+        return YamlDocument({}, {}, str(path))
     if not isinstance(node, yaml.MappingNode):
         place = f"{path}:{_line(node.start_mark)}"
         raise ConfigError("expected settings (`key: value` lines) at the top of this file", where=place)
     places: dict[str, str] = {}
     values = _values(node, "", str(path), places)
-    document = Document(values, places, str(path))
+    document = YamlDocument(values, places, str(path))
     if "extends" not in values:
         return document
     name = values.pop("extends")

@@ -1,0 +1,122 @@
+"""Output heads: hidden [..., D] -> logits [..., V], or the vocabulary block by block for losses without all logits.
+
+A head says how it is kept: dense here, in int8 in `nn.quantized.int8_head`, on disk in `offload.ends`. Losses ask for
+`blocks` and multiply with what they get; no loss knows of formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.core.matmul import matmul
+from shoestring.nn.head_blocks import block_rows
+from shoestring.nn.linear import linear
+from shoestring.nn.norm import wide
+
+
+class Block(Protocol):
+    """Some rows of a head, [V, D], as products without a graph. All results are at least float32."""
+
+    def __len__(self) -> int: ...
+
+    def logits(self, x: Any) -> Tensor:
+        """[N, V]. x: what the head's `rounded` made of N hidden states."""
+        ...
+
+    def backward(self, gradient_NV: Tensor) -> Tensor:
+        """The gradient for hidden states [N, D] of a gradient for these logits, Σ_v g_v·w_v."""
+        ...
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """[n, D]: the weights of these rows."""
+        ...
+
+
+class DenseBlock:
+    """weight_VD: in the dtype that products run in."""
+
+    def __init__(self, weight_VD: Tensor):
+        self._weight_VD = weight_VD
+
+    def __len__(self) -> int:
+        return len(self._weight_VD)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return wide(matmul(x, self._weight_VD))
+
+    def backward(self, gradient_NV: Tensor) -> Tensor:
+        return wide(matmul(gradient_NV.to(self._weight_VD.dtype), self._weight_VD.t()))
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        return wide(self._weight_VD[numbers])
+
+
+class OutputHead(nn.Module):
+    """What all heads have. vocabulary, width: the shape [V, D] of its weights."""
+
+    vocabulary: int
+    width: int
+    softcap: float | None = None  # logits become cap · tanh(logits / cap); blocks leave that to their caller
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its weights have no gradient."""
+        return True
+
+    def rounded(self, x_ND: Tensor) -> Any:
+        """Hidden states as its blocks multiply them, once for all blocks."""
+        return x_ND
+
+    def blocks(self, rows: int, dtype: torch.dtype) -> Iterator[tuple[int, Block]]:
+        """The weights in blocks of so many rows, each with the number of its first; good until the next is asked for.
+
+        dtype: that products of floats run in, which is the hidden states'.
+        """
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits without a graph, in hidden's dtype."""
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        logits = torch.empty((len(rows), self.vocabulary), dtype=hidden.dtype, device=hidden.device)
+        x = self.rounded(rows)
+        for first, block in self.blocks(block_rows(self.width), hidden.dtype):
+            logits[:, first : first + len(block)] = block.logits(x)
+            del block  # before the next one is made
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits.view(*hidden.shape[:-1], -1)
+
+
+class Head(OutputHead):
+    """A dense head in memory. Its weight [V, D] may be the embedding's."""
+
+    def __init__(self, weight_VD: Tensor):
+        super().__init__()
+        self.vocabulary, self.width = weight_VD.shape
+        self.weight = weight_VD
+
+    @property
+    def frozen(self) -> bool:
+        return not self.weight.requires_grad
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return linear(hidden, self.weight)
+
+    def blocks(self, rows: int, dtype: torch.dtype) -> Iterator[tuple[int, Block]]:
+        for first in range(0, self.vocabulary, rows):
+            yield first, DenseBlock(self.weight.detach()[first : first + rows].to(dtype))
+
+
+class SoftcappedHead(Head):
+    """logits become cap · tanh(logits / cap) (Gemma 2, arXiv 2408.00118)."""
+
+    def __init__(self, weight_VD: Tensor, softcap: float):
+        super().__init__(weight_VD)
+        self.softcap: float = softcap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(super().forward(hidden) / self.softcap) * self.softcap
