@@ -22,6 +22,7 @@ class Model:
         make = Maker(tape, config, training)
         table = config.vocabulary * config.width
         self.config, self.training = config, training
+        self.integers = training.integers and not training.full  # of the head too
         self.embedding = make.weight(table)
         self.head = self.embedding if config.tied_head else make.weight(table)
         self.positions = make.weight(config.context * config.width) if config.has_learned_positions else None
@@ -117,13 +118,14 @@ class Model:
         counts = tape.empty(hidden.numbers / config.width, BYTE)  # noqa: F841  whether each label does
         if self.head.node is not None:
             return trained_head_loss(tape, hidden, self.head, config.width, softcap, labels)
-        return frozen_head_loss(tape, hidden, self._head_blocks, config.vocabulary, config.width, softcap, labels)
+        width, integers = config.width, self.integers
+        return frozen_head_loss(tape, hidden, self._head_blocks, config.vocabulary, width, softcap, labels, integers)
 
     def _head_blocks(self, tape: Tape) -> Iterator[Tensor | None]:
         rows = block_rows(self.config.width)
         for start in range(0, self.config.vocabulary, rows):
             size = min(rows, self.config.vocabulary - start) * self.config.width
-            yield None if tape.compute == FLOAT else tape.empty(size, tape.compute)
+            yield None if tape.compute == FLOAT or self.integers else tape.empty(size, tape.compute)
 
 
 def _call(tape: Tape, block, recompute: Recompute, *inputs):

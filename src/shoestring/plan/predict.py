@@ -66,7 +66,7 @@ def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: in
     microbatches = -(-shape.rows // rows)
     if spec.engine == "streamed":
         source = int(BITS[shape.source]) // 8
-        blocks = streamed_blocks(config.vocabulary, config.width, source)
+        blocks = streamed_blocks(config.vocabulary, config.width, source, training.integers)
         step = (shape.labels, shape.documents, blocks)
         streamed_step(tape, model, rows, length, microbatches, compute, source, spec.spilled, *step)
         if shape.measured:
@@ -83,24 +83,30 @@ def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: in
 
 
 def _weights(shape: JobShape, spec: EngineSpec, walk: Walk) -> list[Line]:
-    config = shape.config
+    config, integers = shape.config, shape.training.integers
     if spec.engine == "streamed":
-        lines = streamed_weights(config, spec.weights, shape.source, spec.slots, walk)
+        lines = streamed_weights(config, spec.weights, shape.source, spec.slots, walk, integers)
     else:
-        lines = [("weights", int(config.unique_layers * walk.matrices + walk.stored))]
+        head = 0  # in int8: beside a tied embedding's floats, or instead of its own
+        if integers:
+            head = config.vocabulary * (config.width * (1 if config.tied_head else 1 - FLOAT) + FLOAT)
+        lines = [("weights", int(config.unique_layers * walk.matrices + walk.stored + head))]
     if shape.training.full:
         return [*lines, ("moments", 2 * lines[0][1])]
     return [*lines, ("adapters and their moments", int(3 * walk.adapters))]
 
 
-def streamed_weights(config: ModelConfig, weights: str, source: str, slots: int, walk: Walk) -> list[Line]:
-    """Buffers of layers and of the head, and the small weights that stay."""
+def streamed_weights(
+    config: ModelConfig, weights: str, source: str, slots: int, walk: Walk, integers: bool = False
+) -> list[Line]:
+    """Buffers of layers and of the head, and the small weights that stay. integers: the head is kept in int8."""
     kept = source if weights == "source" else weights
     layer = walk.matrices * (BITS[kept] / 32 if kept in ("float32", "bfloat16", "float16") else 1)
     wide = walk.matrices if kept in ("bfloat16", "float16") else 0  # one layer made float32
     slots = max(min(slots, config.unique_layers), min(2, config.unique_layers))
     tables = config.vocabulary * config.width * FLOAT * (1 if config.tied_head else 2)
-    head = 2 * block_rows(config.width) * config.width * BITS[source] / 8
+    head = 2 * block_rows(config.width) * config.width * BITS["int8" if integers else source] / 8
+    head += integers * config.vocabulary * FLOAT
     name = f"{slots} layers of {config.unique_layers} in {kept}" + (", one in float32" if wide else "")
     return [
         (name, int(slots * layer + wide)),

@@ -58,7 +58,7 @@ def measured_pass(
         del x
         tape.memory.begin("the head and its loss")
         softcap = config.logit_softcap is not None
-        frozen_head_loss(tape, hidden, blocks, config.vocabulary, config.width, softcap, labels)
+        frozen_head_loss(tape, hidden, blocks, config.vocabulary, config.width, softcap, labels, model.integers)
 
 
 def scored_pass(tape: Tape, model: Model, rows: int, length: int, documents: bool) -> None:
@@ -103,7 +103,7 @@ def _top(
         del together
     softcap = config.logit_softcap is not None
     counts = tape.empty(sum(part.context.tokens for part in parts), BYTE)  # whether each label does
-    loss = frozen_head_loss(tape, hidden[0], blocks, config.vocabulary, config.width, softcap, labels)
+    loss = frozen_head_loss(tape, hidden[0], blocks, config.vocabulary, config.width, softcap, labels, model.integers)
     del counts
     gradients = tape.gradients_of(loss, None, [end.node for end in ends if end.node is not None])
     for part, gradient in zip(parts, gradients, strict=True):
@@ -142,13 +142,13 @@ def _down_one(tape: Tape, model: Model, part: _Part, position: int) -> None:
         part.gradient = leaf.grad
 
 
-def streamed_blocks(vocabulary: int, width: int, source: int) -> Callable[[Tape], Iterator[Tensor | None]]:
+def streamed_blocks(vocabulary: int, width: int, source: int, integers: bool = False) -> Callable[[Tape], Iterator[Tensor | None]]:
     """Blocks of the head in the format of products, made of those that came from disk."""
     rows = block_rows(width)
 
     def blocks(tape: Tape) -> Iterator[Tensor | None]:
         for start in range(0, vocabulary, rows):
             size = min(rows, vocabulary - start) * width
-            yield None if source == tape.compute else tape.empty(size, tape.compute)
+            yield None if integers or source == tape.compute else tape.empty(size, tape.compute)
 
     return blocks
