@@ -103,7 +103,8 @@ def _top(
         del together
     softcap = config.logit_softcap is not None
     counts = tape.empty(sum(part.context.tokens for part in parts), BYTE)  # whether each label does
-    loss = frozen_head_loss(tape, hidden[0], blocks, config.vocabulary, config.width, softcap, labels, model.integers)
+    sizes = config.vocabulary, config.width
+    loss = frozen_head_loss(tape, hidden[0], blocks, *sizes, softcap, labels, model.integers)
     del counts
     gradients = tape.gradients_of(loss, None, [end.node for end in ends if end.node is not None])
     for part, gradient in zip(parts, gradients, strict=True):
@@ -142,7 +143,9 @@ def _down_one(tape: Tape, model: Model, part: _Part, position: int) -> None:
         part.gradient = leaf.grad
 
 
-def streamed_blocks(vocabulary: int, width: int, source: int, integers: bool = False) -> Callable[[Tape], Iterator[Tensor | None]]:
+def streamed_blocks(
+    vocabulary: int, width: int, source: int, integers: bool = False
+) -> Callable[[Tape], Iterator[Tensor | None]]:
     """Blocks of the head in the format of products, made of those that came from disk."""
     rows = block_rows(width)
 
