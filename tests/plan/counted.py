@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,14 @@ from shoestring.models.adapters import attach, halve_bases, quantize_blocks
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
+from shoestring.models.folder import save_model
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine, Prediction, Training
 from shoestring.train.config import AdamWConfig
 from shoestring.train.engine import LocalEngine
-from shoestring.train.objective import next_token
+from shoestring.train.objective import Objective, next_token
 
 SCALARS = 2500  # bytes of numbers that stand alone (losses, step counts, wavelengths of positions), left out
 RANK = 4
@@ -72,7 +74,7 @@ def counted(make: Callable[[], LocalEngine], parts: list[Batch], steps: int = 2)
     with _alone() as before:
         engine = make()
         engine.load()
-        engine.begin(next_token, AdamWConfig())
+        engine.begin(objective(engine), AdamWConfig())
         allocator.reset_peaks()
         for _ in range(steps):
             engine.forward_backward(parts)
@@ -82,6 +84,10 @@ def counted(make: Callable[[], LocalEngine], parts: list[Batch], steps: int = 2)
     return peak
 
 
+def objective(engine: LocalEngine) -> Objective:
+    return next_token
+
+
 def predicted(shape: JobShape, spec: EngineSpec) -> Prediction:
     return predict(shape, spec, Machine(process=0, flops=1e9, threads=torch.get_num_threads()))
 
@@ -89,14 +95,11 @@ def predicted(shape: JobShape, spec: EngineSpec) -> Prediction:
 @contextmanager
 def _alone() -> Iterator[int]:
     """Bytes live now, with what earlier tests left in cycles gone."""
-    import gc
-
     gc.collect()
     yield allocator.counts().live
 
 
 def folder(shape: ModelConfig, place: Path, dtype: torch.dtype) -> Path:
-    from shoestring.models.folder import save_model
-
+    """Its files, in this dtype."""
     save_model(build(shape, seed=1).to(dtype), place)
     return place

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
+from shoestring.finetuning.preserve import Preserving
 from shoestring.kernels import allocator
 from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
 from shoestring.plan.shapes import EngineSpec, JobShape, Training
+from shoestring.train.objective import next_token
 from shoestring.train.resident import ResidentEngine
 from tests.models.test_count import KINDS
 from tests.plan import counted
@@ -125,3 +129,16 @@ def test_deep_models_are_predicted_from_shallow_ones(kind, training):
     shape, spec = JobShape(config, 4, 40, training), EngineSpec("resident", 2)
     whole = module._walk_of(config, shape, spec, 1, False)
     assert module._walk(shape, spec, 1, False).highest.peak == whole.highest.peak
+
+
+def test_predictions_held_to_the_bases(monkeypatch):
+    """A step that begins with the penalty; the base's hidden states are kept."""
+    config, training = counted.config(64), ADAPTERS["lora"]
+    (ordinary,) = counted.batches(1, 1, 320, config.vocabulary, documents=True)
+    monkeypatch.setattr(
+        counted, "objective", lambda engine: Preserving(next_token, engine.decoder, itertools.repeat(ordinary))
+    )
+    parts = counted.batches(1, 1, 64, config.vocabulary)
+    found = counted.counted(lambda: ResidentEngine(lambda: counted.model(config, training)), parts)
+    shape = JobShape(config, 1, 64, training, compared=320, kept=320 * 64 * 4)
+    check(counted.predicted(shape, EngineSpec("resident", 1)).tensor_bytes, found, 0.02)

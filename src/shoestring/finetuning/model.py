@@ -40,7 +40,7 @@ def job_shape(recipe: FinetuneRecipe, material: Material) -> JobShape:
         training = Training(False, lora.rank, names, lora.dora, lora.dropout > 0, frozen, integers)
     compared = padded_length(held.tokens) if held.source is not None else 0
     return JobShape(
-        config, material.rows, material.padded, training, source_dtype(material.base),
+        config, material.rows, material.padded, training, source_dtype(material.base), ignored=True,
         compute=recipe.precision.settled, documents=material.documents, compared=compared,
         kept=min(_kept_rows(recipe, material) * compared * config.width * FLOAT, KEPT_BYTES),
         measured=material.held_out, lengths=material.lengths,

@@ -67,7 +67,7 @@ def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: in
     if spec.engine == "streamed":
         source = int(BITS[shape.source]) // 8
         blocks = streamed_blocks(config.vocabulary, config.width, source, training.integers)
-        step = (shape.labels, shape.documents, blocks)
+        step = (shape.tokens if shape.ignored else None, shape.documents, blocks)
         streamed_step(tape, model, rows, length, microbatches, compute, source, spec.spilled, *step)
         if shape.measured:
             measured_pass(tape, model, shape.rows, length, compute, source, *step)
@@ -75,9 +75,8 @@ def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: in
         kept = tape.empty(shape.kept / FLOAT)  # noqa: F841  the base's hidden states
         if shape.compared:
             compared_step(tape, model, shape.compared, spec.recompute, compute)
-        resident_step(
-            tape, model, rows, length, microbatches, spec.recompute, compute, shape.labels, shape.documents
-        )
+        labels = rows * length if shape.ignored else None
+        resident_step(tape, model, rows, length, microbatches, spec.recompute, compute, labels, shape.documents)
     matrices = model.matrices
     return Walk(tuple(tape.memory.phases[1:]), matrices, tape.adapters, tape.stored)
 

@@ -38,8 +38,8 @@ class Training:
 class JobShape:
     """One optimizer step of one process: rows × length tokens, padded.
 
-    source: the dtype of the model's files. labels: at most so many of the tokens of a microbatch count, None for all.
-    compute: what matmuls run in. documents: whether rows hold several, or end early. compared: how many tokens'
+    source: the dtype of the model's files. ignored: whether some labels do not count, so that hidden states of those
+    that do are copied; as if all did. compute: what matmuls run in. documents: whether rows hold several, or end early. compared: how many tokens'
     predictions are compared with the base's in some steps, whose hidden states there are kept up to `kept` bytes.
     measured: whether there is a held-out pass. lengths: how many lengths of rows there are.
     """
@@ -49,7 +49,7 @@ class JobShape:
     length: int
     training: Training = Training()
     source: str = "float32"
-    labels: int | None = None
+    ignored: bool = False
     compute: Literal["float32", "bfloat16", "int8"] = "float32"
     documents: bool = False
     compared: int = 0
