@@ -13,7 +13,7 @@ from shoestring.plan.shapes import EngineSpec, JobShape, Machine, Options, Train
 from tests.plan.counted import config
 
 MACHINE = Machine(process=100_000_000, flops=1e11)
-SHAPE = JobShape(config(256, vocabulary=8000, layers=24), 8, 256, Training(False, 8), "bfloat16")
+SHAPE = JobShape(config(512, vocabulary=8000, layers=32), 8, 256, Training(False, 8), "bfloat16")
 OPTIONS = Options(("resident", "checkpointed", "streamed"), usual=2)
 
 

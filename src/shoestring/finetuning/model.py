@@ -11,6 +11,7 @@ import torch
 from shoestring.core import console
 from shoestring.core.machine import file_read_speed
 from shoestring.data.supervised.batches import padded_length
+from shoestring.finetuning.before_after import ANSWER, choose_questions
 from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.finetuning.material import Material
 from shoestring.finetuning.preserve import KEPT_BYTES
@@ -43,8 +44,15 @@ def job_shape(recipe: FinetuneRecipe, material: Material) -> JobShape:
         config, material.rows, material.padded, training, source_dtype(material.base), ignored=True,
         compute=recipe.precision.settled, documents=material.documents, compared=compared,
         kept=min(_kept_rows(recipe, material) * compared * config.width * FLOAT, KEPT_BYTES),
-        measured=material.held_out, lengths=material.lengths,
+        measured=material.held_out, asked=_asked(recipe, material), lengths=material.lengths,
     )  # fmt: skip
+
+
+def _asked(recipe: FinetuneRecipe, material: Material) -> tuple[int, int, int]:
+    """Questions of the interview, tokens of the longest, and of an answer."""
+    questions = choose_questions(material.dataset, recipe.data, recipe.train.answers)
+    longest = max((len(question.ids) for question in questions), default=0)
+    return len(questions), min(longest, max(material.config.context - ANSWER, 1)), ANSWER
 
 
 def _kept_rows(recipe: FinetuneRecipe, material: Material) -> int:

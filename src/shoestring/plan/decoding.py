@@ -11,16 +11,14 @@ from dataclasses import dataclass
 
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
-from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.constants import BITS
 from shoestring.plan.model import Model
+from shoestring.plan.passes import decode
 from shoestring.plan.peak import Walk, walked
 from shoestring.plan.predict import beside, streamed_weights
 from shoestring.plan.shapes import Machine, Prediction, Training, WeightFormat
 from shoestring.plan.streamed import measured_pass, scored_pass, streamed_blocks
-from shoestring.plan.tape import BYTE, FLOAT, HALF, Memory, Tape
-
-_PASS = 1024  # tokens of a pass over a prompt (`generate.engine`)
+from shoestring.plan.tape import FLOAT, HALF, Memory, Tape
 
 
 @dataclass(frozen=True)
@@ -77,35 +75,5 @@ def _walk_of(config: ModelConfig, use: Use, source: str, weights: str, threads: 
     elif use.scored:
         scored_pass(tape, model, use.rows, use.prompt, use.documents)
     else:
-        _decode(tape, model, use, source)
+        decode(tape, model, use.rows, use.prompt, int(BITS[source]) // 8 if source else 0)
     return Walk(tuple(tape.memory.phases[1:]), model.matrices, tape.adapters, tape.stored)
-
-
-def _decode(tape: Tape, model: Model, use: Use, source: str) -> None:
-    """The last pass over the prompt, which sees most of it; then the head."""
-    config = model.config
-    at_once = min(use.prompt, max(_PASS // use.rows, 1))
-    passes = -(-use.prompt // at_once)
-    with tape.recording(False):
-        tape.memory.begin("one pass over the prompt")
-        context = model.context(tape, use.rows, at_once)
-        seen = tape.empty(at_once * use.prompt if passes > 1 else 0, BYTE)  # noqa: F841  by each token
-        last = tape.empty(use.rows * config.width)
-        before = tape.empty(context.tokens * config.width if passes > 1 else 0)  # hidden states of the last pass
-        size = int(BITS[source]) // 8 if source else FLOAT
-        embedded = model.embed_from_disk(tape, context, size) if source else model.embed(tape, context)
-        x = embedded
-        for index in model.order:
-            tape.memory.begin("one block's work")
-            x = model.blocks[index](tape, x, context)
-        hidden = model.norm(tape, x)
-        del x, hidden, embedded, before
-        tape.memory.begin("the head")
-        del context, seen
-        logits = tape.empty(use.rows * config.vocabulary)
-        if source:
-            rows = min(block_rows(config.width), config.vocabulary)
-            block = tape.empty(rows * config.width if size != FLOAT else 0)
-            product = tape.empty(use.rows * rows)
-            del block, product
-        del logits, last

@@ -11,15 +11,17 @@ import functools
 from dataclasses import replace
 
 from shoestring.models.config import ModelConfig
+from shoestring.models.count import cache_numbers
 from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.constants import BITS, LENGTH, LIBRARIES, TRAINING
 from shoestring.plan.model import Model
+from shoestring.plan.passes import decode
 from shoestring.plan.peak import Walk, walked
 from shoestring.plan.shapes import EngineSpec, JobShape, Line, Machine, Prediction, WeightFormat
 from shoestring.plan.speed import seconds
 from shoestring.plan.step import compared_step, resident_step
 from shoestring.plan.streamed import measured_pass, streamed_blocks, streamed_step
-from shoestring.plan.tape import FLOAT, HALF, Memory, Tape
+from shoestring.plan.tape import FLOAT, HALF, Leaf, Memory, Tape
 
 _DENSE = ("source", "float32", "bfloat16")
 _NUMBERS = 32  # bytes of a token in a batch: four integers
@@ -77,8 +79,22 @@ def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: in
             compared_step(tape, model, shape.compared, spec.recompute, compute)
         labels = rows * length if shape.ignored else None
         resident_step(tape, model, rows, length, microbatches, spec.recompute, compute, labels, shape.documents)
+    tape.training = False
+    if shape.asked[0]:
+        _answer(tape, model, shape, int(BITS[shape.source]) // 8 if spec.engine == "streamed" else 0)
     matrices = model.matrices
     return Walk(tuple(tape.memory.phases[1:]), matrices, tape.adapters, tape.stored)
+
+
+def _answer(tape: Tape, model: Model, shape: JobShape, source: int) -> None:
+    questions, prompt, answer = shape.asked
+    for weight in tape.parameters:  # no step's gradients are there
+        if isinstance(weight.node, Leaf):
+            weight.node.grad = None
+    tape.memory.gradients = 0.0
+    tape.memory.begin("one pass over the questions")
+    cache = tape.empty(cache_numbers(model.config) * questions * (prompt + answer))  # noqa: F841
+    decode(tape, model, questions, prompt, source)
 
 
 def _weights(shape: JobShape, spec: EngineSpec, walk: Walk) -> list[Line]:

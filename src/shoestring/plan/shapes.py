@@ -39,9 +39,10 @@ class JobShape:
     """One optimizer step of one process: rows × length tokens, padded.
 
     source: the dtype of the model's files. ignored: whether some labels do not count, so that hidden states of those
-    that do are copied; as if all did. compute: what matmuls run in. documents: whether rows hold several, or end early. compared: how many tokens'
-    predictions are compared with the base's in some steps, whose hidden states there are kept up to `kept` bytes.
-    measured: whether there is a held-out pass. lengths: how many lengths of rows there are.
+    that do are copied; as if all did. compute: what matmuls run in. documents: whether rows hold several, or end early.
+    compared: how many tokens' predictions are compared with the base's in some steps, whose hidden states there are
+    kept up to `kept` bytes. measured: whether there is a held-out pass. asked: questions that are answered before and
+    after, their longest and an answer's tokens. lengths: how many lengths of rows there are.
     """
 
     config: ModelConfig
@@ -55,6 +56,7 @@ class JobShape:
     compared: int = 0
     kept: int = 0
     measured: bool = True
+    asked: tuple[int, int, int] = (0, 0, 0)
     lengths: int = 1
 
     @property
