@@ -22,14 +22,13 @@ def decode(tape: Tape, model: Model, rows: int, prompt: int, source: int = 0) ->
         context = model.context(tape, rows, at_once)
         seen = tape.empty(at_once * prompt if passes > 1 else 0, BYTE)  # noqa: F841  by each token
         last = tape.empty(rows * config.width)
-        before = tape.empty(context.tokens * config.width if passes > 1 else 0)  # hidden states of the last pass
         embedded = model.embed_from_disk(tape, context, source) if source else model.embed(tape, context)
         x = embedded
         for index in model.order:
             tape.memory.begin("one block's work")
             x = model.blocks[index](tape, x, context)
         hidden = model.norm(tape, x)
-        del x, hidden, embedded, before
+        del x, hidden, embedded
         tape.memory.begin("the head")
         del context, seen
         logits = tape.empty(rows * config.vocabulary)
