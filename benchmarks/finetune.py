@@ -86,7 +86,6 @@ def _shoestring(arguments: argparse.Namespace) -> dict:
     from shoestring.train.resident import ResidentEngine
 
     allocator.install()
-    allocator.limit(target=0)
     method, adapter = arguments.method, arguments.folder / "adapter"
     quantized = {"nf4": NF4Config(), "int4": Int4Config(), "int8": Int8Config()}
 

@@ -204,7 +204,6 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
     from shoestring.train.objective import next_token
 
     allocator.install()
-    allocator.limit(target=0)
     weights = "int8" if integers else arguments.weights
 
     def make() -> StreamedDecoder:

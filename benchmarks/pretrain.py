@@ -72,7 +72,6 @@ def _shoestring(folder: Path, steps: int, compute: str) -> dict:
     from shoestring.train.resident import ResidentEngine
 
     allocator.install()
-    allocator.limit(target=0)
     engine = ResidentEngine(lambda: load_model(folder / "model"), resolve_dtype(compute))
     config = engine.load().config
     engine.begin(next_token, AdamWConfig())
