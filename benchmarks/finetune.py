@@ -72,8 +72,9 @@ def _prepare(folder: Path, model: str, method: str, steps: int) -> tuple[int, in
 
 def _shoestring(arguments: argparse.Namespace) -> dict:
     from shoestring.core.device import resolve_dtype
-    from shoestring.core.machine import matrix_peak, peak_rss_bytes
+    from shoestring.core.machine import peak_rss_bytes
     from shoestring.core.matmul import TABLE, served_by
+    from shoestring.core.speeds import matrix_peak
     from shoestring.kernels import allocator
     from shoestring.models.adapters import halve_bases, quantize_blocks
     from shoestring.models.decoder import Decoder

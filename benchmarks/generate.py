@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from shoestring.core.machine import memory_bandwidth
+from shoestring.core.speeds import memory_bandwidth
 from shoestring.generate.config import SamplingConfig
 from shoestring.generate.language_model import LanguageModel
 from shoestring.generate.request import Request

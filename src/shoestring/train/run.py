@@ -19,8 +19,9 @@ from shoestring.core import console, matmul
 from shoestring.core.allocator import GIVEN_BACK, LARGE
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError, RunError
-from shoestring.core.machine import matrix_peak, peak_rss_bytes
+from shoestring.core.machine import peak_rss_bytes
 from shoestring.core.seeds import seed_everything
+from shoestring.core.speeds import matrix_peak
 from shoestring.core.units import format_bytes
 from shoestring.kernels import allocator
 from shoestring.plan.shapes import Prediction
