@@ -11,6 +11,9 @@ endif
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 PROJECT := pyproject.toml constraints.txt
 
+# Tests start many processes: each would compile torch's thousand modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-all lint bench .venv
 
 quickstart: .venv/core-installed

@@ -72,8 +72,9 @@ def _prepare(folder: Path, model: str, method: str, steps: int) -> tuple[int, in
 
 def _shoestring(arguments: argparse.Namespace) -> dict:
     from shoestring.core.device import resolve_dtype
-    from shoestring.core.machine import matrix_peak, peak_rss_bytes
+    from shoestring.core.machine import peak_rss_bytes
     from shoestring.core.matmul import TABLE, served_by
+    from shoestring.core.speeds import matrix_peak
     from shoestring.kernels import allocator
     from shoestring.models.adapters import halve_bases, quantize_blocks
     from shoestring.models.decoder import Decoder
@@ -86,7 +87,6 @@ def _shoestring(arguments: argparse.Namespace) -> dict:
     from shoestring.train.resident import ResidentEngine
 
     allocator.install()
-    allocator.limit(target=0)
     method, adapter = arguments.method, arguments.folder / "adapter"
     quantized = {"nf4": NF4Config(), "int4": Int4Config(), "int8": Int8Config()}
 

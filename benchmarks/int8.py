@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import ROOT, finish, show
 from shoestring.core import matmul
-from shoestring.core.allocator import SHORT_LIVED, map_large_tensors
-from shoestring.kernels import int8
+from shoestring.kernels import allocator, int8
 from shoestring.nn.head import Head, OutputHead
 from shoestring.nn.head_loss import head_loss
 from shoestring.nn.quantized.int8 import KEPT_COLUMNS, quantize_rows
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three rounds, no head")
     parser.add_argument("--rounds", type=int, help="[9]")
     arguments = parser.parse_args()
-    map_large_tensors(SHORT_LIVED)  # as runs without a budget have it
+    allocator.install()
     rounds = arguments.rounds or (3 if arguments.quick else 9)
     figures = products(rounds)
     if not arguments.quick:

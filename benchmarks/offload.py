@@ -194,7 +194,8 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str, Any]:
-    from shoestring.core.machine import matrix_peak, peak_rss_bytes
+    from shoestring.core.machine import peak_rss_bytes
+    from shoestring.core.speeds import matrix_peak
     from shoestring.kernels import allocator
     from shoestring.models.adapters import attach
     from shoestring.nn.lora_config import LoRAConfig
@@ -204,7 +205,6 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
     from shoestring.train.objective import next_token
 
     allocator.install()
-    allocator.limit(target=0)
     weights = "int8" if integers else arguments.weights
 
     def make() -> StreamedDecoder:

@@ -97,7 +97,7 @@ def peft_update(model: Any, learning_rate: float, name: str = PLAIN) -> Callable
 
 def our_formats() -> list[str]:
     """float32, and bfloat16 where this processor is faster with it."""
-    from shoestring.core.machine import matrix_peak
+    from shoestring.core.speeds import matrix_peak
 
     faster = matrix_peak("bfloat16") > 1.1 * matrix_peak("float32")
     return ["float32", "bfloat16"] if faster else ["float32"]

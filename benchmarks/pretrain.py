@@ -62,8 +62,9 @@ def _prepare(folder: Path, steps: int) -> int:
 
 def _shoestring(folder: Path, steps: int, compute: str) -> dict:
     from shoestring.core.device import resolve_dtype
-    from shoestring.core.machine import matrix_peak, peak_rss_bytes
+    from shoestring.core.machine import peak_rss_bytes
     from shoestring.core.matmul import TABLE, served_by
+    from shoestring.core.speeds import matrix_peak
     from shoestring.kernels import allocator
     from shoestring.models.folder import load_model
     from shoestring.train.config import AdamWConfig
@@ -72,7 +73,6 @@ def _shoestring(folder: Path, steps: int, compute: str) -> dict:
     from shoestring.train.resident import ResidentEngine
 
     allocator.install()
-    allocator.limit(target=0)
     engine = ResidentEngine(lambda: load_model(folder / "model"), resolve_dtype(compute))
     config = engine.load().config
     engine.begin(next_token, AdamWConfig())

@@ -225,14 +225,14 @@ def test_every_built_in_recipe_is_listed_and_right(capsys):
 
 
 def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, monkeypatch):
-    from shoestring.core import machine
+    from shoestring.core import speeds
     from shoestring.core.matmul import TABLE
     from shoestring.kernels import allocator
 
     peaks = {"float32": 2e11, "bfloat16": 8e11}
-    monkeypatch.setattr(machine, "matrix_peak", lambda dtype, device, refresh: peaks[dtype])
-    monkeypatch.setattr(machine, "memory_bandwidth", lambda refresh: 4e10)
-    monkeypatch.setattr(machine, "disk_read_speed", lambda: 2e9)
+    monkeypatch.setattr(speeds, "matrix_peak", lambda dtype, device, refresh: peaks[dtype])
+    monkeypatch.setattr(speeds, "memory_bandwidth", lambda refresh: 4e10)
+    monkeypatch.setattr(speeds, "disk_read_speed", lambda: 2e9)
     rates = {"library": "onednn", "gflops": {"torch": 90.4, "onednn": 123.0}, "threads": 2}
     monkeypatch.setattr(TABLE, "entry", lambda kind: rates)
     monkeypatch.setattr(TABLE, "forced", "")

@@ -55,7 +55,7 @@ def measure() -> dict[str, Any]:
     """The figures that the five lines are made of: bytes, bytes/s, FLOP/s, tokens/s."""
     import torch
 
-    from shoestring.core import machine
+    from shoestring.core import machine, speeds
     from shoestring.core.device import resolve_device
     from shoestring.core.files import cache_dir
     from shoestring.core.matmul import TABLE
@@ -64,7 +64,7 @@ def measure() -> dict[str, Any]:
 
     device = resolve_device("auto")
     cache = cache_dir()
-    peaks = {name: machine.matrix_peak(name, device, refresh=True) for name in ("float32", "bfloat16")}
+    peaks = {name: speeds.matrix_peak(name, device, refresh=True) for name in ("float32", "bfloat16")}
     memory = machine.total_memory_bytes()
     training_memory, gpu = memory, None
     if device.type == "cuda":
@@ -85,11 +85,11 @@ def measure() -> dict[str, Any]:
         "matrix_peak": peaks,
         "matmul": {"forced": TABLE.forced or None, "kinds": {str(kind): TABLE.entry(kind) for kind in kinds}},
         "memory": memory,
-        "memory_bandwidth": machine.memory_bandwidth(refresh=True),
+        "memory_bandwidth": speeds.memory_bandwidth(refresh=True),
         "caching_allocator": allocator.install(),
         "disk": str(cache),
         "disk_free": shutil.disk_usage(cache).free,
-        "disk_read_speed": machine.disk_read_speed(),
+        "disk_read_speed": speeds.disk_read_speed(),
         "torch": torch.__version__,
         "device": str(device),
         "gpu": gpu,

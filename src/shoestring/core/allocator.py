@@ -1,14 +1,10 @@
-"""Gives freed tensors back to the system, so that a run's memory is the sum of what it holds.
+"""Gives freed tensors back to the system where the caching allocator (`kernels.allocator`) cannot be had, so that a
+run's memory is the sum of what it holds.
 
 glibc raises the size above which it maps blocks by themselves up to 32 MB as large blocks are freed; from then
 on tensors share its heap, and the holes between long-lived activations stay resident: 300 MB at 112M parameters
 and 2 × 1024 tokens. Pinning that size keeps each tensor of a megabyte or more in a mapping of its own; where a limit is
 to be kept, each of 128 kB or more, because hidden states of a short row leave holes too.
-
-A mapping's pages are cleared by the system as they are first touched, which takes longer than most passes over them:
-2.3 ms for 5 MB where writing takes 0.06. Where activations do not live long, as when layers are streamed or
-recomputed, a threshold of 32 MB lets them use one another's memory: 1.5 times the speed of streamed float32 steps of
-Qwen2.5-0.5B and 1.8 times that of int8 ones, for 50 to 250 MB more, not the same every time.
 """
 
 from __future__ import annotations
@@ -16,12 +12,12 @@ from __future__ import annotations
 import ctypes
 import sys
 
-GIVEN_BACK = 1 << 17  # the threshold with which memory is the sum of what is held
-SHORT_LIVED = 32 << 20  # the threshold where large tensors come and go in every layer
+LARGE = 1 << 20  # the threshold that leaves few holes
+GIVEN_BACK = 1 << 17  # with which memory is the sum of what is held
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 
 
-def map_large_tensors(threshold: int = 1 << 20) -> bool:
+def map_large_tensors(threshold: int = LARGE) -> bool:
     """From now on, blocks of `threshold` bytes or more go back to the system when freed.
 
     Returns whether the C library could be told: only glibc can, and elsewhere nothing changes.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from shoestring.core import console
-from shoestring.core.machine import file_read_speed
+from shoestring.core.speeds import file_read_speed
 from shoestring.data.supervised.batches import padded_length
 from shoestring.finetuning.before_after import ANSWER, choose_questions
 from shoestring.finetuning.config import FinetuneRecipe

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shoestring.core.allocator import map_large_tensors
+from shoestring.core.allocator import LARGE, map_large_tensors
 from shoestring.kernels.compiled import kernel
 
 _NO_LIMIT = 2 ** (8 * ctypes.sizeof(ctypes.c_size_t)) - 1
@@ -63,7 +63,7 @@ class Event(NamedTuple):
     block: int
 
 
-def install(threshold: int = 1 << 20) -> bool:
+def install(threshold: int = LARGE) -> bool:
     """From now on torch makes CPU tensors here, if it can be had -> whether it does. Again: nothing more happens.
 
     Tensors that are there already go back to where they are from. threshold: where it cannot be had (no compiler, not

@@ -126,11 +126,9 @@ class LoRALinear(nn.Module):
         held = [*self.base.parameters(), *self.base.buffers()]
         reference = held[0]
         dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in held) else torch.float32
-        with torch.device("meta"):
-            adapter = LoRA(config, self.in_features, self.out_features)
-        adapter = adapter.to(dtype)
+        with torch.device(reference.device):
+            adapter = LoRA(config, self.in_features, self.out_features).to(dtype)
         if reference.device.type != "meta":
-            adapter.to_empty(device=reference.device)
             adapter.initialize(random)
             if adapter.magnitude is not None:
                 adapter.magnitude.data.copy_(self.row_norms(adapter))

@@ -8,9 +8,10 @@ from typing import TypeVar
 import torch
 
 from shoestring.core.device import resolve_device
-from shoestring.core.machine import has_int8_instructions, matrix_peak, rss_bytes, total_memory_bytes
+from shoestring.core.machine import has_int8_instructions, rss_bytes, total_memory_bytes
 from shoestring.core.matmul import TABLE
 from shoestring.core.matmul_choice import LAYOUTS, Kind
+from shoestring.core.speeds import matrix_peak
 from shoestring.kernels import allocator
 from shoestring.kernels.compiled import compiler
 from shoestring.plan.choose import Choice, choose, tell

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from shoestring.core.device import resolve_device
-from shoestring.core.machine import matrix_peak
+from shoestring.core.speeds import matrix_peak
 from shoestring.train import parallel
 from shoestring.train.recipe import RunRecipe
 

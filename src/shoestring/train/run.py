@@ -16,10 +16,12 @@ from typing import Any, Protocol
 import torch
 
 from shoestring.core import console, matmul
+from shoestring.core.allocator import GIVEN_BACK, LARGE
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError, RunError
-from shoestring.core.machine import matrix_peak, peak_rss_bytes
+from shoestring.core.machine import peak_rss_bytes
 from shoestring.core.seeds import seed_everything
+from shoestring.core.speeds import matrix_peak
 from shoestring.core.units import format_bytes
 from shoestring.kernels import allocator
 from shoestring.plan.shapes import Prediction
@@ -145,7 +147,7 @@ def execute(job: Job, start: Start) -> Run:
     recipe = settled(start.recipe)
     if start.out is None and recipe.out is not None:
         check_free(Path(recipe.out))
-    allocator.install()
+    allocator.install(LARGE if recipe.budget.memory is None else GIVEN_BACK)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     if not matmul.TABLE.adopt(start.state.matmul):
@@ -160,10 +162,22 @@ def execute(job: Job, start: Start) -> Run:
         say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
         run = Run(recipe, out, start.state, opened)
         _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint)
+    except RuntimeError as error:
+        if (refusal := allocator.refused(error)) is None:
+            raise
+        message, hint = f"the run {_beyond(refusal)} before its first step", "give it more with --memory"
+        raise BudgetError(message, hint=hint) from None
     finally:
         allocator.limit()  # a cap is of this run, not of the process
     run.peak_memory, run.allocated = peak_rss_bytes(), allocator.counts()
     return run
+
+
+def _beyond(refusal: allocator.Refusal) -> str:
+    return (
+        f"asked for {format_bytes(refusal.asked)} more than its budget allows"
+        f" (tensors have {format_bytes(refusal.live)} of {format_bytes(refusal.cap)})"
+    )
 
 
 def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path | None) -> None:
@@ -215,8 +229,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
         allocator.limit()
         saving.save(state)
         raise BudgetError(
-            f"step {state.step + 1} asked for {format_bytes(refusal.asked)} more than its budget allows: tensors have"
-            f" {format_bytes(refusal.live)} of {format_bytes(refusal.cap)}; saved in {out} after step {state.step}",
+            f"step {state.step + 1} {_beyond(refusal)}; saved in {out} after step {state.step}",
             hint=more,
         ) from None
     finally:
