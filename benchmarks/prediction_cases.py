@@ -206,7 +206,11 @@ def _read(case: Case, scored: bool, run: Any) -> dict[str, Any]:
 def _run_perplexity(case: Case, folder: Path) -> dict[str, Any]:
     from shoestring.evaluate.perplexity import perplexity
 
-    return _read(case, True, lambda model: perplexity(model, folder / "rows.jsonl", context=case.length, examples=4))
+    def run(model: Any) -> None:
+        # Windows that do not overlap: every label counts.
+        perplexity(model, folder / "rows.jsonl", context=case.length, stride=case.length, examples=4)
+
+    return _read(case, True, run)
 
 
 def _run_generate(case: Case, folder: Path) -> dict[str, Any]:
