@@ -96,6 +96,11 @@ def prepare(cases: Sequence[Case], folder: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
     for shape in {case.shape for case in cases if case.use != "pretrain"}:
         large_model(shape)
+    stores = {(case.shape, case.weights) for case in cases if case.engine == "streamed" and case.weights != "source"}
+    for shape, weights in stores:
+        from shoestring.offload.model import open_streamed
+
+        open_streamed(large_model(shape), weights).close()  # type: ignore[arg-type]
     if any(case.use == "pretrain" for case in cases):
         from shoestring.data.config import DataConfig
         from shoestring.pretraining.dataset import open_dataset
