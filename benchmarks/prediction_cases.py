@@ -48,6 +48,8 @@ class Case:
             words += [f"{self.microbatch} at once"]
         if self.use == "finetune":
             words += [self.method, self.weights]
+        elif self.weights != "source":
+            words += [self.weights]
         if self.new:
             words += [f"and {self.new}"]
         return " ".join([*words, *(f"{value}" for value in self.settings.values()), *["no budget"] * (not self.budget)])

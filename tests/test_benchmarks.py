@@ -12,7 +12,6 @@ from benchmarks.measure import run_worker
 from benchmarks.prediction import CASES
 from benchmarks.random_models import SHAPES, config_json, large_model
 from shoestring.core.errors import RunError
-from shoestring.finetuning.config import finetune_recipe
 from shoestring.models.folder import load_model
 
 WORKER = """
@@ -97,10 +96,15 @@ def test_the_shapes_are_the_published_ones(tmp_path):
     assert counts == {"qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688}
 
 
-def test_the_cases_of_the_prediction_are_recipes_of_every_engine_and_format():
-    recipes = [finetune_recipe("m", "d.jsonl", case.settings()) for case in CASES]
-    assert len({str(case) for case in CASES}) >= 12
-    assert {recipe.budget.engine for recipe in recipes} == {"resident", "checkpointed", "streamed"}
-    streamed = {recipe.budget.weights for recipe in recipes if recipe.budget.engine == "streamed"}
-    assert streamed == {"source", "float32", "bfloat16", "int8", "int4", "nf4"}
-    assert {recipe.frozen_kind() for recipe in recipes if recipe.budget.engine != "streamed"} == {None, "int8", "nf4"}
+def test_the_cases_of_the_prediction_are_of_every_use_engine_and_format():
+    assert len({str(case) for case in CASES}) == len(CASES) >= 24
+    engines = {use: {case.engine for case in CASES if case.use == use} for use in {case.use for case in CASES}}
+    assert engines == {
+        "pretrain": {"resident", "checkpointed"},
+        "finetune": {"resident", "checkpointed", "streamed"},
+        "perplexity": {"resident", "streamed"},
+        "generate": {"resident", "streamed"},
+    }
+    assert {case.weights for case in CASES if case.engine == "streamed"} == {"source", "float32", "int8", "int4", "nf4"}
+    assert {case.method for case in CASES if case.use == "finetune"} == {"lora", "full", "qlora"}
+    assert {case.budget for case in CASES} == {True, False}

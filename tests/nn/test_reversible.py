@@ -41,11 +41,11 @@ def tokens(rows: int = 2, count: int = 9) -> torch.Tensor:
 def gradients(decoder: Decoder, plain: bool) -> dict[str, torch.Tensor]:
     """Of one scalar of the decoder's output; plain: through ordinary autograd."""
     decoder.zero_grad()
-    run = decoder._run
+    run = decoder._stack
     if plain:
-        decoder._run = lambda blocks, x, context, cache, recompute: run.plain(blocks, x, context, cache)
+        decoder._stack = lambda blocks, x, context, cache, recompute: run.plain(blocks, x, context, cache)
     hidden, aux = decoder(tokens())
-    decoder._run = run
+    decoder._stack = run
     (hidden.double().pow(2).sum() + sum(aux.values())).backward()
     return {name: p.grad.clone() for name, p in decoder.named_parameters() if p.grad is not None}
 

@@ -87,7 +87,7 @@ def test_a_memory_that_is_never_reached_is_plain_attention():
     made, x = layer(block=64), random(2, 15, MODEL)
     with torch.no_grad():
         q, k, v = made.project(x, context(x))
-        plain = made.finish(made.attend(q, k, v, context(x), None))
+        plain = made.finish(made.attend(made.turn(q, context(x)), made.turn(k, context(x)), v, context(x), None))
     assert_close(made(x, context(x)), plain)
 
 
@@ -218,7 +218,7 @@ def test_a_persistent_store_is_searched_by_every_document():
     y = made(x, context(x, memory=held))
     q, k, v = made.project(x, context(x))
     _, keys, values = made.project(stored, context(stored))
-    local = made.attend(q, k, v, context(x), None)
+    local = made.attend(made.turn(q, context(x)), made.turn(k, context(x)), v, context(x), None)
     gates = made.gate_bias.sigmoid().view(-1, 1, 1)
     scores = q @ keys.repeat_interleave(2, 1).transpose(-1, -2)
     best = scores.topk(2)
