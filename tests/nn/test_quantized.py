@@ -248,3 +248,14 @@ def test_with_and_without_the_kernel_results_are_the_same(monkeypatch: pytest.Mo
         monkeypatch.setattr(int8, "_typed_kernel", lambda: None)
     for mine, twin in zip(*results, strict=True):
         assert_close(mine, twin, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [Int8Config(), Int4Config(), NF4Config()], ids=lambda config: config.kind)
+def test_without_memory_it_has_the_shapes_that_it_will_have(config):
+    linear = Linear(70, 48, bias=True)
+    with torch.device("meta"):
+        empty = Linear(70, 48, bias=True)
+    expected = {name: (value.shape, value.dtype) for name, value in from_linear(linear, config).named_buffers()}
+    made = from_linear(empty, config)
+    assert all(value.is_meta for _, value in made.named_buffers())
+    assert {name: (value.shape, value.dtype) for name, value in made.named_buffers()} == expected

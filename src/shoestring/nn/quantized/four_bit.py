@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shoestring.core.matmul import matmul
 from shoestring.nn.frozen import FrozenProducts, added, frozen_linear
 from shoestring.nn.quantized.config import Int4Config, NF4Config
-from shoestring.nn.quantized.int8 import dense_linear
+from shoestring.nn.quantized.int8 import as_dense, dense_linear
 
 # Appendix E of arXiv 2305.14314, as bitsandbytes has them.
 NF4_LEVELS = (
@@ -97,9 +97,12 @@ class Int4Linear(FourBitLinear):
     @torch.no_grad()
     def from_linear(cls, linear: Any, config: Int4Config) -> Int4Linear:
         """Rounded to nearest, with the scales as they are stored. The dense weight is not kept."""
-        dense, values = _groups(linear, config.group)
+        dense = as_dense(linear)
         with torch.device("meta"):
             made = cls(dense.in_features, dense.out_features, config.group, dense.bias is not None, lowest=True)
+        if dense.weight.is_meta:
+            return made
+        values = _groups(dense, config.group)
         # Zero belongs to the range, so that the padding of the last group costs nothing.
         low, high = values.amin(-1).clamp_max(0), values.amax(-1).clamp_min(0)
         scale, unit = (high - low) / 15, _unit(torch.maximum(-low, high))
@@ -120,9 +123,12 @@ class NF4Linear(FourBitLinear):
     @torch.no_grad()
     def from_linear(cls, linear: Any, config: NF4Config) -> NF4Linear:
         """Rounded to nearest, with the scales as they are stored. The dense weight is not kept."""
-        dense, values = _groups(linear, config.group)
+        dense = as_dense(linear)
         with torch.device("meta"):
             made = cls(dense.in_features, dense.out_features, config.group, dense.bias is not None)
+        if dense.weight.is_meta:
+            return made
+        values = _groups(dense, config.group)
         largest = values.abs().amax(-1)
         unit = _unit(largest)
         scale = (largest / unit).half()
@@ -134,15 +140,14 @@ class NF4Linear(FourBitLinear):
         return made.train(dense.training)
 
 
-def _groups(linear: Any, group: int) -> tuple[nn.Linear, Tensor]:
-    """-> the dense linear, and its weights [out, groups, group] in at least float32, padded with zeros."""
-    dense = linear if isinstance(linear, nn.Linear) else linear.to_linear()
+def _groups(dense: nn.Linear, group: int) -> Tensor:
+    """Its weights [out, groups, group] in at least float32, padded with zeros."""
     weight = dense.weight.detach()
     weight = weight if weight.dtype == torch.float64 else weight.float()
     missing = -weight.shape[1] % group
     if missing:
         weight = torch.nn.functional.pad(weight, (0, missing))
-    return dense, weight.view(weight.shape[0], -1, group)
+    return weight.view(weight.shape[0], -1, group)
 
 
 def _unit(magnitudes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ with `compute="int8"` the rows of x and of g ⊙ scale become int8, each with a 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,11 +72,13 @@ class Int8Linear(nn.Module):
         return FrozenProducts(forward, backward, rounded)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, config: Int8Config) -> Int8Linear:
+    def from_linear(cls, linear: Any, config: Int8Config) -> Int8Linear:
         """Rounded to nearest. The dense weight is not kept."""
-        dense = linear if isinstance(linear, nn.Linear) else linear.to_linear()
+        dense = as_dense(linear)
         with torch.device("meta"):
             made = cls(dense.in_features, dense.out_features, dense.bias is not None, config.compute)
+        if dense.weight.is_meta:  # a shape to be filled; torch's operations on those import sympy, 50 MB
+            return made
         made.codes, made.scale = quantize_rows(dense.weight.detach())
         made.bias = None if dense.bias is None else dense.bias.detach().clone()
         return made.train(dense.training)
@@ -105,6 +107,10 @@ def computes_in_integers(linear: Int8Linear, x: Tensor) -> bool:
 
 def _rounded(x: Tensor) -> Rows:
     return integers.quantize_rows(x.flatten(end_dim=-2), keep=KEPT_COLUMNS)
+
+
+def as_dense(linear: Any) -> nn.Linear:
+    return linear if isinstance(linear, nn.Linear) else linear.to_linear()
 
 
 @torch.no_grad()
