@@ -31,8 +31,10 @@ def run(engine, model, microbatches: int, steps: int) -> tuple[list[float], list
     return losses, gradients
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("microbatches", [1, 4])
+LONG = [pytest.param(*case, marks=pytest.mark.long) for case in [(1, 0.0), (1, 0.3), (4, 0.0)]]
+
+
+@pytest.mark.parametrize(("microbatches", "dropout"), [(4, 0.3), *LONG])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_twenty_streamed_steps_are_twenty_resident_ones(tmp_path, family, tied, microbatches, dropout):
