@@ -118,7 +118,7 @@ def random_recipe(draw: random.Random, source: Path) -> dict[str, Any]:
          "stride": 2},
     ])  # fmt: skip
     feed_forward = draw.choice([
-        {"kind": "swiglu", "width": 512}, {"kind": "gelu", "width": 512}, {"kind": "squared_relu", "width": 512},
+        {"kind": "swiglu", "width": 512}, {"kind": "gelu", "width": 512}, {"kind": "relu2", "width": 512},
         {"kind": "moe", "width": 192, "experts": 4, "active": 2},
     ])  # fmt: skip
     length = draw.choice([64, 128, 256])
