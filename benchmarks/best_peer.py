@@ -15,7 +15,7 @@ from benchmarks.measure import run_worker
 
 PLAIN = "float32"
 FORMATS = (PLAIN, "bfloat16", "autocast", "compiled-float32", "compiled-bfloat16", "compiled-autocast")
-_PATIENCE = 2.0  # times the seconds of the float32 trial, before a format is given up
+_PATIENCE = 4.0  # times the seconds of the float32 trial, before a format is given up
 _COMPILING = 300.0  # seconds more for what is compiled first
 
 

@@ -43,18 +43,18 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_the_faster_library_serves():
-    assert Laboratory(torch=0.02, onednn=0.01).table().library(KIND) == "onednn"
-    assert Laboratory(torch=0.01, onednn=0.02).table().library(OTHER) == "torch"
+    assert Laboratory(torch=0.02, onednn=0.01).table().choose(KIND) == "onednn"
+    assert Laboratory(torch=0.01, onednn=0.02).table().choose(OTHER) == "torch"
 
 
 def test_torchs_own_stays_unless_another_is_clearly_faster():
-    assert Laboratory(torch=0.0104, onednn=0.01).table().library(KIND) == "torch"
-    assert Laboratory(torch=0.0106, onednn=0.01).table().library(OTHER) == "onednn"
+    assert Laboratory(torch=0.0104, onednn=0.01).table().choose(KIND) == "torch"
+    assert Laboratory(torch=0.0106, onednn=0.01).table().choose(OTHER) == "onednn"
 
 
 def test_libraries_take_turns_on_operands_of_the_class():
     laboratory = Laboratory(torch=0.02, onednn=0.01)
-    laboratory.table().library(Kind.of(torch.float32, "forward", 2048, 49152, 16))
+    laboratory.table().choose(Kind.of(torch.float32, "forward", 2048, 49152, 16))
     names = [name for name, _ in laboratory.calls]
     assert abs(names.count("torch") - names.count("onednn")) == 0
     assert max(shape for _, shape in laboratory.calls) == (768, 12), "never of the caller's size"
@@ -62,7 +62,7 @@ def test_libraries_take_turns_on_operands_of_the_class():
 
 def test_a_hopeless_library_is_not_tried_at_full_size():
     laboratory = Laboratory(torch=2.0, onednn=0.01)  # as bfloat16 is without units for it
-    assert laboratory.table().library(KIND) == "onednn"
+    assert laboratory.table().choose(KIND) == "onednn"
     assert ("torch", (768, 768)) not in laboratory.calls
     assert laboratory.now < 2.0
 
@@ -87,7 +87,7 @@ def test_threads_that_are_held_up_leave_the_word_to_one(monkeypatch):
 def test_measuring_leaves_threads_random_numbers_and_modes_alone():
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        Laboratory(torch=0.02, onednn=0.01).table().library(KIND)
+        Laboratory(torch=0.02, onednn=0.01).table().choose(KIND)
         assert torch.is_autocast_enabled("cpu")
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
@@ -101,9 +101,9 @@ def test_operands_lie_as_the_layout_says():
 
 
 def test_the_choice_is_kept_and_another_process_adopts_it(cache):
-    Laboratory(torch=0.02, onednn=0.01).table().library(KIND)
+    Laboratory(torch=0.02, onednn=0.01).table().choose(KIND)
     later = Laboratory(torch=0.01, onednn=0.02)
-    assert later.table().library(KIND) == "onednn" and not later.calls
+    assert later.table().choose(KIND) == "onednn" and not later.calls
     kept = json.loads(cache.read_text())[machine_key()][str(KIND)]
     assert kept["library"] == "onednn" and kept["gflops"]["onednn"] > kept["gflops"]["torch"]
 
@@ -131,7 +131,7 @@ import shoestring.core.matmul_choice as choice, time
 table = Table(libraries, "", choice.Clocks(time.perf_counter, time.perf_counter))
 print("ready", flush=True)
 sys.stdin.readline()
-print(table.library(Kind.of(torch.float32, "forward", 512, 512, 512)))
+print(table.choose(Kind.of(torch.float32, "forward", 512, 512, 512)))
 """
     processes = [
         subprocess.Popen(
@@ -157,52 +157,52 @@ def test_one_is_alone_as_long_as_it_measures(cache, monkeypatch):
 
     def interrupted(kind, products, clocks):
         monkeypatch.setattr(matmul_choice, "measure", measure)
-        said.append(second.table().library(kind))  # all of it happens while the first one measures
+        said.append(second.table().choose(kind))  # all of it happens while the first one measures
         return measure(kind, products, clocks)
 
     monkeypatch.setattr(matmul_choice, "measure", interrupted)
     monkeypatch.setattr(matmul_choice, "exclusive", lambda file: open(os.devnull))
-    said.append(first.table().library(KIND))
+    said.append(first.table().choose(KIND))
     assert said == ["torch", "onednn"]
 
 
 def test_a_resumed_run_repeats_its_choices_whatever_the_file_says(cache):
     run = Laboratory(torch=0.02, onednn=0.01).table()
-    run.library(KIND)
+    run.choose(KIND)
     recorded = json.loads(json.dumps(run.choices()))
     assert recorded["choices"] == {"float32 forward 768x768x768": "onednn"}
     cache.unlink()
-    Laboratory(torch=0.01, onednn=0.02).table().library(KIND)
+    Laboratory(torch=0.01, onednn=0.02).table().choose(KIND)
     resumed = Laboratory(torch=0.01, onednn=0.02).table()
-    assert resumed.library(KIND) == "torch"
+    assert resumed.choose(KIND) == "torch"
     before = resumed.product(KIND)
     assert resumed.adopt(recorded)
-    assert resumed.library(KIND) == "onednn" and resumed.product(KIND) is not before
+    assert resumed.choose(KIND) == "onednn" and resumed.product(KIND) is not before
     assert resumed.choices() == recorded
 
 
 def test_another_processors_record_is_ignored_and_said(monkeypatch):
     run = Laboratory(torch=0.02, onednn=0.01).table()
-    run.library(KIND)
+    run.choose(KIND)
     recorded = run.choices()
     here = Laboratory(torch=0.01, onednn=0.02).table()
     monkeypatch.setattr(matmul_choice, "_processor", lambda: "another one")
     assert not here.adopt(recorded)
-    assert here.library(KIND) == "torch"
+    assert here.choose(KIND) == "torch"
     assert here.choices()["machine"] != recorded["machine"]
 
 
 @pytest.mark.parametrize("version, threads", [("99.0", 1), (None, 77)])
 def test_another_torch_or_number_of_threads_chooses_anew(monkeypatch, version, threads):
     table = Laboratory(torch=0.02, onednn=0.01).table()
-    table.library(KIND)
+    table.choose(KIND)
     recorded = table.choices()
     if version is not None:
         monkeypatch.setattr(torch, "__version__", version)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     assert not table.adopt(recorded) and table.choices()["choices"] == {}
-    assert Laboratory(torch=0.01, onednn=0.02).table().library(KIND) == "torch"
+    assert Laboratory(torch=0.01, onednn=0.02).table().choose(KIND) == "torch"
 
 
 def test_a_run_from_before_there_were_choices_resumes(cache):
@@ -212,15 +212,15 @@ def test_a_run_from_before_there_were_choices_resumes(cache):
 def test_a_library_that_is_not_here_is_not_adopted(cache):
     recorded = {"machine": machine_key(), "choices": {str(KIND): "gone"}}
     table = Laboratory(torch=0.01, onednn=0.02).table()
-    assert not table.adopt(recorded) and table.library(KIND) == "torch"
+    assert not table.adopt(recorded) and table.choose(KIND) == "torch"
 
 
 def test_a_library_can_be_forced(cache):
     laboratory = Laboratory(torch=0.01, onednn=0.02)
     table = laboratory.table("onednn")
-    assert table.library(KIND) == "onednn" and not laboratory.calls and not cache.exists()
+    assert table.choose(KIND) == "onednn" and not laboratory.calls and not cache.exists()
     assert laboratory.table("nonsense").forced == ""
-    assert Laboratory(torch=0.01).table("onednn").library(KIND) == "torch", "as for float64"
+    assert Laboratory(torch=0.01).table("onednn").choose(KIND) == "torch", "as for float64"
     recorded = table.choices()
     assert laboratory.table("onednn").adopt(recorded) and not laboratory.table("torch").adopt(recorded)
 
@@ -231,7 +231,7 @@ def test_a_forced_library_that_a_format_lacks_is_recorded_and_adopted():
         return {name: lambda rows, weight: rows @ weight.t() for name in names}
 
     table = Table(libraries, "onednn")
-    assert [table.library(KIND), table.library(KIND._replace(dtype=torch.bfloat16))] == ["onednn", "torch"]
+    assert [table.choose(KIND), table.choose(KIND._replace(dtype=torch.bfloat16))] == ["onednn", "torch"]
     assert Table(libraries, "onednn").adopt(table.choices())
 
 
@@ -246,7 +246,7 @@ def test_the_environment_forces_one(wish, forced):
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"x": 1}', '{"KEY": {"float32 forward 768x768x768": "x"}}'])
 def test_a_damaged_file_only_costs_time(cache, content):
     cache.write_text(content.replace("KEY", machine_key()))
-    assert Laboratory(torch=0.02, onednn=0.01).table().library(KIND) == "onednn"
+    assert Laboratory(torch=0.02, onednn=0.01).table().choose(KIND) == "onednn"
     assert json.loads(cache.read_text())[machine_key()][str(KIND)]["library"] == "onednn"
 
 
@@ -256,13 +256,13 @@ def test_without_a_cache_it_chooses_for_itself(monkeypatch, tmp_path):
     monkeypatch.setenv("SHOESTRING_CACHE", str(blocked))
     laboratory = Laboratory(torch=0.02, onednn=0.01)
     table = laboratory.table()
-    assert table.library(KIND) == "onednn"
+    assert table.choose(KIND) == "onednn"
     count = len(laboratory.calls)
     assert table.entry(KIND)["library"] == "onednn" and len(laboratory.calls) == count
 
 
 def test_a_file_that_cannot_be_written_is_still_read(cache, monkeypatch):
-    Laboratory(torch=0.02, onednn=0.01).table().library(KIND)
+    Laboratory(torch=0.02, onednn=0.01).table().choose(KIND)
 
     def refused(*_):
         raise PermissionError
@@ -270,8 +270,8 @@ def test_a_file_that_cannot_be_written_is_still_read(cache, monkeypatch):
     monkeypatch.setattr(matmul_choice, "exclusive", refused)
     later = Laboratory(torch=0.01, onednn=0.02)
     table = later.table()
-    assert table.library(KIND) == "onednn" and not later.calls
-    assert table.library(OTHER) == "torch" and later.calls
+    assert table.choose(KIND) == "onednn" and not later.calls
+    assert table.choose(OTHER) == "torch" and later.calls
 
 
 def test_a_real_measurement_is_plausible_and_small():

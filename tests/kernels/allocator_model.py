@@ -35,7 +35,7 @@ class Model:
     """The library and, beside it, what it should count."""
 
     def __init__(self, moves: bool = True) -> None:
-        library = self.library = _own_library()
+        library = self.functions = _own_library()
         library.memory_move(moves)  # or kept pages only go back, as on old systems
         self.moves = library.memory_move(moves)
         self.blocks: list[tuple[int, int, int]] = []  # address, length, what it is filled with
@@ -45,7 +45,7 @@ class Model:
 
     def counts(self) -> allocator.Counts:
         numbers = (ctypes.c_int64 * 9)()
-        self.library.memory_counts(numbers)
+        self.functions.memory_counts(numbers)
         return allocator.Counts(*numbers)
 
     def used(self) -> int:
@@ -64,7 +64,7 @@ class Model:
 
     def take(self, length: int) -> None:
         before, used, bytes = self.counts(), self.used(), occupied(length)
-        start = self.library.memory_take(length)
+        start = self.functions.memory_take(length)
         if used + bytes > self.cap:
             assert start is None and self.counts() == before
             return
@@ -84,16 +84,16 @@ class Model:
         before = self.counts()
         start, length, mark = self.blocks.pop(which % len(self.blocks))
         assert ctypes.string_at(start, length) == bytes([mark]) * length
-        self.library.memory_release(start)
+        self.functions.memory_release(start)
         self.check(before)
 
     def limit(self, cap: int | None, target: int | None) -> None:
         self.cap, self.target = (float("inf") if n is None else n for n in (cap, target))
-        self.library.memory_limit(*(2**64 - 1 if n is None else n for n in (cap, target)))
+        self.functions.memory_limit(*(2**64 - 1 if n is None else n for n in (cap, target)))
         assert self.counts().held <= max(self.used(), min(self.cap, self.target))
 
     def give_back(self) -> None:
-        self.library.memory_give_back()
+        self.functions.memory_give_back()
         assert self.counts().held == self.used()
 
     def release_all(self) -> None:
@@ -101,7 +101,7 @@ class Model:
             self.release(0)
         self.give_back()
         assert self.counts().live == self.counts().held == 0
-        assert self.library.memory_move(True) == self.moves  # no move has failed
+        assert self.functions.memory_move(True) == self.moves  # no move has failed
 
 
 @functools.cache

@@ -95,16 +95,16 @@ def test_moved_pages_never_make_too_many_mappings() -> None:
     before = mappings()
     for _ in range(3):
         moved = model.counts().moved
-        blocks = [model.library.memory_take(SMALL) for _ in range(2 * pieces)]
+        blocks = [model.functions.memory_take(SMALL) for _ in range(2 * pieces)]
         for block in blocks[::100]:
             ctypes.memset(block, 1, 1)  # without any page the system would not tell mappings apart
         for block in blocks[::2]:
-            model.library.memory_release(block)
-        whole = model.library.memory_take(pieces * SMALL)
+            model.functions.memory_release(block)
+        whole = model.functions.memory_take(pieces * SMALL)
         assert model.counts().moved - moved > 4000 * SMALL
         assert 4000 < mappings() - before < 9000
         for block in [whole, *blocks[1::2]]:
-            model.library.memory_release(block)
+            model.functions.memory_release(block)
         assert mappings() - before < 4200
     model.give_back()
     assert mappings() - before < 10

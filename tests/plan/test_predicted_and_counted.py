@@ -9,6 +9,9 @@ import torch
 
 from shoestring.finetuning.preserve import Preserving
 from shoestring.kernels import allocator
+from shoestring.nn.linear import Linear
+from shoestring.nn.quantized.config import Int4Config, NF4Config
+from shoestring.nn.replace import from_linear
 from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
 from shoestring.plan.shapes import EngineSpec, JobShape, Training
@@ -45,6 +48,8 @@ ADAPTERS = {
 @pytest.fixture(autouse=True)
 def _counting():
     assert allocator.install(), "the allocator counts where it can be compiled"
+    for config in (Int4Config(), NF4Config()):  # their tables of levels are made once in a process
+        from_linear(Linear(64, 64), config).weights()  # type: ignore[operator]
 
 
 def check(predicted: int, found: int, nearly: float = 0.0) -> None:

@@ -128,7 +128,7 @@ def test_a_time_budget_plans_once_and_finishes_its_schedule(recipe, tmp_path):
     assert len(planned) == 1
     assert planned[0]["steps"] >= int(result.checkpoint.name.removeprefix("step-")) == result.steps
     rates = [line["lr"] for line in lines if "loss" in line]
-    assert rates[-1] < 0.7 * max(rates), "the schedule goes down to its end"
+    assert rates[-1] < 0.4 * max(rates), "the schedule is finished"
 
 
 def test_automatic_precision_is_settled_in_the_runs_recipe(tmp_path):

@@ -122,10 +122,10 @@ class Table:
         found = self._products.get(key)
         if found is None:
             with self._lock:
-                found = self._products[key] = self._libraries(kind.dtype)[self.library(kind)]
+                found = self._products[key] = self._libraries(kind.dtype)[self.choose(kind)]
         return found
 
-    def library(self, kind: Kind) -> str:
+    def choose(self, kind: Kind) -> str:
         """The name of the library that serves this kind, from now on in this process."""
         with self._lock:
             chosen = self._chosen.setdefault(machine_key(), {})

@@ -117,7 +117,7 @@ class RowBlocks:
 
 
 class StreamedHead(OutputHead):
-    """A dense head on disk. weight_VD is placeholder: it tells shape and device."""
+    """A dense head on disk. weight_VD is a placeholder: it tells shape and device."""
 
     def __init__(self, weight_VD: nn.Parameter, place: Place, softcap: float | None = None):
         super().__init__()

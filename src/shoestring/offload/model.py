@@ -1,7 +1,7 @@
 """A decoder that is larger than memory: base weights stay on disk, adapters, norms and biases in memory.
 
 It is an ordinary `Decoder`: adapters attach to it, any torch optimizer trains them, `LanguageModel` decodes with it.
-Only one block at a time has its weights; the others are placeholder.
+Only one block at a time has its weights; the others have placeholders.
 """
 
 from __future__ import annotations

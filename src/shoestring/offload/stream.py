@@ -1,6 +1,6 @@
 """Layers of a store brought into memory one after another, and bound to the parameters of their blocks.
 
-A block outside memory has placeholder matrices: one number that stands for all of them (NaN, so that a use by
+A block outside memory has placeholders for its matrices: one number that stands for all of them (NaN, so that a use by
 mistake shows), with the right shape. `load(index)` fills a buffer, points the block's parameters at it, and begins to
 read the next layer on a thread. Half-precision matrices are made float32 once, for all the microbatches that follow.
 On a GPU, a buffer is pinned memory, and the reading thread copies it to one of as many buffers there on a stream of its

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 FLOAT, HALF, INDEX, BYTE = 4, 2, 8, 1  # bytes of a number
@@ -184,41 +184,33 @@ class Tape:
         return self._save(x)
 
     @contextmanager
-    def saving(self, save: Callable[[Tensor], Saved]) -> Iterator[None]:
+    def _having(self, name: str, value: object) -> Iterator[None]:
+        before = getattr(self, name)
+        setattr(self, name, value)
+        try:
+            yield
+        finally:
+            setattr(self, name, before)
+
+    def saving(self, save: Callable[[Tensor], Saved]) -> AbstractContextManager[None]:
         """Inside, `save` says what becomes of saved tensors, as torch's hooks do: the innermost alone is asked."""
-        before, self._save = self._save, save
-        try:
-            yield
-        finally:
-            self._save = before
+        return self._having("_save", save)
 
-    @contextmanager
-    def recording(self, wanted: bool) -> Iterator[None]:
-        before, self.grad = self.grad, wanted
-        try:
-            yield
-        finally:
-            self.grad = before
+    def recording(self, wanted: bool) -> AbstractContextManager[None]:
+        """Inside, operations are recorded, or not."""
+        return self._having("grad", wanted)
 
-    @contextmanager
-    def recipes(self, wanted: bool) -> Iterator[None]:
+    def recipes(self, wanted: bool) -> AbstractContextManager[None]:
         """Inside, cheap parts are made again going backward, or not: as for what is made again as a whole."""
-        before, self.selective = self.selective, wanted
-        try:
-            yield
-        finally:
-            self.selective = before
+        return self._having("selective", wanted)
 
     @contextmanager
     def autocast(self, compute: int) -> Iterator[None]:
         """Inside, products run in numbers of so many bytes. Weights cast for it go with the outermost one."""
-        before, self.compute = self.compute, compute
-        try:
+        with self._having("compute", compute):
             yield
-        finally:
-            self.compute = before
-            if before == FLOAT:
-                self._cast.clear()
+        if self.compute == FLOAT:
+            self._cast.clear()
 
     def cast_once(self, weight: Tensor) -> Tensor:
         """A weight in the format of products; a trained one is cast once and kept."""

@@ -33,7 +33,7 @@ def this_machine(recipe: RunRecipe, read_speed: float = 1e9) -> Machine:
         int8_gain=int8_gain(),
         total=total_memory_bytes(),
         threads=torch.get_num_threads(),
-        onednn=TABLE.library(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn",
+        onednn=TABLE.choose(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn",
     )
 
 
