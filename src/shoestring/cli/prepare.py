@@ -45,8 +45,9 @@ def prepare(
         raise ConfigError("give either --tokenizer FOLDER or --vocabulary N (command line)")
     from shoestring.data.config import NewTokenizerConfig
     from shoestring.data.prepare import prepare as write_shards
+    from shoestring.models.named_tokenizer import named_tokenizer
 
-    chosen = _tokenizer(tokenizer) if tokenizer else NewTokenizerConfig(vocabulary=vocabulary or 0)
+    chosen = named_tokenizer(tokenizer, console.err.print)[0] if tokenizer else NewTokenizerConfig(vocabulary=vocabulary or 0)
     shards = write_shards(
         source,
         chosen,
@@ -74,13 +75,3 @@ def prepare(
     columns = ("split", "documents", "tokens", "text")
     console.out.print(console.table(columns, rows, right=columns[1:]))
     console.out.print(f"shards  {out}  vocabulary {shards.vocabulary_size:,}")
-
-
-def _tokenizer(name: str):
-    from shoestring.data.tokenizer import Tokenizer
-    from shoestring.models.resolve import find_model
-
-    folder = (
-        Path(name) if (Path(name) / "tokenizer.json").is_file() else find_model(name, say=console.err.print)
-    )
-    return Tokenizer.load(folder)

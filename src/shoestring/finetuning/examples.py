@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shoestring.core.errors import ModelFileError
 from shoestring.data.supervised.config import SupervisedDataConfig
 from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.data.supervised.supervise import ModelSide, Say, build_dataset
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.folder import read_config, read_generation_config
-from shoestring.models.resolve import find_model
+from shoestring.models.named_tokenizer import named_tokenizer
+from shoestring.models.peft_folder import find_base, is_adapter
 
 
 def prepare_dataset(
@@ -33,9 +35,13 @@ def model_side(model: str | Path | Tokenizer | ModelSide, say: Say | None = None
         return model
     if isinstance(model, Tokenizer):
         return ModelSide.of(model)
-    alone = Path(model).expanduser()
-    folder = alone if (alone / "tokenizer.json").is_file() else find_model(model, say=say)
-    tokenizer = Tokenizer.load(folder)
-    if not (folder / "config.json").is_file():  # a tokenizer's folder, or an adapter's
+    tokenizer, folder = named_tokenizer(model, say)
+    if is_adapter(folder):
+        try:
+            folder = find_base(folder, say)
+        except ModelFileError as error:
+            if say is not None:
+                say(f"{error.message}; so its context and its own end tokens are not known")
+    if not (folder / "config.json").is_file():  # a tokenizer's folder, or an adapter's without its base
         return ModelSide.of(tokenizer)
     return ModelSide.of(tokenizer, read_generation_config(folder).eos_ids, read_config(folder).context)

@@ -21,7 +21,7 @@ from shoestring.data.sources import Source
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.config import ModelConfig
 from shoestring.models.external import open_external
-from shoestring.models.resolve import find_model
+from shoestring.models.named_tokenizer import named_tokenizer
 
 
 def open_dataset(
@@ -33,7 +33,7 @@ def open_dataset(
     is empty.
     """
     if tokenizer is None and isinstance(config.tokenizer, str):
-        tokenizer = named_tokenizer(config.tokenizer, say)
+        tokenizer = named_tokenizer(config.tokenizer, say)[0]
     folder = Path(config.source) if is_shard_folder(config.source) else _cached(config, tokenizer)
     if say is not None and not is_shard_folder(folder):
         say(f"preparing {config.source} (once; kept in {folder})")
@@ -54,12 +54,6 @@ def external_vectors(
     if source is None:
         return {}
     return {split: source.of_split(shards, split, cache_dir() / "external") for split in SPLITS}
-
-
-def named_tokenizer(name: str, say: Callable[[str], None] | None = None) -> Tokenizer:
-    """The tokenizer of a tokenizer folder or of a MODEL."""
-    folder = Path(name)
-    return Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else find_model(name, say=say))
 
 
 def _cached(config: DataConfig, tokenizer: Tokenizer | None) -> Path:

@@ -81,7 +81,7 @@ def build_dataset(
         config = SupervisedDataConfig.model_validate({"source": str(data), **settings})
     length = sequence_length or side.context
     supervisor = Supervisor(side, config)
-    source = ExampleSource(config.source, config.format, config.on_bad_line, say)
+    source = ExampleSource(config.source, config.format, config.on_bad_line, say, config.columns)
     share = 0.0 if config.validation_source else config.validation
     builder = DatasetBuilder(config.source, source.form, supervisor.tokenizer, side.stop_ids, length)
     skipped = Skipped()
@@ -89,7 +89,7 @@ def build_dataset(
         builder.add(learned.ids, learned.supervised, learned.full_length, example.where, fraction(example.question()))
     builder.split(share)
     if config.validation_source:
-        held_out = ExampleSource(config.validation_source, config.format, config.on_bad_line, say)
+        held_out = ExampleSource(config.validation_source, config.format, config.on_bad_line, say, config.columns)
         for example, learned in supervisor.run(held_out.examples(skipped), length, skipped):
             builder.add(learned.ids, learned.supervised, learned.full_length, example.where, held_out=True)
     dataset = builder.build(skipped)

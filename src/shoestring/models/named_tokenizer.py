@@ -1,0 +1,20 @@
+"""A name to the tokenizer that it stands for: of a tokenizer's folder, a model, or an adapter, whose base may lend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.models.peft_folder import find_base, is_adapter
+from shoestring.models.resolve import Say, find_model
+
+
+def named_tokenizer(name: str | Path, say: Say | None = None) -> tuple[Tokenizer, Path]:
+    """The tokenizer of a tokenizer folder or of a MODEL, and the folder that was named.
+
+    Raises ModelFileError, TokenizerError and NetworkError.
+    """
+    alone = Path(name).expanduser()
+    folder = alone if (alone / "tokenizer.json").is_file() else find_model(name, say=say)
+    lends = is_adapter(folder) and not (folder / "tokenizer.json").is_file()
+    return Tokenizer.load(find_base(folder, say) if lends else folder), folder
