@@ -45,9 +45,14 @@ def prepare(
         raise ConfigError("give either --tokenizer FOLDER or --vocabulary N (command line)")
     from shoestring.data.config import NewTokenizerConfig
     from shoestring.data.prepare import prepare as write_shards
+    from shoestring.data.tokenizer import Tokenizer
     from shoestring.models.named_tokenizer import named_tokenizer
 
-    chosen = named_tokenizer(tokenizer, console.err.print)[0] if tokenizer else NewTokenizerConfig(vocabulary=vocabulary or 0)
+    chosen: NewTokenizerConfig | Tokenizer
+    if tokenizer is not None:
+        chosen, _ = named_tokenizer(tokenizer, console.err.print)
+    else:
+        chosen = NewTokenizerConfig(vocabulary=vocabulary or 0)
     shards = write_shards(
         source,
         chosen,

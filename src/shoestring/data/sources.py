@@ -59,7 +59,11 @@ class Skipped:
         self.first.setdefault(reason, where)
 
     def __str__(self) -> str:
-        return "; ".join(f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items())
+        return "; ".join(self.sentences())
+
+    def sentences(self) -> list[str]:
+        """One for each reason."""
+        return [f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items()]
 
 
 def split(name: str, validation: float) -> str:

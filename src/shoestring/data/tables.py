@@ -100,7 +100,7 @@ def _opened(content: TextIO, file: Path) -> tuple[list[str], Any]:
     except csv.Error as error:
         raise DataError(f"not a readable row: {error}", f"{file}:1", _QUOTES_HINT) from error
     if not any(cells):
-        raise DataError("no names of columns in the first line", str(file), "it names the columns, as: prompt,completion")
+        raise DataError("no names of columns in the first line", str(file), "write them there, as: prompt,completion")
     names = [name.strip() or f"column {number}" for number, name in enumerate(cells, 1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -40,7 +40,8 @@ _FORMS = (CallForm(), CallForm(text=True), CallForm(text=True, none=True), CallF
 def call_form(render: Callable[[list[Message]], str]) -> CallForm:
     """The first form in which a call comes through whole; the usual one where none does."""
     call = {"type": "function", "id": "zqcallqz0", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
-    said = [{"role": "user", "content": "zqaskqz"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    asked, called = {"role": "user", "content": "zqaskqz"}, {"role": "assistant", "content": "", "tool_calls": [call]}
+    said: list[Message] = [asked, called]
     for form in _FORMS:
         try:
             text = render(form.of(said))

@@ -1,4 +1,4 @@
-"""A name to the tokenizer that it stands for: of a tokenizer's folder, a model, or an adapter, whose base may lend it."""
+"""A name to the tokenizer that it stands for: of a tokenizer's folder, a model, or an adapter, maybe its base's."""
 
 from __future__ import annotations
 

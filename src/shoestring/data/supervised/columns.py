@@ -7,7 +7,7 @@ Names are compared without regard to case. `--columns prompt=Q completion=A` say
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shoestring.core.errors import ConfigError, DataError
@@ -36,7 +36,7 @@ def check_columns(columns: Mapping[str, str], rows: Iterable[Row], where: str) -
             raise DataError(f"there is no column {name!r} to be read as {field}; there are {shown}", where)
 
 
-def recognise(rows: list[Row], asked: Format = "auto") -> tuple[Format, dict[str, str]] | None:
+def recognise(rows: Sequence[Row], asked: Format = "auto") -> tuple[Format, dict[str, str]] | None:
     """The form of these rows by the names of their fields, and those that are not the form's own; None: no usual names.
 
     asked: only this form. A field counts where all rows have it; of several the first in the tables above.
@@ -73,7 +73,12 @@ _OPTIONAL: dict[Format, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _fields(rows: list[Row], how: Any) -> dict[str, str]:
+def described(columns: Mapping[str, str]) -> str:
+    """For the header."""
+    return ", ".join(f"{name} as {field}" for field, name in columns.items())
+
+
+def _fields(rows: Sequence[Row], how: Any) -> dict[str, str]:
     """Names in small letters -> as they are, of the fields that all rows have, or any."""
     names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
     return {name.strip().lower(): name for name in reversed(names) if how(row.get(name) is not None for row in rows)}
@@ -90,7 +95,7 @@ def _first(has: dict[str, str], *choices: tuple[str, ...]) -> list[str] | None:
     return found
 
 
-def _conversation(rows: list[Row], has: dict[str, str]) -> str | None:
+def _conversation(rows: Sequence[Row], has: dict[str, str]) -> str | None:
     for name in _CONVERSATIONS:
         if name not in has or (name == _CHOSEN and "prompt" in has):
             continue

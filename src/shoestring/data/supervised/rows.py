@@ -223,7 +223,8 @@ def _files(path: Path) -> list[Path]:
                 'save the sheet as "CSV UTF-8", with the names of the columns in its first line',
             )  # fmt: skip
         if not path.name.lower().endswith(ROW_SUFFIXES):
-            raise DataError("not a file of examples", str(path), f"known endings: {', '.join(ROW_SUFFIXES)}\n{EXPECTED}")
+            known = f"known endings: {', '.join(ROW_SUFFIXES)}"
+            raise DataError("not a file of examples", str(path), f"{known}\n{EXPECTED}")
         return [path]
     if not path.is_dir():
         raise DataError("no such file or folder", str(path), "for a data set on the hub write hf:OWNER/NAME")
