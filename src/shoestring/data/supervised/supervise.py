@@ -210,8 +210,8 @@ class Supervisor:
         if self.config.template == "none":
             if example.plain is None:
                 raise DataError(
-                    "without a template only a question and its answer can be joined, not a conversation, nor a system"
-                    " message, tools or a history beside them", example.where, "use data.template auto",
+                    "a conversation, a system message or tools cannot be joined without a template", example.where,
+                    "use data.template auto",
                 )  # fmt: skip
             if self.config.system is not None:
                 raise DataError("a system message has no place without a template", example.where, "drop data.system")
