@@ -79,7 +79,7 @@ def test_replies_that_are_asked_for_otherwise_than_they_are_taught_are_told(tmp_
 def test_fields_that_nothing_reads_are_told_by_name_and_count(tmp_path):
     rows = [{**GOOD, "score": 1}, {"messages": [{**USER, "name": "Ann", "id": "1"}, ANSWER]}, GOOD]
     unread, unused = reversed(prepared(tmp_path, rows, QWEN).notes)
-    assert unused == "fields that are not used: score (1 rows)"
+    assert unused == "fields that are not used: score (1 row)"
     assert unread.startswith("1 conversations with 'name' in messages, which the template does not read (first: ")
 
 

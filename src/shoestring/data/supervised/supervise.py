@@ -115,7 +115,8 @@ def _not_used(fields: Counter[str]) -> list[str]:
     """A sentence on the fields of rows that hold something and are not read."""
     if not fields:
         return []
-    return [f"fields that are not used: {', '.join(f'{name} ({n:,} rows)' for name, n in sorted(fields.items()))}"]
+    counted = (f"{name} ({n:,} row{'s' * (n != 1)})" for name, n in sorted(fields.items()))
+    return [f"fields that are not used: {', '.join(counted)}"]
 
 
 def fraction(text: str) -> float:
