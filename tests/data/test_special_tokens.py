@@ -57,6 +57,12 @@ def test_a_completion_that_goes_on_after_the_end_token_is_refused():
         prepared(families.base(), {"prompt": "a", "completion": "b</s> c"})
 
 
+@pytest.mark.parametrize("answer", ["15<|im_end|>", "15<|im_end|> or so"])
+def test_an_answer_that_holds_the_end_token_is_refused_under_a_template(answer):
+    with pytest.raises(DroppedContent, match=r"message 2 \(assistant\) contains <\|im_end\|>, which ends its turn there"):
+        prepared(families.chatml(families.QWEN25), {"prompt": "7 + 8?", "completion": answer})
+
+
 def test_an_end_token_alone_is_nothing_to_learn():
     with pytest.raises(NothingSupervised):
         prepared(families.base(), {"prompt": "a", "completion": " </s>\n"})
