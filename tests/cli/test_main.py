@@ -224,18 +224,28 @@ def test_every_built_in_recipe_is_listed_and_right(capsys):
         assert said(capsys, "recipe", "check", name)[0] == 0
 
 
-def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, monkeypatch):
-    from shoestring.core import speeds
+@pytest.fixture
+def measured(monkeypatch):
+    """A machine whose figures are known; -> the loads that others put on it, and whether peaks were measured again."""
+    from shoestring.core import machine, speeds
     from shoestring.core.matmul import TABLE
-    from shoestring.kernels import allocator
 
     peaks = {"float32": 2e11, "bfloat16": 8e11}
     monkeypatch.setattr(speeds, "matrix_peak", lambda dtype, device, refresh: peaks[dtype])
-    monkeypatch.setattr(speeds, "memory_bandwidth", lambda refresh: 4e10)
     monkeypatch.setattr(speeds, "disk_read_speed", lambda: 2e9)
     rates = {"library": "onednn", "gflops": {"torch": 90.4, "onednn": 123.0}, "threads": 2}
     monkeypatch.setattr(TABLE, "entry", lambda kind: rates)
     monkeypatch.setattr(TABLE, "forced", "")
+    load, again = [0.0], []
+    monkeypatch.setattr(machine, "others_load", lambda: load[0])
+    monkeypatch.setattr(speeds, "memory_bandwidth", lambda refresh: again.append(refresh) or 4e10)
+    return load, again, rates
+
+
+def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, measured):
+    from shoestring.kernels import allocator
+
+    rates = measured[2]
     code, out, _ = said(capsys, "doctor")
     assert code == 0
     names = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
@@ -250,3 +260,13 @@ def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, monkeypatch)
     # half of 2e11 FLOP/s over 6 operations for each of 10M parameters
     assert figures["tokens_per_second"] == pytest.approx(1666.67, abs=0.01)
     assert figures["matmul"]["kinds"]["float32 weight gradient 768x768x768"] == rates
+
+
+def test_doctor_notes_what_other_programs_take_and_keeps_what_it_knows_from_a_quieter_time(capsys, measured):
+    load, again, _ = measured
+    for share in (0.02, 0.55, None):
+        load[0] = share
+        code, out, _ = said(capsys, "doctor")
+        assert code == 0 and ("55% of the processor" in out) is (share == 0.55)
+        assert json.loads(said(capsys, "doctor", "--json")[1])["load_of_others"] == share
+    assert again == [True, True, False, False, True, True]

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from shoestring.core.files import (
     atomic_folder,
     atomic_write,
     cache_dir,
+    exclusive,
+    hold,
     recover_folder,
     remove_stale,
     replace_symlink_or_pointer,
@@ -27,6 +30,7 @@ from shoestring.core.files import (
 # Replaces a folder of 20 files that all hold one number, over and over, with the next number.
 WRITER = """
 import sys
+import threading
 from pathlib import Path
 from shoestring.core import files
 if sys.argv[2] == "two-step":
@@ -224,3 +228,34 @@ def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     assert cache_dir() == tmp_path / "own" and cache_dir().is_dir()
     monkeypatch.delenv("SHOESTRING_CACHE")
     assert cache_dir() == tmp_path / "xdg" / "shoestring"
+
+
+def test_a_lock_is_held_until_it_is_released_or_its_owner_dies(tmp_path):
+    file = tmp_path / "lock"
+    code = "import sys, time; from shoestring.core.files import hold; held = hold(sys.argv[1]); print(held, flush=True)"
+    command = [sys.executable, "-c", f"{code}; time.sleep(60)", str(file)]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None and "Held" in owner.stdout.readline()
+    assert hold(file) is None
+    owner.kill()
+    owner.wait()
+    held = hold(file)
+    assert held is not None and hold(file) is None
+    held.release()
+    again = hold(file)
+    assert again is not None
+    again.release()
+
+
+def test_whoever_wants_a_lock_that_another_has_waits_for_as_long_as_it_takes(tmp_path):
+    held, entered = hold(tmp_path / "lock"), threading.Event()
+    assert held is not None
+
+    def enter():
+        with exclusive(tmp_path / "lock"):
+            entered.set()
+
+    threading.Thread(target=enter, daemon=True).start()
+    assert not entered.wait(0.2)
+    held.release()
+    assert entered.wait(5)

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from shoestring.cli.overrides import split_overrides
 from shoestring.cli.verbs import VERBS, overview
+from shoestring.core import interrupt
 from shoestring.core.errors import ConfigError, ShoestringError
 
 if TYPE_CHECKING:
     from cyclopts import App
 
-INTERRUPTED, BROKEN_PIPE = 130, 141
+INTERRUPTED, BROKEN_PIPE = interrupt.EXIT_CODE, 141
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             reconfigure(errors="replace")
     tokens = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return _answer(tokens)
+        with interrupt.listening(to_the_end=arguments is None):
+            return _answer(tokens)
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,6 +52,7 @@ def _answer(tokens: list[str]) -> int:
         _complain(str(error) if error.exit_code == INTERRUPTED else f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
+        interrupt.answered()
         _complain("interrupted")
         return INTERRUPTED
 

@@ -93,17 +93,37 @@ def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None)
 
 @contextmanager
 def exclusive(file: str | Path) -> Iterator[None]:
-    """Hold the lock file; the system releases it when the process dies, however it dies."""
-    with open(file, "a+b") as handle:
-        if sys.platform == "win32":
-            import msvcrt
+    """Hold the lock file, waiting for whoever has it as long as need be.
 
-            msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
+    It is free again when the process dies, however it dies.
+    """
+    from filelock import FileLock
 
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(file):
         yield
+
+
+class Held:
+    """A lock file that is this process's until `release`, or until the process dies."""
+
+    def __init__(self, lock: Any):
+        self._lock = lock
+
+    def release(self) -> None:
+        self._lock.release(force=True)
+
+
+def hold(file: str | Path) -> Held | None:
+    """Take the lock file, without waiting; None where another has it. Raises RunError when it cannot be written."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file, timeout=0, thread_local=False)
+    with _clear_errors(Path(file)):
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+    return Held(lock)
 
 
 @contextmanager

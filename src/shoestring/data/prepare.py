@@ -50,16 +50,22 @@ def prepare(
     when `out` holds shards of another tokenizer, DataError when it is a finished folder of other text or
     settings, and as Source does. A second process with the same `out` waits for the first.
     """
-    out = Path(out)
-    opened = Source(source, text_field, validation, on_bad_line)
-    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+    return prepare_source(Source(source, text_field, validation, on_bad_line), tokenizer, out, shard_tokens)
+
+
+def prepare_source(
+    opened: Source, tokenizer: Tokenizer | NewTokenizerConfig, out: str | Path, shard_tokens: int = 2**26
+) -> ShardFolder:
+    """`prepare` with a source that is opened already, whose text is then hashed no second time."""
+    out, source = Path(out), Path(opened.source)
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise DataError("the shards would be written among the text", str(out), "give another --out")
     inputs = {
         "source": opened.fingerprint(),
         "settings": {
-            "text_field": text_field,
-            "validation": validation,
-            "on_bad_line": on_bad_line,
+            "text_field": opened.text_field,
+            "validation": opened.validation,
+            "on_bad_line": opened.on_bad_line,
             "shard_tokens": shard_tokens,
         },
         "new_tokenizer": tokenizer.model_dump() if isinstance(tokenizer, NewTokenizerConfig) else None,
@@ -89,8 +95,10 @@ def _finish(
     return ShardFolder(out)
 
 
-def prepare_recipe(config: DataConfig, tokenizer: Tokenizer | None, out: str | Path) -> ShardFolder:
-    """`prepare` with the settings of a recipe.
+def prepare_recipe(
+    config: DataConfig, tokenizer: Tokenizer | None, out: str | Path, opened: Source | None = None
+) -> ShardFolder:
+    """`prepare` with the settings of a recipe. opened: its source, where it is open already.
 
     tokenizer: the one that `config.tokenizer` names; None to train one.
     A `config.source` that is itself a folder of shards is opened in place; its tokenizer must then be the
@@ -108,15 +116,13 @@ def prepare_recipe(config: DataConfig, tokenizer: Tokenizer | None, out: str | P
     new = config.tokenizer if isinstance(config.tokenizer, NewTokenizerConfig) else None
     chosen = tokenizer or new
     assert chosen is not None, "config.tokenizer names a folder: load it first"
-    return prepare(
-        config.source,
-        chosen,
-        out,
-        config.text_field,
-        config.validation,
-        config.on_bad_line,
-        config.shard_tokens,
-    )
+    opened = opened or recipe_source(config)
+    return prepare_source(opened, chosen, out, config.shard_tokens)
+
+
+def recipe_source(config: DataConfig) -> Source:
+    """What a recipe reads."""
+    return Source(config.source, config.text_field, config.validation, config.on_bad_line)
 
 
 def _open_journal(

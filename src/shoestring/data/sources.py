@@ -96,6 +96,7 @@ class Source:
         self.on_bad_line = on_bad_line
         self.files = _standard_library() if self.source == "stdlib" else _list(Path(source))
         self._forced = self._validation_file()
+        self._fingerprint: str | None = None
 
     def documents(self, skipped: Skipped | None = None) -> Iterator[Document]:
         """Each document in a fixed order. Raises DataError if there is none."""
@@ -114,7 +115,12 @@ class Source:
         return sum(file.stat().st_size for _, file in self.files)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and contents of all files, and the settings that decide what is read."""
+        """SHA-256 over names and contents of all files, and the settings that decide what is read. Read once."""
+        if self._fingerprint is None:
+            self._fingerprint = self._hash_everything()
+        return self._fingerprint
+
+    def _hash_everything(self) -> str:
         digest = hashlib.sha256(json.dumps([self.text_field, self.validation, self.on_bad_line]).encode())
         for name, file in self.files:
             try:

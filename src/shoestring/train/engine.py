@@ -177,22 +177,22 @@ class LocalEngine:
         """Send the objective's penalties backward; -> the mean of each over ranks, by name."""
         found: dict[str, float] = {}
         device = self.decoder.embedding.weight.device.type
-        with torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32):
+        autocast = torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32)
+        with parallel.together(), autocast:
             for penalty in self.objective.penalties(self.steps):
                 mean = penalty.value / parallel.world_size()
                 (penalty.weight * mean).backward()
-                found[penalty.name] = parallel.sum_numbers(float(mean.detach()))[0]
-        return found
+                found[penalty.name] = float(mean.detach())
+        return parallel.sum_named(found)
 
     def finish(self, summed: float, count: int, metrics: dict[str, float], penalties: dict[str, float]) -> Loss:
         """Gradients and loss over all ranks, of a step whose `count` is that already."""
         parallel.sum_gradients(self.decoder.parameters())
-        summed, *values = parallel.sum_numbers(summed, *metrics.values())
+        summed = parallel.sum_numbers(summed)[0]
+        metrics = parallel.sum_named(metrics)
         self._finite = math.isfinite(summed)
         means = {name: mean * count for name, mean in penalties.items()}
-        return Loss(
-            torch.tensor(summed, dtype=torch.float64), count, dict(zip(metrics, values, strict=True)) | means
-        )
+        return Loss(torch.tensor(summed, dtype=torch.float64), count, metrics | means)
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> float:

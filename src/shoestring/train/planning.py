@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,12 +25,18 @@ R = TypeVar("R", bound=RunRecipe)
 _LARGE = 768  # rows, columns and sums of a product of which most of a step is made
 
 
-def this_machine(recipe: RunRecipe, read_speed: float = 1e9) -> Machine:
-    """This process and this processor, for a run of `recipe`. read_speed: bytes a second of the disk with the model."""
+def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e9) -> Machine:
+    """This process and this processor, for a run of `recipe`. read_speed: bytes a second of the disk with the model.
+
+    Speeds are measured by the first process while the others wait: together they would measure one another.
+    """
+    flops, speed = parallel.by_first(
+        lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), read_speed()]
+    )
     return Machine(
         process=rss_bytes() - allocator.kept(),
-        flops=matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)),
-        read_speed=read_speed,
+        flops=flops,
+        read_speed=speed,
         int8_gain=int8_gain(),
         total=total_memory_bytes(),
         threads=torch.get_num_threads(),
@@ -44,15 +51,19 @@ def int8_gain() -> float:
 
 
 def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tuple[R, Choice]:
-    """The recipe with engine and microbatch as chosen by the first process, and the choice. Shows the sum of a budget.
+    """The recipe with engine and microbatch as chosen by the first process, and the choice; it shows a budget's sum.
 
     Raises BudgetError when nothing fits.
     """
     budget = recipe.budget.memory
-    choice = choose(shape, machine, budget, options)
-    spec = EngineSpec(**parallel.from_first(asdict(choice.spec)))
-    if spec != choice.spec:
-        choice = Choice(spec, predict(shape, spec, machine))
+    made: list[Choice] = []
+
+    def by_this_process() -> dict[str, Any]:
+        made.append(choose(shape, machine, budget, options))
+        return asdict(made[0].spec)
+
+    spec = EngineSpec(**parallel.by_first(by_this_process))
+    choice = made[0] if made else Choice(spec, predict(shape, spec, machine))
     if budget is not None:
         before = allocator.live()  # tensors of this process that are none of the run's
         beside = choice.prediction.total - choice.prediction.tensor_bytes - before
