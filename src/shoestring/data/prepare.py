@@ -20,7 +20,8 @@ import numpy as np
 
 from shoestring.core import console
 from shoestring.core.errors import DataError, TokenizerError
-from shoestring.core.files import atomic_folder, atomic_write, exclusive
+from shoestring.core.files import atomic_folder, atomic_write, clear_errors, exclusive
+from shoestring.core.foreign import read_json
 from shoestring.data.config import DataConfig, NewTokenizerConfig
 from shoestring.data.shards import FORMAT, INDEX, SPLITS, Shard, ShardFolder, check_size, index_checksum
 from shoestring.data.sources import Document, Skipped, Source
@@ -52,7 +53,7 @@ def prepare(
     """
     out = Path(out)
     opened = Source(source, text_field, validation, on_bad_line)
-    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+    if os.path.isdir(source) and out.resolve().is_relative_to(Path(source).resolve()):
         raise DataError("the shards would be written among the text", str(out), "give another --out")
     inputs = {
         "source": opened.fingerprint(),
@@ -65,7 +66,8 @@ def prepare(
         "new_tokenizer": tokenizer.model_dump() if isinstance(tokenizer, NewTokenizerConfig) else None,
     }
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        with clear_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
         with exclusive(out / LOCK):
             return _finish(opened, tokenizer, out, inputs)
     except OSError as error:
@@ -96,7 +98,7 @@ def prepare_recipe(config: DataConfig, tokenizer: Tokenizer | None, out: str | P
     A `config.source` that is itself a folder of shards is opened in place; its tokenizer must then be the
     given one.
     """
-    if (Path(config.source) / INDEX).is_file():
+    if os.path.isfile(Path(config.source) / INDEX):
         shards = ShardFolder(config.source)
         if tokenizer is not None and tokenizer.fingerprint() != shards.tokenizer_fingerprint:
             raise TokenizerError(
@@ -126,7 +128,7 @@ def _open_journal(
     file = out / JOURNAL
     if file.is_file():
         try:
-            journal = json.loads(file.read_text(encoding="utf-8"))
+            journal = read_json(file)
             changed = _difference(journal["inputs"], inputs)
             if not changed:
                 _check_tokenizer(journal, inputs, tokenizer, out)
