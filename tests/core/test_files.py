@@ -155,7 +155,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(tmp_path, monkeypa
 
     monkeypatch.setattr(files.os, "fsync", full)
     for manager in (atomic_write(tmp_path / "f"), atomic_folder(tmp_path / "d")):
-        with pytest.raises(RunError, match="the disk is full; nothing was changed"), manager as target:
+        with pytest.raises(RunError, match="the disk is full: this was not written; what was written before"), manager as target:
             if isinstance(target, Path):
                 (target / "x").write_text("1")
             else:
@@ -186,6 +186,26 @@ def test_a_read_only_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(files.Path, "mkdir", read_only)
     with pytest.raises(RunError, match="the disk is read-only"), atomic_folder(tmp_path / "a" / "d"):
         raise AssertionError("must be refused before any work")
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        (lambda here: here / "file" / "out", "a file stands in the way"),
+        (lambda here: here / ("n" * 300), "File name too long"),
+        (lambda here: here / ("n" * 240), "File name too long"),  # its temporary sibling is longer
+        (lambda here: here / ("n" * 300) / "out", "File name too long"),
+        (lambda here: here / os.fsdecode(b"a\xff"), "not UTF-8"),
+    ],
+    ids=["below a file", "long", "rather long", "long above", "bytes"],
+)
+def test_a_place_that_cannot_be_is_one_sentence_that_names_it(tmp_path, place, sentence):
+    (tmp_path / "file").write_text("x")
+    for writing in (atomic_write, atomic_folder):
+        with pytest.raises(RunError, match=sentence) as caught, writing(place(tmp_path)):
+            raise AssertionError("must be refused before any work")
+        assert str(tmp_path) in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_forbidden_input_is_not_blamed_on_the_output(tmp_path):

@@ -20,7 +20,8 @@ import numpy as np
 
 from shoestring.core import console
 from shoestring.core.errors import DataError, TokenizerError
-from shoestring.core.files import atomic_folder, atomic_write, exclusive
+from shoestring.core.files import atomic_folder, atomic_write, clear_errors, exclusive
+from shoestring.core.foreign import read_json
 from shoestring.data.config import DataConfig, NewTokenizerConfig
 from shoestring.data.shards import FORMAT, INDEX, SPLITS, Shard, ShardFolder, check_size, index_checksum
 from shoestring.data.sources import Document, Skipped, Source
@@ -57,8 +58,8 @@ def prepare_source(
     opened: Source, tokenizer: Tokenizer | NewTokenizerConfig, out: str | Path, shard_tokens: int = 2**26
 ) -> ShardFolder:
     """`prepare` with a source that is opened already, whose text is then hashed no second time."""
-    out, source = Path(out), Path(opened.source)
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+    out, source = Path(out), opened.source
+    if os.path.isdir(source) and out.resolve().is_relative_to(Path(source).resolve()):
         raise DataError("the shards would be written among the text", str(out), "give another --out")
     inputs = {
         "source": opened.fingerprint(),
@@ -71,7 +72,8 @@ def prepare_source(
         "new_tokenizer": tokenizer.model_dump() if isinstance(tokenizer, NewTokenizerConfig) else None,
     }
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        with clear_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
         with exclusive(out / LOCK):
             return _finish(opened, tokenizer, out, inputs)
     except OSError as error:
@@ -104,7 +106,7 @@ def prepare_recipe(
     A `config.source` that is itself a folder of shards is opened in place; its tokenizer must then be the
     given one.
     """
-    if (Path(config.source) / INDEX).is_file():
+    if os.path.isfile(Path(config.source) / INDEX):
         shards = ShardFolder(config.source)
         if tokenizer is not None and tokenizer.fingerprint() != shards.tokenizer_fingerprint:
             raise TokenizerError(
@@ -132,7 +134,7 @@ def _open_journal(
     file = out / JOURNAL
     if file.is_file():
         try:
-            journal = json.loads(file.read_text(encoding="utf-8"))
+            journal = read_json(file)
             changed = _difference(journal["inputs"], inputs)
             if not changed:
                 _check_tokenizer(journal, inputs, tokenizer, out)

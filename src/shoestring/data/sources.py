@@ -22,6 +22,7 @@ from typing import IO
 import zstandard
 
 from shoestring.core.errors import DataError
+from shoestring.core.foreign import parse_json
 
 PIECE_BYTES = 4 * 2**20
 LINE_LIMIT = 64 * 2**20  # a JSONL line longer than this is not a line of text
@@ -231,7 +232,7 @@ def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]
     if len(line) > LINE_LIMIT:
         raise DataError(f"a line longer than {LINE_LIMIT // 2**20} MiB", where, _SKIP_HINT)
     try:
-        entry = json.loads(line.decode("utf-8-sig"))
+        entry = parse_json(line)
     except UnicodeDecodeError as error:
         raise DataError(
             f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, _UTF8_HINT
@@ -240,7 +241,7 @@ def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]
         raise DataError(
             f"not a JSON object: {error.msg.removesuffix(' at')} at column {error.colno}", where, _SKIP_HINT
         ) from error
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"not a readable JSON object: {error}", where, _SKIP_HINT) from error
     expected = f'expected {{"{text_field}": "..."}}; data.text_field names another field\n{_SKIP_HINT}'
     if not isinstance(entry, dict):
@@ -316,9 +317,9 @@ def _is_binary(file: Path) -> bool:
 
 def _list(path: Path) -> list[tuple[str, Path]]:
     """(name, file) of a file or of all files under a folder, sorted by name; hidden ones are left out."""
-    if path.is_file():
+    if os.path.isfile(path):
         return [(path.name, path)]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(
             "no such file or folder",
             str(path),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def external_vectors(
 def named_tokenizer(name: str, say: Callable[[str], None] | None = None) -> Tokenizer:
     """The tokenizer of a tokenizer folder or of a MODEL."""
     folder = Path(name)
-    return Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else find_model(name, say=say))
+    return Tokenizer.load(folder if os.path.isfile(folder / "tokenizer.json") else find_model(name, say=say))
 
 
 def _cached(config: DataConfig, tokenizer: Tokenizer | None, source: Source) -> Path:

@@ -6,6 +6,7 @@ step.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -48,4 +49,5 @@ class StopRequest:
             leave()
         self.requested = True
         # os.write, because the console may be in the middle of a line and holds a lock.
-        os.write(2, b"\nstopping after this step; again to stop at once without saving\n")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nstopping after this step; again to stop at once without saving\n")

@@ -20,7 +20,7 @@ from shoestring.core import console, matmul
 from shoestring.core.allocator import GIVEN_BACK, LARGE
 from shoestring.core.device import check_memory_budget, resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError, RunError
-from shoestring.core.machine import peak_rss_bytes
+from shoestring.core.machine import cpu_count, peak_rss_bytes
 from shoestring.core.seeds import seed_everything
 from shoestring.core.speeds import matrix_peak
 from shoestring.core.units import format_bytes
@@ -164,7 +164,7 @@ def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
         check_free(Path(recipe.out))
     allocator.install(LARGE if recipe.budget.memory is None else GIVEN_BACK)
     if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
+        torch.set_num_threads(_threads(recipe.threads))
     if not matmul.TABLE.adopt(start.state.matmul):
         say(matmul.OTHER_MACHINE)
     seed_everything(recipe.seed)
@@ -189,6 +189,14 @@ def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
         allocator.limit()  # a cap is of this run, not of the process
     run.peak_memory, run.allocated = peak_rss_bytes(), allocator.counts()
     return run
+
+
+def _threads(asked: int) -> int:
+    """As many as the machine can start: OpenMP ends the process where it cannot."""
+    most = max(4 * cpu_count(), 16)
+    if asked > most:
+        say(f"threads   {most}, not {asked}: this machine has {cpu_count()} cores")
+    return min(asked, most)
 
 
 def _beyond(refusal: allocator.Refusal) -> str:

@@ -7,6 +7,7 @@ be equal.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from shoestring.core.config import Config, dump_yaml
 from shoestring.core.errors import RunError
-from shoestring.core.files import Held, atomic_write, hold
+from shoestring.core.files import Held, atomic_write, check_place, clear_errors, hold
 from shoestring.train import parallel
 from shoestring.train.checkpoint import checkpoints, clean, read_state
 from shoestring.train.metrics import truncate_metrics
@@ -109,7 +110,8 @@ def claim(recipe: RunRecipe, name: str) -> tuple[Any, Path, Held | None]:
     def make() -> str:
         folder = Path(recipe.out) if recipe.out is not None else _next_free(Path("runs"), name)
         check_free(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with clear_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return str(folder)
 
     folder = Path(parallel.by_first(make))
@@ -130,15 +132,16 @@ def claim(recipe: RunRecipe, name: str) -> tuple[Any, Path, Held | None]:
 
 def check_free(folder: Path) -> None:
     """Raises RunError where a new run cannot stand."""
-    if folder.exists() and not folder.is_dir():
+    check_place(folder)
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise RunError("this is a file, not a folder", str(folder), "choose another --out")
-    if (folder / RECIPE).exists():
+    if os.path.exists(folder / RECIPE):
         raise RunError(
             "there is a run in this folder already",
             str(folder),
             f"continue it with --resume {folder}, or choose another --out",
         )
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if os.path.isdir(folder) and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RunError("this folder is not empty", str(folder), "choose another --out")
 
 
@@ -150,9 +153,9 @@ def save_recipe(recipe: Config, folder: Path) -> None:
 def find_run(text: str | Path) -> Path:
     """The run folder that OUT, OUT/latest or OUT/step-N names. Raises RunError."""
     path = Path(text)
-    if (path / RECIPE).is_file():
+    if os.path.isfile(path / RECIPE):
         return path
-    if (path.name in ("latest", "best") or path.name.startswith("step-")) and (path.parent / RECIPE).is_file():
+    if (path.name in ("latest", "best") or path.name.startswith("step-")) and os.path.isfile(path.parent / RECIPE):
         return path.parent
     raise RunError("no run to resume here: there is no recipe.yaml", str(path), "give the --out folder of a run")
 
@@ -209,7 +212,8 @@ def _show(values: dict[str, Any], key: str) -> str:
 
 def _next_free(parent: Path, name: str) -> Path:
     """Make and return parent/NAME-N; making it is what claims it from another process."""
-    parent.mkdir(parents=True, exist_ok=True)
+    with clear_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         try:
             (parent / f"{name}-{number}").mkdir()
