@@ -118,7 +118,7 @@ def hold(file: str | Path) -> Held | None:
     from filelock import FileLock, Timeout
 
     lock = FileLock(file, timeout=0, thread_local=False)
-    with _clear_errors(Path(file)):
+    with clear_errors(Path(file)):
         try:
             lock.acquire()
         except Timeout:
