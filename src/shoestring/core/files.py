@@ -199,6 +199,20 @@ def resolve_pointer(link: str | Path) -> Path:
     return link
 
 
+LFS_POINTER = "this is a Git LFS pointer, a note of where the file is, and not the file"
+LFS_HINT = "fetch the files themselves: git lfs pull, in the folder that was cloned"
+
+
+def is_lfs_pointer(path: str | Path) -> bool:
+    """Whether a file is what Git leaves in the place of a large one where Git LFS is not installed."""
+    begin = b"version https://git-lfs.github.com/spec/"
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(begin)) == begin
+    except OSError:
+        return False
+
+
 def sha256_file(path: str | Path) -> str:
     """The file's SHA-256 in hexadecimal, read in blocks of 1 MiB."""
     digest = hashlib.sha256()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from shoestring.core.errors import DataError
+from shoestring.core.errors import ConfigError, DataError
 from shoestring.core.files import cache_dir
 from shoestring.data.config import DataConfig, NewTokenizerConfig
 from shoestring.data.loader import ExternalVectors
@@ -50,6 +50,11 @@ def external_vectors(
     model: ModelConfig, shards: ShardFolder, say: Callable[[str], None] | None = None
 ) -> dict[str, ExternalVectors]:
     """For each split the vectors that the model's input adapter takes, kept in the cache; {} where it takes none."""
+    if model.input_adapter is not None and model.input_adapter.source is None:
+        raise ConfigError(
+            "model.input_adapter has no source: there is nothing to take its vectors from",
+            hint="name one, as model.input_adapter.source.encoder=minilm, or leave the adapter out",
+        )
     source = open_external(model, shards.tokenizer, say)
     if source is None:
         return {}
@@ -59,7 +64,7 @@ def external_vectors(
 def named_tokenizer(name: str, say: Callable[[str], None] | None = None) -> Tokenizer:
     """The tokenizer of a tokenizer folder or of a MODEL."""
     folder = Path(name)
-    return Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else find_model(name, say=say))
+    return Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else find_model(name, say=say, encoder=True))
 
 
 def _cached(config: DataConfig, tokenizer: Tokenizer | None) -> Path:

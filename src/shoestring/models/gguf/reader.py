@@ -20,6 +20,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from shoestring.core.errors import ModelFileError
+from shoestring.core.files import LFS_HINT, LFS_POINTER, is_lfs_pointer
 
 # Generous for every real model, small enough that a header made to hurt cannot take much memory.
 MOST_HEADER_BYTES = 256 * 2**20
@@ -68,6 +69,8 @@ class GGUFFile:
         try:
             with open(self.path, "rb") as stream:
                 self.size = stream.seek(0, 2)
+                if is_lfs_pointer(self.path):
+                    raise self.error(LFS_POINTER, LFS_HINT)
                 if self.size < 24:
                     raise self.error("too short to be a GGUF file")
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
