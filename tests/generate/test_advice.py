@@ -100,7 +100,12 @@ def test_repeated_ngrams_are_those_of_transformers(size):
     assert ours(no_repeat_ngram_size=size) == theirs(NoRepeatNGramLogitsProcessor(size))
 
 
-@pytest.mark.parametrize("words", [[[3]], [[9, 7, 1]], [[9, 7, 1], [7, 6], [2, 6], [11], [10]], [[*HISTORY, 1], [0, *HISTORY, 2]]])
+BAD_WORDS = [
+    [[3]], [[9, 7, 1]], [[9, 7, 1], [7, 6], [2, 6], [11], [10]], [[*HISTORY, 1], [0, *HISTORY, 2]],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", BAD_WORDS)
 def test_bad_words_are_those_of_transformers(words):
     found = ours(frozenset({11}), bad_words_ids=tuple(map(tuple, words)))
     assert found == theirs(NoBadWordsLogitsProcessor(words, eos_token_id=torch.tensor([11])))
@@ -123,7 +128,8 @@ def test_min_p_is_that_of_transformers(min_p, rest):
     expected = MinPLogitsWarper(min_p)(None, plain.log()).softmax(-1)
     found = distribution(logits, config)
     torch.testing.assert_close(found, expected)
-    assert torch.equal(found > 0, MinPLogitsWarper(min_p)(None, TemperatureLogitsWarper(0.8)(None, logits)).isfinite() & (plain > 0))
+    alone = MinPLogitsWarper(min_p)(None, TemperatureLogitsWarper(0.8)(None, logits))
+    assert torch.equal(found > 0, alone.isfinite() & (plain > 0))
     weights, ids = candidates(logits / 0.8, config)
     picked = torch.zeros_like(logits).scatter(-1, ids, weights / weights.sum(-1, keepdim=True))
     torch.testing.assert_close(picked, expected)

@@ -1,4 +1,4 @@
-"""Adapters and quantized weights on mixtures of experts and latent attention: in a step, from disk, and token by token."""
+"""Adapters and quantized weights on mixtures of experts and latent attention: in a step, from disk, and decoding."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_streamed_step_with_adapters_is_the_resident_one(family, format, tmp_p
         assert_close(found[1][1][name], gradient, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [Int8Config(), NF4Config(), LoRAConfig(rank=3)], ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize("config", [Int8Config(), NF4Config(), LoRAConfig(rank=3)], ids=lambda c: type(c).__name__)
 def test_cached_decoding_of_replaced_linears_equals_the_whole_sequence(config, tmp_path):
     """Latent attention absorbs the weight of one linear, whatever stands there."""
     model = load_model(folder_of("deepseek_v3", tmp_path / "model"))

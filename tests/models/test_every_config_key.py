@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 
 from shoestring.core.errors import ModelFileError
 from shoestring.models.builder import build
-from shoestring.models.families.family import HARMLESS, NEUTRAL
+from shoestring.models.families.family import NEUTRAL
 from shoestring.models.families.registry import family_named
 from tests.models.tiny_families import EVERY_FAMILY, SIZES
 
@@ -41,9 +41,9 @@ ROTARY = {
 }  # fmt: skip
 # Fields that stand in published configs of some family, or once did.
 OTHERS = (
-    "head_dim", "layer_types", "max_window_layers", "mlp_bias", "num_experts", "num_local_experts", "partial_rotary_factor",
-    "rope_interleave", "rope_scaling", "rope_theta", "scoring_func", "sliding_window", "topk_method", "use_sliding_window",
-    "num_nextn_predict_layers", "norm_topk_prob", "attention_bias", "rotary_dim", "quantization_config",
+    "attention_bias", "head_dim", "layer_types", "max_window_layers", "mlp_bias", "norm_topk_prob", "num_experts",
+    "num_local_experts", "num_nextn_predict_layers", "partial_rotary_factor", "quantization_config", "rope_interleave",
+    "rope_scaling", "rope_theta", "rotary_dim", "scoring_func", "sliding_window", "topk_method", "use_sliding_window",
 )  # fmt: skip
 DROPPED = object()
 
@@ -52,7 +52,7 @@ DROPPED = object()
 def base(family: str, rotary: str = "default") -> dict[str, Any]:
     """config.json of a tiny model as transformers writes it."""
     config_class, _, settings = EVERY_FAMILY[family]
-    config = config_class(**{**SIZES, "rms_norm_eps": 0.1, **settings, "rope_parameters": dict(ROTARY[rotary])})
+    config = config_class(**{**SIZES, "rms_norm_eps": 1e-3, **settings, "rope_parameters": dict(ROTARY[rotary])})
     values = {**json.loads(config.to_json_string()), "architectures": None}
     return {key: value for key, value in values.items() if key not in ("transformers_version", "_name_or_path")}
 
@@ -137,7 +137,7 @@ def verdict(family: str, values: dict[str, Any]) -> str:
             parameter.copy_(drawn(name, tuple(parameter.shape)))
         found = ours.head(ours(TOKENS)[0])
     difference = float((found - expected).abs().max())
-    return "same" if difference < 2e-3 else f"logits differ by {difference:.4f}"
+    return "same" if difference < 1e-4 else f"logits differ by {difference:.4f}"
 
 
 @torch.no_grad()
@@ -168,18 +168,24 @@ def _stored(family: str, name: str, parameter: torch.Tensor) -> dict[str, torch.
     block, _, joined = name.partition(".mlp.experts.")
     found = {}
     for number, matrix in enumerate(parameter):
-        parts = dict(zip(("gate", "up"), matrix.chunk(2), strict=True)) if joined == "gate_up_proj" else {"down": matrix}
+        halves = zip(("gate", "up"), matrix.chunk(2), strict=True)
+        parts = dict(halves) if joined == "gate_up_proj" else {"down": matrix}
         for part, tensor in parts.items():
             last = {"gate": "w1", "up": "w3", "down": "w2"}[part]
-            inner = f"block_sparse_moe.experts.{number}.{last}" if family == "mixtral" else f"mlp.experts.{number}.{part}_proj"
+            inner = f"mlp.experts.{number}.{part}_proj"
+            if family == "mixtral":
+                inner = f"block_sparse_moe.experts.{number}.{last}"
             found[f"{block}.{inner}.weight"] = tensor
     return found
 
 
 @functools.cache
 def drawn(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The same for this name and shape every time; norms and biases are not trivial."""
-    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) * 0.15
+    """The same for this name and shape every time; norms and biases are not trivial, embeddings so small that the
+    norms' epsilon is not lost beside them, scores so large that positions matter."""
+    small, large = "embed_tokens" in name, ".q_" in name or ".k_" in name
+    scale = 0.05 if small else 0.5 if large else 0.15
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) * scale
     return numbers + 1 if "norm" in name else numbers
 
 
@@ -213,7 +219,7 @@ KNOWN = [
     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}, "refused"),
     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention"] * 2}, "refused"),
     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": None}, "same"),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0, "layer_types": DROPPED}, "same"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": None, "layer_types": DROPPED}, "same"),
     ("deepseek_v3", {"rope_interleave": None}, "same"),
     ("deepseek_v3", {"q_lora_rank": DROPPED}, "same"),
     ("deepseek_v3", {"first_k_dense_replace": DROPPED}, "same"),
@@ -230,7 +236,7 @@ def test_a_familys_own_default_holds_where_a_key_is_silent(family, change, expec
 
 
 def test_a_sample_of_changed_keys_is_computed_as_by_transformers_or_refused():
-    found, counts = wrong(random.Random(1).sample(list(cases()), 250))
+    found, counts = wrong(random.Random(1).sample(list(cases()), 200))
     assert not found
     assert min(counts["same"], counts["refused"]) > 50
 
@@ -241,10 +247,3 @@ def test_every_changed_key_is_computed_as_by_transformers_or_refused():
     assert not found, (counts, found)
     assert counts["same"] > 500 and counts["refused"] > 500
 
-
-def test_fields_that_do_no_harm_are_none_that_transformers_computes_with():
-    """Of config.json: what we read without a look at it changes no field of the config that transformers makes."""
-    for family, (config_class, _, _) in EVERY_FAMILY.items():
-        known = set(config_class().to_dict()) & HARMLESS
-        for key in sorted(known - {"architectures", "model_type", "dtype", "attention_dropout"}):
-            assert verdict(family, changed(base(family), key, DROPPED)) == "same"

@@ -19,10 +19,10 @@ from shoestring.models.folder import load_model, read_config, save_model
 from shoestring.models.gguf.reader import GGUFFile
 from shoestring.models.peft_folder import save_adapter
 from shoestring.models.resolve import find_model
+from shoestring.nn.config import LowRankConfig
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized import config as quantized
 from shoestring.nn.replace import _KINDS
-from shoestring.nn.config import LowRankConfig
 from tests.finetuning import tiny
 from tests.generate.tiny import byte_tokenizer, tiny_decoder
 
@@ -48,7 +48,9 @@ def test_a_gguf_file_that_is_a_git_lfs_pointer_is_called_so(tmp_path: Path) -> N
         GGUFFile(tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize(("value", "said"), [({"quant_method": "gptq", "bits": 4}, "'gptq'"), ({"bits": 8}, "quantization_config")])
+@pytest.mark.parametrize(
+    ("value", "said"), [({"quant_method": "gptq", "bits": 4}, "'gptq'"), ({"bits": 8}, "quantization_config")]
+)
 def test_a_quantized_folder_is_refused_as_one(value: dict, said: str, folder: Path) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": value}))

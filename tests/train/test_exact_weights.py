@@ -65,7 +65,7 @@ def test_full_fine_tuning_leaves_bfloat16_and_goes_on_with_the_same_bits(half: P
         path.rename(tmp_path / folder) if not path.is_symlink() else path.unlink()
     shoestring.finetune(resume=tmp_path / "whole")
     for file in ("model.safetensors", str(EXACT)):
-        expected, found = load_file(tmp_path / "step-000004" / file), load_file(tmp_path / "whole" / "step-000004" / file)
+        expected, found = (load_file(place / "step-000004" / file) for place in (tmp_path, tmp_path / "whole"))
         assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
     exact = load_file(tmp_path / "step-000004" / EXACT)
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in exact.values())

@@ -37,7 +37,7 @@ app = verb(
 )
 _show = verb(
     "show",
-    "A recipe's model, or one that is there: parameters, bytes of weights, cache and activations, operations per token.",
+    "A model, of a recipe or one that is there: parameters, weights, cache, activations, operations per token.",
     ("shoestring model show velocity-2b", "shoestring model show compact --model.sharing.unique_layers 6 --json"),
 )
 app.command(_show)

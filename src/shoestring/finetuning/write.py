@@ -30,8 +30,8 @@ def write_files(
 
 
 def base_name(model: str, folder: Path) -> str | Path:
-    """What `base_fields` is to make a name of that finds the base elsewhere too: what the user called it, where others know
-    that; else its folder."""
+    """What `base_fields` is to make a name of that finds the base elsewhere too: what the user called it, where others
+    know that; else its folder."""
     known = KNOWN.get(model)
     if Path(model).expanduser().exists() or (known is not None and known.hub is None):
         return folder

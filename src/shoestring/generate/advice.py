@@ -1,4 +1,4 @@
-"""What a model's generation_config.json says about decoding, as settings of ours; and what of it we do not do. Torch-free.
+"""What a model's generation_config.json says about decoding, as our settings; and what of it we do not do. Torch-free.
 
 `do_sample: false` is greedy, as in transformers, and settings of sampling then mean nothing. Where the file leaves
 `do_sample` out, its settings of sampling are taken for what its author meant.

@@ -15,7 +15,7 @@ from typing import Any, overload
 import torch
 
 from shoestring.core.device import resolve_device, resolve_dtype
-from shoestring.core.errors import ConfigError, ModelFileError, TokenizerError
+from shoestring.core.errors import ConfigError, TokenizerError
 from shoestring.data.external import External
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.advice import advice

@@ -45,8 +45,8 @@ def distribution(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
 
 
 class Draw(NamedTuple):
-    """A token to choose: the one number `step` of row `row` in its seed's stream, behind `tokens`. ends: those that would
-    end the text."""
+    """A token to choose: the one number `step` of row `row` in its seed's stream, behind `tokens`. ends: those that
+    would end the text."""
 
     config: SamplingConfig
     row: int
@@ -107,7 +107,8 @@ def forbidden(draw: Draw) -> set[int]:
             found.add(last)
     if size := config.no_repeat_ngram_size:
         begun = list(tokens[max(len(tokens) - size + 1, 0) :])
-        found |= {tokens[i + size - 1] for i in range(len(tokens) - size + 1) if list(tokens[i : i + size - 1]) == begun}
+        last = range(size - 1, len(tokens))
+        found |= {tokens[i] for i in last if list(tokens[i - size + 1 : i]) == begun}
     return found
 
 

@@ -120,8 +120,8 @@ def save_model(
 ) -> None:
     """Write a model folder that appears whole or not at all; `replace` allows it to take another's place.
 
-    Raises RunError when the folder exists or the disk is full. max_shard_bytes: largest weight file. dtypes: what weights
-    are rounded to.
+    Raises RunError when the folder exists or the disk is full. max_shard_bytes: largest weight file. dtypes: what
+    weights are rounded to.
     """
     with atomic_folder(folder, replace=replace) as temporary:
         write_model_files(decoder, temporary, tokenizer, generation, max_shard_bytes, dtypes)
@@ -194,7 +194,7 @@ def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """On the CPU; the tensor itself where nothing is to be done."""
     found = tensor.to("cpu", dtype).contiguous()
     if dtype == torch.float16 and tensor.dtype != dtype and not bool(found.isfinite().all()):
-        raise ModelFileError(f"tensor {name} has numbers beyond those of float16", hint="save it in bfloat16 or float32")
+        raise ModelFileError(f"tensor {name} has numbers beyond those of float16", hint="take bfloat16 or float32")
     return found
 
 

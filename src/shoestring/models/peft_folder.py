@@ -219,8 +219,8 @@ def _foreign(tensor: str, path: Path) -> ModelFileError:
         )  # fmt: skip
     if part is not None:
         return ModelFileError(
-            f"the adapter holds a whole {called} ({tensor}), as peft saves it where tokens were added or modules_to_save"
-            " names it, and only linears of the blocks can be adapted here", str(path), way,
+            f"the adapter holds a whole {called} ({tensor}), as peft saves it where tokens were added or"
+            " modules_to_save names it, and only linears of the blocks can be adapted here", str(path), way,
         )  # fmt: skip
     if tensor.endswith((".gate.lora_A.weight", ".gate.lora_B.weight")):
         return ModelFileError(
@@ -235,8 +235,8 @@ def load_adapted(
     dtype: torch.dtype | None = None,
     say: Say | None = None,
 ) -> tuple[Decoder, Path]:
-    """-> the base model with the adapter of a PEFT folder attached, at rest: `train()` turns its dropout on. And the base
-    model's folder."""
+    """-> the base model with the adapter of a PEFT folder attached, at rest: `train()` turns its dropout on. And the
+    base model's folder."""
     base = find_base(folder, say)
     decoder = load_model(base, device=device, dtype=dtype)
     load_adapter(decoder, folder)
@@ -285,8 +285,8 @@ def write_adapter_files(
 
 
 def base_fields(base: str | Path | None) -> dict[str, str | None]:
-    """base_model_name_or_path and revision, by which peft finds the base as well, here and elsewhere: a repository of the
-    hub, for a model that `KNOWN` names too; else an absolute path.
+    """base_model_name_or_path and revision, by which peft finds the base as well, here and elsewhere: a repository of
+    the hub, for a model that `KNOWN` names too; else an absolute path.
 
     base: a folder, a name that we know, or a name on the hub, OWNER/NAME, hf:OWNER/NAME or with @REVISION.
     """
@@ -374,5 +374,6 @@ def merge_folder(
     exact = torch.promote_types(stored["embedding.weight"], torch.float32)
     decoder, base = load_adapted(folder, dtype=exact, say=say)
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
-    save_model(merge(decoder), out, tokenizer, read_generation_config(base), dtypes=stored if chosen is None else chosen)
+    dtypes = stored if chosen is None else chosen
+    save_model(merge(decoder), out, tokenizer, read_generation_config(base), dtypes=dtypes)
     return out

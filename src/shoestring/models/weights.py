@@ -180,7 +180,7 @@ class TensorFile:
 
 
 def save_file(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """As safetensors' own, which leaves a file that only its owner can read: this one has the rights of any new file."""
+    """As safetensors' own, whose file only its owner can read: this one has the rights of any new file."""
     path = Path(path)
     path.touch()
     rights = stat.S_IMODE(path.stat().st_mode)

@@ -41,8 +41,8 @@ def load(
 ) -> LanguageModel:
     """`LanguageModel.load`, inside `memory` bytes ("2GB") for the whole process if given.
 
-    A model that fits is in memory, in bfloat16 where it has that and float32 would not fit. Another is read from disk layer
-    by layer for every token (`weights`: how it is kept there).
+    A model that fits is in memory, in bfloat16 where it has that and float32 would not fit. Another is read from disk
+    layer by layer for every token (`weights`: how it is kept there).
     scoring: keep room for `perplexity` too. Raises BudgetError with the least that would do, and what
     `LanguageModel.load` raises.
     """

@@ -58,7 +58,7 @@ class PrecisionConfig(Config):
         " weights, kept in int8",
     )
     saved: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the models that are written; auto: as in the model that the run began from, else float32"
+        "auto", description="of models that are written; auto: as in the model that the run began from, else float32"
     )
 
     @property

@@ -21,8 +21,8 @@ EXACT = Path("trainer", "weights.safetensors")
 
 
 def saved_dtypes(precision: PrecisionConfig, origin: Path | None) -> Dtypes:
-    """What weights are saved in: as the recipe says, else as in the folder that the run began from; None for a fresh one's
-    float32."""
+    """What weights are saved in: as the recipe says, else as in the folder that the run began from; None for a fresh
+    one's float32."""
     if precision.saved != "auto":
         return resolve_dtype(precision.saved)
     return None if origin is None else stored_dtypes(origin)

@@ -16,7 +16,6 @@ from shoestring.models.gguf.split import model_name, part_paths
 from tests.models.gguf.gguf_files import tiny_model, write_gguf
 
 
-
 def split(whole: Path, folder: Path, parts: int = 3, **metadata: int) -> list[Path]:
     """As llama.cpp's gguf-split does: all metadata in the first part, tensors in turn."""
     folder.mkdir(exist_ok=True)
@@ -81,7 +80,8 @@ def test_all_parts_are_one_model_in_the_cache_until_one_changes(whole, tmp_path,
 def test_a_part_alone_says_which_one_it_is_and_which_is_missing(given: int, whole: Path, tmp_path: Path) -> None:
     parts = split(whole, tmp_path / "parts", 2)
     parts[1 - given].unlink()
-    with pytest.raises(ModelFileError, match=f"this is part {given + 1} of 2, and {parts[1 - given].name} is not beside it"):
+    said = f"this is part {given + 1} of 2, and {parts[1 - given].name} is not beside it"
+    with pytest.raises(ModelFileError, match=said):
         convert(parts[given], tmp_path / "out")
 
 

@@ -34,7 +34,8 @@ def convert(
     max_shard_bytes: int = SHARD_BYTES,
     replace: bool = False,
 ) -> Path:
-    """Write the model in the GGUF file `path`, or in all parts of which it is one, as a Hugging Face folder; -> the folder.
+    """Write the model in the GGUF file `path`, or in all parts of which it is one, as a Hugging Face
+    folder; -> that folder.
 
     dtype: "float32", "float16", "bfloat16", or "auto": the smallest that holds all values exactly. The folder
     appears whole or not at all; replace: an existing one is exchanged. Raises ModelFileError for a broken or

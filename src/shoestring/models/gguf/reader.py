@@ -47,8 +47,8 @@ Value = int | float | bool | str | list[str] | np.ndarray
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. shape: slowest dimension first, as torch has it; offset: bytes from the start; part: of a model
-    in several files, 0 the one that is read."""
+    """Where a tensor lies. shape: slowest dimension first, as torch has it; offset: bytes from the start; part: of a
+    model in several files, 0 the one that is read."""
 
     name: str
     shape: tuple[int, ...]
