@@ -230,6 +230,18 @@ def check_place(path: str | Path) -> None:
             read_only = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
             number = errno.EROFS if read_only else errno.EACCES
             raise OSError(number, os.strerror(number), str(parent))
+LFS_POINTER = "this is a Git LFS pointer, a note of where the file is, and not the file"
+LFS_HINT = "fetch the files themselves: git lfs pull, in the folder that was cloned"
+
+
+def is_lfs_pointer(path: str | Path) -> bool:
+    """Whether a file is what Git leaves in the place of a large one where Git LFS is not installed."""
+    begin = b"version https://git-lfs.github.com/spec/"
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(begin)) == begin
+    except OSError:
+        return False
 
 
 def sha256_file(path: str | Path) -> str:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from shoestring.core.errors import DataError
-from shoestring.core.foreign import read_json
 from shoestring.core.files import sha256_file
+from shoestring.core.foreign import read_json
 from shoestring.data.tokenizer import Tokenizer
 
 FORMAT = 1

@@ -21,7 +21,7 @@ import numpy as np
 import tokenizers
 
 from shoestring.core.errors import TokenizerError
-from shoestring.core.files import clear_errors
+from shoestring.core.files import LFS_HINT, LFS_POINTER, clear_errors, is_lfs_pointer
 from shoestring.core.foreign import read_json
 from shoestring.data.chat import render_chat
 
@@ -78,17 +78,15 @@ class Tokenizer:
         folder = Path(folder)
         file = folder / "tokenizer.json"
         if not file.is_file():
-            raise TokenizerError(
-                "no tokenizer.json in this folder",
-                str(folder),
-                "give a folder written by Hugging Face tools or by us",
-            )
+            raise _no_tokenizer(folder)
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
             backend.decode(backend.encode(_PROBE).ids)
         except BaseException as error:  # the library raises bare Exception, and in a panic not even that
             if not isinstance(error, Exception) and type(error).__name__ != PANIC:
                 raise
+            if is_lfs_pointer(file):
+                raise TokenizerError(LFS_POINTER, str(file), LFS_HINT) from error
             raise TokenizerError(f"not a readable tokenizer: {error}", str(file)) from error
         config = _read_object(folder / "tokenizer_config.json")
         for role, name in _read_object(folder / "special_tokens_map.json").items():
@@ -183,6 +181,11 @@ class Tokenizer:
                 self._vocabulary_size = None
                 raise TokenizerError(message, "tokenizer.json")
         return self._vocabulary_size
+
+    def tokens_from(self, first: int) -> dict[int, str]:
+        """Ids from this one on, ascending, and their names."""
+        named = self.backend.get_vocab(with_added_tokens=True) if self.vocabulary_size > first else {}
+        return dict(sorted((i, name) for name, i in named.items() if i >= first))
 
     @property
     def separator_id(self) -> int:
@@ -360,6 +363,19 @@ def _scalars(text: str) -> str:
 def _content(token: Any) -> str | None:
     """A token given as a string or as an AddedToken dictionary."""
     return token.get("content") if isinstance(token, dict) else token
+
+
+def _no_tokenizer(folder: Path) -> TokenizerError:
+    older = ("vocab.json", "merges.txt"), ("tokenizer.model",), ("vocab.txt",)
+    there = next((names for names in older if all((folder / name).is_file() for name in names)), None)
+    if there is None:
+        return TokenizerError(
+            "no tokenizer.json in this folder", str(folder), "give a folder written by Hugging Face tools or by us"
+        )
+    return TokenizerError(
+        f"the tokenizer is here in an older form ({' and '.join(there)}), and there is no tokenizer.json", str(folder),
+        "have transformers write one: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+    )  # fmt: skip
 
 
 def _read_object(file: Path) -> dict[str, Any]:

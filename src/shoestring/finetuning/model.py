@@ -25,6 +25,7 @@ from shoestring.plan.choose import usual_microbatch
 from shoestring.plan.constants import MICROBATCH_TOKENS
 from shoestring.plan.shapes import EngineSpec, JobShape, Options, Training, WeightFormat
 from shoestring.plan.tape import FLOAT
+from shoestring.train.exact_weights import load_trained
 from shoestring.train.planning import engines
 from shoestring.train.run import say
 
@@ -93,7 +94,9 @@ def adapted_model(
     """The model of the plan, fresh or from a checkpoint; frozen with its adapter, or whole."""
     config = recipe.adapter.lora()
     if config is None:
-        return load_model(checkpoint or material.base, device, torch.float32)
+        if checkpoint is not None:
+            return load_trained(checkpoint, device)
+        return load_model(material.base, device, torch.float32)
     if spec.engine == "streamed":
         decoder: Decoder = open_streamed(
             material.base, spec.weights, spec.slots, device, say=say,

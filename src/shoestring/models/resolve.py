@@ -18,11 +18,11 @@ from shoestring.models.get import KNOWN, Say, cached, get, known_names
 _OWNER_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
-def find_model(text: str | Path, say: Say | None = None) -> Path:
+def find_model(text: str | Path, say: Say | None = None, encoder: bool = False) -> Path:
     """The folder of the model that `text` names; fetched and converted first where need be.
 
-    say: told in a sentence what is being waited for. Raises ModelFileError that lists where it was looked
-    for, and NetworkError when a download fails.
+    say: told in a sentence what is being waited for. encoder: whether one that generates nothing will do. Raises
+    ModelFileError that lists where it was looked for, and NetworkError when a download fails.
     """
     name = str(text)
     path = Path(os.path.expanduser(name))
@@ -35,6 +35,10 @@ def find_model(text: str | Path, say: Say | None = None) -> Path:
         if path.suffix.lower() == ".gguf":
             return get(str(path), say=say)
         raise ModelFileError("not a model: neither a folder nor a GGUF file", where=name)
+    if name in KNOWN and KNOWN[name].encoder and not encoder:
+        raise ModelFileError(
+            f"{name} is an encoder: it makes vectors of texts, and generates nothing", hint=known_names(encoders=False)
+        )
     if name in KNOWN or name.startswith("hf:"):
         return cached(name) or get(name, say=say)
     if path.suffix.lower() == ".gguf":
@@ -44,12 +48,12 @@ def find_model(text: str | Path, say: Say | None = None) -> Path:
         if os.path.isdir(path.parent):
             raise ModelFileError(
                 f"no model {name!r}: there is no such folder",
-                hint=f"for the hub write hf:{name}\n{known_names(name)}",
+                hint=f"for the hub write hf:{name}\n{known_names(name, encoder)}",
             )
         return cached(f"hf:{name}") or get(f"hf:{name}", say=say)
     raise ModelFileError(
         f"no model {name!r}: it is no folder or file here ({Path.cwd()}) and no known name",
-        hint=known_names(name),
+        hint=known_names(name, encoder),
     )
 
 

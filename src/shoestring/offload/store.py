@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shoestring.core.errors import ModelFileError
@@ -27,8 +26,7 @@ from shoestring.models.config import ModelConfig
 from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.resolve import Say
 from shoestring.models.weight_files import WeightFiles
-from shoestring.models.weights import TensorFile
-from shoestring.nn.quantized import four_bit, int8  # noqa: F401  importing them makes their configs known
+from shoestring.models.weights import TensorFile, save_file
 from shoestring.nn.replace import replace_linears
 from shoestring.offload.config import QUANTIZED, StoreFormat
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from shoestring.core.errors import DataError
+from shoestring.core.errors import ConfigError, DataError
 from shoestring.core.files import cache_dir
 from shoestring.data.config import DataConfig, NewTokenizerConfig
 from shoestring.data.loader import ExternalVectors
@@ -63,8 +63,13 @@ def external_vectors(
 ) -> dict[str, ExternalVectors]:
     """For each split the vectors that the model's input adapter takes, kept in the cache; {} where it takes none."""
     adapter = model.input_adapter
+    if adapter is not None and adapter.source is None:
+        raise ConfigError(
+            "model.input_adapter has no source: there is nothing to take its vectors from",
+            hint="name one, as model.input_adapter.source.encoder=minilm, or leave the adapter out",
+        )
     if adapter is not None and adapter.source is not None:
-        find_once(adapter.source.encoder)
+        find_once(adapter.source.encoder, encoder=True)
     source = open_external(model, shards.tokenizer, say)
     if source is None:
         return {}
@@ -74,7 +79,9 @@ def external_vectors(
 def named_tokenizer(name: str, say: Callable[[str], None] | None = None) -> Tokenizer:
     """The tokenizer of a tokenizer folder or of a MODEL."""
     folder = Path(name)
-    return Tokenizer.load(folder if os.path.isfile(folder / "tokenizer.json") else find_model(name, say=say))
+    return Tokenizer.load(
+        folder if os.path.isfile(folder / "tokenizer.json") else find_model(name, say=say, encoder=True)
+    )
 
 
 def _cached(config: DataConfig, tokenizer: Tokenizer | None, source: Source) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, read_config
 from shoestring.pretraining.config import InitFrom, PretrainRecipe
 from shoestring.pretraining.dataset import external_vectors, open_dataset
+from shoestring.train.exact_weights import load_trained
 from shoestring.train.run import find_once, say
 from shoestring.train.run_folder import Start
 
@@ -24,6 +26,7 @@ from shoestring.train.run_folder import Start
 @dataclass(frozen=True)
 class Material:
     """make: the model in float32, fresh, from a model to continue from, or from the checkpoint of a run that goes on.
+    origin: the folder of these two, None for a fresh one.
 
     external: for each split the vectors that the model's input adapter takes, {} where it takes none.
     """
@@ -32,6 +35,7 @@ class Material:
     shards: ShardFolder
     external: dict[str, ExternalVectors]
     make: Callable[[], Decoder]
+    origin: Path | None
 
     @property
     def digest(self) -> str:
@@ -64,9 +68,11 @@ def open_material(start: Start, device: torch.device) -> Material:
     def make() -> Decoder:
         if folder is None:
             return build(config, device=device, seed=recipe.seed)
+        if start.checkpoint is not None:
+            return load_trained(folder, device)
         return load_model(folder, device=device, dtype=torch.float32)
 
-    return Material(config, shards, external_vectors(config, shards, say), make)
+    return Material(config, shards, external_vectors(config, shards, say), make, folder)
 
 
 def _check_sizes(recipe: PretrainRecipe, config: ModelConfig, shards: ShardFolder) -> None:

@@ -106,7 +106,7 @@ class LocalEngine:
     def around(cls, decoder: Decoder, objective: Objective, *arguments: Any, **options: Any) -> Self:
         """For a loop of one's own: `forward_backward` leaves gradients in `.grad`, for any torch optimizer."""
         engine = cls(lambda: decoder, *arguments, **options)
-        engine.load()
+        engine.load().train()
         engine.objective = objective
         return engine
 

@@ -141,10 +141,13 @@ def say(sentence: str) -> None:
         console.err.print(sentence)
 
 
-def find_once(text: str | Path) -> Path:
-    """The folder of a MODEL: the first process fetches what has to be fetched, and the others find it."""
-    found = parallel.by_first(lambda: str(find_model(text, say=say)))
-    return Path(found) if parallel.rank() == 0 else find_model(text)
+def find_once(text: str | Path, encoder: bool = False) -> Path:
+    """The folder of a MODEL: the first process fetches what has to be fetched, and the others find it.
+
+    encoder: as `find_model` takes it.
+    """
+    found = parallel.by_first(lambda: str(find_model(text, say=say, encoder=encoder)))
+    return Path(found) if parallel.rank() == 0 else find_model(text, encoder=encoder)
 
 
 def execute(job: Job, start: Start) -> Run:

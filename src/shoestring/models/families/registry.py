@@ -7,6 +7,7 @@ from typing import Any
 
 from shoestring.core import foreign
 from shoestring.core.errors import ModelFileError
+from shoestring.core.files import LFS_HINT, LFS_POINTER, is_lfs_pointer
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from shoestring.models.families.experts import MIXTRAL, QWEN3_MOE
@@ -64,6 +65,8 @@ def read_json(file: Path) -> dict[str, Any]:
             f"no {file.name} in this folder", str(folder), "give a Hugging Face model folder"
         ) from None
     except ValueError as error:
+        if is_lfs_pointer(file):
+            raise ModelFileError(LFS_POINTER, str(file), LFS_HINT) from error
         raise ModelFileError(f"not valid JSON: {error}", str(file), "fetch the model again") from error
     except OSError as error:
         raise ModelFileError(f"cannot be read: {error.strerror}", str(file)) from error
