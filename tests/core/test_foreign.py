@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shoestring.core.foreign import MOST_DEPTH, MOST_DIGITS, parse_json, read_json
+from shoestring.core.foreign import MOST_DEPTH, MOST_DIGITS, parse_json, read_json, repeats_repetition
 
 SOUND = [None, True, 1.5, -7, 10**99, "a", [1, {"b": ["[[[", "\\\"{", None]}], {"": [[]]}]
 
@@ -56,3 +56,20 @@ def test_half_a_surrogate_pair_in_a_file_is_refused(tmp_path):
         read_json(tmp_path / "x.json")
     (tmp_path / "x.json").write_text('{"a": "\\ud83d\\ude00"}')
     assert read_json(tmp_path / "x.json") == {"a": "😀"}
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "((a?){30}a{30})|.", "(?:.?){23}", "x(a*b)*", "(?:(?:a|b+)c)+", "((a+)?)*"])
+def test_a_pattern_that_repeats_repetition_is_known(pattern):
+    assert repeats_repetition(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{M}]*[\p{Ll}\p{M}]+(?i:'s|'t|'re)?|\p{N}{1,3}|\s*[\r\n/]*",
+        r" ?[^(\s|[.,!?…。，、।۔،])]+", r"\(a+\)+", r"[(]a+[)]+", "(ab)+c*", "(?=a+)b*", "a{2}(b|c){3}", "(", ")+", "",
+    ],
+)
+def test_patterns_of_known_tokenizers_do_not_repeat_repetition(pattern):
+    assert not repeats_repetition(pattern)

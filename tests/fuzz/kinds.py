@@ -35,6 +35,7 @@ from tests.data.families import QWEN3
 from tests.finetuning import tiny
 from tests.fuzz.mutations import (
     HOSTILE,
+    changed,
     damaged,
     damaged_json,
     damaged_lines,
@@ -254,15 +255,26 @@ def _rows(sound: Path, base: Path, rows: Path) -> Kind:
 def _columns(sound: Path, base: Path, rows: Path) -> Kind:
     sound.mkdir()
     shutil.copytree(base, sound / "model")
-    for number, form in enumerate(ROWS[:3]):
+    for number, form in enumerate((ROWS[0], ROWS[2], ROWS[3])):
         parquet.write_table(pyarrow.Table.from_pylist(form), sound / f"{number}.parquet")
-    files: dict[str, list[Damage]] = {f"{number}.parquet": [damaged] for number in range(3)}
+    files: dict[str, list[Damage]] = {f"{number}.parquet": [damaged_parquet, damaged_parquet, damaged] for number in range(3)}
 
     def read(it: Path, rng: random.Random) -> int:
         file = max((it / name for name in files), key=lambda file: file.stat().st_mtime_ns)
         return command("data", "show", file, "--model", it / "model", "-n", 1)
 
     return Kind("columns", sound, files, read)
+
+
+def damaged_parquet(data: bytes, rng: random.Random) -> bytes:
+    """Rows with other values, where they still make columns."""
+    rows = changed(parquet.read_table(pyarrow.BufferReader(data)).to_pylist(), rng)
+    whole = pyarrow.BufferOutputStream()
+    try:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), whole)
+    except (pyarrow.ArrowException, OverflowError, AttributeError, TypeError, ValueError):
+        return damaged(data, rng)
+    return whole.getvalue().to_pybytes()
 
 
 def _text(sound: Path, base: Path, rows: Path) -> Kind:

@@ -89,4 +89,35 @@ def check_depth(value: Any) -> None:
     raise ValueError(_TOO_DEEP)
 
 
+def repeats_repetition(pattern: str) -> bool:
+    """Whether a regular expression repeats a group in which something may repeat or be absent, as `(a+)+` does.
+
+    Only such ones take exponential time; those of known tokenizers do not.
+    """
+    inside = [False]  # for each open group: whether anything in it repeats
+    closed = False  # whether anything repeats in the group that ends here
+    for found in _PIECE.finditer(pattern):
+        piece = found[0]
+        if piece[0] == "(":
+            inside.append(False)
+            closed = False
+        elif piece == ")":
+            closed = inside.pop() if len(inside) > 1 else False
+            inside[-1] |= closed
+        elif piece in "*+?" or (piece[0] == "{" and len(piece) > 1):
+            if closed and piece[0] != "?":
+                return True
+            inside[-1] = True
+            closed = False
+        else:
+            closed = False
+    return False
+
+
+# An escape, a class, the beginning of a group, a quantifier, or any one character.
+_PIECE = re.compile(
+    r"\\(?:[pPx]\{[^}]*\}|.)|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|\((?:\?(?:<?[=!]|[a-z-]*:|>|<\w+>))?|\{\d*,?\d*\}|.",
+    re.DOTALL,
+)
+
 _TOO_DEEP = f"nested more than {MOST_DEPTH} times"

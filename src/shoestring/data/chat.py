@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import json
 import re
 import threading
@@ -32,10 +33,12 @@ from jinja2.visitor import NodeTransformer
 
 from shoestring.core.errors import TokenizerError
 
-LENGTH_LIMIT = 64_000  # characters of a template: compiling takes 2 kB for each; real ones have up to 30,000
+LENGTH_LIMIT = 64_000  # characters of a template; real ones have up to 30,000
+PIECES_LIMIT = 20_000  # of its names, signs, spaces and texts: compiling takes some 50 µs for each
 STEP_LIMIT = 100_000  # loop iterations and macro calls
-SECONDS_LIMIT = 1.5  # of the processor: a machine that was asleep or busy has done nothing wrong
-SIZE_LIMIT = 16_000_000  # characters written in total, and in any one value
+SECONDS_LIMIT = 1.0  # of the processor: a machine that was asleep or busy has done nothing wrong
+SIZE_LIMIT = 16_000_000  # characters in any one value
+WRITTEN_LIMIT, WRITTEN_GROWTH = 100_000, 10  # characters written: so many, and so many times the conversation's
 WORK_LIMIT = 64_000_000  # characters of all values made in one rendering
 # An argument such as the width of ljust() decides the size of the result, before anyone can look at it.
 NUMBER_LIMIT = 100_000
@@ -44,9 +47,9 @@ _LOOKING = ("length", "count", "first", "last")  # filters that cost nothing, of
 _COMPUTED_WIDTH = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
 _UNMETERED = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "random")
 _ATTRIBUTE_DEPTH = 4  # a.b.c.d in map(attribute="a.b.c.d") and its like, read once for each element
-# Where those that look at an attribute of each element are told which, if not by name.
+# Where those that look at an attribute of each element are told which, if not by name (0: by name only).
 _BY_ATTRIBUTE = {
-    "selectattr": 1, "rejectattr": 1, "groupby": 1, "sum": 1, "unique": 2, "min": 2, "max": 2, "join": 2, "sort": 3
+    "map": 0, "selectattr": 1, "rejectattr": 1, "groupby": 1, "sum": 1, "unique": 2, "min": 2, "max": 2, "join": 2, "sort": 3
 }  # fmt: skip
 _REPEATING = ("indent", "expandtabs", "tojson")  # their result grows with a value's size times a number
 
@@ -69,7 +72,7 @@ def render_chat(
         raise TokenizerError(f"the chat template has {len(template):,} characters; at most {LENGTH_LIMIT:,} are possible")
     try:
         environment, compiled = _compiled(template, generation_marks, threading.get_ident())
-        environment.restart()
+        environment.restart([messages, tools])
         values = {
             **variables,
             "messages": messages,
@@ -96,6 +99,8 @@ def _compiled(
     Each thread has its own: the environment counts.
     """
     environment = _Environment()
+    if sum(1 for _ in itertools.islice(environment.lex(template), PIECES_LIMIT + 1)) > PIECES_LIMIT:
+        raise _TooMuch(f"more than {PIECES_LIMIT:,} names, signs and texts")
     tree = environment.parse(template)
     if generation_marks is not None:
         for scope in tree.find_all(nodes.Scope):  # only our tag makes them
@@ -137,12 +142,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         for name in _UNMETERED:
             del self.filters[name]
         self.filters = {name: self._metered_filter(name, f) for name, f in self.filters.items()}
+        self.filters |= {"concatenate": self.concatenate, "weighed": self.weighed}
         self.tests = {name: self._metered_test(f) for name, f in self.tests.items()}
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
 
-    def restart(self) -> None:
+    def restart(self, given: Any = None) -> None:
+        """given: the conversation, which is weighed only if much is written."""
+        self._given, self._most_written = given, WRITTEN_LIMIT
         self._steps = 0
         self._written = 0
         self._made = 0
@@ -159,9 +167,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return ""
 
     def concatenate(self, *values: Any) -> str:
-        size = sum(map(_weight, values))
-        _check_size(size)
-        self._make(size)
+        self._make(sum(map(_weight, values)))
         return "".join(map(str, values))
 
     def weighed(self, value: Any) -> Any:
@@ -173,22 +179,20 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self._check_time()
         if operator == "%" and isinstance(left, str):
-            _check_format(left, right)
+            self._make(_check_format(left, right))
         elif operator == "*" and (isinstance(left, Sized) or isinstance(right, Sized)):
             sized, count = (left, right) if isinstance(left, Sized) else (right, left)
-            _check_size(_weight(sized) * count if isinstance(count, int) else 0)
+            self._make(_weight(sized) * count if isinstance(count, int) else 0)
         elif operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
-            _check_size(_weight(left) + _weight(right))
+            self._make(_weight(left) + _weight(right))
         elif any(isinstance(x, int) and abs(x) > 1 << 63 for x in (left, right)):
             raise _TooMuch("numbers too large")
         elif operator == "**" and isinstance(right, int) and abs(right) > 64:
             raise _TooMuch("numbers too large")
-        result = super().call_binop(context, operator, left, right)
-        self._make(_shallow(result))
-        return result
+        return super().call_binop(context, operator, left, right)
 
     def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N803
-        if getattr(__obj, "__func__", None) in _METERS:
+        if getattr(__obj, "__func__", None) is _Environment.tick:
             return __obj(*args)
         self._check_time()
         if not isinstance(__obj, Macro):
@@ -233,9 +237,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         return metered
 
     def _measured(self, result: Any) -> Any:
+        if type(result) is str:
+            self._make(len(result))
+            return result
         _weight(result)
         self._make(_shallow(result))
-        return self._each(result) if isinstance(result, Iterator) else result
+        return self._each(result) if hasattr(result, "__next__") and hasattr(result, "__iter__") else result
 
     def _each(self, elements: Iterator[Any]) -> Iterator[Any]:
         """What `map`, `select` and their like give one by one, to whoever walks over it."""
@@ -245,6 +252,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             yield element
 
     def _make(self, size: int) -> None:
+        """Count what is made, before it is where that can be told."""
+        if size > SIZE_LIMIT:
+            _check_size(size)
         self._made += size
         if self._made > WORK_LIMIT:
             raise _TooMuch(f"values longer than {WORK_LIMIT:,} together")
@@ -255,15 +265,16 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _write(self, length: int) -> None:
         self._written += length
-        if self._written > SIZE_LIMIT:
-            raise _TooMuch(f"more than {SIZE_LIMIT:,} characters written")
+        if self._written > self._most_written and self._given is not None:
+            # Wrapping messages takes so much and no more: what is written is encoded next, which nobody meters.
+            self._most_written += WRITTEN_GROWTH * _weight(self._given)
+            self._given = None
+        if self._written > self._most_written:
+            raise _TooMuch(f"more than {self._most_written:,} characters written")
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline and time.thread_time() > self._processor_deadline:
             raise _TooMuch(f"more than {SECONDS_LIMIT:g} seconds")
-
-
-_METERS = (_Environment.tick, _Environment.concatenate, _Environment.weighed)
 
 
 def _metered(tree: nodes.Template) -> nodes.Template:
@@ -271,7 +282,8 @@ def _metered(tree: nodes.Template) -> nodes.Template:
     metered: list[Any] = list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
     for node in metered:
         text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        call = _environment_call("tick", [nodes.Const(text)], node.lineno)
+        function = nodes.EnvironmentAttribute("tick", lineno=node.lineno)
+        call = nodes.Call(function, [nodes.Const(text)], [], None, None, lineno=node.lineno)
         node.body.insert(0, nodes.ExprStmt(call, lineno=node.lineno))
     return _Meters().visit(tree)
 
@@ -279,11 +291,11 @@ def _metered(tree: nodes.Template) -> nodes.Template:
 class _Meters(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _environment_call("concatenate", node.nodes, node.lineno)
+        return _filtered("concatenate", node.nodes, node.lineno)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _environment_call("weighed", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
+        return _filtered("weighed", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
         """A comparison with something written out in the template costs nothing."""
@@ -293,13 +305,13 @@ class _Meters(NodeTransformer):
         if len(values) == 2 and (small and node.ops[0].op not in ("in", "notin") or isinstance(values[1], nodes.Literal)):
             return node
         for operand in node.ops:
-            operand.expr = _environment_call("weighed", [operand.expr], node.lineno)
+            operand.expr = _filtered("weighed", [operand.expr], node.lineno)
         return node
 
 
-def _environment_call(name: str, arguments: list[Any], line: int) -> nodes.Call:
-    function = nodes.EnvironmentAttribute(name, lineno=line)
-    return nodes.Call(function, arguments, [], None, None, lineno=line)
+def _filtered(name: str, values: list[Any], line: int) -> nodes.Filter:
+    """A filter is called directly, where a function goes through the whole sandbox."""
+    return nodes.Filter(values[0], name, values[1:], [], None, None, lineno=line)
 
 
 def _check_size(size: int) -> None:
@@ -316,6 +328,9 @@ def _shallow(value: Any) -> int:
 
 def _weight(value: Any) -> int:
     """About the length of str(value), found without making it. Raises _TooMuch above SIZE_LIMIT."""
+    if type(value) is str:  # the usual case
+        _check_size(len(value))
+        return len(value) + 16
     total, waiting = 0, [value]
     while waiting:
         item = waiting.pop()
@@ -337,13 +352,14 @@ def _weight(value: Any) -> int:
 def _check_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse a filter (its value is args[0]) or a method of args[0] whose result would be too large."""
     given = (*args, *kwargs.values())
-    weights = [_weight(value) for value in given]
     numbers = [abs(value) for value in given if isinstance(value, int)]
     if any(number > NUMBER_LIMIT for number in numbers) and name != "range":
         raise _TooMuch(f"a number above {NUMBER_LIMIT:,} as an argument")
-    attribute = kwargs.get("attribute", args[_BY_ATTRIBUTE[name]] if len(args) > _BY_ATTRIBUTE.get(name, len(args)) else "")
-    if isinstance(attribute, str) and attribute.count(".") + attribute.count(",") >= _ATTRIBUTE_DEPTH:
-        raise _TooMuch("an attribute of an attribute of ...")
+    if name in _BY_ATTRIBUTE:
+        at = _BY_ATTRIBUTE[name]
+        attribute = kwargs.get("attribute", args[at] if len(args) > at > 0 else "")
+        if isinstance(attribute, str) and attribute.count(".") + attribute.count(",") >= _ATTRIBUTE_DEPTH:
+            raise _TooMuch("an attribute of an attribute of ...")
     if name in ("format", "format_map") and isinstance(args[0], str):
         _check_format(args[0], given[1:])
     elif name == "replace" and len(given) > 2:
@@ -356,13 +372,14 @@ def _check_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         parts = args[0].count(separator) if separator else len(args[0])
         _check_size(16 * parts)
     elif name in ("join", "translate"):
+        weights = [_weight(value) for value in given]
         _check_size(max(weights, default=0) * (min(weights[:2], default=0) + 1))
-    elif name in _REPEATING and weights:
-        _check_size(weights[0] * (max(numbers, default=1) + 1) // 16)
+    elif name in _REPEATING and given:
+        _check_size(_weight(given[0]) * (max(numbers, default=1) + 1) // 16)
 
 
-def _check_format(pattern: str, values: Any) -> None:
-    """Widths in a format are sizes, and a value can be named many times: refuse what could grow too large."""
+def _check_format(pattern: str, values: Any) -> int:
+    """The most that a format makes. Widths in a format are sizes, and a value can be named many times: refuse what could grow too large."""
     widths, run = 0, ""
     for character in pattern + " ":
         if character.isdigit():
@@ -371,9 +388,11 @@ def _check_format(pattern: str, values: Any) -> None:
             widths += int(run) if len(run) < 9 else SIZE_LIMIT + 1
             run = ""
     fields = pattern.count("%") + pattern.count("{")
-    _check_size(widths + len(pattern) + fields * _weight(values))
+    size = widths + len(pattern) + fields * _weight(values)
+    _check_size(size)
     if _COMPUTED_WIDTH.search(pattern):
         raise _TooMuch("a format with a computed width")
+    return size
 
 
 def _tojson(

@@ -20,7 +20,7 @@ import numpy as np
 
 from shoestring.core import console
 from shoestring.core.errors import DataError, TokenizerError
-from shoestring.core.files import atomic_folder, atomic_write, clear_errors, exclusive
+from shoestring.core.files import atomic_folder, atomic_write, exclusive
 from shoestring.core.foreign import read_json
 from shoestring.data.config import DataConfig, NewTokenizerConfig
 from shoestring.data.shards import FORMAT, INDEX, SPLITS, Shard, ShardFolder, check_size, index_checksum
@@ -72,8 +72,7 @@ def prepare_source(
         "new_tokenizer": tokenizer.model_dump() if isinstance(tokenizer, NewTokenizerConfig) else None,
     }
     try:
-        with clear_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         with exclusive(out / LOCK):
             return _finish(opened, tokenizer, out, inputs)
     except OSError as error:

@@ -9,10 +9,11 @@ close a conversation.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,11 @@ import tokenizers
 
 from shoestring.core.errors import TokenizerError
 from shoestring.core.files import LFS_HINT, LFS_POINTER, clear_errors, is_lfs_pointer
-from shoestring.core.foreign import read_json
+from shoestring.core.foreign import parse_json, read_json, repeats_repetition
 from shoestring.data.chat import render_chat
 
 _ROLES = ("bos_token", "eos_token", "pad_token")
 # Of the tokens that separate documents in known families this one is used by all that have it.
-PANIC = "PanicException"  # what a panic in the Rust library becomes; the class itself cannot be imported
 _PROBE = "a b\u00e9 1"  # a tokenizer that fails at this is told as broken when it is loaded
 _MOST_UNUSED = 2**20  # ids without a token: real vocabularies have some hundreds
 _SEPARATOR_NAME = "<|endoftext|>"
@@ -80,11 +80,11 @@ class Tokenizer:
         if not file.is_file():
             raise _no_tokenizer(folder)
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-            backend.decode(backend.encode(_PROBE).ids)
-        except BaseException as error:  # the library raises bare Exception, and in a panic not even that
-            if not isinstance(error, Exception) and type(error).__name__ != PANIC:
-                raise
+            with _panics():
+                backend = tokenizers.Tokenizer.from_file(str(file))
+                _check_patterns(backend)
+                backend.decode(backend.encode(_PROBE).ids)
+        except Exception as error:  # the library raises bare Exception
             if is_lfs_pointer(file):
                 raise TokenizerError(LFS_POINTER, str(file), LFS_HINT) from error
             raise TokenizerError(f"not a readable tokenizer: {error}", str(file)) from error
@@ -127,13 +127,13 @@ class Tokenizer:
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Ids of a text. specials: whether names of special tokens in it become their ids."""
-        with self._switch:
+        with self._switch, _panics():
             self.backend.encode_special_tokens = not specials
             return self.backend.encode(_scalars(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
         """Ids of several texts, encoded on all cores."""
-        with self._switch:
+        with self._switch, _panics():
             self.backend.encode_special_tokens = not specials
             encodings = self.backend.encode_batch_fast(
                 [_scalars(text) for text in texts], add_special_tokens=False
@@ -146,7 +146,7 @@ class Tokenizer:
         A token that begins in the middle of a character has that character's index; one that takes in white
         space before a word begins with it.
         """
-        with self._switch:
+        with self._switch, _panics():
             self.backend.encode_special_tokens = not specials
             encodings = self.backend.encode_batch([_scalars(text) for text in texts], add_special_tokens=False)
         return [(np.array(e.ids, np.int64), self._starts(e.offsets)) for e in encodings]
@@ -162,7 +162,8 @@ class Tokenizer:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
         for i in ids:
             self._check_id(i)
-        return self.backend.decode(list(ids), skip_special_tokens=skip_specials)
+        with _panics():
+            return self.backend.decode(list(ids), skip_special_tokens=skip_specials)
 
     def stream(self, skip_specials: bool = True) -> DecodeStream:
         """An incremental decoder."""
@@ -294,6 +295,32 @@ class Tokenizer:
     def _check_id(self, i: int) -> None:
         if not 0 <= i < self.vocabulary_size:
             raise TokenizerError(f"token id {i} is outside the vocabulary of {self.vocabulary_size:,}")
+
+
+@contextlib.contextmanager
+def _panics() -> Iterator[None]:
+    """A panic in the Rust library as a TokenizerError: it is no Exception, and its class cannot be imported."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"the tokenizer cannot be used: {error}", "tokenizer.json") from error
+
+
+def _check_patterns(backend: tokenizers.Tokenizer) -> None:
+    """Raises ValueError for a regular expression that repeats what repeats: it can take the library minutes for a line."""
+    for part in (backend.normalizer, backend.pre_tokenizer, backend.decoder):
+        waiting = [parse_json(part.__getstate__())] if part is not None else []
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, dict):
+                waiting += item.values()
+                pattern = item.get("Regex")
+                if isinstance(pattern, str) and repeats_repetition(pattern):
+                    raise ValueError(f"its pattern {pattern!r:.80} repeats what repeats, which can take for ever")
+            elif isinstance(item, list):
+                waiting += item
 
 
 class DecodeStream:
