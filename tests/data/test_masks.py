@@ -242,7 +242,7 @@ def test_base_cut_inside_the_second_answer(tmp_path):
 
 
 def test_text_is_learned_whole_and_ends_with_eos(tmp_path):
-    dataset = prepared(tmp_path, {"text": "the end <s>"}, families.base())
+    dataset = prepared(tmp_path, {"text": "the end <s>"}, families.base(), special_tokens="text")
     tokenizer = families.base()
     ids = [tokenizer.bos_id, *tokenizer.encode("the end <s>"), tokenizer.eos_id]
     assert found(dataset) == (ids, [False] + [True] * (len(ids) - 1))

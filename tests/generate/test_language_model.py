@@ -83,8 +83,22 @@ def test_bos_opens_a_prompt_where_the_tokenizer_asks_for_it():
     assert model.encode_prompt("a")[0] == BOS
 
 
-def test_special_tokens_in_a_plain_prompt_are_plain_text():
-    assert END not in tiny_model().encode_prompt("a<|end|>b")
+def test_special_tokens_in_a_plain_prompt_are_read_unless_asked_otherwise():
+    assert tiny_model().encode_prompt("a<|end|>b")[1] == END
+    assert END not in tiny_model().encode_prompt("a<|end|>b", "text")
+
+
+def test_a_rendered_prompt_has_its_bos_once():
+    model = tiny_model()
+    model.tokenizer.config["add_bos_token"] = True
+    assert model.encode_prompt("<|bos|>a") == model.encode_prompt("a") == [BOS, *model.tokenizer.encode("a")]
+
+
+def test_a_chat_message_cannot_close_its_turn():
+    model = tiny_model()
+    ids = model.encode_chat([{"role": "user", "content": "Q<|end|>Z"}])
+    assert ids.count(END) == 1
+    assert model.tokenizer.decode(ids, skip_specials=False) == "<|bos|>user:Q<|end|>Z<|end|><|bos|>assistant:"
 
 
 def test_errors_of_a_stream_come_when_it_is_asked_for():

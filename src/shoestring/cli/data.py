@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from shoestring.cli.columns import Columns, columns_of
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 
@@ -30,7 +31,9 @@ app.command(_make)
 
 @_show.default
 def show(
-    source: Annotated[str, Parameter(help="a .jsonl, .json or .parquet file, a folder of them, or hf:OWNER/NAME")],
+    source: Annotated[
+        str, Parameter(help="a .jsonl, .json, .csv, .tsv or .parquet file, a folder of them, or hf:OWNER/NAME")
+    ],
     /,
     *,
     model: Annotated[str, Parameter(help="the MODEL whose tokenizer and chat template to use")],
@@ -42,6 +45,11 @@ def show(
     template: Annotated[
         str, Parameter(help="a chat template's .jinja file; none joins prompt and completion as they are")
     ] = "auto",
+    columns: Columns = None,
+    special_tokens: Annotated[
+        Literal["read", "text"],
+        Parameter(help="their names in text rows, and where prompt and completion are joined as they are"),
+    ] = "read",
     supervise: Annotated[
         Literal["assistant", "last", "all"], Parameter(help="what is learned: the assistant's turns, the last, or all")
     ] = "assistant",
@@ -50,7 +58,7 @@ def show(
     on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used; skip counts")] = "stop",
     json: Json = False,
 ) -> None:
-    from shoestring.data.supervised.show import example_json, example_text, header_line
+    from shoestring.data.supervised.show import example_json, example_text, has_letters, header_line, note_lines
     from shoestring.finetuning.examples import prepare_dataset
 
     dataset = prepare_dataset(
@@ -59,6 +67,8 @@ def show(
         sequence_length,
         console.err.print,
         format=format,
+        columns=columns_of(columns),
+        special_tokens=special_tokens,
         template=template,
         supervise=supervise,
         system=system,
@@ -68,9 +78,12 @@ def show(
     if json:
         console.print_json({**dataset.header(), "shown": [example_json(dataset, index) for index in shown]})
         return
-    console.out.print(header_line(dataset))
+    for line in (header_line(dataset), *note_lines(dataset)):
+        console.out.print(line)
     for index in shown:
         note = " (supervised tokens in bold, between ‹ ›)" if index == 0 else ""
+        if has_letters(dataset, index):
+            note += " (\\ stands before a special token's name that is only text)"
         console.out.print(f"example {index + 1}{note}")
         console.out.print(example_text(dataset, index))
 

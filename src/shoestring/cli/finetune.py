@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from shoestring.cli.columns import Columns, columns_of
 from shoestring.cli.verb import Json, Overrides, verb, with_flags
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -31,8 +32,11 @@ def finetune(
     *,
     data: Annotated[
         str | None,
-        Parameter(help="a .jsonl, .json or .parquet file, a folder, hf:OWNER/NAME, or exercises:KIND (data.source)"),
+        Parameter(
+            help="a .jsonl, .json, .csv, .tsv or .parquet file, a folder, hf:OWNER/NAME, or exercises:KIND (data.source)"
+        ),
     ] = None,
+    columns: Columns = None,
     method: Annotated[
         Literal["lora", "dora", "qlora", "full"] | None,
         Parameter(help="lora; dora; qlora, on a 4-bit base; full, every weight (adapter.method) [lora]"),
@@ -69,6 +73,7 @@ def finetune(
         ("--epochs", "train.epochs", epochs), ("--time", "train.time", time), ("--out", "out", out),
         ("--preserve", "preserve.source", preserve), ("--on-bad-line", "data.on_bad_line", on_bad_line),
         ("--memory", "budget.memory", memory), ("--compute", "precision.compute", compute),
+        ("--columns", "data.columns", columns_of(columns) or None),
     )  # fmt: skip
     settings = with_flags(overrides, flags)
     if resume is None:

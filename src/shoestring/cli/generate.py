@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -14,7 +14,7 @@ from shoestring.core import console
 from shoestring.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from shoestring.generate.language_model import Completion, LanguageModel
+    from shoestring.generate.language_model import Completion, LanguageModel, SpecialTokens
 
 app = verb(
     "generate",
@@ -38,6 +38,9 @@ def generate(
         ),
     ] = None,
     file: Annotated[Path | None, Parameter(help="a file with one prompt a line")] = None,
+    special_tokens: Annotated[
+        Literal["read", "text"], Parameter(help="their names in the prompt: read as the tokens, or text like any other")
+    ] = "read",
     sampling: SamplingFlags = AS_ADVISED,
     place: PlaceFlags = ANYWHERE,
     json: Json = False,
@@ -47,12 +50,12 @@ def generate(
 
     language_model = place.load(model)
     if json:
-        completions = language_model.complete(prompts, **options)
+        completions = language_model.complete(prompts, special_tokens, **options)
         console.print_json(as_json(language_model, prompts, completions, options))
     elif len(prompts) == 1:
-        _stream(language_model, prompts[0], options)
+        _stream(language_model, prompts[0], special_tokens, options)
     else:
-        _print_batch(prompts, language_model.complete(prompts, **options))
+        _print_batch(prompts, language_model.complete(prompts, special_tokens, **options))
         _report(language_model)
 
 
@@ -75,9 +78,9 @@ def read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
     return texts
 
 
-def _stream(model: LanguageModel, prompt: str, options: dict[str, Any]) -> None:
+def _stream(model: LanguageModel, prompt: str, special_tokens: SpecialTokens, options: dict[str, Any]) -> None:
     sampling = model.sampling(**options)
-    ids = model.encode_prompt(prompt)
+    ids = model.encode_prompt(prompt, special_tokens)
     reason, started = None, False
     for event in model.events([ids], sampling):
         if not started:  # only now is it certain that the prompt fits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +45,14 @@ def prepare(
         raise ConfigError("give either --tokenizer FOLDER or --vocabulary N (command line)")
     from shoestring.data.config import NewTokenizerConfig
     from shoestring.data.prepare import prepare as write_shards
+    from shoestring.data.tokenizer import Tokenizer
+    from shoestring.models.named_tokenizer import named_tokenizer
 
-    chosen = _tokenizer(tokenizer) if tokenizer else NewTokenizerConfig(vocabulary=vocabulary or 0)
+    chosen: NewTokenizerConfig | Tokenizer
+    if tokenizer is not None:
+        chosen, _ = named_tokenizer(tokenizer, console.err.print)
+    else:
+        chosen = NewTokenizerConfig(vocabulary=vocabulary or 0)
     shards = write_shards(
         source,
         chosen,
@@ -75,13 +80,3 @@ def prepare(
     columns = ("split", "documents", "tokens", "text")
     console.out.print(console.table(columns, rows, right=columns[1:]))
     console.out.print(f"shards  {out}  vocabulary {shards.vocabulary_size:,}")
-
-
-def _tokenizer(name: str):
-    from shoestring.data.tokenizer import Tokenizer
-    from shoestring.models.resolve import find_model
-
-    folder = (
-        Path(name) if os.path.isfile(Path(name) / "tokenizer.json") else find_model(name, say=console.err.print)
-    )
-    return Tokenizer.load(folder)

@@ -1,4 +1,4 @@
-"""Where text comes from: the standard library, text files, folders and JSONL, one document at a time.
+"""Where text comes from: the standard library, text files, folders and rows (JSONL, JSON, CSV), a document at a time.
 
 A source is opened once: its files are listed and sorted, so that order, names and the split into train and
 validation depend on the content alone. Memory stays bounded: JSONL is read by lines, and a text file above
@@ -7,6 +7,7 @@ PIECE_BYTES becomes several documents, cut at line ends.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -14,21 +15,23 @@ import json
 import os
 import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
 from shoestring.core.errors import DataError
 from shoestring.core.foreign import parse_json
+from shoestring.data.tables import is_json, is_table, json_list, table_names, table_rows
 
 PIECE_BYTES = 4 * 2**20
 LINE_LIMIT = 64 * 2**20  # a JSONL line longer than this is not a line of text
 
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
+Row = tuple[int, str, Callable[[], Any]]  # number, place, and what gives its content or raises DataError
 _UTF8_HINT = (
     "the text must be UTF-8; iconv -f LATIN1 -t UTF-8 FILE converts a Latin-1 file\n"
     "--on-bad-line skip leaves it out"
@@ -57,7 +60,11 @@ class Skipped:
         self.first.setdefault(reason, where)
 
     def __str__(self) -> str:
-        return "; ".join(f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items())
+        return "; ".join(self.sentences())
+
+    def sentences(self) -> list[str]:
+        """One for each reason."""
+        return [f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in self.counts.items()]
 
 
 def split(name: str, validation: float) -> str:
@@ -77,7 +84,10 @@ def documents(
 
 
 class Source:
-    """A listed source: "stdlib", or the path of a text file, a JSONL file or a folder of both.
+    """A listed source: "stdlib", or the path of a text file, a file of rows or a folder of both.
+
+    Rows are the lines of JSONL, the entries of a .json file that is a list of objects, and the lines of a table
+    (.csv, .tsv); in a folder, lists and tables count as rows if they have the field `text_field`, else as text.
 
     Raises DataError when there is nothing to read, and while reading for text that cannot be read, unless
     on_bad_line is "skip". In folders, hidden files are left out, and binary files are left out and counted.
@@ -122,7 +132,10 @@ class Source:
         return self._fingerprint
 
     def _hash_everything(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.text_field, self.validation, self.on_bad_line]).encode())
+        settings = [self.text_field, self.validation, self.on_bad_line]
+        if any(is_json(file) or is_table(file) for _, file in self.files):
+            settings.append("rows")  # such files were text until rows were read from them
+        digest = hashlib.sha256(json.dumps(settings).encode())
         for name, file in self.files:
             try:
                 digest.update(f"\0{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
@@ -148,7 +161,9 @@ class Source:
     def _file(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
         try:
             if _is_jsonl(file):
-                yield from self._jsonl(name, file, skipped)
+                yield from self._from_rows(name, self._jsonl(file), skipped)
+            elif (rows := self._rows(file)) is not None:
+                yield from self._from_rows(name, rows, skipped)
             elif self.source == "stdlib":
                 yield from self._python(name, file, skipped)
             elif len(self.files) == 1:
@@ -209,15 +224,32 @@ class Source:
                     yield offset, text
                 offset += len(piece)
 
-    def _jsonl(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
+    def _jsonl(self, file: Path) -> Iterator[Row]:
         for number, line in enumerate(jsonl_lines(file), 1):
-            if line.isspace():
-                continue
+            if not line.isspace():
+                where = f"{file}:{number}"
+                yield number, where, functools.partial(_parse, line, where)
+
+    def _rows(self, file: Path) -> Iterator[Row] | None:
+        """The rows of a JSON list or a table, None for text."""
+        alone = len(self.files) == 1
+        if is_json(file) and (entries := _objects(file, alone)) is not None:
+            if alone or all(isinstance(entry.get(self.text_field), str) for entry in entries):
+                return (
+                    (number, f"{file}: entry {number}", functools.partial(_given, entry))
+                    for number, entry in enumerate(entries, 1)
+                )
+        if is_table(file) and (alone or self.text_field in _names(file)):
+            return ((line, f"{file}:{line}", functools.partial(_given, row)) for line, row in table_rows(file))
+        return None
+
+    def _from_rows(self, name: str, rows: Iterator[Row], skipped: Skipped) -> Iterator[Document]:
+        for number, where, row in rows:
             try:
-                text, identity = _text_of(line, self.text_field, f"{file}:{number}")
+                text, identity = _text_of(row(), self.text_field, where)
             except DataError as error:
                 if self.on_bad_line == "skip":
-                    skipped.add("bad lines", f"{file}:{number}")
+                    skipped.add("bad lines", where)
                     continue
                 raise error
             if text:
@@ -227,25 +259,60 @@ class Source:
                 )
 
 
-def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]:
-    """The text of a JSONL line, and its `id` when it has one."""
+def _given(row: Any) -> Any:
+    if isinstance(row, DataError):
+        raise DataError(row.message, row.where, f"{row.hint}\n{_SKIP_HINT}")
+    return row
+
+
+def _objects(file: Path, alone: bool) -> list[dict[str, Any]] | None:
+    """The entries of a JSON list of objects, None for other JSON. Raises DataError for a broken list that stands alone.
+
+    In a folder, what cannot be read as JSON is text.
+    """
+    with open(file, encoding="utf-8-sig", errors="replace") as content:
+        if "".join(content.read(8192).split())[:2] != "[{":
+            return None
+    try:
+        entries = json_list(file)
+    except DataError:
+        if alone:
+            raise
+        return None
+    return entries if all(isinstance(entry, dict) for entry in entries) else None
+
+
+def _names(file: Path) -> list[str]:
+    """Of a table's columns; none where it cannot be read as one, and is text."""
+    try:
+        return table_names(file)
+    except DataError:
+        return []
+
+
+def _parse(line: bytes, where: str) -> Any:
     if len(line) > LINE_LIMIT:
         raise DataError(f"a line longer than {LINE_LIMIT // 2**20} MiB", where, _SKIP_HINT)
+    is_list = "\na list of all rows goes into a .json file" if line.lstrip().startswith(b"[") else ""
     try:
-        entry = parse_json(line)
+        return parse_json(line)
     except UnicodeDecodeError as error:
         raise DataError(
             f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, _UTF8_HINT
         ) from error
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"not a JSON object: {error.msg.removesuffix(' at')} at column {error.colno}", where, _SKIP_HINT
-        ) from error
+        message = f"not a JSON object: {error.msg.removesuffix(' at')} at column {error.colno}"
+        raise DataError(message, where, _SKIP_HINT + is_list) from error
     except ValueError as error:
         raise DataError(f"not a readable JSON object: {error}", where, _SKIP_HINT) from error
+
+
+def _text_of(entry: Any, text_field: str, where: str) -> tuple[str, str | None]:
+    """The text of a row, and its `id` when it has one."""
     expected = f'expected {{"{text_field}": "..."}}; data.text_field names another field\n{_SKIP_HINT}'
     if not isinstance(entry, dict):
-        raise DataError("not a JSON object", where, expected)
+        is_list = "\na list of all rows goes into a .json file" if isinstance(entry, list) else ""
+        raise DataError("not a JSON object", where, expected + is_list)
     if text_field not in entry:
         raise DataError(
             f"no field {text_field!r}; it has {', '.join(map(repr, entry)) or 'none'}", where, expected

@@ -25,6 +25,7 @@ from shoestring.core.errors import TokenizerError
 from shoestring.core.files import LFS_HINT, LFS_POINTER, clear_errors, is_lfs_pointer
 from shoestring.core.foreign import parse_json, read_json, repeats_repetition
 from shoestring.data.chat import render_chat
+from shoestring.data.tool_calls import CallForm, call_form
 
 _ROLES = ("bos_token", "eos_token", "pad_token")
 # Of the tokens that separate documents in known families this one is used by all that have it.
@@ -54,6 +55,7 @@ class Tokenizer:
         self._vocabulary_size: int | None = None
         self._fingerprint: str | None = None
         self._token_bytes: list[bytes] | None = None
+        self._call_forms: dict[str, CallForm] = {}
 
     @classmethod
     def from_backend(
@@ -281,7 +283,14 @@ class Tokenizer:
             )
         names = {key: _content(value) for key, value in self.config.items() if key.endswith("_token")}
         named = {key: name for key, name in names.items() if name is not None}
+        if any(message.get("tool_calls") for message in messages):
+            messages = self._call_form(template, named).of(messages)
         return render_chat(template, messages, tools, add_generation_prompt, **{**named, **variables})
+
+    def _call_form(self, template: str, named: dict[str, Any]) -> CallForm:
+        if template not in self._call_forms:
+            self._call_forms[template] = call_form(lambda said: render_chat(template, said, None, False, **named))
+        return self._call_forms[template]
 
     def _role_id(self, role: str) -> int | None:
         name = _content(self.config.get(role))

@@ -19,11 +19,14 @@ from shoestring.data.tokenizer import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # every byte, and <|endoftext|>
+# Merging a pair costs the square of a word's length, and text without spaces (bases of DNA, base64) is one word.
+_LONGEST_WORD = 256  # bytes
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency: int = 2) -> Tokenizer:
     """A tokenizer of at most `vocabulary` ids, from pairs seen `min_frequency` times; the same on every run.
 
+    Words of more than 256 bytes are learned from in pieces, so that the time grows with the text alone.
     A small corpus may not have that many pairs: then the vocabulary is smaller, and stderr says so.
     Raises ConfigError for a vocabulary that cannot hold all bytes.
     """
@@ -32,9 +35,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency:
             f"a vocabulary of {vocabulary} cannot hold all bytes", hint=f"the least is {SMALLEST_VOCABULARY}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    words = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    cut = pre_tokenizers.Split(tokenizers.Regex(f".{{1,{_LONGEST_WORD}}}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*words, cut])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -44,6 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(words)
     # Documents begin with the separator in training, so a prompt must begin with it as well, in any tool.
     first = (END_OF_TEXT, backend.token_to_id(END_OF_TEXT))
     backend.post_processor = processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[first])

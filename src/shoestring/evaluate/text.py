@@ -20,7 +20,7 @@ from shoestring.core.errors import DataError
 from shoestring.data.sources import Skipped, Source
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.supervised.dataset import DatasetBuilder, SupervisedDataset
-from shoestring.data.supervised.rows import ExampleSource
+from shoestring.data.supervised.rows import ROW_SUFFIXES, ExampleSource
 from shoestring.data.tokenizer import Tokenizer
 
 _AT_ONCE = 64  # documents tokenized together
@@ -70,11 +70,10 @@ def texts_of(
 
 
 def _has_rows(source: str) -> bool:
-    """Whether the source is made of rows (JSON, Parquet, the hub) rather than of text."""
-    suffixes = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
+    """Whether the source is made of rows (JSON, CSV, Parquet, the hub) rather than of text."""
     if source.startswith("hf:"):
         return True
     path = Path(os.path.expanduser(source))
     names = [file.name for file in path.iterdir()] if os.path.isdir(path) else [path.name]
     visible = [name.lower() for name in names if not name.startswith(".")]
-    return bool(visible) and all(name.endswith(suffixes) for name in visible)
+    return bool(visible) and all(name.endswith(ROW_SUFFIXES) for name in visible)

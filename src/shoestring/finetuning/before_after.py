@@ -165,7 +165,8 @@ def _asked(dataset: SupervisedDataset, config: SupervisedDataConfig, places: set
     for source in (config.source, config.validation_source):
         if source is None or len(found) == len(places):
             continue
-        for example in ExampleSource(source, config.format, config.on_bad_line).examples(Skipped()):
+        rows = ExampleSource(source, config.format, config.on_bad_line, None, config.columns)
+        for example in rows.examples(Skipped()):
             if example.where in places:
                 user = [message["content"] for message in example.messages if message["role"] == "user"]
                 found[example.where] = user[0] if user else example.plain[0] if example.plain else ""

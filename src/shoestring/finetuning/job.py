@@ -13,9 +13,11 @@ from typing import Any
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
 from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
+from shoestring.data.supervised.rows import Rows
 from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, load_answers
 from shoestring.finetuning.config import FinetuneRecipe, finetune_recipe, is_finetune_recipe, load_finetune_recipe
 from shoestring.finetuning.everyday import everyday_examples
+from shoestring.finetuning.examples import kept_rows
 from shoestring.finetuning.material import Material, open_material
 from shoestring.finetuning.model import adapted_model, job_shape, options, read_speed
 from shoestring.finetuning.preserve import preserving
@@ -40,15 +42,18 @@ from shoestring.train.run_folder import resume as resume_run
 
 def finetune(
     model: str | Path | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Rows | None = None,
     resume: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     memory: str | int | None = None,
+    batch_size: int | None = None,
     **settings: Any,
 ) -> FinetuneResult:
     """Fine-tune `model` on the examples in `data`, or continue the run in the folder `resume`.
 
-    model: or a recipe, by name or file, which may say which data. memory: of the whole process at most, as "1GB".
+    model: or a recipe, by name or file, which may say which data. data: or rows: dictionaries, a `datasets.Dataset`, an
+    iterator over such; they are kept in the cache, so that the run can be continued. batch_size: rows of an optimizer
+    step (train.batch_rows), in place of train.batch_tokens. memory: of the whole process at most, as "1GB".
     overrides: dotted settings of `FinetuneRecipe`; keywords are settings as well, two underscores for a dot:
     `finetune("smollm2-135m", "mine.jsonl", adapter__method="dora", train__time="10m", out="runs/mine")`. Progress goes
     to stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError (before any work, with the least
@@ -57,7 +62,11 @@ def finetune(
     changed = dotted(overrides, settings)
     if memory is not None:
         changed["budget.memory"] = memory
+    if batch_size is not None:
+        changed["train.batch_rows"] = batch_size
     parallel.start()
+    if data is not None and not isinstance(data, (str, Path)):
+        data = kept_rows(data)
     if resume is not None:
         named = {"model": model, "data.source": data}
         changed |= {key: str(value) for key, value in named.items() if value is not None}

@@ -78,7 +78,8 @@ def open_material(start: Start) -> Material:
     ordinary = None if held in (None, EVERYDAY) else ordinary_examples(str(held), recipe.preserve, base)
     check_rows(dataset.tokenizer, config, base)
     length = settings.sequence_length or min(max(dataset.counts.longest, _SHORTEST_ROW), longest)
-    rows = max(-(-settings.batch_tokens // (length * parallel.world_size())), 1)
+    tokens = settings.batch_tokens if settings.batch_rows is None else settings.batch_rows * length
+    rows = max(-(-tokens // (length * parallel.world_size())), 1)
     if settings.microbatch is not None and rows % settings.microbatch:
         raise ConfigError(f"train.microbatch ({settings.microbatch}) must divide the {rows} rows of each process")
     sizes = row_sizes(dataset, recipe.data.layout, length)

@@ -80,5 +80,6 @@ def model_and_data(recipe: FinetuneRecipe, decoder: Decoder, material: Material)
     return [
         f"model     {recipe.model}: {size} parameters, {format_count(trained)} trained ({method})",
         f"data      {header_line(material.dataset)}",
+        *(f"note      {note}" for note in material.dataset.notes),
         f"split     {counts.train:,} to learn from, {counts.validation:,} held out",
     ]

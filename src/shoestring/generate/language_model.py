@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError, TokenizerError
 from shoestring.data.external import External
+from shoestring.data.plain_names import PlainNames
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.advice import advice
 from shoestring.generate.config import SamplingConfig, sampling_config
@@ -31,6 +32,7 @@ from shoestring.models.peft_folder import is_adapter, load_adapted
 from shoestring.models.resolve import Say, find_model
 
 Messages = str | Sequence[dict[str, Any]]
+SpecialTokens = Literal["read", "text"]
 
 SLOTS = 64  # texts decoded at once; more wait
 
@@ -126,20 +128,22 @@ class LanguageModel:
     def generate(self, prompt: str | list[str], **options: Any) -> str | list[str]:
         """The continuation of a prompt, without the prompt, or a list of them for several, decoded together.
 
-        options: fields of `SamplingConfig`. Raises ConfigError for a wrong option and for a prompt that is
-        empty (when the model has no token to begin a text with) or longer than the context.
+        options: fields of `SamplingConfig`, and special_tokens of `encode_prompt`. Raises ConfigError for a wrong option
+        and for a prompt that is empty (when the model has no token to begin a text with) or longer than the context.
         """
         if isinstance(prompt, str):
             return self.complete([prompt], **options)[0].text
         return [completion.text for completion in self.complete(prompt, **options)]
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str, special_tokens: SpecialTokens = "read", **options: Any) -> Iterator[str]:
         """The same text in pieces as they are written: no half characters, no part of a stop string."""
-        return self._pieces(self.encode_prompt(prompt), options)
+        return self._pieces(self.encode_prompt(prompt, special_tokens), options)
 
-    def complete(self, prompts: Sequence[str], **options: Any) -> list[Completion]:
+    def complete(
+        self, prompts: Sequence[str], special_tokens: SpecialTokens = "read", **options: Any
+    ) -> list[Completion]:
         """`generate`, with the tokens and the reason why each text ended; `speed` holds the figures."""
-        return self.complete_ids([self.encode_prompt(prompt) for prompt in prompts], **options)
+        return self.complete_ids([self.encode_prompt(prompt, special_tokens) for prompt in prompts], **options)
 
     def complete_ids(self, prompts: list[list[int]], **options: Any) -> list[Completion]:
         """The same for prompts that are token ids already."""
@@ -151,14 +155,19 @@ class LanguageModel:
             completion.reason = event.reason or completion.reason
         return completions
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a plain prompt, opened by bos where the tokenizer asks for it or there is nothing else."""
+    def encode_prompt(self, text: str, special_tokens: SpecialTokens = "read") -> list[int]:
+        """Ids of a plain prompt, opened by bos where the tokenizer asks for it or there is nothing else, never twice.
+
+        special_tokens: their names in the prompt are read as the tokens (a conversation rendered elsewhere), or text.
+        """
         tokenizer = self.tokenizer
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text, specials=special_tokens == "read")
         bos = tokenizer.bos_id
         if bos is None:
             if not ids:
                 raise ConfigError("the prompt is empty, and this model has no token to begin a text with")
+            return ids
+        if ids[:1] == [bos]:
             return ids
         if not ids or tokenizer.config.get("add_bos_token") or bos in tokenizer.backend.encode("").ids[:1]:
             ids = [bos, *ids]
@@ -186,7 +195,7 @@ class LanguageModel:
                 where=str(self.folder) if self.folder else None,
                 hint='use generate instead: shoestring generate MODEL --prompt "Once upon a time"',
             )
-        return self.tokenizer.encode(self.tokenizer.render_chat(list(messages)), specials=True)
+        return PlainNames(self.tokenizer).encode_chat(messages)
 
     # What both are made of
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from shoestring.data.sources import Source
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.config import ModelConfig
 from shoestring.models.external import open_external
-from shoestring.models.resolve import find_model
+from shoestring.models.named_tokenizer import named_tokenizer
 from shoestring.train import parallel
 from shoestring.train.run import find_once
 
@@ -48,7 +47,7 @@ def open_dataset(
 
 def _prepared(config: DataConfig, tokenizer: Tokenizer | None, say: Callable[[str], None] | None) -> ShardFolder:
     if tokenizer is None and isinstance(config.tokenizer, str):
-        tokenizer = named_tokenizer(config.tokenizer, say)
+        tokenizer = named_tokenizer(config.tokenizer, say)[0]
     if is_shard_folder(config.source):
         return prepare_recipe(config, tokenizer, config.source)
     source = recipe_source(config)
@@ -74,14 +73,6 @@ def external_vectors(
     if source is None:
         return {}
     return {split: source.of_split(shards, split, cache_dir() / "external") for split in SPLITS}
-
-
-def named_tokenizer(name: str, say: Callable[[str], None] | None = None) -> Tokenizer:
-    """The tokenizer of a tokenizer folder or of a MODEL."""
-    folder = Path(name)
-    return Tokenizer.load(
-        folder if os.path.isfile(folder / "tokenizer.json") else find_model(name, say=say, encoder=True)
-    )
 
 
 def _cached(config: DataConfig, tokenizer: Tokenizer | None, source: Source) -> Path:

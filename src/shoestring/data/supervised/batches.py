@@ -229,8 +229,8 @@ def to_batch(
                 vectors[r, place] = external.vectors(ids[:n], 0, n)
             at += n
     external_BTE = None if vectors is None else torch.from_numpy(vectors)
-    each = map(torch.from_numpy, (tokens, labels, positions, segments))
-    return Batch(*each, external_BTE)
+    tokens_BT, labels_BT, positions_BT, segments_BT = map(torch.from_numpy, (tokens, labels, positions, segments))
+    return Batch(tokens_BT, labels_BT, positions_BT, segments_BT, external_BTE)
 
 
 def _like_lengths(lengths: np.ndarray, shuffled: np.ndarray, group: int) -> list[np.ndarray]:

@@ -13,6 +13,11 @@ from pydantic import Field, field_validator
 from shoestring.core.config import Config
 
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text"]
+# What rows may call otherwise (`columns`).
+COLUMNS = (
+    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", "system", "tools",
+    "text",
+)  # fmt: skip
 Supervise = Literal["assistant", "last", "all"]
 OnBadLine = Literal["stop", "skip"]
 Layout = Literal["packed", "padded", "flat"]
@@ -23,10 +28,13 @@ class SupervisedDataConfig(Config):
 
     source: str = Field(
         min_length=1,
-        description="a .jsonl(.gz, .zst), .json or .parquet file, a folder of them, hf:OWNER/NAME,"
+        description="a .jsonl(.gz, .zst), .json, .csv, .tsv or .parquet file, a folder of them, hf:OWNER/NAME,"
         " or exercises:KIND, made on the spot (`shoestring data make`)",
     )
     format: Format = Field("auto", description="auto: told from the first rows")
+    columns: dict[str, str] = Field(
+        {}, description="fields that have other names in the rows, as {prompt: Q, completion: A}; usual names are known"
+    )
     template: str = Field(
         "auto",
         min_length=1,
@@ -35,6 +43,11 @@ class SupervisedDataConfig(Config):
     )
     supervise: Supervise = Field(
         "assistant", description="what is learned: the assistant's turns, the last one, or all"
+    )
+    special_tokens: Literal["read", "text"] = Field(
+        "read",
+        description="names of special tokens in text rows, and in prompts and completions joined as they are: read as"
+        " the tokens, or text like any other; in messages they are always text",
     )
     system: str | None = Field(None, description="system message for conversations that have none")
     date: str = Field("2024-07-26", description="today's date, for templates that write it: the same on every day")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -47,7 +47,8 @@ class DatasetCounts:
 class SupervisedDataset:
     """Made by `prepare_dataset`. tokenizer: the model's, with the chat template that was used.
 
-    sequence_length: no example is longer. where: "file:line" of each example.
+    sequence_length: no example is longer. where: "file:line" of each example. columns: fields of the form that have
+    other names in the rows. notes: sentences on what a person should know: fields that are not read, and the like.
     """
 
     source: str
@@ -61,6 +62,8 @@ class SupervisedDataset:
     where: list[str]
     counts: DatasetCounts
     skipped: Skipped
+    columns: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -97,9 +100,11 @@ class SupervisedDataset:
         return {
             "source": self.source,
             "format": self.form,
+            "columns": self.columns,
             **asdict(self.counts),
             "supervised_share": round(self.counts.supervised_share, 4),
             "sequence_length": self.sequence_length,
+            "notes": list(self.notes),
         }
 
 
@@ -107,8 +112,10 @@ class DatasetBuilder:
     """Collects examples one at a time."""
 
     def __init__(
-        self, source: str, form: str, tokenizer: Tokenizer, stop_ids: frozenset[int], sequence_length: int | None
-    ) -> None:
+        self, source: str, form: str, tokenizer: Tokenizer, stop_ids: frozenset[int], sequence_length: int | None,
+        columns: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self._columns = columns or {}
         self._about = (source, form, tokenizer, sequence_length)
         self._stop_ids = stop_ids
         self._tokens, self._supervised = array("i"), bytearray()
@@ -145,7 +152,7 @@ class DatasetBuilder:
         border = min(max(share, np.nextafter(distinct[0], 1)), distinct[-1])
         self._held_out = [fraction < border for fraction in self._hashes]
 
-    def build(self, skipped: Skipped) -> SupervisedDataset:
+    def build(self, skipped: Skipped, notes: tuple[str, ...] = ()) -> SupervisedDataset:
         tokens = np.frombuffer(self._tokens, np.int32) if self._tokens else np.zeros(0, np.int32)
         supervised = np.frombuffer(bytes(self._supervised), bool)
         held_out = np.array(self._held_out, bool)
@@ -164,5 +171,6 @@ class DatasetBuilder:
         source, form, tokenizer, length = self._about
         starts = np.array(self._starts, np.int64)
         return SupervisedDataset(
-            source, form, tokenizer, length, tokens, supervised, starts, held_out, self._where, counts, skipped
-        )
+            source, form, tokenizer, length, tokens, supervised, starts, held_out, self._where, counts, skipped,
+            self._columns, notes,
+        )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Where examples come from: JSONL, JSON and Parquet files, folders of them, data sets on the hub, made exercises.
+"""Where examples come from: JSONL, JSON, CSV and Parquet files, folders of them, data sets on the hub, made exercises,
+and rows that a program has.
 
 A source is listed once, its form told from its first rows; then examples come one at a time, each with its
 file and line, so that a mistake can be found.
@@ -11,84 +12,139 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shoestring.core.errors import DataError, NetworkError
-from shoestring.core.foreign import parse_json, read_json
+from shoestring.core.foreign import parse_json
 from shoestring.data.sources import JSONL_SUFFIXES, LINE_LIMIT, Skipped, jsonl_lines
+from shoestring.data.supervised import columns as naming
 from shoestring.data.supervised.config import Format, OnBadLine
-from shoestring.data.supervised.formats import EXPECTED, SKIP, Example, detect, to_example
+from shoestring.data.supervised.formats import EXPECTED, SKIP, Example, detect, named, to_example
 from shoestring.data.synthetic.kinds import make
+from shoestring.data.tables import TABLE_SUFFIXES, is_json, is_table, json_list, table_rows
 
 EXERCISES = "exercises:"  # before a kind of `data.synthetic.kinds`
+GIVEN = "the rows given"  # the name of a source that is no file
+ROW_SUFFIXES = (*JSONL_SUFFIXES, ".json", *TABLE_SUFFIXES, ".parquet")
 _EXERCISES_MADE = 4000  # held-out ones, which `data make` writes apart, included
 _LOOKED_AT = 20  # rows from which the form is told
-_LONGEST_LIST = 2**30  # bytes of a .json file, which is read whole
-_SUFFIXES = (*JSONL_SUFFIXES, ".json", ".parquet")
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 Row = Callable[[], Any]  # gives the row's content, or raises DataError
+Rows = Iterable[Mapping[str, Any]]  # as a program has them: dictionaries, a datasets.Dataset
 
 
 class ExampleSource:
-    """files: in order. form: of all rows, detected or given.
+    """files: in order. form: of all rows, detected or given. columns: fields of the form under other names in the rows.
 
-    Raises DataError when there is nothing to read or the form is unknown, NetworkError for the hub.
+    source: a path or a name, or rows themselves, which are read once if they can be. Raises DataError when there is
+    nothing to read or the form is unknown, ConfigError for columns that no form has, NetworkError for the hub.
     """
 
     def __init__(
         self,
-        source: str | Path,
+        source: str | Path | Rows,
         form: Format = "auto",
         on_bad_line: OnBadLine = "stop",
         say: Callable[[str], None] | None = None,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
-        self.source = str(source)
         self.on_bad_line = on_bad_line
         self.files: list[Path] = []
-        if self.source.startswith("hf:"):
-            self.files = _hub_files(self.source, say)
-        elif not self.source.startswith(EXERCISES):
-            self.files = _files(Path(source))
-        self.form: Format = self._detect() if form == "auto" else form
+        self._given: list[Any] | None = None
+        if not isinstance(source, (str, Path)):
+            self.source, self._given = GIVEN, given_rows(source)
+        else:
+            self.source = str(source)
+            if self.source.startswith("hf:"):
+                self.files = _hub_files(self.source, say)
+            elif not self.source.startswith(EXERCISES):
+                self.files = _files(Path(source))
+        self.form, self.columns = self._settle(form, dict(columns or {}))
 
     def examples(self, skipped: Skipped) -> Iterator[Example]:
         """Each example in order. Rows that cannot be read stop it, or are counted in `skipped`."""
         for where, row in self._rows():
             try:
-                yield to_example(row(), self.form, where)
+                yield to_example(row(), self.form, where, self.columns)
             except DataError:
                 if self.on_bad_line == "stop":
                     raise
                 skipped.add("bad lines", where)
 
     def _rows(self) -> Iterator[tuple[str, Row]]:
+        if self._given is not None:
+            return ((f"row {n}", functools.partial(_given, row)) for n, row in enumerate(self._given, 1))
         if self.source.startswith(EXERCISES):
             return _exercise_rows(self.source)
         return itertools.chain.from_iterable(map(_rows, self.files))
 
-    def _detect(self) -> Format:
-        def first() -> Iterator[dict[str, Any]]:
-            for _, row in self._rows():
-                try:
-                    content = row()
-                except DataError:
-                    if self.on_bad_line == "stop":
-                        raise
-                    continue
-                if isinstance(content, dict):
-                    yield content
+    def _settle(self, form: Format, columns: dict[str, str]) -> tuple[Format, dict[str, str]]:
+        """The form, and how its fields are called, of the first rows."""
+        first = list(itertools.islice(self._first(), _LOOKED_AT))
+        naming.check_columns(columns, first, self.source)
+        renamed = [named(row, columns) for row in first]
+        if (found := naming.recognise(renamed, form)) is not None:
+            form, more = found
+            return form, {**more, **columns}
+        return detect(renamed, self.source, f"{EXPECTED}\n{naming.HINT}") if form == "auto" else form, columns
 
-        return detect(itertools.islice(first(), _LOOKED_AT), self.source)
+    def _first(self) -> Iterator[dict[str, Any]]:
+        """Those of the rows that are objects. Raises DataError where there is none."""
+        wrong, found, any_row = None, False, False
+        for where, row in self._rows():
+            any_row = True
+            try:
+                content = row()
+                if isinstance(content, dict):
+                    found = True
+                    yield content
+                else:
+                    wrong = wrong or DataError("not a JSON object", where, EXPECTED)
+            except DataError as error:
+                if self.on_bad_line == "stop":
+                    raise
+                wrong = wrong or error
+        if not any_row:
+            raise DataError("there are no rows", self.source, EXPECTED)
+        if not found and wrong is not None:
+            raise DataError(f"no row can be read; the first: {wrong.message}", wrong.where, wrong.hint)
+
+
+def given_rows(rows: Any) -> list[Any]:
+    """Rows that a program has, as a list. Raises DataError for what holds none."""
+    if isinstance(rows, Mapping):  # a DatasetDict, or one row
+        splits = ", ".join(map(repr, rows))
+        raise DataError("a dictionary is not a list of rows", GIVEN, f"give one of its parts ({splits}), or [row]")
+    if hasattr(rows, "to_dict") and hasattr(rows, "iterrows"):
+        rows = rows.to_dict("records")
+    # As in Parquet, rows of a datasets.Dataset have a null for each field that only others have.
+    clean = without_nulls if hasattr(rows, "features") else _given
+    try:
+        return [clean(dict(row) if isinstance(row, Mapping) else row) for row in rows]
+    except TypeError as error:
+        raise DataError(f"a {type(rows).__name__} is not rows", GIVEN, EXPECTED) from error
+
+
+def without_nulls(value: Any) -> Any:
+    """Parquet gives every object the fields of all others of its column, null where it has none of its own."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Row]]:
     try:
         if file.name.lower().endswith(".parquet"):
             yield from _parquet_rows(file)
-        elif file.name.lower().endswith(".json"):
-            yield from _json_rows(file)
+        elif is_json(file):
+            for number, entry in enumerate(json_list(file), 1):
+                yield f"{file}: entry {number}", functools.partial(_given, entry)
+        elif is_table(file):
+            for number, cells in table_rows(file):
+                yield f"{file}:{number}", functools.partial(_fitting, cells)
         else:
             for number, line in enumerate(jsonl_lines(file), 1):
                 if not line.isspace():
@@ -99,18 +155,28 @@ def _rows(file: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _exercise_rows(source: str) -> Iterator[tuple[str, Row]]:
-    """The exercises that `shoestring data make KIND` writes to train on, but fewer."""
+    """The exercises that `shoestring data make KIND` writes to train on, but fewer, without what is there to score."""
     exercises = make(source.removeprefix(EXERCISES), _EXERCISES_MADE)
     for number, exercise in enumerate(exercises.train, 1):
-        yield f"{source}: exercise {number}", functools.partial(_given, exercise.row())
+        yield f"{source}: exercise {number}", functools.partial(_given, {"messages": exercise.row()["messages"]})
 
 
 def _given(row: Any) -> Any:
     return row
 
 
+def _fitting(row: dict[str, str] | DataError) -> dict[str, str]:
+    if isinstance(row, DataError):
+        raise DataError(row.message, row.where, f"{row.hint}\n{SKIP}")
+    return row
+
+
 def _parse(line: bytes, where: str) -> Any:
     hint = f"{EXPECTED}\n{SKIP}"
+    if line.lstrip().startswith(b"["):
+        hint += "\na list of all rows goes into a .json file"
+    elif line.strip() == b"{":
+        hint += "\na row stands on one line; objects over several lines go into a .json file, as a list"
     if len(line) > LINE_LIMIT:
         raise DataError(f"a line longer than {LINE_LIMIT // 2**20} MiB", where, hint)
     try:
@@ -135,22 +201,6 @@ def _parse(line: bytes, where: str) -> Any:
     return row
 
 
-def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    """One list of objects, as Alpaca and ShareGPT sets are often given."""
-    rows = _parse_file(file)
-    if not isinstance(rows, list):
-        raise DataError("not a list of objects", str(file), "give a .json file with a list, or a .jsonl file")
-    for number, row in enumerate(rows, 1):
-        yield f"{file}: entry {number}", functools.partial(_given, row)
-
-
-def _parse_file(file: Path) -> Any:
-    try:
-        return read_json(file, most_bytes=_LONGEST_LIST, most_items=None)
-    except ValueError as error:
-        raise DataError(f"not valid JSON: {error}", str(file), "a file with one object per line is .jsonl") from error
-
-
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
     import pyarrow
     from pyarrow import parquet
@@ -161,7 +211,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
             for part in content.iter_batches(batch_size=256):
                 for row in part.to_pylist():
                     number += 1
-                    yield f"{file}: row {number}", functools.partial(_given, row)
+                    yield f"{file}: row {number}", functools.partial(_given, without_nulls(row))
     except pyarrow.ArrowException as error:
         raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", str(file)) from error
 
@@ -169,21 +219,27 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
 def _files(path: Path) -> list[Path]:
     path = Path(os.path.expanduser(path))
     if os.path.isfile(path):
-        if not path.name.lower().endswith(_SUFFIXES):
-            raise DataError("not a file of examples", str(path), f"known endings: {', '.join(_SUFFIXES)}\n{EXPECTED}")
+        if path.suffix.lower() in _WORKBOOKS:
+            raise DataError(
+                "a workbook of a spreadsheet program, not a table as text", str(path),
+                'save the sheet as "CSV UTF-8", with the names of the columns in its first line',
+            )  # fmt: skip
+        if not path.name.lower().endswith(ROW_SUFFIXES):
+            known = f"known endings: {', '.join(ROW_SUFFIXES)}"
+            raise DataError("not a file of examples", str(path), f"{known}\n{EXPECTED}")
         return [path]
     if not os.path.isdir(path):
         raise DataError("no such file or folder", str(path), "for a data set on the hub write hf:OWNER/NAME")
-    found = sorted(file for file in path.iterdir() if file.name.lower().endswith(_SUFFIXES))
+    found = sorted(file for file in path.iterdir() if file.name.lower().endswith(ROW_SUFFIXES))
     # A folder with a train.jsonl is a split data set, of which the rest is held out.
     found = [file for file in found if file.name.split(".")[0].startswith("train")] or found
     if not found:
-        raise DataError("this folder holds no examples", str(path), f"known endings: {', '.join(_SUFFIXES)}")
+        raise DataError("this folder holds no examples", str(path), f"known endings: {', '.join(ROW_SUFFIXES)}")
     return found
 
 
 def _hub_files(source: str, say: Callable[[str], None] | None) -> list[Path]:
-    """The training files of a data set: its own Parquet or JSONL, else what the hub converted to Parquet."""
+    """The training files of a data set: its own Parquet, JSON or CSV, else what the hub converted to Parquet."""
     from huggingface_hub import HfApi, hf_hub_download
 
     name, _, revision = source.removeprefix("hf:").partition("@")
@@ -201,7 +257,7 @@ def _hub_files(source: str, say: Callable[[str], None] | None) -> list[Path]:
     except Exception as error:  # its HTTP client changes between versions and has error classes of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise NetworkError(f"could not be fetched from the hub: {reason}", source, "run the same again") from error
-    raise DataError("this data set has no Parquet or JSONL files", source)
+    raise DataError("this data set has no Parquet, JSON or CSV files", source)
 
 
 def training_files(listed: list[str]) -> list[str]:
@@ -209,7 +265,7 @@ def training_files(listed: list[str]) -> list[str]:
 
     Several configurations (folders) are not mixed: the first one, `default` before others, is taken.
     """
-    for pattern in ("*.parquet", "*.jsonl*", "*.json"):
+    for pattern in ("*.parquet", "*.jsonl*", "*.json", "*.csv", "*.tsv"):
         found = sorted(file for file in listed if fnmatch.fnmatch(file, pattern) and "/." not in f"/{file}")
         if pattern == "*.json":
             found = [file for file in found if "/" in file or "train" in file or "data" in file]

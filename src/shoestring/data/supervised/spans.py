@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoestring.core.errors import DataError, TokenizerError
+from shoestring.data.plain_names import PlainNames
+from shoestring.data.sources import Skipped
 from shoestring.data.tokenizer import Tokenizer
 
 Message = dict[str, Any]
@@ -22,6 +24,8 @@ Span = tuple[int, int]
 
 # Marks in rendered text: noncharacters, which no text should contain.
 _MARKS = ("\ufdd0", "\ufdd1")
+# Of a message: what is looked for by itself (`_words`), or names a call without being content.
+_KNOWN = ("role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "id")
 
 _PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message.role | capitalize + ':\n' + message.content }}"
@@ -45,24 +49,33 @@ class MovedContent(DataError):
 
 @dataclass(frozen=True)
 class Rendered:
-    """text, and the character spans [start, end) to be learned: one for each turn, in order."""
+    """text, and the character spans [start, end) to be learned: one for each turn, in order.
+
+    names: where a special token's name begins that stands in a message, and is text.
+    """
 
     text: str
     spans: list[Span]
+    names: list[int]
 
 
 class ChatRenderer:
     """Conversations through one tokenizer's template. stops: the tokens that end a reply, as text.
 
     date: what templates that ask for today's date are told, so that the same data gives the same text tomorrow.
+    last: whether only the last turn is learned. remarks: what a person should know, and of how many conversations.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: list[str], date: datetime.date) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: list[str], date: datetime.date, last: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._names = PlainNames(tokenizer)
+        self._last = last
+        self.remarks = Skipped()
         self._stops = stops
         self._variables = {"date_string": date.strftime("%d %b %Y"), "strftime_now": date.strftime}
         self._marked = any("endgeneration" in template for template in tokenizer.chat_templates.values())
-        self._proven: set[Any] = set()
+        self._proven: dict[Any, list[str]] = {}
+        self._added: dict[Any, str] = {}
 
     def render(self, messages: list[Message], tools: list[Any] | None, learned: list[int], where: str) -> Rendered:
         """learned: indices of the messages to be learned, all of the assistant's.
@@ -70,7 +83,7 @@ class ChatRenderer:
         Raises DroppedContent and MovedContent, and TokenizerError when the template refuses the conversation.
         """
         try:
-            full = self._text(messages, tools, False)
+            full, names = self._names.rendered(lambda m, t: self._text(m, t, False), messages, tools)
             # What stands before the first learned turn of a cut conversation may be shortened as the template likes.
             needed = [i for i, m in enumerate(messages) if i in learned or m["role"] != "assistant"]
             self._prove(messages, tools, needed, where)
@@ -82,7 +95,8 @@ class ChatRenderer:
         for index in needed:
             content = full[slice(*spans[learned.index(index)])] if index in learned else full
             self._check_present(messages[index], index, content, where)
-        return Rendered(full, spans)
+        self._remark(full, messages, tools, dict(zip(learned, spans, strict=True)), where)
+        return Rendered(full, spans, names)
 
     def _text(self, messages: list[Message], tools: list[Any] | None, prompt: bool, **more: Any) -> str:
         return self._tokenizer.render_chat(messages, tools, prompt, **self._variables, **more)
@@ -127,7 +141,8 @@ class ChatRenderer:
                 f"the chat template rearranges this conversation, so that what message {index + 1} (assistant) became"
                 " cannot be told from the rest",
                 where,
-                "data.supervise last learns only the last turn; data.template none joins prompt and completion",
+                "data.template FILE.jinja gives another chat template"
+                + ("" if self._last else "; data.supervise last learns only the last turn"),
             )
         return found
 
@@ -185,26 +200,76 @@ class ChatRenderer:
                 return len(parts[0]), self._with_stop(full, len(parts[0]) + len(parts[1]))
         return None
 
+    # What a person should know
+
+    def _remark(
+        self, full: str, messages: list[Message], tools: list[Any] | None, spans: dict[int, Span], where: str
+    ) -> None:
+        """Count replies that are taught after another beginning than the model will get, or begin in two ways."""
+        openings, missing = set(), set()
+        for index, (begin, end) in spans.items():
+            added = self._generation_prompt(messages[:index], tools)
+            if not full[:begin].endswith(added):
+                shared = max((n for n in range(len(added)) if full[:begin].endswith(added[:n])), default=0)
+                missing.add(added[shared:])
+            message = messages[index]
+            words = message["content"].strip()[:40]
+            at = full.find(words, begin, end) if words else -1
+            if at >= 0 and not (message.get("reasoning_content") or message.get("thinking")):
+                openings.add(full[begin:at].strip())
+        for text in sorted(missing):
+            self.remarks.add(f"conversations taught without {text!r}, which the model will see when it answers", where)
+        if len(openings) > 1:
+            written = max(openings, key=len)
+            self.remarks.add(f"conversations in which the template puts {written!r} before some replies only", where)
+
+    def _generation_prompt(self, messages: list[Message], tools: list[Any] | None) -> str:
+        """What the template adds where the model is to answer; once for each shape of conversation."""
+        shape = (tuple(m["role"] for m in messages), bool(tools))
+        if shape not in self._added:
+            try:
+                before, prompt = self._text(messages, tools, False), self._text(messages, tools, True)
+            except TokenizerError:  # some refuse a conversation that begins with the assistant
+                before = prompt = ""
+            self._added[shape] = prompt[len(before) :] if prompt.startswith(before) else ""
+        return self._added[shape]
+
     # What a template leaves out
 
     def _prove(self, messages: list[Message], tools: list[Any] | None, needed: list[int], where: str) -> None:
-        """Once for each shape of conversation: words that stand nowhere else must all come through."""
+        """Once for each shape of conversation: words that stand nowhere else must all come through.
+
+        Fields that the template does not read are counted in every conversation.
+        """
         shape = (tuple((m["role"], *sorted(m)) for m in messages), bool(tools), tuple(needed))
-        if shape in self._proven:
-            return
+        if shape not in self._proven:
+            self._prove_shape(messages, tools, needed, where)
+            self._proven[shape] = self._unread(messages, tools)
+        for field in self._proven[shape]:
+            self.remarks.add(f"conversations with {field!r} in messages, which the template does not read", where)
+
+    def _unread(self, messages: list[Message], tools: list[Any] | None) -> list[str]:
+        fields = dict.fromkeys(key for message in messages for key in message if key not in _KNOWN)
+        text = self._text(messages, tools, False) if fields else ""
+        return [
+            field
+            for field in fields
+            if text == self._text([{k: v for k, v in m.items() if k != field} for m in messages], tools, False)
+        ]
+
+    def _prove_shape(self, messages: list[Message], tools: list[Any] | None, needed: list[int], where: str) -> None:
         probe = [_with_words(message, number) for number, message in enumerate(messages)]
         text = self._text(probe, tools, False)
         for index in needed:
             for part, word in _words(messages[index], index).items():
                 if word not in text:
-                    raise _dropped(part, index, messages[index]["role"], where)
+                    raise _dropped(part, index, messages[index]["role"], where, self._last)
         if tools and self._text(probe, None, False) == text:
             raise DroppedContent(
                 "the chat template leaves out the tools",
                 where,
                 "this model was not taught tools: use another model, or leave them out of the data",
             )
-        self._proven.add(shape)
 
     def _check_present(self, message: Message, index: int, text: str, where: str) -> None:
         if self._has_content(message, text):
@@ -217,7 +282,7 @@ class ChatRenderer:
                         where,
                         "take the token's name out of the text; the template writes it",
                     )
-        raise _dropped("content", index, message["role"], where)
+        raise _dropped("content", index, message["role"], where, self._last)
 
     def _has_content(self, message: Message, text: str) -> bool:
         """Whether a text holds all of a message's words, white space aside; some templates write JSON."""
@@ -229,14 +294,13 @@ class ChatRenderer:
         return any(_squeeze(form) in squeezed for form in forms)
 
 
-def _dropped(part: str, index: int, role: str, where: str) -> DroppedContent:
+def _dropped(part: str, index: int, role: str, where: str, last: bool) -> DroppedContent:
     what = {"content": "text", "reasoning_content": "reasoning", "thinking": "thinking"}.get(part, part)
     hint = "a model would learn, or learn from, other text than yours: use another model or change the data"
     if role == "assistant":
-        hint = (
-            "data.supervise last learns only the last turn, if earlier ones may be shortened;\n"
-            "data.template FILE.jinja gives another chat template"
-        )
+        hint = "data.template FILE.jinja gives another chat template"
+        if not last:
+            hint = f"data.supervise last learns only the last turn, if earlier ones may be shortened;\n{hint}"
     elif role == "system":
         hint = "put the system message's text into the first question"
     return DroppedContent(f"the chat template drops {what} of message {index + 1} ({role})", where, hint)

@@ -13,19 +13,28 @@ import datetime
 import hashlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from shoestring.core.errors import ConfigError, DataError, TokenizerError
+from shoestring.data.plain_names import PlainNames
 from shoestring.data.sources import Skipped
 from shoestring.data.supervised.config import SupervisedDataConfig
 from shoestring.data.supervised.dataset import DatasetBuilder, SupervisedDataset
 from shoestring.data.supervised.formats import Example
-from shoestring.data.supervised.rows import ExampleSource
-from shoestring.data.supervised.spans import ChatRenderer, Message, Rendered, Span, plain_template
+from shoestring.data.supervised.rows import GIVEN, ExampleSource, Rows
+from shoestring.data.supervised.spans import (
+    ChatRenderer,
+    DroppedContent,
+    Message,
+    Rendered,
+    Span,
+    plain_template,
+)
 from shoestring.data.tokenizer import Tokenizer
 
 _AT_ONCE = 256  # examples encoded together, on all cores
@@ -65,7 +74,7 @@ class ModelSide:
 
 
 def build_dataset(
-    data: str | Path | SupervisedDataConfig,
+    data: str | Path | SupervisedDataConfig | Rows,
     side: ModelSide,
     sequence_length: int | None = None,
     say: Say | None = None,
@@ -73,29 +82,41 @@ def build_dataset(
 ) -> SupervisedDataset:
     """Examples of `data` as a model is to learn them. settings: fields of SupervisedDataConfig.
 
-    sequence_length: longer examples are cut on the right; None: the model's context. The result's `counts` say
-    what was found. Raises DataError subclasses for data from which nothing, or not to stop, would be learned.
+    data: where they are, or rows themselves: dictionaries, a `datasets.Dataset`, an iterator over such.
+    sequence_length: longer examples are cut on the right; None: the model's context. The result's `counts` and `notes`
+    say what was found. Raises DataError subclasses for data from which nothing, or not to stop, would be learned.
     """
     if isinstance(data, SupervisedDataConfig):
         config = data.model_copy(update=settings) if settings else data
     else:
-        config = SupervisedDataConfig.model_validate({"source": str(data), **settings})
+        named = str(data) if isinstance(data, (str, Path)) else GIVEN
+        config = SupervisedDataConfig.model_validate({"source": named, **settings})
     length = sequence_length or side.context
     supervisor = Supervisor(side, config)
-    source = ExampleSource(config.source, config.format, config.on_bad_line, say)
+    rows = config.source if isinstance(data, (str, Path, SupervisedDataConfig)) else data
+    source = ExampleSource(rows, config.format, config.on_bad_line, say, config.columns)
     share = 0.0 if config.validation_source else config.validation
-    builder = DatasetBuilder(config.source, source.form, supervisor.tokenizer, side.stop_ids, length)
+    builder = DatasetBuilder(config.source, source.form, supervisor.tokenizer, side.stop_ids, length, source.columns)
     skipped = Skipped()
+    unused: Counter[str] = Counter()
     for example, learned in supervisor.run(source.examples(skipped), length, skipped):
+        unused.update(example.unused)
         builder.add(learned.ids, learned.supervised, learned.full_length, example.where, fraction(example.question()))
     builder.split(share)
     if config.validation_source:
-        held_out = ExampleSource(config.validation_source, config.format, config.on_bad_line, say)
+        held_out = ExampleSource(config.validation_source, config.format, config.on_bad_line, say, config.columns)
         for example, learned in supervisor.run(held_out.examples(skipped), length, skipped):
             builder.add(learned.ids, learned.supervised, learned.full_length, example.where, held_out=True)
-    dataset = builder.build(skipped)
+    dataset = builder.build(skipped, (*_not_used(unused), *supervisor.remarks.sentences()))
     _check(dataset, config, supervisor)
     return dataset
+
+
+def _not_used(fields: Counter[str]) -> list[str]:
+    """A sentence on the fields of rows that hold something and are not read."""
+    if not fields:
+        return []
+    return [f"fields that are not used: {', '.join(f'{name} ({n:,} rows)' for name, n in sorted(fields.items()))}"]
 
 
 def fraction(text: str) -> float:
@@ -133,7 +154,10 @@ class Supervisor:
         self.tokenizer = tokenizer
         self._splits = _splits(tokenizer)
         stops = [tokenizer.decode([i], skip_specials=False) for i in sorted(self.side.stop_ids)]
-        self._renderer = ChatRenderer(tokenizer, stops, datetime.date.fromisoformat(self.config.date))
+        self._names = PlainNames(tokenizer)
+        date, last = datetime.date.fromisoformat(self.config.date), self.config.supervise == "last"
+        self._renderer = ChatRenderer(tokenizer, stops, date, last)
+        self.remarks = self._renderer.remarks
 
     def run(
         self, examples: Iterator[Example], length: int | None, skipped: Skipped
@@ -142,28 +166,25 @@ class Supervisor:
         rendered = self._rendered(examples, skipped)
         while chunk := list(itertools.islice(rendered, _AT_ONCE)):
             pieces = [self._pieces(text) for _, text in chunk]
-            encoded = iter(
-                self.tokenizer.encode_with_starts([text for part in pieces for _, text in part], specials=True)
-            )
+            encoded = iter(self._names.encode([(text, names) for part in pieces for _, text, names in part]))
             for (example, text), part in zip(chunk, pieces, strict=True):
-                parts = [(at, *next(encoded)) for at, _ in part]
-                ids, mask = self._plain(example) if text is None else self._mask(parts, text.spans)
+                parts = [(at, *next(encoded)) for at, _, _ in part]
                 try:
+                    ids, mask = self._plain(example) if text is None else self._mask(parts, text.spans)
                     yield example, self._cut(ids, mask, length, example)
                 except DataError as error:
                     if self.config.on_bad_line == "stop":
                         raise
-                    reason = "cut before anything learned" if isinstance(error, AllTruncated) else "nothing to learn"
-                    skipped.add(reason, example.where)
+                    skipped.add(_reason(error), example.where)
 
     def _rendered(self, examples: Iterator[Example], skipped: Skipped) -> Iterator[tuple[Example, Rendered | None]]:
         for example in examples:
             try:
                 yield example, self._render(example)
-            except (DataError, TokenizerError):
+            except (DataError, TokenizerError) as error:
                 if self.config.on_bad_line == "stop":
                     raise
-                skipped.add("examples that the template cannot show whole", example.where)
+                skipped.add(_reason(error), example.where)
 
     def _render(self, example: Example) -> Rendered | None:
         """None: prompt and completion are joined as they are."""
@@ -175,8 +196,8 @@ class Supervisor:
             learn = [False, *learn]
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         if self.config.supervise == "all":
-            text = self._renderer.render(messages, example.tools, turns, example.where).text
-            return Rendered(text, [(0, len(text))])
+            whole = self._renderer.render(messages, example.tools, turns, example.where)
+            return replace(whole, spans=[(0, len(whole.text))])
         turns = [i for i in turns if learn[i] and _says_something(messages[i])]
         if self.config.supervise == "last":
             turns = turns[-1:]
@@ -190,8 +211,9 @@ class Supervisor:
         if self.config.template == "none":
             if example.plain is None:
                 raise DataError(
-                    "a conversation cannot be joined without a template", example.where, "use data.template auto"
-                )
+                    "without a template only a question and its answer can be joined, not a conversation, nor a system"
+                    " message, tools or a history beside them", example.where, "use data.template auto",
+                )  # fmt: skip
             if self.config.system is not None:
                 raise DataError("a system message has no place without a template", example.where, "drop data.system")
             return True
@@ -210,25 +232,56 @@ class Supervisor:
                 example.where,
                 "name one as eos_token in tokenizer_config.json",
             )
-        prompt, completion = (tokenizer.encode(part) for part in example.plain)
-        opening = [tokenizer.bos_id] if tokenizer.opens_with_bos() or not prompt else []
-        opening = [i for i in opening if i is not None]
-        ids = np.array([*opening, *prompt, *completion, tokenizer.eos_id], np.int64)
+        read = self.config.special_tokens == "read"
+        prompt, completion = (tokenizer.encode(part, specials=read) for part in example.plain)
+        opening, ending = self._opening(prompt, completion), self._ending(prompt, completion, example.where)
+        ids = np.array([*opening, *prompt, *completion, *ending], np.int64)
         mask = np.zeros(len(ids), bool)
         mask[0 if self.config.supervise == "all" else len(opening) + len(prompt) :] = True
-        if not example.plain[1]:
+        if not any(self._says(i) for i in completion):
             mask[:] = False  # an end alone teaches silence
         self.turns += 1
         self.ended += bool(mask.any())
         return ids, mask
 
-    def _pieces(self, rendered: Rendered | None) -> list[tuple[int, str]]:
-        """The parts to be encoded apart, each with the index of its first character."""
+    def _opening(self, prompt: list[int], completion: list[int]) -> list[int]:
+        """bos, where the tokenizer opens texts with it or nothing stands before what is learned; never twice."""
+        tokenizer, first = self.tokenizer, [*prompt[:1], *completion[:1]][:1]
+        if tokenizer.bos_id is None or first == [tokenizer.bos_id]:
+            return []
+        bare = not prompt and not tokenizer.special_ids.intersection(first)
+        return [tokenizer.bos_id] if tokenizer.opens_with_bos() or bare else []
+
+    def _ending(self, prompt: list[int], completion: list[int], where: str) -> list[int]:
+        """eos, if the text does not end in a token that ends a reply. An answer that goes on after one is refused."""
+        eos = self.tokenizer.eos_id
+        assert eos is not None
+        stops = {eos, *self.side.stop_ids}
+        last = len(completion)
+        while last and completion[last - 1] not in stops and not self._says(completion[last - 1]):
+            last -= 1
+        if prompt and (stop := next((i for i in completion[: max(last - 1, 0)] if i in stops), None)) is not None:
+            name = self.tokenizer.decode([stop], skip_specials=False)
+            raise DroppedContent(
+                f"the completion goes on after {name}, which ends a reply", where,
+                "take the token's name out of the text, or data.special_tokens text reads it as letters",
+            )  # fmt: skip
+        return [] if last and completion[last - 1] in stops else [eos]
+
+    def _says(self, token: int) -> bool:
+        """Whether it is more than white space, and no special token."""
+        return token not in self.tokenizer.special_ids and bool(self.tokenizer.decode([token]).strip())
+
+    def _pieces(self, rendered: Rendered | None) -> list[tuple[int, str, list[int]]]:
+        """The parts to be encoded apart, with the index of the first character, and names in them that are text."""
         if rendered is None:
             return []
         borders = [0, *(begin for begin, _ in rendered.spans if begin > 0)] if self._splits else [0]
         ends = [*borders[1:], len(rendered.text)]
-        return [(begin, rendered.text[begin:end]) for begin, end in zip(borders, ends, strict=True)]
+        return [
+            (begin, rendered.text[begin:end], [at - begin for at in rendered.names if begin <= at < end])
+            for begin, end in zip(borders, ends, strict=True)
+        ]
 
     def _mask(
         self, parts: list[tuple[int, np.ndarray, np.ndarray]], spans: list[Span]
@@ -284,6 +337,15 @@ def _check(dataset: SupervisedDataset, config: SupervisedDataConfig, supervisor:
         config.source,
         "the chat template or eos_token in tokenizer_config.json is wrong for this model",
     )
+
+
+def _reason(error: DataError | TokenizerError) -> str:
+    """Why an example was left out, to be counted."""
+    if isinstance(error, AllTruncated):
+        return "cut before anything learned"
+    if isinstance(error, NothingSupervised):
+        return "nothing to learn"
+    return "examples that the template cannot show whole"
 
 
 def _says_something(message: Message) -> bool:
