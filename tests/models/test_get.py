@@ -306,3 +306,10 @@ def test_a_folder_in_a_wheel_without_weights_is_refused(tiny: Path, monkeypatch:
     with pytest.raises(ModelFileError, match="no model.safetensors in tiny_model/model/ inside"):
         get("tiny")
     assert cached("tiny") is None
+
+
+def test_a_model_that_nothing_here_can_run_is_refused_before_its_weights_come(hub: type[Hub]) -> None:
+    hub.files["config.json"] = json.dumps({"model_type": "gemma3"}).encode()
+    with pytest.raises(ModelFileError, match="hf:owner/name: model_type 'gemma3' is not supported"):
+        get("hf:owner/name")
+    assert hub.asked == ["config.json"]

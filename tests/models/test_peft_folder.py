@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -17,9 +18,18 @@ from shoestring.core.errors import ModelFileError
 from shoestring.models.adapters import adapted_linears, attach, merge, switch, without_adapters
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, save_model
-from shoestring.models.peft_folder import load_adapted, load_adapter, read_adapter_config, save_adapter
+from shoestring.models.peft_folder import (
+    base_fields,
+    find_base,
+    load_adapted,
+    load_adapter,
+    merge_folder,
+    read_adapter_config,
+    save_adapter,
+)
 from shoestring.nn.lora_config import LoRAConfig
-from tests.models.tiny_families import FAMILIES, norms_in_float64, save
+from tests.generate.tiny import byte_tokenizer
+from tests.models.tiny_families import FAMILIES, make_model, norms_in_float64, save
 
 KINDS = {
     "lora": {"r": 4, "lora_alpha": 10},
@@ -243,3 +253,151 @@ def test_the_config_that_is_written_is_read_back(tmp_path: Path) -> None:
     read = read_adapter_config(tmp_path / "adapter")
     assert read.lora == config and read.base == "OWNER/NAME"
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"] == ["gate_proj"]
+
+
+def bfloat16_base(folder: Path) -> Path:
+    """Its norms in float32, as some models have them."""
+    model = make_model("qwen2", torch.float32).bfloat16()
+    for name, module in model.named_modules():
+        if name.endswith("norm"):
+            module.float()
+    model.save_pretrained(folder)
+    byte_tokenizer().save(folder)
+    return folder
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_merging_keeps_each_weight_in_the_number_format_of_the_base(tmp_path: Path) -> None:
+    base = bfloat16_base(tmp_path / "base")
+    attach(decoder := load_model(base), ours("lora"), seed=1)
+    shake(p for p in decoder.parameters() if p.requires_grad)
+    save_adapter(decoder, tmp_path / "adapter", base)
+    own = stored(merge_folder(tmp_path / "adapter", tmp_path / "own"))
+    before = stored(base)
+    assert own.keys() == before.keys() and all(own[name].dtype == before[name].dtype for name in own)
+    assert {tensor.dtype for tensor in own.values()} == {torch.bfloat16, torch.float32}
+    exact = stored(merge_folder(tmp_path / "adapter", tmp_path / "exact", dtype="float32"))
+    assert {tensor.dtype for tensor in exact.values()} == {torch.float32}
+    assert all(torch.equal(own[name], tensor.to(own[name].dtype)) for name, tensor in exact.items())
+    changed = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(exact[changed], before[changed].float())
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "exact" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_weights_beyond_float16_are_refused_rather_than_made_infinite(tmp_path: Path) -> None:
+    base = bfloat16_base(tmp_path / "base")
+    attach(decoder := load_model(base), ours("lora"))
+    with torch.no_grad():
+        next(p for p in decoder.parameters() if p.requires_grad).fill_(1e6)
+        for name, parameter in decoder.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.fill_(1.0)
+    save_adapter(decoder, tmp_path / "adapter", base)
+    with pytest.raises(ModelFileError, match="beyond those of float16"):
+        merge_folder(tmp_path / "adapter", tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("way", ["load_adapted", "the docs' snippet"])
+def test_a_loaded_adapter_with_dropout_answers_the_same_twice(way: str, tmp_path: Path) -> None:
+    base = save("llama", tmp_path / "base")
+    attach(decoder := load_model(base), LoRAConfig(rank=4, dropout=0.5))
+    shake(p for p in decoder.parameters() if p.requires_grad)
+    save_adapter(decoder, tmp_path / "adapter", base)
+    if way == "load_adapted":
+        loaded, _ = load_adapted(tmp_path / "adapter")
+    else:
+        load_adapter(loaded := load_model(base), tmp_path / "adapter", name="sums")
+    with torch.no_grad():
+        assert torch.equal(our_logits(loaded, tokens()), our_logits(loaded, tokens()))
+        loaded.train()
+        assert not torch.equal(our_logits(loaded, tokens()), our_logits(loaded, tokens()))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"use_something": True}, r"unknown field use_something \(True\)"),
+        ({"shift_config": {"by": 3}}, "unknown field shift_config"),
+        ({"use_something": False, "shift_config": None, "runtime_config": {"x": 1}}, None),
+    ],
+)
+def test_unknown_fields_of_an_adapter_are_refused_unless_they_are_off(change, said, tmp_path: Path) -> None:
+    save_adapter(tuned(tmp_path), tmp_path / "adapter", tmp_path / "base")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    if said is None:
+        read_adapter_config(tmp_path / "adapter")
+        return
+    with pytest.raises(ModelFileError, match=said):
+        read_adapter_config(tmp_path / "adapter")
+
+
+def tuned(folder: Path) -> Decoder:
+    attach(decoder := load_model(save("llama", folder / "base")), ours("lora"))
+    return decoder
+
+
+def test_every_field_of_pefts_own_config_is_known(tmp_path: Path) -> None:
+    theirs(save("llama", tmp_path / "base"), "lora").save_pretrained(tmp_path / "adapter")
+    fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert len(fields) > 25 and read_adapter_config(tmp_path / "adapter").lora.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        ("base_model.model.lm_head.lora_A.weight", "changes the model's head"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "changes the model's embedding"),
+        ("base_model.model.model.embed_tokens.weight", "holds a whole embedding"),
+        ("base_model.model.lm_head.weight", "holds a whole head"),
+        ("base_model.model.score.weight", "does not belong to this model's linears"),
+    ],
+)
+def test_what_an_adapter_changes_outside_the_blocks_is_named(tensor: str, said: str, tmp_path: Path) -> None:
+    save_adapter(tuned(tmp_path), tmp_path / "adapter", tmp_path / "base")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({**load_file(file), tensor: torch.zeros(4, 24)}, file)
+    with pytest.raises(ModelFileError, match=said):
+        load_adapter(load_model(tmp_path / "base"), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "revision"),
+    [
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", None),
+        ("hf:OWNER/NAME", "OWNER/NAME", None),
+        ("OWNER/NAME@v1.0", "OWNER/NAME", "v1.0"),
+        (None, None, None),
+    ],
+)
+def test_an_adapter_names_its_base_as_the_hub_does(base, name, revision) -> None:
+    assert base_fields(base) == {"base_model_name_or_path": name, "revision": revision}
+
+
+def test_a_folder_is_named_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for base in ("a/b", Path("a/b")):
+        assert base_fields(base)["base_model_name_or_path"] == str(tmp_path / "a" / "b")
+
+
+def test_an_adapter_of_a_known_model_is_found_here_by_our_name_and_elsewhere_by_the_hubs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("shoestring.models.peft_folder.find_model", lambda name, say: asked.append(name) or tmp_path)
+    save_adapter(tuned(tmp_path), tmp_path / "adapter", "smollm2-135m")
+    fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert fields["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    find_base(tmp_path / "adapter")
+    (tmp_path / "adapter" / "shoestring.json").unlink()
+    find_base(tmp_path / "adapter")
+    fields |= {"base_model_name_or_path": "OWNER/NAME", "revision": "v2"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(fields))
+    find_base(tmp_path / "adapter")
+    assert asked == ["smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "OWNER/NAME@v2"]

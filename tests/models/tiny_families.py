@@ -7,13 +7,21 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SIZES = {
@@ -29,7 +37,7 @@ FAMILIES = {
 
 def make_model(family: str, dtype: torch.dtype = torch.float64, **sizes) -> PreTrainedModel:
     """Its weights are drawn; nothing is at a trivial start. sizes: other fields of the config."""
-    config, kind, settings = FAMILIES[family]
+    config, kind, settings = EVERY_FAMILY[family]
     torch.manual_seed(5)
     model = kind(config(**{**SIZES, **settings, **sizes})).to(dtype)
     with torch.no_grad():
@@ -57,3 +65,18 @@ def norms_in_float64(model: torch.nn.Module) -> None:
 def save(family: str, folder: Path, dtype: torch.dtype = torch.float64) -> Path:
     make_model(family, dtype).save_pretrained(folder)
     return folder
+
+
+_HEADS_OF_MLA = {
+    "num_key_value_heads": 4, "kv_lora_rank": 12, "q_lora_rank": None, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6,
+    "v_head_dim": 5, "first_k_dense_replace": 2, "n_routed_experts": 4, "moe_intermediate_size": 8,
+}  # fmt: skip
+_EXPERTS = {"num_experts_per_tok": 2, "head_dim": 6, "tie_word_embeddings": False}
+# Every family that is read, as config.json says it: (what makes configs, what makes models, fields beside SIZES).
+EVERY_FAMILY = {
+    **FAMILIES,
+    "mixtral": (MixtralConfig, MixtralForCausalLM, {**_EXPERTS, "num_local_experts": 5}),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {**_EXPERTS, "num_experts": 5, "moe_intermediate_size": 16}),
+    "deepseek_v2": (DeepseekV2Config, DeepseekV2ForCausalLM, _HEADS_OF_MLA),
+    "deepseek_v3": (DeepseekV3Config, DeepseekV3ForCausalLM, {**_HEADS_OF_MLA, "q_lora_rank": 10}),
+}

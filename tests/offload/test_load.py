@@ -6,16 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import shoestring
 from shoestring.cli.main import main
 from shoestring.core.errors import BudgetError
 from shoestring.core.machine import rss_bytes
+from shoestring.data.tokenizer import Tokenizer
 from shoestring.kernels import allocator
-from shoestring.models.folder import load_model
+from shoestring.models.folder import load_model, save_model
 from shoestring.models.peft_folder import save_adapter
 from shoestring.offload import load as module
-from shoestring.offload.model import StreamedDecoder
+from shoestring.offload.model import StreamedDecoder, open_streamed
+from shoestring.plan.decoding import Use, predict_use
+from shoestring.plan.shapes import Machine
 from tests.finetuning import tiny as chat
 from tests.offload import tiny
 
@@ -84,3 +88,47 @@ def test_the_command_line_decodes_within_a_memory(streamed, capsys):
     assert capsys.readouterr().out == resident
     assert main([*words, "--memory", "10MB"]) == 2
     assert "too little to decode" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", torch.bfloat16), ("float32", None), ("bf16", torch.bfloat16)])
+def test_a_model_that_fits_in_bfloat16_alone_is_not_streamed(asked, expected, tmp_path, monkeypatch):
+    folder = chat.chat_model(tmp_path / "model")
+    save_model(load_model(folder).bfloat16(), tmp_path / "half", Tokenizer.load(folder))
+    predict_use = module.predict_use
+
+    def float32_is_too_large(config, use, machine, source, weights="source", slots=0):
+        found = predict_use(config, use, machine, source, weights, slots)
+        return replace(found, tensors=(("all", 10**15),)) if use.compute == "float32" and not slots else found
+
+    monkeypatch.setattr(module, "predict_use", float32_is_too_large)
+    said: list[str] = []
+    model = shoestring.load(tmp_path / "half", memory="16GB", dtype=asked, say=said.append)
+    assert isinstance(model.decoder, StreamedDecoder) == (expected is None)
+    assert model.decoder.embedding.weight.dtype == (expected or torch.float32)
+    assert any("computing in bfloat16" in sentence for sentence in said) == (asked == "auto")
+    assert isinstance(model.generate("1+1?", max_tokens=3), str)
+    module.close(model)
+
+
+def test_weights_in_bfloat16_take_half_of_what_float32_takes(tmp_path):
+    config = load_model(chat.chat_model(tmp_path / "model")).config
+    machine = Machine(10**8, flops=1.0, threads=1)
+    whole, half = (
+        dict(predict_use(config, Use(1, 64, 1, compute=kind), machine, "bfloat16").tensors)["weights"]
+        for kind in ("float32", "bfloat16")
+    )
+    assert whole == 2 * half == 4 * config.parameter_count()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_tied_matrix_under_the_name_of_the_head_is_streamed(family, tmp_path):
+    folder = tiny.save(tmp_path / "model", family)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    streamed, resident = open_streamed(folder, dtype=torch.float64), load_model(folder, dtype=torch.float64)
+    tokens = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        ours, theirs = (model.head(model(tokens)[0]) for model in (streamed, resident))
+    torch.testing.assert_close(ours, theirs)
+    streamed.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -23,11 +23,14 @@ def merge(
     /,
     *,
     out: Annotated[Path | None, Parameter(help="the new folder [ADAPTER-merged, or OUT/merged of a run]")] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], Parameter(help="of the weights; auto: as the base has them")
+    ] = "auto",
     json: Json = False,
 ) -> None:
     from shoestring.models.peft_folder import merge_folder
 
-    folder = merge_folder(adapter, out, say=console.err.print)
+    folder = merge_folder(adapter, out, console.err.print, dtype)
     if json:
         console.print_json({"model": str(folder)})
     else:

@@ -1,49 +1,101 @@
-"""`shoestring model show RECIPE`: what a model is made of and what it costs, computed from its shapes. Torch-free."""
+"""`shoestring model show RECIPE_OR_MODEL`: what a model is made of and costs, computed from its shapes. Torch-free."""
 
 from __future__ import annotations
 
+import difflib
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from pydantic import Field
 
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
+from shoestring.core.config import Config, load_config
+from shoestring.core.errors import ConfigError
 from shoestring.core.units import format_bytes, format_count
+from shoestring.core.yaml_document import YamlDocument
 from shoestring.models import count
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.registry import family_of, read_config
+from shoestring.models.get import KNOWN
 from shoestring.models.resolve import find_model
 from shoestring.nn.config import Recompute
 from shoestring.pretraining.config import InitFrom, load_pretrain_recipe
-from shoestring.train.recipe_files import recipe_name
+from shoestring.train.recipe_files import is_built_in, list_recipes, recipe_job, recipe_name
 
-Name = Annotated[str, Parameter(help="a built-in recipe, a YAML file, or a run folder")]
+Name = Annotated[
+    str, Parameter(help="a recipe, by name or .yaml file; or a model: a folder, a run, a name that get knows")
+]
+_TOKENS = 2048  # of a sequence, where nothing says how long
 BYTES = 4  # of a number in float32, which weights and activations are trained in
 
 app = verb(
     "model",
     "What a model is made of, and what it costs.",
-    ("shoestring model show quickstart", "shoestring model show velocity-2b --json"),
+    ("shoestring model show quickstart", "shoestring model show smollm2-135m --json"),
 )
 _show = verb(
     "show",
-    "The model of a recipe: parameters by part, bytes of weights, cache and activations, operations per token.",
+    "A model, of a recipe or one that is there: parameters, weights, cache, activations, operations per token.",
     ("shoestring model show velocity-2b", "shoestring model show compact --model.sharing.unique_layers 6 --json"),
 )
 app.command(_show)
 
 
 @_show.default
-def show(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
-    settings = load_pretrain_recipe(recipe, overrides)
-    model = settings.model
-    if isinstance(model, InitFrom):
-        model = read_config(find_model(model.init, say=console.err.print))
-    figures = model_figures(model, settings.train.sequence_length, settings.train.activation_checkpointing)
-    if json:
-        console.print_json({"recipe": recipe_name(recipe), **figures})
+def show(name: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
+    if _is_model(name):
+        kind, called = "model", name
+        model = _config_of(name)
+        looks = load_config(_Looks, YamlDocument({"train": {}}, name=name), overrides).train
+        tokens, recompute = looks.sequence_length or min(model.context, _TOKENS), looks.activation_checkpointing
     else:
-        _print(recipe_name(recipe), model, figures)
+        kind, called = "recipe", recipe_name(name)
+        settings = load_pretrain_recipe(name, overrides)
+        model = _config_of(settings.model.init) if isinstance(settings.model, InitFrom) else settings.model
+        tokens, recompute = settings.train.sequence_length, settings.train.activation_checkpointing
+    figures = model_figures(model, tokens, recompute)
+    if json:
+        console.print_json({kind: called, **figures})
+    else:
+        _print(called, model, figures)
+
+
+class _LooksTrain(Config):
+    sequence_length: int | None = Field(None, gt=0)
+    activation_checkpointing: Recompute = "selective"
+
+
+class _Looks(Config):
+    """What a model that is there leaves open."""
+
+    train: _LooksTrain = _LooksTrain()
+
+
+def _is_model(name: str) -> bool:
+    """Rather than a recipe. Raises ConfigError for what is neither."""
+    path = Path(name).expanduser()
+    if is_built_in(name) or path.suffix in (".yaml", ".yml"):
+        return False
+    if (path / "recipe.yaml").is_file():  # a run: of pretraining, its recipe has the shapes
+        return recipe_job(path) != "pretrain"
+    if path.exists() or name in KNOWN or "/" in name or name.startswith("hf:") or path.suffix.lower() == ".gguf":
+        return True
+    names = [*list_recipes(), *(known for known, model in KNOWN.items() if not model.encoder)]
+    close = difflib.get_close_matches(name, names, 1)
+    hint = (f"did you mean {close[0]}?\n" if close else "") + f"there are: {', '.join(names)}; or give a path"
+    raise ConfigError(f"there is no recipe or model {name!r}", hint=hint)
+
+
+def _config_of(name: str) -> ModelConfig:
+    """Of a MODEL; of an adapter, its base's."""
+    folder = find_model(name, say=console.err.print)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        from shoestring.models.peft_folder import find_base
+
+        folder = find_base(folder, console.err.print)
+    return read_config(folder)
 
 
 def model_figures(model: ModelConfig, tokens: int, recompute: Recompute) -> dict[str, Any]:

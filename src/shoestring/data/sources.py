@@ -23,6 +23,7 @@ from typing import IO, Any
 import zstandard
 
 from shoestring.core.errors import DataError
+from shoestring.core.foreign import parse_json
 from shoestring.data.tables import is_json, is_table, json_list, table_names, table_rows
 
 PIECE_BYTES = 4 * 2**20
@@ -106,6 +107,7 @@ class Source:
         self.on_bad_line = on_bad_line
         self.files = _standard_library() if self.source == "stdlib" else _list(Path(source))
         self._forced = self._validation_file()
+        self._fingerprint: str | None = None
 
     def documents(self, skipped: Skipped | None = None) -> Iterator[Document]:
         """Each document in a fixed order. Raises DataError if there is none."""
@@ -124,7 +126,12 @@ class Source:
         return sum(file.stat().st_size for _, file in self.files)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and contents of all files, and the settings that decide what is read."""
+        """SHA-256 over names and contents of all files, and the settings that decide what is read. Read once."""
+        if self._fingerprint is None:
+            self._fingerprint = self._hash_everything()
+        return self._fingerprint
+
+    def _hash_everything(self) -> str:
         settings = [self.text_field, self.validation, self.on_bad_line]
         if any(is_json(file) or is_table(file) for _, file in self.files):
             settings.append("rows")  # such files were text until rows were read from them
@@ -288,7 +295,7 @@ def _parse(line: bytes, where: str) -> Any:
         raise DataError(f"a line longer than {LINE_LIMIT // 2**20} MiB", where, _SKIP_HINT)
     is_list = "\na list of all rows goes into a .json file" if line.lstrip().startswith(b"[") else ""
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return parse_json(line)
     except UnicodeDecodeError as error:
         raise DataError(
             f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, _UTF8_HINT
@@ -296,7 +303,7 @@ def _parse(line: bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         message = f"not a JSON object: {error.msg.removesuffix(' at')} at column {error.colno}"
         raise DataError(message, where, _SKIP_HINT + is_list) from error
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"not a readable JSON object: {error}", where, _SKIP_HINT) from error
 
 
@@ -377,9 +384,9 @@ def _is_binary(file: Path) -> bool:
 
 def _list(path: Path) -> list[tuple[str, Path]]:
     """(name, file) of a file or of all files under a folder, sorted by name; hidden ones are left out."""
-    if path.is_file():
+    if os.path.isfile(path):
         return [(path.name, path)]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(
             "no such file or folder",
             str(path),

@@ -7,12 +7,12 @@ as many as the first one has names.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from shoestring.core.errors import DataError
+from shoestring.core.foreign import read_json
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 LIST_LIMIT = 2**30  # bytes of a JSON list
@@ -38,8 +38,8 @@ def json_list(file: Path) -> list[Any]:
             "one object per line, in a .jsonl file, is read line by line",
         )  # fmt: skip
     try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        rows = read_json(file, most_bytes=LIST_LIMIT, most_items=None)
+    except ValueError as error:
         raise DataError(f"not valid JSON: {error}", str(file), "a file with one object per line is .jsonl") from error
     if not isinstance(rows, list):
         raise DataError("not a list of objects", str(file), "give a .json file with a list, or a .jsonl file")

@@ -9,10 +9,11 @@ close a conversation.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ import numpy as np
 import tokenizers
 
 from shoestring.core.errors import TokenizerError
+from shoestring.core.files import LFS_HINT, LFS_POINTER, clear_errors, is_lfs_pointer
+from shoestring.core.foreign import parse_json, read_json, repeats_repetition
 from shoestring.data.chat import render_chat
 from shoestring.data.tool_calls import CallForm, call_form
 
 _ROLES = ("bos_token", "eos_token", "pad_token")
 # Of the tokens that separate documents in known families this one is used by all that have it.
+_PROBE = "a b\u00e9 1"  # a tokenizer that fails at this is told as broken when it is loaded
+_MOST_UNUSED = 2**20  # ids without a token: real vocabularies have some hundreds
 _SEPARATOR_NAME = "<|endoftext|>"
 
 
@@ -75,14 +80,15 @@ class Tokenizer:
         folder = Path(folder)
         file = folder / "tokenizer.json"
         if not file.is_file():
-            raise TokenizerError(
-                "no tokenizer.json in this folder",
-                str(folder),
-                "give a folder written by Hugging Face tools or by us",
-            )
+            raise _no_tokenizer(folder)
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            with _panics():
+                backend = tokenizers.Tokenizer.from_file(str(file))
+                _check_patterns(backend)
+                backend.decode(backend.encode(_PROBE).ids)
         except Exception as error:  # the library raises bare Exception
+            if is_lfs_pointer(file):
+                raise TokenizerError(LFS_POINTER, str(file), LFS_HINT) from error
             raise TokenizerError(f"not a readable tokenizer: {error}", str(file)) from error
         config = _read_object(folder / "tokenizer_config.json")
         for role, name in _read_object(folder / "special_tokens_map.json").items():
@@ -90,7 +96,7 @@ class Tokenizer:
         try:
             _add_missing_tokens(backend, config.pop("added_tokens_decoder", None), folder)
             return cls(backend, config, _chat_templates(folder, config.pop("chat_template", None)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, OSError) as error:
             where = str(folder / "tokenizer_config.json")
             raise TokenizerError(
                 f"not in the form that Hugging Face tools write: {error!r}", where
@@ -99,7 +105,8 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json as `transformers.AutoTokenizer` reads them."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with clear_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         config = {
             k: v
             for k, v in self.config.items()
@@ -122,13 +129,13 @@ class Tokenizer:
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Ids of a text. specials: whether names of special tokens in it become their ids."""
-        with self._switch:
+        with self._switch, _panics():
             self.backend.encode_special_tokens = not specials
             return self.backend.encode(_scalars(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
         """Ids of several texts, encoded on all cores."""
-        with self._switch:
+        with self._switch, _panics():
             self.backend.encode_special_tokens = not specials
             encodings = self.backend.encode_batch_fast(
                 [_scalars(text) for text in texts], add_special_tokens=False
@@ -141,7 +148,7 @@ class Tokenizer:
         A token that begins in the middle of a character has that character's index; one that takes in white
         space before a word begins with it.
         """
-        with self._switch:
+        with self._switch, _panics():
             self.backend.encode_special_tokens = not specials
             encodings = self.backend.encode_batch([_scalars(text) for text in texts], add_special_tokens=False)
         return [(np.array(e.ids, np.int64), self._starts(e.offsets)) for e in encodings]
@@ -157,7 +164,8 @@ class Tokenizer:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
         for i in ids:
             self._check_id(i)
-        return self.backend.decode(list(ids), skip_special_tokens=skip_specials)
+        with _panics():
+            return self.backend.decode(list(ids), skip_special_tokens=skip_specials)
 
     def stream(self, skip_specials: bool = True) -> DecodeStream:
         """An incremental decoder."""
@@ -169,10 +177,18 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """The largest id plus one: the rows that an embedding needs."""
         if self._vocabulary_size is None:
-            self._vocabulary_size = (
-                max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-            )
+            vocabulary = self.backend.get_vocab(with_added_tokens=True)
+            self._vocabulary_size = max(vocabulary.values(), default=-1) + 1
+            if self._vocabulary_size > len(vocabulary) + _MOST_UNUSED:
+                message = f"its largest id is {self._vocabulary_size - 1:,}, of only {len(vocabulary):,} tokens"
+                self._vocabulary_size = None
+                raise TokenizerError(message, "tokenizer.json")
         return self._vocabulary_size
+
+    def tokens_from(self, first: int) -> dict[int, str]:
+        """Ids from this one on, ascending, and their names."""
+        named = self.backend.get_vocab(with_added_tokens=True) if self.vocabulary_size > first else {}
+        return dict(sorted((i, name) for name, i in named.items() if i >= first))
 
     @property
     def separator_id(self) -> int:
@@ -290,6 +306,32 @@ class Tokenizer:
             raise TokenizerError(f"token id {i} is outside the vocabulary of {self.vocabulary_size:,}")
 
 
+@contextlib.contextmanager
+def _panics() -> Iterator[None]:
+    """A panic in the Rust library as a TokenizerError: it is no Exception, and its class cannot be imported."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"the tokenizer cannot be used: {error}", "tokenizer.json") from error
+
+
+def _check_patterns(backend: tokenizers.Tokenizer) -> None:
+    """Raises ValueError for a regular expression that repeats what repeats: it can take the library minutes for a line."""
+    for part in (backend.normalizer, backend.pre_tokenizer, backend.decoder):
+        waiting = [parse_json(part.__getstate__())] if part is not None else []
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, dict):
+                waiting += item.values()
+                pattern = item.get("Regex")
+                if isinstance(pattern, str) and repeats_repetition(pattern):
+                    raise ValueError(f"its pattern {pattern!r:.80} repeats what repeats, which can take for ever")
+            elif isinstance(item, list):
+                waiting += item
+
+
 class DecodeStream:
     """Text as ids arrive: `add` returns what is certain, and never half a UTF-8 character."""
 
@@ -359,13 +401,28 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
+def _no_tokenizer(folder: Path) -> TokenizerError:
+    older = ("vocab.json", "merges.txt"), ("tokenizer.model",), ("vocab.txt",)
+    there = next((names for names in older if all((folder / name).is_file() for name in names)), None)
+    if there is None:
+        return TokenizerError(
+            "no tokenizer.json in this folder", str(folder), "give a folder written by Hugging Face tools or by us"
+        )
+    return TokenizerError(
+        f"the tokenizer is here in an older form ({' and '.join(there)}), and there is no tokenizer.json", str(folder),
+        "have transformers write one: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+    )  # fmt: skip
+
+
 def _read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(file)
+    except ValueError as error:
         raise TokenizerError(f"not valid JSON: {error}", str(file)) from error
+    except OSError as error:
+        raise TokenizerError(f"cannot be read: {error.strerror}", str(file)) from error
     if not isinstance(content, dict):
         raise TokenizerError("not a JSON object", str(file))
     return content
@@ -401,4 +458,6 @@ def _chat_templates(folder: Path, configured: Any) -> dict[str, str]:
         templates["default"] = file.read_text(encoding="utf-8")
     for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         templates[extra.stem] = extra.read_text(encoding="utf-8")
+    if not all(isinstance(template, str) for template in templates.values()):
+        raise ValueError("a chat template that is not text")
     return templates

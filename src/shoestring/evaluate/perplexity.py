@@ -108,15 +108,16 @@ def perplexity(
         raise ConfigError(f"a context of {context:,} tokens is longer than the model's ({longest:,})")
     context = context or min(longest, largest)
     stride, at_once = stride or max(context // 2, 1), max(largest // context, 1)
+    external = language.external_vectors()
     texts, rows = texts_of(str(data), on_bad_line, say)
     if rows is None:
         some = itertools.islice(texts, examples)
         dataset, documents = text_windows(some, language.tokenizer, str(data), context, stride)
-        batches = SupervisedPass(dataset, "train", context, at_once)
+        batches = SupervisedPass(dataset, "train", context, at_once, external=external)
     else:
         settings = {"format": rows.form, "validation": 0.0, "on_bad_line": on_bad_line}
         dataset = build_dataset(data, ModelSide.of(language.tokenizer), context, say, **settings)
-        batches = SupervisedPass(dataset, "train", context, at_once, max_examples=examples)
+        batches = SupervisedPass(dataset, "train", context, at_once, max_examples=examples, external=external)
         documents = batches.documents
     started = time.perf_counter()
     with _Progress(batches) as watched, frozen(language.decoder):  # so that the loss goes by blocks of the vocabulary

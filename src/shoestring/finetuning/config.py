@@ -126,6 +126,8 @@ class FinetuneRecipe(RunRecipe):
             raise ValueError("preserve needs the base in memory beside an adapter: not full, nor streamed layers")
         if self.preserve.source == EVERYDAY and self.preserve.tokens < 96:
             raise ValueError("preserve.tokens must be 96 or more for everyday questions and answers")
+        if method != "full" and self.precision.saved != "auto":
+            raise ValueError("precision.saved is for whole models (adapter.method full); merge has its own --dtype")
         if self.precision.compute == "int8" and self.frozen_kind() != "int8":
             raise ValueError("precision.compute int8 needs frozen weights in int8: not full, nor another adapter.base")
         return self

@@ -28,6 +28,7 @@ from shoestring.train import parallel
 from shoestring.train.early_stopping import EarlyStopping
 from shoestring.train.engine import LocalEngine
 from shoestring.train.evaluation import Evaluation, measure
+from shoestring.train.exact_weights import saved_dtypes
 from shoestring.train.loop import Callback
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import Objective, next_token
@@ -97,7 +98,7 @@ class FinetuneJob:
     def open(self, start: Start) -> Opened:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
         material = self.material = open_material(start)
-        machine = this_machine(recipe, read_speed(material.base))
+        machine = this_machine(recipe, lambda: read_speed(material.base))
         recipe, choice = settle(recipe, job_shape(recipe, material), options(recipe, material), machine)
         self.recipe, spec, world = recipe, choice.spec, parallel.world_size()
 
@@ -149,7 +150,8 @@ class FinetuneJob:
         if recipe.preserve.source is not None:
             ordinary = material.ordinary or everyday_examples(recipe.preserve, material, decoder, out)
             objective = preserving(next_token, recipe, ordinary, decoder, start.state.step)
-        return Wiring(objective, lambda folder: write_files(recipe, material, decoder, folder), callbacks)
+        dtypes = saved_dtypes(recipe.precision, material.base) if recipe.adapter.method == "full" else None
+        return Wiring(objective, lambda folder: write_files(recipe, material, decoder, folder, dtypes), callbacks)
 
     def _held_out(self) -> SupervisedPass:
         recipe, material = self.recipe, self.material

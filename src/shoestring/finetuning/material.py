@@ -13,12 +13,11 @@ from shoestring.finetuning.examples import prepare_dataset
 from shoestring.finetuning.preserve import ordinary_examples
 from shoestring.models.config import ModelConfig
 from shoestring.models.fingerprint import Fingerprint
-from shoestring.models.folder import GenerationDefaults, read_config, read_generation_config
+from shoestring.models.folder import GenerationDefaults, check_rows, read_config, read_generation_config
 from shoestring.models.peft_folder import is_adapter
-from shoestring.models.resolve import find_model
 from shoestring.models.weight_files import weight_paths
 from shoestring.train import parallel
-from shoestring.train.run import say
+from shoestring.train.run import find_once, say
 from shoestring.train.run_folder import Start
 
 _SHORTEST_ROW, _LONGEST_ROW = 256, 2048  # tokens, when the recipe leaves the length open
@@ -57,13 +56,18 @@ def open_material(start: Start) -> Material:
     """Raises ConfigError, DataError and ModelFileError for what does not fit together."""
     recipe: FinetuneRecipe = start.recipe
     settings = recipe.train
-    base = find_model(recipe.model, say=say)
+    base = find_once(recipe.model)
     if is_adapter(base):
         raise ModelFileError(
             "this is an adapter: fine-tuning begins from a whole model", str(base),
             f"merge it first: shoestring merge {recipe.model}",
         )  # fmt: skip
     config = read_config(base)
+    if config.input_adapter is not None:
+        raise ModelFileError(
+            "this model adds the embeddings of another one to its input, which examples do not have: it cannot be"
+            " fine-tuned", str(base), "teach it by text: shoestring pretrain RECIPE --model.init MODEL",
+        )  # fmt: skip
     if settings.sequence_length is not None and settings.sequence_length > config.context:
         raise ConfigError(
             f"train.sequence_length ({settings.sequence_length}) is longer than the model's context ({config.context})"
@@ -72,6 +76,7 @@ def open_material(start: Start) -> Material:
     dataset = prepare_dataset(recipe.data, base, longest, say)
     held = recipe.preserve.source
     ordinary = None if held in (None, EVERYDAY) else ordinary_examples(str(held), recipe.preserve, base)
+    check_rows(dataset.tokenizer, config, base)
     length = settings.sequence_length or min(max(dataset.counts.longest, _SHORTEST_ROW), longest)
     tokens = settings.batch_tokens if settings.batch_rows is None else settings.batch_rows * length
     rows = max(-(-tokens // (length * parallel.world_size())), 1)

@@ -10,23 +10,32 @@ from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.finetuning.material import Material
 from shoestring.models.adapters import switch
 from shoestring.models.decoder import Decoder
-from shoestring.models.folder import load_model, write_model_files
+from shoestring.models.folder import Dtypes
+from shoestring.models.get import KNOWN
 from shoestring.models.peft_folder import load_adapter, write_adapter_files
+from shoestring.train.exact_weights import load_trained, write_trained
 from shoestring.train.run import Run
 
 
-def write_files(recipe: FinetuneRecipe, material: Material, decoder: Decoder, folder: Path) -> None:
-    """A checkpoint's files: an adapter, or the whole model with what its base says about decoding."""
+def write_files(
+    recipe: FinetuneRecipe, material: Material, decoder: Decoder, folder: Path, dtypes: Dtypes = None
+) -> None:
+    """A checkpoint's files: an adapter, or the whole model, in these number formats, with what its base says about
+    decoding."""
     tokenizer = material.dataset.tokenizer
     if recipe.adapter.method == "full":
-        write_model_files(decoder, folder, tokenizer, material.generation)
+        write_trained(decoder, folder, tokenizer, material.generation, dtypes)
     else:
         write_adapter_files(decoder, folder, base_name(recipe.model, material.base), tokenizer=tokenizer)
 
 
-def base_name(model: str, folder: Path) -> str:
-    """What an adapter's config calls its base, for peft as well: a repository of the hub, or an absolute path."""
-    return model.removeprefix("hf:") if model.startswith("hf:") else str(folder.absolute())
+def base_name(model: str, folder: Path) -> str | Path:
+    """What `base_fields` is to make a name of that finds the base elsewhere too: what the user called it, where others
+    know that; else its folder."""
+    known = KNOWN.get(model)
+    if Path(model).expanduser().exists() or (known is not None and known.hub is None):
+        return folder
+    return model
 
 
 def best_checkpoint(run: Run) -> Path:
@@ -38,7 +47,7 @@ def best_checkpoint(run: Run) -> Path:
 def as_at(checkpoint: Path, recipe: FinetuneRecipe, decoder: Decoder, device: torch.device) -> Decoder:
     """The model as it was at a checkpoint of this run."""
     if recipe.adapter.method == "full":
-        return load_model(checkpoint, device=device, dtype=torch.float32)
+        return load_trained(checkpoint, device)
     load_adapter(decoder, checkpoint, "best")
     switch(decoder, "best")
     return decoder

@@ -16,7 +16,8 @@ from shoestring.core.errors import ConfigError
 
 
 class SamplingConfig(Config):
-    """Applied in this order, which is transformers': repetition penalty, temperature, top-k, top-p."""
+    """Applied in this order, which is transformers': repetition penalty, what may not come next (repeated n-grams, bad
+    words, an early end), temperature, top-k, top-p, min-p."""
 
     max_tokens: int = Field(default=256, gt=0, description="new tokens at most")
     temperature: float = Field(default=0.7, ge=0, description="0: always the likeliest token")
@@ -24,9 +25,20 @@ class SamplingConfig(Config):
     top_p: float = Field(
         default=0.95, gt=0, le=1, description="choose among the likeliest with this total probability; 1: all"
     )
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="choose among those at least this share as likely as the likeliest; 0: all"
+    )
     repetition_penalty: float = Field(
         default=1.0, gt=0, description="above 1: tokens seen before become less likely (arXiv 1909.05858)"
     )
+    no_repeat_ngram_size: int = Field(
+        default=0, ge=0, description="so many tokens in a row never come twice, the prompt's counted; 0: they may"
+    )
+    bad_words_ids: tuple[Annotated[tuple[int, ...], Field(min_length=1)], ...] = Field(
+        default=(), description="sequences of token ids that never come"
+    )
+    min_tokens: int = Field(default=0, ge=0, description="new tokens before the text may end by itself")
+    min_length: int = Field(default=0, ge=0, description="tokens of prompt and text together before it may end")
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(), description="strings that end the text"
     )

@@ -15,10 +15,11 @@ from typing import Any, Literal, overload
 import torch
 
 from shoestring.core.device import resolve_device, resolve_dtype
-from shoestring.core.errors import ConfigError, ModelFileError, TokenizerError
+from shoestring.core.errors import ConfigError, TokenizerError
 from shoestring.data.external import External
 from shoestring.data.plain_names import PlainNames
 from shoestring.data.tokenizer import Tokenizer
+from shoestring.generate.advice import advice
 from shoestring.generate.config import SamplingConfig, sampling_config
 from shoestring.generate.request import Request, Speed, StopReason, check_prompt
 from shoestring.generate.scheduler import Scheduler
@@ -26,7 +27,7 @@ from shoestring.generate.text import TextStream
 from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
 from shoestring.models.external import open_external
-from shoestring.models.folder import GenerationDefaults, load_model, read_generation_config
+from shoestring.models.folder import GenerationDefaults, check_rows, load_model, read_generation_config
 from shoestring.models.peft_folder import is_adapter, load_adapted
 from shoestring.models.resolve import Say, find_model
 
@@ -57,7 +58,8 @@ class Completion:
 
 
 class LanguageModel:
-    """stop_tokens: ids that end a text. recommended: the folder's own settings. speed: of the latest run.
+    """stop_tokens: ids that end a text. recommended: the folder's own settings; unused: those of
+    its generation_config.json that change the text and are not done here. speed: of the latest run.
 
     external: what makes the vectors that the decoder's input adapter takes.
     """
@@ -70,20 +72,14 @@ class LanguageModel:
         defaults: GenerationDefaults | None = None,
         external: External | None = None,
     ):
-        if tokenizer.vocabulary_size > decoder.config.vocabulary:
-            raise ModelFileError(
-                f"the tokenizer has {tokenizer.vocabulary_size:,} ids, "
-                f"the model's embedding {decoder.config.vocabulary:,} rows",
-                where=str(folder) if folder else None,
-                hint="tokenizer.json and the weights belong to different models",
-            )
+        check_rows(tokenizer, decoder.config, folder)
         self.decoder = decoder.eval()
         self.tokenizer = tokenizer
         self.folder = folder
         self.external = external
         if defaults is None:
             defaults = GenerationDefaults.of_tokenizer(tokenizer)
-        self.recommended = _recommended(defaults.settings)
+        self.recommended, self.unused = advice(defaults.settings, "generation_config.json")
         ends = (*defaults.eos_ids, tokenizer.eos_id, tokenizer.end_of_reply_id)
         self.stop_tokens = frozenset(token for token in ends if token is not None)
         self.speed = Speed()
@@ -96,11 +92,13 @@ class LanguageModel:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         say: Say | None = None,
+        external: External | None = None,
     ) -> LanguageModel:
         """Load a model or adapter folder, run, GGUF file or known name (see `models.resolve.find_model`).
 
         dtype "auto" is float32, which computes what the weights say. say: told in a sentence what is being
-        waited for. Raises ModelFileError, TokenizerError, NetworkError.
+        waited for. external: of the input adapter, where it is open already. Raises ModelFileError, TokenizerError,
+        NetworkError.
         """
         folder = base = find_model(model, say=say)
         where, number_format = resolve_device(device), torch.float32 if dtype == "auto" else resolve_dtype(dtype)
@@ -110,8 +108,16 @@ class LanguageModel:
         else:
             decoder = load_model(folder, device=where, dtype=number_format)
         tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
-        external = open_external(decoder.config, tokenizer, say)
-        return cls(decoder, tokenizer, folder, read_generation_config(base), external)
+        if external is None:
+            external = open_external(decoder.config, tokenizer, say)
+        language = cls(decoder, tokenizer, folder, read_generation_config(base), external)
+        language.tell_unused(say)
+        return language
+
+    def tell_unused(self, say: Say | None) -> None:
+        """One sentence about what of the model's own settings is not done here, if there is any."""
+        if say is not None and self.unused:
+            say(f"generation_config.json: not done here: {', '.join(self.unused)}")
 
     # Plain text
 
@@ -197,9 +203,19 @@ class LanguageModel:
         """These options, and for the others what the model recommends. Raises ConfigError."""
         return sampling_config(self.recommended, options)
 
+    def external_vectors(self) -> External | None:
+        """What makes the vectors that the decoder takes; None where it takes none. Raises ConfigError without a source:
+        the model would compute as if it had never had them."""
+        if self.external is None and self.decoder.config.input_adapter is not None:
+            raise ConfigError(
+                "this model adds the embeddings of another one to its input, and its config names none",
+                hint="name it in input_adapter.source of config.json, or give it: LanguageModel(..., external=...)",
+            )
+        return self.external
+
     def request(self, prompt: list[int], sampling: SamplingConfig, row: int = 0) -> Request:
         """What a scheduler takes: with the model's own stop tokens and external vectors."""
-        return Request(prompt, sampling, self.stop_tokens, row, self.external)
+        return Request(prompt, sampling, self.stop_tokens, row, self.external_vectors())
 
     def scheduler(self, slots: int, capacity: int) -> Scheduler:
         """For so many texts at once, of so many tokens each."""
@@ -266,10 +282,3 @@ def as_messages(messages: Messages, system: str | None = None) -> list[dict[str,
             )
     return ([{"role": "system", "content": system}] if system else []) + list(messages)
 
-
-def _recommended(settings: dict[str, Any]) -> dict[str, Any]:
-    """The sampling settings of a generation_config.json that says to sample; transformers obeys them too."""
-    if not settings.get("do_sample"):
-        return {}
-    names = ("temperature", "top_k", "top_p", "repetition_penalty")
-    return {name: settings[name] for name in names if isinstance(settings.get(name), (int, float))}

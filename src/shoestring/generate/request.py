@@ -26,6 +26,11 @@ class Request:
     row: int = 0
     external: External | None = None
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """All tokens that end the text."""
+        return self.stop_tokens | frozenset(self.sampling.stop_tokens)
+
 
 @dataclass(frozen=True)
 class TokenEvent:

@@ -28,8 +28,8 @@ def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
 
 
 def distribution(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
-    """The definition: probabilities [B, V] after temperature (above 0), top-k and top-p. A full sort; the
-    plain twin.
+    """The definition: probabilities [B, V] after temperature (above 0), top-k, top-p and min-p. A full sort;
+    the plain twin.
 
     A token stays in the nucleus when the tokens likelier than it have less than top_p together.
     """
@@ -40,16 +40,19 @@ def distribution(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
     probabilities, ids = logits_BV.softmax(-1).sort(descending=True, stable=True)
     before = probabilities.cumsum(-1) - probabilities
     kept = probabilities.masked_fill(before >= config.top_p, 0.0) if config.top_p < 1 else probabilities
+    kept = kept.masked_fill(kept < config.min_p * kept[:, :1], 0.0)
     return torch.zeros_like(kept).scatter(-1, ids, kept / kept.sum(-1, keepdim=True))
 
 
 class Draw(NamedTuple):
-    """A token to choose: the one number `step` of row `row` in its seed's stream, behind `tokens`."""
+    """A token to choose: the one number `step` of row `row` in its seed's stream, behind `tokens`. ends: those that
+    would end the text."""
 
     config: SamplingConfig
     row: int
     step: int
     tokens: Sequence[int]
+    ends: frozenset[int] = frozenset()
 
 
 def choose(logits_BV: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -59,9 +62,9 @@ def choose(logits_BV: Tensor, draws: Sequence[Draw]) -> list[int]:
     """
     if logits_BV.device.type == "mps":
         logits_BV = logits_BV.cpu()  # has no float64
-    alike: dict[tuple[float, int, float, float], list[int]] = {}
+    alike: dict[tuple[float, int, float, float, float], list[int]] = {}
     for index, (config, *_) in enumerate(draws):
-        settings = (config.temperature, config.top_k, config.top_p, config.repetition_penalty)
+        settings = (config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
         alike.setdefault(settings, []).append(index)
     chosen = [0] * len(draws)
     for rows in alike.values():
@@ -76,6 +79,7 @@ def _choose(logits_BV: Tensor, draws: list[Draw]) -> list[int]:
     config = draws[0].config
     if config.repetition_penalty != 1:
         logits_BV = penalize(logits_BV, _seen(logits_BV, draws), config.repetition_penalty)
+    logits_BV = _without_forbidden(logits_BV, draws)
     best, chosen = logits_BV.max(-1)
     if not all(abs(value) < float("inf") for value in best.tolist()):
         raise ModelFileError(
@@ -91,6 +95,32 @@ def _seen(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
     for row, draw in enumerate(draws):
         seen_BV[row, [token for token in draw.tokens if token < logits_BV.shape[1]]] = True
     return seen_BV
+
+
+def forbidden(draw: Draw) -> set[int]:
+    """Tokens that may not come next."""
+    config, tokens, found = draw.config, draw.tokens, set[int]()
+    if draw.step < config.min_tokens or len(tokens) < config.min_length:
+        found |= draw.ends
+    for *before, last in config.bad_words_ids:
+        if before == list(tokens[len(tokens) - len(before) :]) and (before or last not in draw.ends):
+            found.add(last)
+    if size := config.no_repeat_ngram_size:
+        begun = list(tokens[max(len(tokens) - size + 1, 0) :])
+        places = range(size - 1, len(tokens))
+        found |= {tokens[i] for i in places if list(tokens[i - size + 1 : i]) == begun}
+    return found
+
+
+def _without_forbidden(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
+    each = [[token for token in forbidden(draw) if token < logits_BV.shape[1]] for draw in draws]
+    if not any(each):
+        return logits_BV
+    logits_BV = logits_BV.clone()
+    for row, tokens in enumerate(each):
+        if len(tokens) < logits_BV.shape[1]:  # something must come
+            logits_BV[row, tokens] = float("-inf")
+    return logits_BV
 
 
 def _sample(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
@@ -110,11 +140,11 @@ def candidates(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tenso
 
     ids None: the vocabulary in its order.
     """
-    top_k, top_p, vocabulary = config.top_k, config.top_p, logits_BV.shape[-1]
+    top_k, top_p, min_p, vocabulary = config.top_k, config.top_p, config.min_p, logits_BV.shape[-1]
     if 0 < top_k < vocabulary:  # as in transformers, tokens level with the last one stay too
         least_B1 = logits_BV.topk(top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
-    elif top_p >= 1:
+    elif top_p >= 1 and min_p == 0:
         return logits_BV.softmax(-1), None
     peak_B1 = logits_BV.max(-1, keepdim=True).values
     mass_B1 = top_p * (logits_BV - peak_B1).exp_().sum(-1, keepdim=True)
@@ -122,7 +152,7 @@ def candidates(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tenso
     while True:
         values_BK, ids_BK = logits_BV.topk(count)
         weights_BK = (values_BK - peak_B1).exp_()
-        done_B1 = weights_BK[:, -1:] == 0
+        done_B1 = (weights_BK[:, -1:] == 0) | (weights_BK[:, -1:] < min_p)
         if top_p < 1:
             done_B1 |= weights_BK.sum(-1, keepdim=True) >= mass_B1
         if count == vocabulary or bool(done_B1.all()):
@@ -131,4 +161,4 @@ def candidates(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tenso
     if top_p < 1:
         before_BK = weights_BK.cumsum(-1) - weights_BK
         weights_BK = weights_BK.masked_fill(before_BK >= mass_B1, 0.0)
-    return weights_BK, ids_BK
+    return weights_BK.masked_fill(weights_BK < min_p, 0.0), ids_BK

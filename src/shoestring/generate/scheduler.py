@@ -180,7 +180,7 @@ class Scheduler:
         hidden_BD = hidden_BTD[0, ends[ready].to(hidden_BTD.device)]
         texts = [parts[i][0] for i in ready]
         logits_BV = self.decoder.head(hidden_BD)[:, : self.vocabulary]
-        draws = [Draw(text.request.sampling, text.request.row, text.new, text.tokens) for text in texts]
+        draws = [_draw(text) for text in texts]
         events = []
         for text, token in zip(texts, choose(logits_BV, draws), strict=True):
             text.tokens.append(token)
@@ -211,8 +211,13 @@ class Scheduler:
 
     def _reason(self, text: _Text, token: int) -> StopReason | None:
         request = text.request
-        if token in request.stop_tokens or token in request.sampling.stop_tokens:
+        if token in request.ends:
             return "stop_token"
         if text.new >= text.limit:
             return "max_tokens" if text.new == request.sampling.max_tokens else "context"
         return None
+
+
+def _draw(text: _Text) -> Draw:
+    request = text.request
+    return Draw(request.sampling, request.row, text.new, text.tokens, request.ends)

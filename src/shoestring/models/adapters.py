@@ -20,7 +20,6 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import family_of
 from shoestring.nn.lora import LoRA, LoRALinear
 from shoestring.nn.lora_config import LoRAConfig
-from shoestring.nn.quantized import four_bit, int8  # noqa: F401  importing them makes their configs known
 from shoestring.nn.replace import from_linear, replace_linears
 
 DEFAULT = "default"

@@ -217,4 +217,7 @@ class CausalEncoder:
 
 def load_causal_encoder(folder: str | Path, device: torch.device | str = "cpu") -> CausalEncoder:
     """The decoder and tokenizer of a model folder. Raises ModelFileError and TokenizerError."""
-    return CausalEncoder(load_model(folder, device=device), Tokenizer.load(folder).backend)
+    decoder = load_model(folder, device=device)
+    if decoder.config.input_adapter is not None:
+        raise ModelFileError("an encoder cannot be a model that takes another encoder's vectors", str(folder))
+    return CausalEncoder(decoder, Tokenizer.load(folder).backend)

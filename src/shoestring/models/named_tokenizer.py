@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from shoestring.data.tokenizer import Tokenizer
@@ -14,7 +15,7 @@ def named_tokenizer(name: str | Path, say: Say | None = None) -> tuple[Tokenizer
 
     Raises ModelFileError, TokenizerError and NetworkError.
     """
-    alone = Path(name).expanduser()
-    folder = alone if (alone / "tokenizer.json").is_file() else find_model(name, say=say)
+    alone = Path(os.path.expanduser(name))
+    folder = alone if os.path.isfile(alone / "tokenizer.json") else find_model(name, say=say, encoder=True)
     lends = is_adapter(folder) and not (folder / "tokenizer.json").is_file()
     return Tokenizer.load(find_base(folder, say) if lends else folder), folder

@@ -16,22 +16,25 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from shoestring.core.device import resolve_dtype
 from shoestring.core.errors import ModelFileError, NetworkError, RunError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.adapters import DEFAULT, adapted_linears, adapter_names, attach_to, merge, switch
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import family_of, read_json
-from shoestring.models.folder import load_model, read_generation_config, save_model
+from shoestring.models.folder import load_model, read_generation_config, save_model, stored_dtypes
+from shoestring.models.get import KNOWN
+from shoestring.models.module_patterns import ModulePatterns
 from shoestring.models.resolve import Say, find_model
-from shoestring.models.weights import TensorFile
+from shoestring.models.weights import TensorFile, save_file
 from shoestring.nn.lora import LoRA
 from shoestring.nn.lora_config import LoRAConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NOTE = "shoestring.json"  # {"base": a name of `models.get.KNOWN`}, where the config says that model's name on the hub
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
 _PARTS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
@@ -54,28 +57,35 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
     "monteclora_config": (None,),
 }
+# Fields that say how an adapter came to be, where it is used, or what its tensors say by themselves.
+_HARMLESS = frozenset({
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config",
+    "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
+    "unsloth_fixed", "unsloth_version",
+})  # fmt: skip
+_READ = frozenset({
+    "alpha_pattern", "init_lora_weights", "lora_alpha", "lora_dropout", "r", "rank_pattern", "use_dora", "use_rslora",
+})  # fmt: skip
 _CHANGES_BASE = re.compile(r"pissa.*|olora|corda|loftq|lora_ga", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What adapter_config.json says. base: a path or a name on the hub.
+    """What adapter_config.json says. base: a path or a name on the hub; revision: of that.
 
     The patterns are peft's: regular expressions for the ends of module names, with the rank or alpha of those modules.
     """
 
     base: str | None
     lora: LoRAConfig
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
+    rank_pattern: ModulePatterns[int]
+    alpha_pattern: ModulePatterns[float]
+    revision: str | None = None
 
     def of(self, module: str) -> LoRAConfig:
-        """The config of one module, by Hugging Face's name."""
-        rank, alpha = (
-            next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), None)
-            for pattern in (self.rank_pattern, self.alpha_pattern)
-        )
-        changed = {"rank": rank, "alpha": alpha}
+        """The config of one module, by Hugging Face's name. Raises ValueError where matching takes too long."""
+        changed = {"rank": self.rank_pattern.of(module), "alpha": self.alpha_pattern.of(module)}
         return self.lora.model_copy(update={key: value for key, value in changed.items() if value is not None})
 
 
@@ -93,6 +103,10 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
         if key in values and values[key] not in neutral:
             message = f"{key} is {values[key]!r}, which is not supported"
             raise ModelFileError(message, str(file), f"only {neutral[0]!r} is")
+    for key, value in values.items():
+        if key not in (_NEUTRAL.keys() | _HARMLESS | _READ) and value not in (None, False, [], {}):
+            message = f"unknown field {key} ({value!r:.60}), which may change what the adapter computes"
+            raise ModelFileError(message, str(file), f"if it does not, remove it from {CONFIG}")
     start = values.get("init_lora_weights", True)
     if isinstance(start, str) and _CHANGES_BASE.fullmatch(start):
         raise ModelFileError(
@@ -107,27 +121,47 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
             rank_stabilized=values.get("use_rslora", False),
             dora=values.get("use_dora", False),
         )
-        ranks = {str(key): int(value) for key, value in (values.get("rank_pattern") or {}).items()}
-        alphas = {str(key): float(value) for key, value in (values.get("alpha_pattern") or {}).items()}
-        for key in (*ranks, *alphas):
-            re.compile(key)
-    except (ValidationError, TypeError, ValueError, AttributeError, re.error) as error:
+        tables = [_table(values.get(f"{name}_pattern")) for name in ("rank", "alpha")]
+        for value in tables[0].values():
+            LoRAConfig(rank=value)
+        for value in tables[1].values():
+            LoRAConfig(alpha=float(value))
+        ranks, alphas = ModulePatterns(tables[0]), ModulePatterns({key: float(of) for key, of in tables[1].items()})
+    except (ValidationError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(f"not a usable adapter config: {error}", str(file)) from error
-    base = values.get("base_model_name_or_path")
-    return AdapterConfig(base if isinstance(base, str) and base else None, lora, ranks, alphas)
+    base, revision = (
+        value if isinstance(value, str) and value else None
+        for value in (values.get("base_model_name_or_path"), values.get("revision"))
+    )
+    return AdapterConfig(base, lora, ranks, alphas, revision)
+
+
+def _table(values: Any) -> dict[str, Any]:
+    if values is not None and not isinstance(values, dict):
+        raise ValueError("rank_pattern and alpha_pattern are objects")
+    return values or {}
 
 
 def find_base(folder: str | Path, say: Say | None = None) -> Path:
     """The folder of the model that an adapter belongs to. Raises ModelFileError when it is not named or not there."""
-    base = read_adapter_config(folder).base
-    where = str(Path(folder) / CONFIG)
+    config = read_adapter_config(folder)
+    base, where = config.base, str(Path(folder) / CONFIG)
     if base is None:
         raise ModelFileError("base_model_name_or_path does not name the base model", where)
     try:
-        return find_model(base, say=say)
+        return find_model(_as_here(Path(folder), base, config.revision), say=say)
     except (ModelFileError, NetworkError) as error:
         hint = f"set base_model_name_or_path in {where} to where the base model is now"
         raise ModelFileError(f"the adapter's base model is not there: {error.message}", error.where, hint) from error
+
+
+def _as_here(folder: Path, base: str, revision: str | None) -> str:
+    """What finds the base of an adapter: its config's name, or our own for the model that it was trained on."""
+    if (folder / NOTE).is_file():
+        known = read_json(folder / NOTE).get("base")
+        if isinstance(known, str) and known in KNOWN and KNOWN[known].hub == base:
+            return known
+    return base if revision is None or Path(base).expanduser().exists() else f"{base}@{revision}"
 
 
 def load_adapter(decoder: Decoder, folder: str | Path, name: str = DEFAULT) -> list[str]:
@@ -151,24 +185,28 @@ def load_adapter(decoder: Decoder, folder: str | Path, name: str = DEFAULT) -> l
         for tensor in file.infos:
             match = _TENSOR.fullmatch(tensor)
             if match is None or match[1] not in ours:
-                raise ModelFileError(f"tensor {tensor} does not belong to this model's linears", str(file.path))
+                raise _foreign(tensor, file.path)
             held.setdefault(match[1], set()).add(match[2])
         if not held:
             raise ModelFileError("there are no adapters in this file", str(file.path))
+        try:
+            of_modules = {module: config.of(module) for module in held}
+        except ValueError as error:
+            raise ModelFileError(f"not a usable adapter config: {error}", str(folder / CONFIG)) from error
         wanted = {"lora_A.weight", "lora_B.weight"} | ({"lora_magnitude_vector"} if config.lora.dora else set())
         for module, parts in held.items():
             if parts != wanted:
                 differing = sorted(parts ^ wanted)[0]
                 kind = "is missing" if differing in wanted else "is there, but use_dora is false"
                 raise ModelFileError(f"tensor {_PREFIX}{module}.{differing} {kind}", str(file.path))
-            of_module = config.of(module)
+            of_module = of_modules[module]
             rank = file.infos[f"{_PREFIX}{module}.lora_A.weight"].shape[0]
             if rank != of_module.rank:
                 message = f"the adapter of {module} has rank {rank}, {CONFIG} says {of_module.rank}"
                 raise ModelFileError(message, str(file.path))
         decoder.requires_grad_(False)
         for module in held:
-            adapter = attach_to(decoder, ours[module], config.of(module), name)
+            adapter = attach_to(decoder, ours[module], of_modules[module], name)
             for part, parameter in _tensors(adapter, module).items():
                 if file.infos[part].shape != tuple(parameter.shape):
                     message = f"tensor {part} has shape {list(file.infos[part].shape)}, not {list(parameter.shape)}"
@@ -178,13 +216,36 @@ def load_adapter(decoder: Decoder, folder: str | Path, name: str = DEFAULT) -> l
     return [ours[module] for module in held]
 
 
+def _foreign(tensor: str, path: Path) -> ModelFileError:
+    """Why a tensor of an adapter cannot be used."""
+    way = "have peft merge it: merge_and_unload(), then save_pretrained(), and use that model"
+    part = next((part for part in ("embed_tokens", "lm_head") if f".{part}." in f".{tensor}"), None)
+    called = {"embed_tokens": "embedding", "lm_head": "head"}.get(part or "", "")
+    if part is not None and "lora_" in tensor:
+        return ModelFileError(
+            f"the adapter changes the model's {called} ({tensor}), and only linears of the blocks can be adapted here",
+            str(path), way,
+        )  # fmt: skip
+    if part is not None:
+        return ModelFileError(
+            f"the adapter holds a whole {called} ({tensor}), as peft saves it where tokens were added or"
+            " modules_to_save names it, and only linears of the blocks can be adapted here", str(path), way,
+        )  # fmt: skip
+    if tensor.endswith((".gate.lora_A.weight", ".gate.lora_B.weight")):
+        return ModelFileError(
+            f"the adapter changes the router of experts ({tensor}), which is not supported here", str(path), way
+        )
+    return ModelFileError(f"tensor {tensor} does not belong to this model's linears", str(path))
+
+
 def load_adapted(
     folder: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     say: Say | None = None,
 ) -> tuple[Decoder, Path]:
-    """-> the base model with the adapter of a PEFT folder attached, and the base model's folder."""
+    """-> the base model with the adapter of a PEFT folder attached, at rest: `train()` turns its dropout on. And the
+    base model's folder."""
     base = find_base(folder, say)
     decoder = load_model(base, device=device, dtype=dtype)
     load_adapter(decoder, folder)
@@ -199,7 +260,7 @@ def save_adapter(
     tokenizer: Tokenizer | None = None,
     replace: bool = False,
 ) -> None:
-    """Write a PEFT folder that appears whole or not at all. base: what peft and we find the base model by."""
+    """Write a PEFT folder that appears whole or not at all. base: what the base model is called (see `base_fields`)."""
     with atomic_folder(folder, replace=replace) as temporary:
         write_adapter_files(decoder, temporary, base, name, tokenizer)
 
@@ -224,13 +285,33 @@ def write_adapter_files(
     tensors = {key: tensor for module, adapter in adapters.items() for key, tensor in _tensors(adapter, module).items()}
     on_cpu = {key: tensor.to("cpu").contiguous() for key, tensor in tensors.items()}
     save_file(on_cpu, folder / WEIGHTS, metadata={"format": "pt"})
-    fields = _config_fields(adapters, set(theirs.values()), base)
+    fields = {**_config_fields(adapters, set(theirs.values())), **base_fields(base)}
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if base in KNOWN and fields["base_model_name_or_path"] == KNOWN[str(base)].hub:
+        (folder / NOTE).write_text(json.dumps({"base": base}) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
-def _config_fields(adapters: dict[str, LoRA], every: set[str], base: str | Path | None) -> dict[str, Any]:
+def base_fields(base: str | Path | None) -> dict[str, str | None]:
+    """base_model_name_or_path and revision, by which peft finds the base as well, here and elsewhere: a repository of
+    the hub, for a model that `KNOWN` names too; else an absolute path.
+
+    base: a folder, a name that we know, or a name on the hub, OWNER/NAME, hf:OWNER/NAME or with @REVISION.
+    """
+    if base is None:
+        return {"base_model_name_or_path": None, "revision": None}
+    name, hub = str(base), re.fullmatch(r"(?:hf:)?([^/@]+/[^/@]+)(?:@(.+))?", str(base))
+    if isinstance(base, Path) or Path(name).expanduser().exists():
+        return {"base_model_name_or_path": str(Path(name).expanduser().absolute()), "revision": None}
+    if name in KNOWN and KNOWN[name].hub is not None:
+        return {"base_model_name_or_path": KNOWN[name].hub, "revision": None}
+    if hub is not None:
+        return {"base_model_name_or_path": hub[1], "revision": hub[2]}
+    return {"base_model_name_or_path": name, "revision": None}
+
+
+def _config_fields(adapters: dict[str, LoRA], every: set[str]) -> dict[str, Any]:
     """adapter_config.json, with exceptions from the usual rank and alpha as patterns."""
     first = next(iter(adapters.values())).config
     rank = Counter(adapter.config.rank for adapter in adapters.values()).most_common(1)[0][0]
@@ -240,8 +321,6 @@ def _config_fields(adapters: dict[str, LoRA], every: set[str], base: str | Path 
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None if base is None else str(base),
-        "revision": None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
@@ -280,12 +359,16 @@ def _tensors(adapter: LoRA, module: str) -> dict[str, Tensor]:
     }
 
 
-def merge_folder(adapter: str | Path, out: str | Path | None = None, say: Say | None = None) -> Path:
+def merge_folder(
+    adapter: str | Path, out: str | Path | None = None, say: Say | None = None, dtype: str | torch.dtype = "auto"
+) -> Path:
     """Fold an adapter into its base and write a model folder, tokenizer included; -> the folder.
 
-    adapter: a PEFT folder or a run. out: a new folder; None is ADAPTER-merged, or OUT/merged for a run. Raises
-    ModelFileError when there is no adapter, RunError when the folder exists.
+    adapter: a PEFT folder or a run. out: a new folder; None is ADAPTER-merged, or OUT/merged for a run. dtype: what the
+    weights are rounded to once they are merged, in float32; "auto": as the base's are stored. Raises ConfigError for an
+    unknown dtype, ModelFileError when there is no adapter, RunError when the folder exists.
     """
+    chosen = None if dtype == "auto" else resolve_dtype(dtype)
     folder = find_model(adapter, say=say)
     if not is_adapter(folder):
         raise ModelFileError("this is a whole model: there is nothing to merge", str(folder))
@@ -295,7 +378,11 @@ def merge_folder(adapter: str | Path, out: str | Path | None = None, say: Say | 
     out = Path(out)
     if out.exists():
         raise RunError("this folder exists already", str(out), "choose another --out")
-    decoder, base = load_adapted(folder, say=say)
+    base = find_base(folder, say)
+    stored = stored_dtypes(base)
+    exact = torch.promote_types(stored["embedding.weight"], torch.float32)
+    decoder, base = load_adapted(folder, dtype=exact, say=say)
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
-    save_model(merge(decoder), out, tokenizer, read_generation_config(base))
+    dtypes = stored if chosen is None else chosen
+    save_model(merge(decoder), out, tokenizer, read_generation_config(base), dtypes=dtypes)
     return out

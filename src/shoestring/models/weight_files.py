@@ -6,6 +6,7 @@ model. `models.folder` reads all of them into memory; layer streaming reads a fe
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -29,7 +30,7 @@ _MISMATCH = "config.json and the weights do not belong together; fetch the model
 
 
 class Place(NamedTuple):
-    """Where a parameter of the decoder stands on disk."""
+    """Where a parameter of the decoder stands on disk; the tensor may have another name there than the family's."""
 
     parameter: str
     file: TensorFile
@@ -51,7 +52,7 @@ class WeightFiles:
         config = read_config(folder)
         family = family_named(read_json(folder / "config.json").get("model_type"))
         self.files = _tensor_files(folder)
-        where = {name: file for file in self.files for name in file.infos}
+        where = {name: Place("", file, name) for file in self.files for name in file.infos}
         try:
             self.config = _settle_head(config, family, where)
             _check_size(self.config, where, folder)
@@ -59,7 +60,7 @@ class WeightFiles:
         except BaseException:
             self.close()
             raise
-        self.places = {parameter: Place(parameter, where[name], name) for name, parameter in names}
+        self.places = {parameter: where[name]._replace(parameter=parameter) for name, parameter in names}
 
     def close(self) -> None:
         for file in self.files:
@@ -102,7 +103,7 @@ def _tensor_files(folder: Path) -> list[TensorFile]:
         for shard in sorted(set(weight_map.values())):
             if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
                 raise ModelFileError(f"{shard!r} is not the name of a safetensors file beside it", str(index))
-            if not (folder / shard).is_file():
+            if not os.path.isfile(folder / shard):
                 raise ModelFileError(f"the file {shard} is missing", str(index), "fetch the model again")
             file = TensorFile(folder / shard)
             files.append(file)
@@ -119,22 +120,21 @@ def _tensor_files(folder: Path) -> list[TensorFile]:
     return files
 
 
-def _settle_head(config: ModelConfig, family: Family, where: dict[str, TensorFile]) -> ModelConfig:
+def _settle_head(config: ModelConfig, family: Family, where: dict[str, Place]) -> ModelConfig:
     """Untie a head that the config ties and the file holds with other values; drop one that is equal."""
     embedding, head = (family.tensor_name(f"{part}.weight") for part in ("embedding", "head"))
     if not config.tied_head or head not in where:
         return config
     if embedding not in where:  # the same matrix under its other name
-        where[head].infos[embedding] = where[head].infos[head]
         where[embedding] = where.pop(head)
         return config
-    if _same(where[embedding], embedding, where[head], head):
+    if _same(where[embedding], where[head]):
         where.pop(head)
         return config
     return config.model_copy(update={"tied_head": False})
 
 
-def _check_size(config: ModelConfig, where: dict[str, TensorFile], folder: Path) -> None:
+def _check_size(config: ModelConfig, where: dict[str, Place], folder: Path) -> None:
     """First of all: an absurd config must not make an absurd number of modules, or overflow a shape."""
     held = {match.group(1) for name in where if (match := re.match(r"model\.layers\.(\d+)\.", name))}
     if config.unique_layers != len(held):
@@ -147,7 +147,7 @@ def _check_size(config: ModelConfig, where: dict[str, TensorFile], folder: Path)
 
 
 def _match(
-    shapes: Decoder, family: Family, where: dict[str, TensorFile], folder: Path
+    shapes: Decoder, family: Family, where: dict[str, Place], folder: Path
 ) -> list[tuple[str, str]]:
     """(name in the files, name in the decoder) in the order of the files; every tensor accounted for."""
     parameters = dict(shapes.named_parameters())
@@ -158,15 +158,15 @@ def _match(
         message = f"{_some(unknown)} not part of a {family.model_type} model of this config"
         raise ModelFileError(message, str(folder), _MISMATCH)
     for name, parameter in wanted.items():
-        info, shape = where[name].infos[name], tuple(parameters[parameter].shape)
+        info, shape = where[name].info, tuple(parameters[parameter].shape)
         if info.shape != shape:
             message = f"tensor {name} has shape {list(info.shape)}, config.json asks for {list(shape)}"
-            raise ModelFileError(message, str(where[name].path), _MISMATCH)
+            raise ModelFileError(message, str(where[name].file.path), _MISMATCH)
         if info.dtype not in _FLOATS:
             kind = str(info.dtype).removeprefix("torch.")
             message = f"tensor {name} is {kind}: quantized weights cannot be read"
-            raise ModelFileError(message, str(where[name].path), "use the model's unquantized weights")
-    order = sorted(wanted, key=lambda name: (str(where[name].path), where[name].infos[name].offset))
+            raise ModelFileError(message, str(where[name].file.path), "use the model's unquantized weights")
+    order = sorted(wanted, key=lambda name: (str(where[name].file.path), where[name].info.offset))
     return [(name, wanted[name]) for name in order]
 
 
@@ -176,14 +176,14 @@ def _some(names: list[str]) -> str:
     return f"{len(names)} tensors ({names[0]}, {names[1]}{', ...' if len(names) > 2 else ''}) are"
 
 
-def _same(one: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:
+def _same(one: Place, other: Place) -> bool:
     """Whether two matrices hold the same numbers, read piece by piece."""
-    first, second = one.infos[name], other.infos[other_name]
+    first, second = one.info, other.info
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     rows = first.shape[0]
     return all(
-        torch.equal(one.read_rows(name, start, end), other.read_rows(other_name, start, end))
+        torch.equal(one.file.read_rows(one.tensor, start, end), other.file.read_rows(other.tensor, start, end))
         for start in range(0, rows, _COMPARED)
         for end in [min(start + _COMPARED, rows)]
     )

@@ -9,16 +9,19 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import torch as reference
 from torch import Tensor
 
 from shoestring.core.errors import ModelFileError
+from shoestring.core.files import LFS_HINT, LFS_POINTER, is_lfs_pointer
+from shoestring.core.foreign import parse_json
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -122,6 +125,8 @@ class TensorFile:
         return ModelFileError(message, str(self.path), "fetch or save the model again")
 
     def _read_header(self) -> dict[str, TensorInfo]:
+        if is_lfs_pointer(self.path):
+            raise ModelFileError(LFS_POINTER, str(self.path), LFS_HINT)
         size = os.fstat(self._file.fileno()).st_size
         start = self._file.read(8)
         length = int.from_bytes(start, "little")
@@ -129,8 +134,8 @@ class TensorFile:
             raise self._fail(f"not a whole safetensors file: {size:,} bytes cannot hold its header")
         raw = self._file.read(length)
         try:
-            header = json.loads(raw, object_pairs_hook=_without_duplicates)
-        except (ValueError, RecursionError) as error:
+            header = parse_json(raw, _without_duplicates)
+        except ValueError as error:
             raise self._fail(f"not a safetensors file: its header is not valid JSON ({error})") from error
         if not isinstance(header, dict):
             raise self._fail("not a safetensors file: its header is not an object")
@@ -172,6 +177,15 @@ class TensorFile:
             )
         if reached < available:
             raise self._fail(f"broken file: {available - reached:,} bytes belong to no tensor")
+
+
+def save_file(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """As safetensors' own, whose file only its owner can read: this one has the rights of any new file."""
+    path = Path(path)
+    path.touch()
+    rights = stat.S_IMODE(path.stat().st_mode)
+    reference.save_file(tensors, path, metadata)
+    path.chmod(rights)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -48,6 +48,21 @@ class _ToTokens(torch.autograd.Function):
         return gradients[0].index_select(0, order), None, None
 
 
+class Router(nn.Module):
+    """x [N, D] -> logits [N, E], float32 at least. No linear that could be adapted or quantized: small differences
+    decide here."""
+
+    def __init__(self, width: int, experts: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        nn.init.uniform_(self.weight, -(width**-0.5), width**-0.5)  # as `nn.Linear`'s
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        exact = torch.promote_types(x_ND.dtype, torch.float32)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            return linear(x_ND.to(exact), self.weight.to(exact))
+
+
 class MixtureOfExperts(nn.Module):
     """aux: "expert_balance", the load-balance loss; or "expert_bias", see `update_expert_biases`."""
 
@@ -55,7 +70,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.config = config
         expert = SwiGLUConfig(width=config.width)
-        self.router = Linear(width, config.experts, bias=False)
+        self.router = Router(width, config.experts)
         self.experts = nn.ModuleList(SwiGLU(expert, width, make_linear) for _ in range(config.experts))
         self.shared = None
         if config.shared_width:
@@ -85,10 +100,7 @@ class MixtureOfExperts(nn.Module):
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> probabilities [N, E], chosen experts [N, k], their weights [N, k]; float32 at least."""
-        exact = torch.promote_types(x_ND.dtype, torch.float32)
-        with torch.autocast(x_ND.device.type, enabled=False):  # small differences decide here
-            logits_NE = linear(x_ND.to(exact), self.router.weight.to(exact))
-        probabilities_NE = logits_NE.softmax(-1)
+        probabilities_NE = self.router(x_ND).softmax(-1)
         chosen_Nk = replayed(lambda: self._choose(probabilities_NE.detach()))
         weights_Nk = probabilities_NE.gather(1, chosen_Nk)
         if self.config.normalize:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.device import check_memory_budget, resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError
 from shoestring.core.machine import rss_bytes
 from shoestring.core.units import format_bytes, parse_bytes
@@ -16,6 +16,7 @@ from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.language_model import LanguageModel
 from shoestring.kernels import allocator
 from shoestring.models.config import ModelConfig
+from shoestring.models.external import open_external
 from shoestring.models.folder import read_generation_config
 from shoestring.models.peft_folder import find_base, is_adapter, load_adapter
 from shoestring.models.resolve import find_model
@@ -40,7 +41,8 @@ def load(
 ) -> LanguageModel:
     """`LanguageModel.load`, inside `memory` bytes ("2GB") for the whole process if given.
 
-    A model that does not fit is read from disk layer by layer for every token (`weights`: how it is kept there).
+    A model that fits is in memory, in bfloat16 where it has that and float32 would not fit. Another is read from disk
+    layer by layer for every token (`weights`: how it is kept there).
     scoring: keep room for `perplexity` too. Raises BudgetError with the least that would do, and what
     `LanguageModel.load` raises.
     """
@@ -48,27 +50,50 @@ def load(
     if memory is None:
         return LanguageModel.load(model, device, dtype, say)
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
+    where = resolve_device(device)
+    check_memory_budget(budget, where)
     folder = find_model(model, say=say)
     base = find_base(folder, say) if is_adapter(folder) else folder
     with WeightFiles(base) as files:
         config = files.config
-        source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
+        source = _name(files.places["embedding.weight"].info.dtype)
+    tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
+    external = open_external(config, tokenizer, say)  # first: the process is then as large as it stays
     machine = Machine(rss_bytes() - allocator.kept(), flops=1.0, threads=torch.get_num_threads())
-    uses = [Use(1, _TOKENS, 1)] + [Use(1, _TOKENS, scored=True, documents=True)] * scoring
-    resident = max(predict_use(config, use, machine, source).total for use in uses)
-    if weights == "source" and resident <= budget * SPARE:
-        language = LanguageModel.load(model, device, dtype, say)
-        language.at_once = _TOKENS
-        return language
-    slots = _slots(config, weights, source, budget, machine, uses)
+    for kind in _number_formats(dtype, source) if weights == "source" else ():
+        if max(predict_use(config, use, machine, source).total for use in _uses(kind, scoring)) <= budget * SPARE:
+            if say is not None and dtype == "auto" and kind != "float32":
+                say(f"computing in {kind}, as the weights are: in float32 they would not fit in memory")
+            language = LanguageModel.load(model, where, kind, say, external)
+            language.at_once = _TOKENS
+            return language
     settled = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
-    decoder = open_streamed(base, weights, slots, resolve_device(str(device)), settled, say=say)
+    slots = _slots(config, weights, source, budget, machine, _uses(_name(settled), scoring))
+    decoder = open_streamed(base, weights, slots, where, settled, say=say)
     if folder != base:
         load_adapter(decoder, folder)
-    tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
-    language = LanguageModel(decoder.eval(), tokenizer, folder=folder, defaults=read_generation_config(base))
+    language = LanguageModel(decoder.eval(), tokenizer, folder, read_generation_config(base), external)
     language.at_once = _TOKENS
+    language.tell_unused(say)
     return language
+
+
+def _number_formats(dtype: str | torch.dtype, source: str) -> list[str]:
+    """What a resident model may be computed in, best first: what is asked for; else float32, then bfloat16 if the files
+    have it, which is faster than reading from disk."""
+    if dtype != "auto":
+        return [_name(resolve_dtype(dtype))]
+    return ["float32", "bfloat16"] if source == "bfloat16" else ["float32"]
+
+
+def _uses(compute: str, scoring: bool) -> list[Use]:
+    """What a model is loaded for."""
+    decoding = Use(1, _TOKENS, 1, compute=compute)
+    return [decoding, Use(1, _TOKENS, scored=True, documents=True, compute=compute)] if scoring else [decoding]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _slots(

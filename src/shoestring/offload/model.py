@@ -130,7 +130,7 @@ def _assemble(
         make_cache=plain._make_cache,
     )
     decoder.stream, decoder.stack = stream, stack
-    return decoder.requires_grad_(False)
+    return decoder.requires_grad_(False).eval()
 
 
 def _settle(

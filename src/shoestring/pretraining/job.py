@@ -13,13 +13,14 @@ from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
 from shoestring.data.loader import PackedLoader, SequentialPass
 from shoestring.evaluate.xz import xz_bytes
-from shoestring.models.folder import read_config, write_model_files
+from shoestring.models.folder import read_config
 from shoestring.plan.shapes import JobShape, Options
 from shoestring.pretraining.config import PretrainRecipe, load_pretrain_recipe
 from shoestring.pretraining.material import open_material
 from shoestring.pretraining.result import PretrainResult, model_and_data
 from shoestring.train import parallel
 from shoestring.train.evaluation import Evaluation
+from shoestring.train.exact_weights import saved_dtypes, write_trained
 from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
@@ -126,8 +127,10 @@ class PretrainJob:
                 recipe.data.separate_documents, tokens, rank, world, material.external.get("validation"),
             )  # fmt: skip
 
+        dtypes = saved_dtypes(recipe.precision, material.origin)
+
         def write(folder: Path) -> None:
-            write_model_files(decoder, folder, material.shards.tokenizer)
+            write_trained(decoder, folder, material.shards.tokenizer, None, dtypes)
             if banks is not None:
                 banks.write(folder)
 

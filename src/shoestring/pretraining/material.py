@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,16 +16,17 @@ from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, read_config
-from shoestring.models.resolve import find_model
 from shoestring.pretraining.config import InitFrom, PretrainRecipe
 from shoestring.pretraining.dataset import external_vectors, open_dataset
-from shoestring.train.run import say
+from shoestring.train.exact_weights import load_trained
+from shoestring.train.run import find_once, say
 from shoestring.train.run_folder import Start
 
 
 @dataclass(frozen=True)
 class Material:
     """make: the model in float32, fresh, from a model to continue from, or from the checkpoint of a run that goes on.
+    origin: the folder of these two, None for a fresh one.
 
     external: for each split the vectors that the model's input adapter takes, {} where it takes none.
     """
@@ -33,6 +35,7 @@ class Material:
     shards: ShardFolder
     external: dict[str, ExternalVectors]
     make: Callable[[], Decoder]
+    origin: Path | None
 
     @property
     def digest(self) -> str:
@@ -45,7 +48,7 @@ def open_material(start: Start, device: torch.device) -> Material:
     recipe: PretrainRecipe = start.recipe
     folder, tokenizer = start.checkpoint, None
     if isinstance(recipe.model, InitFrom):
-        source = find_model(recipe.model.init, say=say)
+        source = find_once(recipe.model.init)
         tokenizer = Tokenizer.load(source)
         folder = folder or source
     shards = open_dataset(recipe.data, tokenizer, say)
@@ -65,9 +68,11 @@ def open_material(start: Start, device: torch.device) -> Material:
     def make() -> Decoder:
         if folder is None:
             return build(config, device=device, seed=recipe.seed)
+        if start.checkpoint is not None:
+            return load_trained(folder, device)
         return load_model(folder, device=device, dtype=torch.float32)
 
-    return Material(config, shards, external_vectors(config, shards, say), make)
+    return Material(config, shards, external_vectors(config, shards, say), make, folder)
 
 
 def _check_sizes(recipe: PretrainRecipe, config: ModelConfig, shards: ShardFolder) -> None:

@@ -5,6 +5,7 @@
     OUT/step-000500/            a Hugging Face model folder, tokenizer included
         trainer/state.json      step, planned steps, position in the data, events
         trainer/optimizer.safetensors, trainer/random.safetensors
+        trainer/weights.safetensors   where the model is saved in fewer bits: as it was trained (`train.exact_weights`)
     OUT/latest                  names the newest step folder
 
 A step folder is written beside its place, flushed and renamed, so whatever instant the process is killed
@@ -21,13 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from shoestring.core import matmul
 from shoestring.core.errors import ModelFileError, RunError
 from shoestring.core.files import atomic_folder, remove_stale, replace_symlink_or_pointer
+from shoestring.core.foreign import read_json
 from shoestring.core.seeds import restore_rng_state, rng_state
-from shoestring.models.weights import TensorFile
+from shoestring.models.weights import TensorFile, save_file
 from shoestring.train import parallel
 from shoestring.train.engine import Engine, EngineState
 from shoestring.train.loop import Callback, StepEvent
@@ -52,7 +52,7 @@ def write_checkpoint(
     folder = out / f"step-{state.step:06d}"
     with atomic_folder(folder, replace=True) as temporary:
         write_files(temporary)
-        (temporary / "trainer").mkdir()
+        (temporary / "trainer").mkdir(exist_ok=True)
         save_file(engine.tensors, temporary / OPTIMIZER)
         save_file(rng_state(), temporary / RANDOM)
         content = {**state.to_json(), "optimizer": engine.numbers}
@@ -154,13 +154,23 @@ class Checkpoint(Callback):
 
 def _read_state(folder: Path) -> tuple[TrainerState, dict[str, dict[str, float]]]:
     try:
-        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        content = read_json(folder / STATE)
+        if not isinstance(content, dict) or not _are_numbers(content.get("optimizer")):
+            raise ValueError("no object with the numbers of an optimizer")
         numbers = content.pop("optimizer")
         return TrainerState.from_json(content), numbers
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(
             f"not a trainer state: {error}", str(folder / STATE), "remove this checkpoint folder"
         ) from error
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether these are numbers by parameter and name."""
+    return isinstance(values, dict) and all(
+        isinstance(of_one, dict) and all(isinstance(number, (int, float)) for number in of_one.values())
+        for of_one in values.values()
+    )
 
 
 def _step_of(folder: Path) -> int:

@@ -49,12 +49,16 @@ ScheduleConfig = Annotated[
 
 
 class PrecisionConfig(Config):
-    """Number formats. Trained weights and the optimizer stay in float32; `compute` is what matmuls run in."""
+    """Number formats. Trained weights and the optimizer stay in float32; `compute` is what matmuls run in, `saved` what
+    whole models are rounded to when they are written (`train.exact_weights`)."""
 
     compute: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "float32",
         description="auto: the faster of float32 and bfloat16 on this machine, measured; int8: matmuls of frozen"
         " weights, kept in int8",
+    )
+    saved: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of models that are written; auto: as in the model that the run began from, else float32"
     )
 
     @property

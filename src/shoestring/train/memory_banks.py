@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from shoestring.core.errors import ConfigError, RunError
 from shoestring.models.decoder import Decoder
-from shoestring.models.weights import TensorFile
+from shoestring.models.weights import TensorFile, save_file
 from shoestring.nn.memory.bank import MemoryBank
 
 _FILE = "memory.safetensors"

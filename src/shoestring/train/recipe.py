@@ -74,4 +74,4 @@ class RunRecipe(Config):
     out: str | None = Field(None, description="run folder; null: runs/NAME-N")
     seed: int = 1
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's own choice")
+    threads: int | None = Field(None, gt=0, le=1024, description="CPU threads; null: torch's own choice")

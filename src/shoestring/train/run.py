@@ -7,6 +7,7 @@ with a mistake leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,14 @@ import torch
 
 from shoestring.core import console, matmul
 from shoestring.core.allocator import GIVEN_BACK, LARGE
-from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.device import check_memory_budget, resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError, RunError
-from shoestring.core.machine import peak_rss_bytes
+from shoestring.core.machine import cpu_count, peak_rss_bytes
 from shoestring.core.seeds import seed_everything
 from shoestring.core.speeds import matrix_peak
 from shoestring.core.units import format_bytes
 from shoestring.kernels import allocator
+from shoestring.models.resolve import find_model
 from shoestring.plan.shapes import Prediction
 from shoestring.train import parallel
 from shoestring.train.checkpoint import Checkpoint, checkpoints, restore
@@ -38,7 +40,7 @@ from shoestring.train.pace import FixedSteps, Pace, TimeBudget
 from shoestring.train.plot import write_plot
 from shoestring.train.precision import settled
 from shoestring.train.progress import ProgressLine
-from shoestring.train.run_folder import METRICS, Start, check_free, claim
+from shoestring.train.run_folder import METRICS, Start, check_free, claim, disown
 from shoestring.train.schedule import build_schedule
 from shoestring.train.state import TrainerState
 
@@ -139,17 +141,33 @@ def say(sentence: str) -> None:
         console.err.print(sentence)
 
 
+def find_once(text: str | Path, encoder: bool = False) -> Path:
+    """The folder of a MODEL: the first process fetches what has to be fetched, and the others find it.
+
+    encoder: as `find_model` takes it.
+    """
+    found = parallel.by_first(lambda: str(find_model(text, say=say, encoder=encoder)))
+    return Path(found) if parallel.rank() == 0 else find_model(text, encoder=encoder)
+
+
 def execute(job: Job, start: Start) -> Run:
     """Train to the end. Raises what `job` raises, RunError, BudgetError, and Interrupted when the user stopped it."""
-    if start.state.finished and start.out is not None:
-        say(f"{start.out} is finished; nothing is left to train")
-        return Run(start.recipe, start.out, start.state)
+    with contextlib.ExitStack() as ending:
+        ending.callback(disown, start.owned)
+        if start.state.finished and start.out is not None:
+            say(f"{start.out} is finished; nothing is left to train")
+            return Run(start.recipe, start.out, start.state)
+        return _execute(job, start, ending)
+
+
+def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
     recipe = settled(start.recipe)
+    check_memory_budget(recipe.budget.memory, resolve_device(recipe.device))
     if start.out is None and recipe.out is not None:
         check_free(Path(recipe.out))
     allocator.install(LARGE if recipe.budget.memory is None else GIVEN_BACK)
     if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
+        torch.set_num_threads(_threads(recipe.threads))
     if not matmul.TABLE.adopt(start.state.matmul):
         say(matmul.OTHER_MACHINE)
     seed_everything(recipe.seed)
@@ -157,7 +175,10 @@ def execute(job: Job, start: Start) -> Run:
     start = replace(start, recipe=recipe)
     try:
         opened = job.open(start)
-        recipe, out = (opened.recipe, start.out) if start.out is not None else claim(opened.recipe, start.name)
+        recipe, out = opened.recipe, start.out
+        if out is None:
+            recipe, out, owned = claim(recipe, start.name)
+            ending.callback(disown, owned)
         opened.recipe = recipe
         say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
         run = Run(recipe, out, start.state, opened)
@@ -171,6 +192,14 @@ def execute(job: Job, start: Start) -> Run:
         allocator.limit()  # a cap is of this run, not of the process
     run.peak_memory, run.allocated = peak_rss_bytes(), allocator.counts()
     return run
+
+
+def _threads(asked: int) -> int:
+    """As many as the machine can start: OpenMP ends the process where it cannot."""
+    most = max(4 * cpu_count(), 16)
+    if asked > most:
+        say(f"threads   {most}, not {asked}: this machine has {cpu_count()} cores")
+    return min(asked, most)
 
 
 def _beyond(refusal: allocator.Refusal) -> str:
@@ -190,7 +219,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
         stream.restore(state.data)
         restore(checkpoint, engine)
     device = resolve_device(recipe.device)
-    peak = matrix_peak(resolve_dtype(recipe.precision.dtype), device)
+    peak = parallel.by_first(lambda: matrix_peak(resolve_dtype(recipe.precision.dtype), device))
     told = len(state.events) if checkpoint is not None else 0
     loggers = build_loggers(recipe, out)
     metrics = Metrics(out / METRICS, recipe.log.every, opened.flops_per_token, peak, device, loggers, told)
@@ -223,13 +252,15 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
         kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
         raise RunError(error.message, str(out), f"{kept}\n{job.help}") from None
     except RuntimeError as error:
-        if (refusal := allocator.refused(error)) is None:
+        refusal = allocator.refused(error)
+        if refusal is None and not isinstance(error, parallel.Elsewhere):
             raise
         traceback.clear_frames(error.__traceback__)
         allocator.limit()
         saving.save(state)
+        what = "was too large for another process" if refusal is None else _beyond(refusal)
         raise BudgetError(
-            f"step {state.step + 1} {_beyond(refusal)}; saved in {out} after step {state.step}",
+            f"step {state.step + 1} {what}; saved in {out} after step {state.step}",
             hint=more,
         ) from None
     finally:

@@ -15,7 +15,8 @@ import torch
 
 from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch
-from shoestring.data.loader import permutation
+from shoestring.data.external import External
+from shoestring.data.loader import permutation, resumed_sample
 from shoestring.data.supervised.config import Layout
 from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.data.supervised.packing import best_fit_decreasing
@@ -95,7 +96,7 @@ class SupervisedStream:
                     f"the stream to resume has {key} {state.get(key)}, this one {own}",
                     hint="resume with the data and settings of the run",
                 )
-        self._next = state["epoch"] * self.samples_per_epoch + state["next_sample"]
+        self._next = resumed_sample(state, self.samples_per_epoch)
 
     def _identity(self) -> dict[str, Any]:
         """All that decides the order of samples."""
@@ -144,7 +145,7 @@ class SupervisedPass:
 
     Rank r takes every world-th row. tokens: labels; bytes: text they stand for (0 if the tokenizer is not
     byte-level); documents: examples.
-    max_examples: measure only so many, chosen by hash.
+    max_examples: measure only so many, chosen by hash. external: gives Batch.external_BTE, an example being a document.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class SupervisedPass:
         max_examples: int | None = None,
         rank: int = 0,
         world: int = 1,
+        external: External | None = None,
     ) -> None:
         examples = dataset.indices(split)
         if max_examples is not None and len(examples) > max_examples:
@@ -170,7 +172,7 @@ class SupervisedPass:
             packed = [[int(n)] for n in np.argsort(-lengths, kind="stable")]
         self._samples = [[int(examples[n]) for n in row] for row in packed]
         self._dataset, self._rows, self._layout = dataset, rows, layout
-        self._rank, self._world = rank, world
+        self._rank, self._world, self._external = rank, world, external
         labels = [ids[1:][mask[1:]] for ids, mask in map(dataset.example, examples.tolist())]
         self.tokens = sum(map(len, labels))
         byte_level = dataset.tokenizer.is_byte_level
@@ -182,7 +184,8 @@ class SupervisedPass:
         own = self._samples[self._rank :: self._world]
         for first in range(0, len(own), self._rows):
             samples = own[first : first + self._rows]
-            yield to_batch(self._dataset, _flattened(samples) if self._layout == "flat" else samples)
+            rows = _flattened(samples) if self._layout == "flat" else samples
+            yield to_batch(self._dataset, rows, self._external)
 
 
 def padded_length(tokens: int) -> int:
@@ -200,7 +203,9 @@ def row_sizes(dataset: SupervisedDataset, layout: Layout, sequence_length: int) 
     return {(int(lengths[row].sum()), len(row)) for row in rows}
 
 
-def to_batch(dataset: SupervisedDataset, rows: Sequence[Sequence[int]]) -> Batch:
+def to_batch(
+    dataset: SupervisedDataset, rows: Sequence[Sequence[int]], external: External | None = None
+) -> Batch:
     """Each row's examples one after another -> Batch [rows, T], T the longest row, padded.
 
     An example is its own segment, and its positions begin at 0; it needs `dataset.lengths` inputs.
@@ -209,6 +214,7 @@ def to_batch(dataset: SupervisedDataset, rows: Sequence[Sequence[int]]) -> Batch
     shape = (len(rows), padded_length(width))
     tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels, segments = np.full(shape, IGNORED, np.int64), np.full(shape, PADDING_SEGMENT, np.int64)
+    vectors = None if external is None else np.zeros((*shape, external.width), np.float32)
     for r, row in enumerate(rows):
         at = 0
         for segment, index in enumerate(row):
@@ -219,8 +225,12 @@ def to_batch(dataset: SupervisedDataset, rows: Sequence[Sequence[int]]) -> Batch
             labels[r, place] = np.where(supervised[1 : n + 1], ids[1 : n + 1], IGNORED)
             positions[r, place] = np.arange(n)
             segments[r, place] = segment
+            if external is not None and vectors is not None:
+                vectors[r, place] = external.vectors(ids[:n], 0, n)
             at += n
-    return Batch(*(torch.from_numpy(array) for array in (tokens, labels, positions, segments)))
+    external_BTE = None if vectors is None else torch.from_numpy(vectors)
+    tokens_BT, labels_BT, positions_BT, segments_BT = map(torch.from_numpy, (tokens, labels, positions, segments))
+    return Batch(tokens_BT, labels_BT, positions_BT, segments_BT, external_BTE)
 
 
 def _like_lengths(lengths: np.ndarray, shuffled: np.ndarray, group: int) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shoestring.core.errors import DataError
+from shoestring.core.foreign import parse_json
 from shoestring.data.supervised.config import Format
 
 EXPECTED = (
@@ -290,8 +291,8 @@ def parsed(value: Any) -> Any:
     """What a string of JSON holds, or the value itself."""
     if isinstance(value, str):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return parse_json(value)
+        except ValueError:
             return value
     return value
 

@@ -11,11 +11,13 @@ import fnmatch
 import functools
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shoestring.core.errors import DataError, NetworkError
+from shoestring.core.foreign import parse_json
 from shoestring.data.sources import JSONL_SUFFIXES, LINE_LIMIT, Skipped, jsonl_lines
 from shoestring.data.supervised import columns as naming
 from shoestring.data.supervised.config import Format, OnBadLine
@@ -184,12 +186,12 @@ def _parse(line: bytes, where: str) -> Any:
             f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, SKIP
         ) from error
     try:
-        row = json.loads(text)
+        row = parse_json(text)
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
         reason = "unexpected end of line" if cut else f"{error.msg.removesuffix(' at')} at column {error.colno}"
         raise DataError(f"not a JSON object: {reason}", where, hint) from error
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"not a readable JSON object: {error}", where, hint) from error
     if b"\\ud" in line.lower():
         try:
@@ -215,8 +217,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _files(path: Path) -> list[Path]:
-    path = path.expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(path))
+    if os.path.isfile(path):
         if path.suffix.lower() in _WORKBOOKS:
             raise DataError(
                 "a workbook of a spreadsheet program, not a table as text", str(path),
@@ -226,7 +228,7 @@ def _files(path: Path) -> list[Path]:
             known = f"known endings: {', '.join(ROW_SUFFIXES)}"
             raise DataError("not a file of examples", str(path), f"{known}\n{EXPECTED}")
         return [path]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError("no such file or folder", str(path), "for a data set on the hub write hf:OWNER/NAME")
     found = sorted(file for file in path.iterdir() if file.name.lower().endswith(ROW_SUFFIXES))
     # A folder with a train.jsonl is a split data set, of which the rest is held out.

@@ -1,6 +1,6 @@
 """Fields of config.json that Llama's descendants share: sizes, norm, tied head, and sliding windows.
 
-We compute no windows: a config that merely mentions one is read, a config that uses one is refused.
+We compute no windows here: a config that merely mentions one is read, a config that uses one is refused.
 """
 
 from __future__ import annotations
@@ -13,17 +13,25 @@ from shoestring.models.families.rotary import write_rope
 from shoestring.nn.config import GQAConfig, RopeConfig, SwiGLUConfig
 
 
-def read_sizes(fields: Fields, default_context: int) -> dict[str, Any]:
-    """The keyword arguments of ModelConfig that no family reads in its own way."""
+def read_sizes(fields: Fields, default_context: int, default_epsilon: float = 1e-6) -> dict[str, Any]:
+    """The keyword arguments of ModelConfig that no family reads in its own way.
+
+    default_context, default_epsilon: where config.json is silent, the family's own as transformers has them.
+    """
     return {
         "vocabulary": fields.integer("vocab_size"),
         "width": fields.integer("hidden_size"),
         "layers": fields.integer("num_hidden_layers"),
         "context": fields.integer("max_position_embeddings", default_context),
-        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
+        "norm_epsilon": fields.number("rms_norm_eps", default_epsilon),
         "tied_head": fields.boolean("tie_word_embeddings", False),
         "initializer_range": fields.number("initializer_range", 0.02),
     }
+
+
+def read_kv_heads(fields: Fields, heads: int, usual: int) -> int:
+    """Heads of keys and values. usual: of the family, where config.json is silent; null is one for each query head."""
+    return fields.integer("num_key_value_heads", heads if "num_key_value_heads" in fields.values else usual)
 
 
 def is_ordinary(config: ModelConfig) -> bool:
@@ -72,12 +80,17 @@ def size_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def refuse_windows(fields: Fields) -> None:
-    """Qwen's configs name a window even where it is off: refuse it only where a layer would use it."""
+def refuse_windows(fields: Fields, in_every_layer: bool = False) -> None:
+    """Qwen's configs name a window even where it is off: refuse it only where a layer would use it.
+
+    in_every_layer: for transformers a window of this family holds in all layers, whatever the other fields say.
+    """
     first = fields.integer("max_window_layers", 28) if fields.get("max_window_layers") != 0 else 0
-    window = fields.get("sliding_window", 4096)
-    windowed = fields.boolean("use_sliding_window", False) and window
+    window = fields.get("sliding_window") if "sliding_window" in fields.values else 4096
+    windowed = fields.boolean("use_sliding_window", False) and window is not None
     kinds = fields.get("layer_types")
+    if windowed and in_every_layer:
+        raise fields.fail("use_sliding_window is on, which is not supported in this family", _FULL)
     if kinds is None and windowed and first < fields.integer("num_hidden_layers"):
         raise fields.fail(f"use_sliding_window is on from layer {first}, which is not supported", _FULL)
     if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):

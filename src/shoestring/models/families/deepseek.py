@@ -38,9 +38,9 @@ _NAMES = {
 }
 
 
-def _read(fields: Fields, interleaved: bool) -> ModelConfig:
+def _read(fields: Fields, v3: bool) -> ModelConfig:
     layers, heads = fields.integer("num_hidden_layers"), fields.integer("num_attention_heads")
-    dense = fields.get("first_k_dense_replace", 0)
+    dense = fields.get("first_k_dense_replace", 3 if v3 else 0)
     if not isinstance(dense, int) or dense < layers:
         raise fields.fail(
             f"blocks from {dense} on have experts (first_k_dense_replace), which is not supported in this family",
@@ -54,7 +54,7 @@ def _read(fields: Fields, interleaved: bool) -> ModelConfig:
     for name, value in implied.items():
         if fields.get(name, value) != value:
             raise fields.fail(f"{name} is {fields.get(name)}, and the other sizes make it {value}")
-    query_rank = fields.integer("q_lora_rank") if fields.get("q_lora_rank") is not None else None
+    query_rank = fields.nullable("q_lora_rank", fields.integer, 1536)
     position = read_rope(fields)
     attention = MLAConfig(
         heads=heads,
@@ -64,13 +64,18 @@ def _read(fields: Fields, interleaved: bool) -> ModelConfig:
         value_width=fields.integer("v_head_dim"),
         query_rank=query_rank,
         bias=fields.boolean("attention_bias", False),
-        rope_interleave=fields.boolean("rope_interleave", True) if interleaved else True,
+        rope_interleave=_interleaved(fields) if v3 else True,
         mscale=_read_mscale(fields, position),
         latent_epsilon=_LATENT_EPSILON,
     )
     feed_forward = SwiGLUConfig(width=fields.integer("intermediate_size"))
-    sizes = read_sizes(fields, default_context=4096)
+    sizes = read_sizes(fields, default_context=4096 if v3 else 2048)
     return ModelConfig(attention=attention, feed_forward=feed_forward, position=position, **sizes)
+
+
+def _interleaved(fields: Fields) -> bool:
+    """null is false here, as for transformers."""
+    return bool(fields.nullable("rope_interleave", fields.boolean, True))
 
 
 def _read_mscale(fields: Fields, position: RopeConfig) -> float:

@@ -12,7 +12,14 @@ import re
 from typing import Any
 
 from shoestring.models.config import ModelConfig
-from shoestring.models.families.common import is_ordinary, read_sizes, refuse_windows, size_fields, window_fields
+from shoestring.models.families.common import (
+    is_ordinary,
+    read_kv_heads,
+    read_sizes,
+    refuse_windows,
+    size_fields,
+    window_fields,
+)
 from shoestring.models.families.family import BLOCK_NAMES, OUTER_NAMES, Family, Fields
 from shoestring.models.families.rotary import read_rope, write_rope
 from shoestring.nn.config import GQAConfig, RopeConfig
@@ -69,7 +76,7 @@ def _read_qwen3(fields: Fields) -> ModelConfig:
     heads, bias = fields.integer("num_attention_heads"), fields.boolean("attention_bias", False)
     attention = GQAConfig(
         heads=heads,
-        kv_heads=fields.integer("num_key_value_heads", heads),
+        kv_heads=read_kv_heads(fields, heads, usual=4),
         head_width=fields.integer("head_dim", max(fields.integer("hidden_size") // heads, 1)),
         qkv_bias=bias,
         output_bias=bias,
@@ -77,24 +84,25 @@ def _read_qwen3(fields: Fields) -> ModelConfig:
     )
     experts = _experts(fields, "moe_intermediate_size", fields.boolean("norm_topk_prob", False))
     sizes = read_sizes(fields, default_context=32768)
-    refuse_windows(fields)
+    refuse_windows(fields, in_every_layer=True)
     return ModelConfig(attention=attention, feed_forward=experts, position=read_rope(fields), **sizes)
 
 
 def _read_mixtral(fields: Fields) -> ModelConfig:
-    if fields.get("sliding_window"):
+    if fields.get("sliding_window") is not None:
         raise fields.fail("sliding_window is set, which is not supported in this family", "supported: null")
     if fields.get("router_jitter_noise"):
         raise fields.fail("router_jitter_noise is set, which is not supported", "supported: 0")
     heads = fields.integer("num_attention_heads")
     attention = GQAConfig(
         heads=heads,
-        kv_heads=fields.integer("num_key_value_heads", heads),
+        kv_heads=read_kv_heads(fields, heads, usual=8),
         head_width=fields.integer("head_dim", max(fields.integer("hidden_size") // heads, 1)),
     )
     experts = _experts(fields, "intermediate_size", normalize=True)
-    sizes = read_sizes(fields, default_context=131072)
-    return ModelConfig(attention=attention, feed_forward=experts, position=read_rope(fields), **sizes)
+    sizes = read_sizes(fields, default_context=131072, default_epsilon=1e-5)
+    position = read_rope(fields, default_theta=1e6)
+    return ModelConfig(attention=attention, feed_forward=experts, position=position, **sizes)
 
 
 def _parts(config: ModelConfig) -> tuple[GQAConfig, MoEConfig] | None:

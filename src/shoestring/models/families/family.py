@@ -88,6 +88,12 @@ class Fields:
             raise self.fail(f"{name} must be a positive number, not {_show(value)}")
         return float(value)
 
+    def nullable(self, name: str, read: Callable[[str, Any], Any], default: Any) -> Any:
+        """What `read` makes of the value; None where null is written, the default where nothing is."""
+        if name in self.values and self.get(name) is None:
+            return None
+        return read(name, default)
+
     def optional_number(self, name: str) -> float | None:
         return None if self.get(name) is None else self.number(name)
 
@@ -115,6 +121,13 @@ class Fields:
         for name, value in self.values.items():
             if name in self.taken:
                 continue
+            if name == "quantization_config" and value is not None:
+                method = value.get("quant_method") if isinstance(value, dict) else None
+                kind = "" if method is None else f": {_show(method)}"
+                raise self.fail(
+                    f"the weights are quantized (quantization_config{kind}), and such cannot be read",
+                    "use the model's unquantized weights",
+                )
             if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
                 raise self.fail(
                     f"{name} is {_show(value)}, which this model family does not support here",

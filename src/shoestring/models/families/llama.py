@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoestring.models.config import ModelConfig
-from shoestring.models.families.common import common_fields, dense_parts, read_sizes
+from shoestring.models.families.common import common_fields, dense_parts, read_kv_heads, read_sizes
 from shoestring.models.families.family import BLOCK_NAMES, OUTER_NAMES, Family, Fields
 from shoestring.models.families.rotary import read_rope
 from shoestring.nn.config import GQAConfig, SwiGLUConfig
@@ -20,7 +20,7 @@ def _read(fields: Fields) -> ModelConfig:
     bias = fields.boolean("attention_bias", False)
     attention = GQAConfig(
         heads=heads,
-        kv_heads=fields.integer("num_key_value_heads", heads),
+        kv_heads=read_kv_heads(fields, heads, usual=heads),
         head_width=fields.integer("head_dim", max(width // heads, 1)),
         qkv_bias=bias,
         output_bias=bias,

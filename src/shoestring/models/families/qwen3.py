@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from shoestring.models.config import ModelConfig
-from shoestring.models.families.common import common_fields, dense_parts, read_sizes, refuse_windows, window_fields
+from shoestring.models.families.common import (
+    common_fields,
+    dense_parts,
+    read_kv_heads,
+    read_sizes,
+    refuse_windows,
+    window_fields,
+)
 from shoestring.models.families.family import BLOCK_NAMES, OUTER_NAMES, Family, Fields
 from shoestring.models.families.rotary import read_rope
 from shoestring.nn.config import GQAConfig, SwiGLUConfig
@@ -16,7 +23,7 @@ def _read(fields: Fields) -> ModelConfig:
     bias = fields.boolean("attention_bias", False)
     attention = GQAConfig(
         heads=heads,
-        kv_heads=fields.integer("num_key_value_heads", heads),
+        kv_heads=read_kv_heads(fields, heads, usual=32),
         head_width=fields.integer("head_dim", 128),
         qkv_bias=bias,
         output_bias=bias,

@@ -15,10 +15,13 @@ from shoestring.nn.config import LinearScaling, Llama3Scaling, RopeConfig, YarnS
 DEFAULT_THETA = 10_000.0
 
 
-def read_rope(fields: Fields) -> RopeConfig:
-    """The rotary config of a config.json. Raises ModelFileError for kinds that are not supported."""
+def read_rope(fields: Fields, default_theta: float = DEFAULT_THETA) -> RopeConfig:
+    """The rotary config of a config.json. default_theta: the family's own, where the file has none.
+
+    Raises ModelFileError for kinds that are not supported.
+    """
     new, old = fields.mapping("rope_parameters"), fields.mapping("rope_scaling")
-    theta = fields.number("rope_theta", DEFAULT_THETA)
+    theta = fields.number("rope_theta", default_theta)
     has_theta = fields.values.get("rope_theta") is not None
     if not new:
         return _read("rope_scaling", old or {}, theta, fields)

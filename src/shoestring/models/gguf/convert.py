@@ -21,6 +21,7 @@ from shoestring.models.gguf.config import read_config
 from shoestring.models.gguf.dequantize import SUPPORTED, read_slices
 from shoestring.models.gguf.reader import GGUFFile, TensorInfo
 from shoestring.models.gguf.safetensors_stream import DTYPES, StreamedTensor, cast, write_model
+from shoestring.models.gguf.split import open_gguf
 from shoestring.models.gguf.tokenizer import end_ids, read_tokenizer, token_id
 
 SHARD_BYTES = 5 * 10**9
@@ -33,7 +34,8 @@ def convert(
     max_shard_bytes: int = SHARD_BYTES,
     replace: bool = False,
 ) -> Path:
-    """Write the model in the GGUF file `path` as a Hugging Face folder and return that folder.
+    """Write the model in the GGUF file `path`, or in all parts of which it is one, as a Hugging Face
+    folder; -> that folder.
 
     dtype: "float32", "float16", "bfloat16", or "auto": the smallest that holds all values exactly. The folder
     appears whole or not at all; replace: an existing one is exchanged. Raises ModelFileError for a broken or
@@ -41,7 +43,7 @@ def convert(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, not {dtype!r}")
-    with GGUFFile(path) as file:
+    with open_gguf(path) as file:
         config = read_config(file)
         tensors = plan_tensors(file, config)
         tokenizer = read_tokenizer(file)

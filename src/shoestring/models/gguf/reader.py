@@ -12,7 +12,7 @@ import math
 import mmap
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from shoestring.core.errors import ModelFileError
+from shoestring.core.files import LFS_HINT, LFS_POINTER, is_lfs_pointer
 
 # Generous for every real model, small enough that a header made to hurt cannot take much memory.
 MOST_HEADER_BYTES = 256 * 2**20
@@ -46,13 +47,15 @@ Value = int | float | bool | str | list[str] | np.ndarray
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. shape: slowest dimension first, as torch has it; offset: bytes from the start."""
+    """Where a tensor lies. shape: slowest dimension first, as torch has it; offset: bytes from the start; part: of a
+    model in several files, 0 the one that is read."""
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     offset: int
     nbytes: int
+    part: int = 0
 
 
 class GGUFFile:
@@ -65,9 +68,12 @@ class GGUFFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._map: mmap.mmap | None = None
+        self._others: list[GGUFFile] = []
         try:
             with open(self.path, "rb") as stream:
                 self.size = stream.seek(0, 2)
+                if is_lfs_pointer(self.path):
+                    raise self.error(LFS_POINTER, LFS_HINT)
                 if self.size < 24:
                     raise self.error("too short to be a GGUF file")
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -89,10 +95,25 @@ class GGUFFile:
 
     def raw(self, info: TensorInfo) -> memoryview:
         """The bytes of a tensor, as they lie in the file."""
+        if info.part:
+            return self._others[info.part - 1].raw(replace(info, part=0))
         assert self._map is not None, "the file is closed"
         return memoryview(self._map)[info.offset : info.offset + info.nbytes]
 
+    def join(self, others: list[GGUFFile]) -> None:
+        """Take in the tensors of the other files of this model, which are closed with it. Raises ModelFileError."""
+        for number, other in enumerate(others, 1):
+            if twice := sorted(self.tensors.keys() & other.tensors.keys()):
+                raise other.error(f"tensor {twice[0]!r} is in another part too")
+            self.tensors |= {name: replace(info, part=number) for name, info in other.tensors.items()}
+        expected = self.integer("split.tensors.count", len(self.tensors))
+        if expected != len(self.tensors):
+            raise self.error(f"the parts hold {len(self.tensors)} tensors, and split.tensors.count is {expected}")
+        self._others = others
+
     def close(self) -> None:
+        for other in self._others:
+            other.close()
         if self._map is not None:
             # Where work on a slice failed, the error on its way up still holds a view of the map. The map
             # then goes with that view; complaining about it here would hide the error.

@@ -92,7 +92,7 @@ class LatentAttention(nn.Module):
 
     def absorbed(self, content: Tensor, rotary: Tensor, columns_BSW: Tensor, seen: Visibility) -> Tensor:
         """The same with W_UK applied to the queries and W_UV to what they read -> [B, T, H·Cv]."""
-        up_HCR = self.expand_weight().view(self.heads, self.content + self.value, self.rank)
+        up_HCR = self.expand_weight(content).view(self.heads, self.content + self.value, self.rank)
         up_keys, up_values = up_HCR.split([self.content, self.value], dim=1)
         batch, _, tokens, _ = content.shape
         # [B, H, T, Cn] · [H, Cn, R] as a product of H matrices: a broadcast one would copy W_UK for every row.
@@ -123,12 +123,11 @@ class LatentAttention(nn.Module):
             n for n in range(1, self.heads + 1) if self.heads % n == 0 and (n * batch >= threads or n == self.heads)
         )
 
-    def expand_weight(self) -> Tensor:
-        """W_kvb [H·(Cn+Cv), R], from whatever linear stands there."""
+    def expand_weight(self, like: Tensor) -> Tensor:
+        """W_kvb [H·(Cn+Cv), R], from whatever linear stands there; a made one in the dtype of `like`."""
         if type(self.expand) is Linear:
             return self.expand.weight
-        weight = next(self.expand.parameters())
-        return self.expand(torch.eye(self.rank, dtype=weight.dtype, device=weight.device)).t()
+        return self.expand(torch.eye(self.rank, dtype=like.dtype, device=like.device)).t()
 
     def cached(self, content: Tensor, rotary: Tensor, columns_BSW: Tensor, seen: Visibility) -> Tensor:
         """The cheaper form -> [B, T, H·Cv].

@@ -1,0 +1,55 @@
+"""Whole models of a run, saved in the number format of the model that they come from, and the exact weights beside.
+
+Training keeps weights in float32. A model that came in bfloat16 leaves in bfloat16, half the size; what its run goes on
+from is STEP/trainer/weights.safetensors: the float32 weights by the decoder's names, of a checkpoint that rounds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from shoestring.core.device import resolve_dtype
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.models.decoder import Decoder
+from shoestring.models.folder import Dtypes, GenerationDefaults, dtype_of, load_model, stored_dtypes, write_model_files
+from shoestring.models.weights import TensorFile, save_file
+from shoestring.train.config import PrecisionConfig
+
+EXACT = Path("trainer", "weights.safetensors")
+
+
+def saved_dtypes(precision: PrecisionConfig, origin: Path | None) -> Dtypes:
+    """What weights are saved in: as the recipe says, else as in the folder that the run began from; None for a fresh
+    one's float32."""
+    if precision.saved != "auto":
+        return resolve_dtype(precision.saved)
+    return None if origin is None else stored_dtypes(origin)
+
+
+def write_trained(
+    decoder: Decoder, folder: Path, tokenizer: Tokenizer | None, generation: GenerationDefaults | None, dtypes: Dtypes
+) -> None:
+    """A checkpoint's model files, and its exact weights where those are rounded."""
+    write_model_files(decoder, folder, tokenizer, generation, dtypes=dtypes)
+    rounded = {
+        name: parameter.detach().to("cpu").contiguous()
+        for name, parameter in decoder.named_parameters()
+        if dtype_of(dtypes, name, parameter) != parameter.dtype
+    }
+    if rounded:
+        (folder / EXACT).parent.mkdir(exist_ok=True)
+        save_file(rounded, folder / EXACT)
+
+
+@torch.no_grad()
+def load_trained(folder: Path, device: torch.device | str) -> Decoder:
+    """The model of a folder in float32; of a checkpoint, its weights as they were trained."""
+    decoder = load_model(folder, device=device, dtype=torch.float32)
+    if (folder / EXACT).is_file():
+        with TensorFile(folder / EXACT) as file:
+            for name, parameter in decoder.named_parameters():
+                if name in file.infos:
+                    file.read_into(name, parameter)
+    return decoder
