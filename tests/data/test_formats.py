@@ -160,7 +160,7 @@ EMPTY = {
     "": "rows.jsonl: there are no rows",
     "[\n": "(?s)rows.jsonl:1: not a JSON object: unexpected end of line.*a list of all rows goes into a .json file",
     "[{}]\n": "(?s)rows.jsonl:1: no row can be read.*|rows.jsonl:1: not a JSON object.*",
-    '{\n"text": 1\n}\n': "(?s)rows.jsonl:1: .*a row stands on one line; objects over several lines go into a .json file",
+    '{\n"text": 1\n}\n': "(?s)rows.jsonl:1: .*a row stands on one line; objects over several lines go into a .json",
 }
 
 
@@ -296,8 +296,8 @@ def test_training_files_are_of_one_kind_one_split_and_one_configuration():
 
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3)
 KEYS = st.sampled_from(
-    "messages conversations instruction input history output prompt completion text tools system role content from value"
-    " tool_calls function name arguments weight train type id".split()
+    "messages conversations instruction input history output prompt completion text tools system role content from"
+    " value tool_calls function name arguments weight train type id".split()
 )
 WORDS = st.sampled_from(["user", "assistant", "tool", "human", "gpt", "function_call", '{"name": "f"}', "[]"])
 ANYTHING = st.recursive(

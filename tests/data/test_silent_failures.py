@@ -66,9 +66,9 @@ TWO = {"messages": [USER, ANSWER, USER, ANSWER]}
     ("template", "rows", "notes"),
     [
         (QWEN, [GOOD, TWO], ()),
-        (OPENED, [GOOD, TWO], (r"2 conversations taught without '<think>\n', which the model will see when",)),
+        (OPENED, [GOOD, TWO], (r"2 conversations taught without '<think>\n', which the model will see",)),
         (families.QWEN3, [GOOD], ()),
-        (families.QWEN3, [TWO, GOOD], (r"1 conversations in which the template puts '<think>\n\n</think>' before some",)),
+        (families.QWEN3, [TWO, GOOD], (r"1 conversations in which the template puts '<think>\n\n</think>' before",)),
     ],
 )
 def test_replies_that_are_asked_for_otherwise_than_they_are_taught_are_told(tmp_path, template, rows, notes):

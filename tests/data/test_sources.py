@@ -271,5 +271,5 @@ def test_json_and_tables_without_texts_are_text_in_a_folder_and_refused_alone(tm
 
 def test_a_list_under_the_name_of_jsonl_is_told_where_it_belongs(tmp_path):
     _write(tmp_path, {"a.jsonl": json.dumps(ROWS)})
-    with pytest.raises(DataError, match=r"(?s)a\.jsonl:1: not a JSON object.*a list of all rows goes into a \.json file"):
+    with pytest.raises(DataError, match=r"(?s)a\.jsonl:1: not a JSON object.*a list of all rows goes into a \.json"):
         list(documents(tmp_path / "a.jsonl"))

@@ -59,7 +59,7 @@ def test_a_completion_that_goes_on_after_the_end_token_is_refused():
 
 @pytest.mark.parametrize("answer", ["15<|im_end|>", "15<|im_end|> or so"])
 def test_an_answer_that_holds_the_end_token_is_refused_under_a_template(answer):
-    with pytest.raises(DroppedContent, match=r"message 2 \(assistant\) contains <\|im_end\|>, which ends its turn there"):
+    with pytest.raises(DroppedContent, match=r"message 2 \(assistant\) contains <\|im_end\|>, which ends its turn"):
         prepared(families.chatml(families.QWEN25), {"prompt": "7 + 8?", "completion": answer})
 
 

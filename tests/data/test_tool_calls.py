@@ -26,8 +26,10 @@ R1 = (
     "{% if m['role'] == 'assistant' and m['content'] is not none %}{{ m['content'] + '<|im_end|>' }}{% endif %}"
     "{% if m['role'] == 'tool' %}{{ '<|im_start|>' + m['content'] }}{% endif %}{% endfor %}"
 )
-V3 = R1.replace("m['content'] is none", "'tool_calls' in m").replace("m['content'] is not none", "'tool_calls' not in m")
-REPR = V3.replace("'\n```json\n' + t['function']['arguments'] + '\n```<|im_end|>'", "t.function.arguments ~ '<|im_end|>'")
+V3 = R1.replace("m['content'] is none", "'tool_calls' in m")
+V3 = V3.replace("m['content'] is not none", "'tool_calls' not in m")
+JOINED = "'\n```json\n' + t['function']['arguments'] + '\n```<|im_end|>'"
+REPR = V3.replace(JOINED, "t.function.arguments ~ '<|im_end|>'")
 FORMS = {
     R1: CallForm(True, True), V3: CallForm(True), REPR: CallForm(True), families.QWEN25: CallForm(),
     templates.LLAMA: CallForm(),
@@ -40,7 +42,8 @@ def test_a_call_is_written_as_the_template_means_it(template):
     form = FORMS[template]
     given = json.loads(json.dumps(TURNS[:2]))
     if form.text:
-        given[1]["tool_calls"][0]["function"]["arguments"] = json.dumps(CALL["function"]["arguments"], ensure_ascii=False)
+        function = given[1]["tool_calls"][0]["function"]
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
     ours = tokenizer.render_chat(TURNS[:2], add_generation_prompt=False, bos_token="", date_string="x")
     if form.none:  # transformers takes out contents that are none, which such a template cannot bear
         call = '<|im_start|>function weather\n```json\n{"city": "Zürich", "n": 1}\n```<|im_end|>'

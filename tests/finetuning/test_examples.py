@@ -54,7 +54,8 @@ def test_rows_of_a_data_set_have_no_nulls_in_their_schemas(base: Path) -> None:
 
 
 def test_what_holds_no_rows_is_told(base: Path) -> None:
-    for given, sentence in (({"train": []}, r"give one of its parts \('train'\)"), (5, "a int is not rows"), ([], "no rows")):
+    wrong = (({"train": []}, r"give one of its parts \('train'\)"), (5, "a int is not rows"), ([], "no rows"))
+    for given, sentence in wrong:
         with pytest.raises(DataError, match=sentence):
             prepare_dataset(given, base)
 
