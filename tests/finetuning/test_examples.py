@@ -63,7 +63,7 @@ def test_what_holds_no_rows_is_told(base: Path) -> None:
 def test_a_run_on_rows_of_a_program_keeps_them_for_its_continuation(
     base: Path, rows: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("shoestring.finetuning.examples.cache_dir", lambda: tmp_path / "cache")
     settings = {**SHORT, "train.steps": 2, "train.answers": 0, "data.layout": "padded"}
     result = finetune(base, iter(rows), overrides=settings, out=str(tmp_path / "run"), batch_size=3)
     (file,) = (tmp_path / "cache" / "rows").iterdir()
