@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shoestring.core.config import expected_of
 from shoestring.core.errors import ModelFileError, NetworkError, RunError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
@@ -56,6 +57,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "monteclora_config": (None,),
 }
 _CHANGES_BASE = re.compile(r"pissa.*|olora|corda|loftq|lora_ga", re.IGNORECASE)
+_THEIR_NAMES = {
+    "rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora", "dora": "use_dora",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,10 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
         for value in tables[1].values():
             LoRAConfig(alpha=float(value))
         ranks, alphas = ModulePatterns(tables[0]), ModulePatterns({key: float(of) for key, of in tables[1].items()})
-    except (ValidationError, TypeError, ValueError, OverflowError) as error:
+    except ValidationError as error:
+        reason = expected_of(error, _THEIR_NAMES)
+        raise ModelFileError(f"not a usable adapter config: {reason}", str(file)) from None
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(f"not a usable adapter config: {error}", str(file)) from error
     base = values.get("base_model_name_or_path")
     return AdapterConfig(base if isinstance(base, str) and base else None, lora, ranks, alphas)
