@@ -57,7 +57,7 @@ def show(
         source,
         model,
         sequence_length,
-        console.err.print,
+        console.say,
         format=format,
         template=template,
         supervise=supervise,
@@ -68,7 +68,7 @@ def show(
     if json:
         console.print_json({**dataset.header(), "shown": [example_json(dataset, index) for index in shown]})
         return
-    console.out.print(header_line(dataset))
+    console.show(header_line(dataset))
     for index in shown:
         note = " (supervised tokens in bold, between ‹ ›)" if index == 0 else ""
         console.out.print(f"example {index + 1}{note}")
@@ -111,7 +111,7 @@ def make(
         console.print_json(result | {"repeated": exercises.repeated})
         return
     repeated = f" ({exercises.repeated:,} of them repeated: there are no more)" if exercises.repeated else ""
-    console.out.print(f"train  {folder / 'train.jsonl'}  {len(exercises.train):,}{repeated}")
-    console.out.print(f"test   {folder / 'test.jsonl'}  {len(exercises.test):,}")
+    console.show(f"train  {folder / 'train.jsonl'}  {len(exercises.train):,}{repeated}")
+    console.show(f"test   {folder / 'test.jsonl'}  {len(exercises.test):,}")
     for exercise in exercises.train[:3]:
-        console.out.print(f"Q: {exercise.question}\nA: {exercise.answer}")
+        console.show(f"Q: {exercise.question}\nA: {exercise.answer}")

@@ -88,4 +88,4 @@ def finetune(
     if json:
         console.print_json(result.to_json())
     else:
-        print(result)
+        console.show(result)

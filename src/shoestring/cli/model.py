@@ -38,7 +38,7 @@ def show(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) ->
     settings = load_pretrain_recipe(recipe, overrides)
     model = settings.model
     if isinstance(model, InitFrom):
-        model = read_config(find_model(model.init, say=console.err.print))
+        model = read_config(find_model(model.init, say=console.say))
     figures = model_figures(model, settings.train.sequence_length, settings.train.activation_checkpointing)
     if json:
         console.print_json({"recipe": recipe_name(recipe), **figures})
@@ -72,7 +72,7 @@ def _print(name: str, model: ModelConfig, figures: dict[str, Any]) -> None:
     total = figures["parameter_count"]
     rows = [(part, f"{n:,}", f"{n / total:.1%}") for part, n in figures["parameters"].items() if n]
     rows.append(("all", f"{total:,}", ""))
-    console.out.print(f"{name}: {_kinds(model)}\n")
+    console.show(f"{name}: {_kinds(model)}\n")
     console.out.print(console.table(("part", "parameters", "share"), rows, right=("parameters", "share")))
     saved = figures["format"]
     if saved == "shoestring":
@@ -97,7 +97,7 @@ def _print(name: str, model: ModelConfig, figures: dict[str, Any]) -> None:
     ]
     console.out.print()
     for label, text in lines:
-        console.out.print(f"{label:<16}{text}")
+        console.show(f"{label:<16}{text}")
 
 
 def _kinds(model: ModelConfig) -> str:

@@ -82,6 +82,6 @@ def _tokenizer(name: str):
     from shoestring.models.resolve import find_model
 
     folder = (
-        Path(name) if os.path.isfile(Path(name) / "tokenizer.json") else find_model(name, say=console.err.print)
+        Path(name) if os.path.isfile(Path(name) / "tokenizer.json") else find_model(name, say=console.say)
     )
     return Tokenizer.load(folder)
