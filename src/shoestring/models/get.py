@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from shoestring.core.errors import ModelFileError, NetworkError
 from shoestring.core.files import atomic_folder, cache_dir, sha256_file
 from shoestring.core.foreign import read_json
+from shoestring.core.hub import quiet_hub
 from shoestring.core.units import format_bytes
 
 Say = Callable[[str], None]
@@ -325,13 +326,14 @@ def _get_hub(name: str, refresh: bool, say: Say) -> Path:
     say(f"fetching {repo} from the hub")
     where = f"hf:{name}"
     try:
-        path = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=_HUB_FILES,
-            ignore_patterns=_HUB_NOT,
-            force_download=refresh,
-        )
+        with quiet_hub(say):
+            path = snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=_HUB_NOT,
+                force_download=refresh,
+            )
     except hub.GatedRepoError as error:
         hint = "accept its terms on its page, then log in with: hf auth login"
         raise NetworkError("this repository asks for an agreement first", where, hint) from error
