@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from shoestring.cli.columns import Columns, columns_of
-from shoestring.cli.verb import Json, Overrides, verb, with_flags
+from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
-from shoestring.finetuning.config import finetune_recipe, is_finetune_recipe
+from shoestring.finetuning.config import SHORT, finetune_recipe, is_finetune_recipe
+from shoestring.train.recipe_files import with_short
 
 app = verb(
     "finetune",
@@ -68,14 +69,13 @@ def finetune(
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
-    flags = (
-        ("--method", "adapter.method", method), ("--rank", "adapter.rank", rank), ("--steps", "train.steps", steps),
-        ("--epochs", "train.epochs", epochs), ("--time", "train.time", time), ("--out", "out", out),
-        ("--preserve", "preserve.source", preserve), ("--on-bad-line", "data.on_bad_line", on_bad_line),
-        ("--memory", "budget.memory", memory), ("--compute", "precision.compute", compute),
-        ("--columns", "data.columns", columns_of(columns) or None),
-    )  # fmt: skip
-    settings = with_flags(overrides, flags)
+    given = {
+        "method": method, "rank": rank, "steps": steps, "epochs": epochs, "time": time, "on_bad_line": on_bad_line,
+        "preserve": preserve, "memory": memory, "compute": compute, "columns": columns_of(columns) or None, "out": out,
+    }  # fmt: skip
+    settings = with_short(overrides, SHORT, given, flags=True)
+    if model is None:  # other tools have a flag for it
+        model = settings.pop("model", None)
     if resume is None:
         if model is None or (data is None and not is_finetune_recipe(model)):
             missing = "a model" if model is None else "--data"
@@ -92,4 +92,4 @@ def finetune(
     if json:
         console.print_json(result.to_json())
     else:
-        print(result)
+        console.show(result)
