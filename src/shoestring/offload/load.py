@@ -26,6 +26,7 @@ from shoestring.offload.model import StreamedDecoder, open_streamed
 from shoestring.plan.constants import SPARE
 from shoestring.plan.decoding import Use, predict_use
 from shoestring.plan.shapes import Machine
+from shoestring.train.first_use import first_use
 
 _TOKENS = 1024  # of the cache, and computed together, for which room is kept
 
@@ -59,6 +60,7 @@ def load(
         source = _name(files.places["embedding.weight"].info.dtype)
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     external = open_external(config, tokenizer, say)  # first: the process is then as large as it stays
+    first_use(training=False)
     machine = Machine(rss_bytes() - allocator.kept(), flops=1.0, threads=torch.get_num_threads())
     for kind in _number_formats(dtype, source) if weights == "source" else ():
         if max(predict_use(config, use, machine, source).total for use in _uses(kind, scoring)) <= budget * SPARE:
