@@ -21,6 +21,7 @@ from shoestring.plan.choose import Choice, choose, tell
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, Options
 from shoestring.train import parallel
+from shoestring.train.first_use import first_use
 from shoestring.train.recipe import RunRecipe
 
 R = TypeVar("R", bound=RunRecipe)
@@ -36,6 +37,7 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
     flops, speed = parallel.by_first(
         lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), read_speed()]
     )
+    first_use()
     return Machine(
         process=rss_bytes() - allocator.kept(),
         flops=flops,
