@@ -25,7 +25,7 @@ from shoestring.train.first_use import first_use
 from shoestring.train.recipe import RunRecipe
 
 R = TypeVar("R", bound=RunRecipe)
-_HOPELESS = 2.0  # times the memory of the machine
+_HOPELESS = 1.2  # times the memory of the machine
 _LARGE = 768  # rows, columns and sums of a product of which most of a step is made
 
 
