@@ -117,3 +117,14 @@ def test_the_commands_of_the_guide_print_what_it_shows(folder, capsys):
         code, out, err = run(capsys, *shlex.split(command)[1:])
         assert code == 0
     assert out.splitlines() == shown[len(commands) :]
+
+
+def test_a_table_with_columns_of_its_own_is_shown_with_what_is_read(folder, capsys):
+    (folder / "mine.csv").write_text("Q,A,by\n1 + 1?,2,Ann\n")
+    flags = ("--columns", "prompt=Q", "completion=A", "--sequence-length", "500")
+    code, out, _ = run(capsys, "data", "show", "mine.csv", "--model", "model", *flags)
+    header, note, _, example = out.splitlines()
+    assert code == 0 and header.startswith("mine.csv: prompt (Q as prompt, A as completion), 1 example, ")
+    assert note == "note: fields that are not used: by (1 row)" and example.endswith("‹2<|im_end|>›")
+    code, _, err = run(capsys, "data", "show", "mine.csv", "--model", "model", "--columns", "prompt")
+    assert code == 2 and err.startswith("error: --columns prompt: not FIELD=NAME (command line)\n")

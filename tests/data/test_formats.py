@@ -95,6 +95,82 @@ def test_sharegpt_carries_system_tools_and_calls(tmp_path):
     assert example.messages[2]["tool_calls"][0]["function"]["name"] == "weather" and example.tools == tools
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+HISTORY = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_a_system_message_beside_the_rest_is_kept_in_every_form(tmp_path, form):
+    (example,) = read(jsonl(tmp_path, {**ROWS[form], "system": "Be brief."}))[1]
+    assert example.messages == [SYSTEM, *TURNS] and example.plain is None and example.unused == ()
+
+
+def test_a_system_message_that_stands_twice_is_kept_once_and_two_are_refused(tmp_path):
+    row = {"messages": [SYSTEM, *TURNS], "system": "Be brief."}
+    assert read(jsonl(tmp_path, row))[1][0].messages == [SYSTEM, *TURNS]
+    with pytest.raises(DataError, match="two system messages, which differ"):
+        read(jsonl(tmp_path, {**row, "system": "Be long."}))
+    with pytest.raises(DataError, match="system is not a string"):
+        read(jsonl(tmp_path, {**row, "system": ["a"]}))
+
+
+def test_alpacas_history_comes_before_the_question(tmp_path):
+    (example,) = read(jsonl(tmp_path, {**ROWS["alpaca"], "history": [["1 + 1?", "2"]]}))[1]
+    assert example.messages == [*HISTORY, *TURNS] and example.plain is None and all(example.learn)
+    with pytest.raises(DataError, match="entry 1 of history is not a question with its answer"):
+        read(jsonl(tmp_path, {**ROWS["alpaca"], "history": ["1 + 1?"]}))
+
+
+def test_tools_are_kept_beside_a_question_too(tmp_path):
+    for form in ("prompt", "alpaca"):
+        assert read(jsonl(tmp_path, {**ROWS[form], "tools": [{"name": "f"}]}))[1][0].tools == [{"name": "f"}]
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_fields_that_hold_something_and_are_not_read_are_named(tmp_path, form):
+    row = {**ROWS[form], "thoughts": "hm", "score": 0, "empty": "", "none": None, "list": []}
+    assert read(jsonl(tmp_path, row))[1][0].unused == ("thoughts", "score")
+
+
+def test_an_old_function_call_is_a_tool_call(tmp_path):
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    (example,) = read(jsonl(tmp_path, {"messages": [TURNS[0], call]}))[1]
+    assert example.messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+
+
+def test_parquet_adds_no_nulls_to_arguments_and_schemas(tmp_path):
+    def call(**arguments):
+        return {"type": "function", "function": {"name": "f", "arguments": arguments}}
+
+    tool = {"name": "f", "parameters": {"properties": {"x": {"type": "number"}}}}
+    other = {"name": "g", "parameters": {"properties": {"y": {"type": "number", "enum": [1]}}}}
+    content = [
+        {"messages": [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call(x=1)]}], "tools": [tool]},
+        {"messages": [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call(y=2)]}], "tools": [other]},
+    ]
+    file = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), file)
+    first, second = read(file)[1]
+    assert [e.messages[1]["tool_calls"][0]["function"]["arguments"] for e in (first, second)] == [{"x": 1}, {"y": 2}]
+    assert [first.tools, second.tools] == [[tool], [other]]
+    assert read(jsonl(tmp_path, content[0] | {"tools": [{"a": None}]}))[1][0].tools == [{"a": None}]  # meant so
+
+
+EMPTY = {
+    "": "rows.jsonl: there are no rows",
+    "[\n": "(?s)rows.jsonl:1: not a JSON object: unexpected end of line.*a list of all rows goes into a .json file",
+    "[{}]\n": "(?s)rows.jsonl:1: no row can be read.*|rows.jsonl:1: not a JSON object.*",
+    '{\n"text": 1\n}\n': "(?s)rows.jsonl:1: .*a row stands on one line; objects over several lines go into a .json",
+}
+
+
+@pytest.mark.parametrize("text", EMPTY)
+def test_a_file_that_is_no_jsonl_is_told_what_it_is(tmp_path, text):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(DataError, match=EMPTY[text]):
+        read(tmp_path / "rows.jsonl")
+
+
 def test_parts_of_text_are_joined_and_alpacas_input_follows_the_instruction(tmp_path):
     parts = [{"type": "text", "text": "7 "}, {"type": "text", "text": "+ 8?"}]
     row = {"messages": [{"role": "user", "content": parts}, TURNS[1]]}
@@ -220,8 +296,8 @@ def test_training_files_are_of_one_kind_one_split_and_one_configuration():
 
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3)
 KEYS = st.sampled_from(
-    "messages conversations instruction input output prompt completion text tools system role content from value"
-    " tool_calls function name arguments weight train type id".split()
+    "messages conversations instruction input history output prompt completion text tools system role content from"
+    " value tool_calls function name arguments weight train type id".split()
 )
 WORDS = st.sampled_from(["user", "assistant", "tool", "human", "gpt", "function_call", '{"name": "f"}', "[]"])
 ANYTHING = st.recursive(

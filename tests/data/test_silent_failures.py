@@ -43,6 +43,46 @@ def test_data_without_any_answer_stops_even_when_skipping(tmp_path):
         prepared(tmp_path, [SILENT, SILENT], QWEN, on_bad_line="skip")
 
 
+def test_an_empty_answer_is_counted_as_such_and_not_as_the_templates(tmp_path):
+    empty = {"messages": [USER, {"role": "assistant", "content": ""}]}
+    dataset = prepared(tmp_path, [GOOD, empty], QWEN, on_bad_line="skip")
+    assert dataset.counts.skipped == {"nothing to learn": 1}
+
+
+@pytest.mark.parametrize("supervise", ["assistant", "last"])
+def test_the_last_turn_alone_is_suggested_only_where_more_are_learned(tmp_path, supervise):
+    template = QWEN.replace("message.content + '<|im_end|>'", "'<|im_end|>'")
+    with pytest.raises(DroppedContent) as error:
+        prepared(tmp_path, [{"messages": [ANSWER]}], template, supervise=supervise)
+    assert ("data.supervise last" in str(error.value)) == (supervise == "assistant")
+
+
+# Asked as DeepSeek-R1 is: the generation prompt opens a thought, the training text has none.
+OPENED = QWEN.rpartition("assistant\\n'")[0] + "assistant\\n<think>\\n' }}{%- endif %}"
+TWO = {"messages": [USER, ANSWER, USER, ANSWER]}
+
+
+@pytest.mark.parametrize(
+    ("template", "rows", "notes"),
+    [
+        (QWEN, [GOOD, TWO], ()),
+        (OPENED, [GOOD, TWO], (r"2 conversations taught without '<think>\n', which the model will see",)),
+        (families.QWEN3, [GOOD], ()),
+        (families.QWEN3, [TWO, GOOD], (r"1 conversations in which the template puts '<think>\n\n</think>' before",)),
+    ],
+)
+def test_replies_that_are_asked_for_otherwise_than_they_are_taught_are_told(tmp_path, template, rows, notes):
+    found = prepared(tmp_path, rows, template).notes
+    assert len(found) == len(notes) and all(a.startswith(b) for a, b in zip(found, notes, strict=True))
+
+
+def test_fields_that_nothing_reads_are_told_by_name_and_count(tmp_path):
+    rows = [{**GOOD, "score": 1}, {"messages": [{**USER, "name": "Ann", "id": "1"}, ANSWER]}, GOOD]
+    unread, unused = reversed(prepared(tmp_path, rows, QWEN).notes)
+    assert unused == "fields that are not used: score (1 row)"
+    assert unread.startswith("1 conversations with 'name' in messages, which the template does not read (first: ")
+
+
 def test_an_empty_completion_is_nothing_to_learn(tmp_path):
     with pytest.raises(NothingSupervised, match="no token of this example would be learned"):
         prepared(tmp_path, [{"prompt": "7 + 8", "completion": ""}], families.base())

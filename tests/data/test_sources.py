@@ -236,3 +236,40 @@ def test_the_fingerprint_sees_contents_names_and_settings(tmp_path):
     assert changed != before
     (tmp_path / "b.txt").rename(tmp_path / "c.txt")
     assert Source(tmp_path).fingerprint() not in (before, changed)
+
+
+ROWS = [{"text": "the first"}, {"id": "x", "text": "the second"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.json", json.dumps(ROWS, indent=1)),
+        ("rows.csv", "id,text\n,the first\nx,the second\n"),
+        ("rows.tsv", "id\ttext\n\tthe first\nx\tthe second\n"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_list_or_a_table_of_rows_is_as_many_documents_as_the_same_jsonl(tmp_path, name, content, beside):
+    files = {name: content} | ({"a.txt": "a text"} if beside else {})
+    found = [d.text for d in documents(_write(tmp_path, files) if beside else _write(tmp_path, files) / name)]
+    assert found == ["a text"] * beside + ["the first", "the second"]
+
+
+def test_json_and_tables_without_texts_are_text_in_a_folder_and_refused_alone(tmp_path):
+    files = {"a.json": '[{"x": 1}]', "b.json": '{"text": "y"}', "c.csv": "x,y\n1,2\n", "d.json": "[{broken"}
+    _write(tmp_path, files)
+    assert [d.text for d in documents(tmp_path)] == list(files.values())
+    for name, sentence in (("a.json", "entry 1: no field 'text'"), ("c.csv", "c.csv:2: no field 'text'")):
+        with pytest.raises(DataError, match=sentence):
+            list(documents(tmp_path / name))
+    with pytest.raises(DataError, match=r"d\.json: not valid JSON"):
+        list(documents(tmp_path / "d.json"))
+    assert [d.text for d in documents(tmp_path / "c.csv", text_field="y")] == ["2"]
+    assert [d.text for d in documents(tmp_path / "b.json")] == ['{"text": "y"}']
+
+
+def test_a_list_under_the_name_of_jsonl_is_told_where_it_belongs(tmp_path):
+    _write(tmp_path, {"a.jsonl": json.dumps(ROWS)})
+    with pytest.raises(DataError, match=r"(?s)a\.jsonl:1: not a JSON object.*a list of all rows goes into a \.json"):
+        list(documents(tmp_path / "a.jsonl"))

@@ -25,7 +25,7 @@ def perplexity(
     /,
     *,
     data: Annotated[
-        str, Parameter(help="a text file, a folder, stdlib, or rows (.jsonl, .json, .parquet) of text or conversations")
+        str, Parameter(help="a text, a folder, stdlib, or rows (.jsonl, .json, .csv, .parquet), also conversations")
     ],
     context: Annotated[
         int | None, Parameter(help="tokens that the model sees at most [2048, or what it can]")

@@ -32,11 +32,6 @@ def is_table(file: Path) -> bool:
 
 def json_list(file: Path) -> list[Any]:
     """The entries of a JSON list. Raises DataError for a file that is none."""
-    if file.stat().st_size > LIST_LIMIT:
-        raise DataError(
-            f"a JSON list of more than {LIST_LIMIT // 2**30} GiB", str(file),
-            "one object per line, in a .jsonl file, is read line by line",
-        )  # fmt: skip
     try:
         rows = read_json(file, most_bytes=LIST_LIMIT, most_items=None)
     except ValueError as error:

@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency:
         )
     backend = tokenizers.Tokenizer(models.BPE())
     words = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    cut = pre_tokenizers.Split(tokenizers.Regex(f".{{1,{_LONGEST_WORD}}}"), "isolated")
+    cut = pre_tokenizers.Split(tokenizers.Regex(f".{{{_LONGEST_WORD}}}"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([*words, cut])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -128,8 +128,9 @@ class LanguageModel:
     def generate(self, prompt: str | list[str], **options: Any) -> str | list[str]:
         """The continuation of a prompt, without the prompt, or a list of them for several, decoded together.
 
-        options: fields of `SamplingConfig`, and special_tokens of `encode_prompt`. Raises ConfigError for a wrong option
-        and for a prompt that is empty (when the model has no token to begin a text with) or longer than the context.
+        options: fields of `SamplingConfig`, and special_tokens of `encode_prompt`. Raises ConfigError for a wrong
+        option, and for a prompt that is empty (when the model has no token to begin a text with) or longer than the
+        context.
         """
         if isinstance(prompt, str):
             return self.complete([prompt], **options)[0].text

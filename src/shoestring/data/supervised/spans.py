@@ -82,6 +82,8 @@ class ChatRenderer:
 
         Raises DroppedContent and MovedContent, and TokenizerError when the template refuses the conversation.
         """
+        for index in learned:
+            self._refuse_stops(messages[index], index, where)
         try:
             full, names = self._names.rendered(lambda m, t: self._text(m, t, False), messages, tools)
             # What stands before the first learned turn of a cut conversation may be shortened as the template likes.
@@ -131,8 +133,7 @@ class ChatRenderer:
         start, certain = self._start(full, messages, tools, index)
         found = None if start is None else self._from(start, full, messages, tools, index)
         if found is not None and certain:
-            cut_short = any(stop in messages[index]["content"] for stop in self._stops)  # to be refused as such
-            if cut_short or self._has_content(messages[index], full[slice(*found)]):
+            if self._has_content(messages[index], full[slice(*found)]):
                 return found
         # What the model writes does not begin where its prompt ends: the content itself must be found.
         found = self._search(full, messages, tools, index) or found
@@ -271,17 +272,19 @@ class ChatRenderer:
                 "this model was not taught tools: use another model, or leave them out of the data",
             )
 
+    def _refuse_stops(self, message: Message, index: int, where: str) -> None:
+        """A stop token's name in an answer would be learned as letters, or end the turn there."""
+        for stop in self._stops:
+            if stop in message["content"]:
+                raise DroppedContent(
+                    f"message {index + 1} (assistant) contains {stop}, which ends its turn there",
+                    where,
+                    "take the token's name out of the text; the template writes it",
+                )
+
     def _check_present(self, message: Message, index: int, text: str, where: str) -> None:
         if self._has_content(message, text):
             return
-        if message["role"] == "assistant":
-            for stop in self._stops:
-                if stop in message["content"]:
-                    raise DroppedContent(
-                        f"message {index + 1} (assistant) contains {stop}, which ends its turn there",
-                        where,
-                        "take the token's name out of the text; the template writes it",
-                    )
         raise _dropped("content", index, message["role"], where, self._last)
 
     def _has_content(self, message: Message, text: str) -> bool:

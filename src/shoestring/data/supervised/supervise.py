@@ -116,7 +116,8 @@ def _not_used(fields: Counter[str]) -> list[str]:
     """A sentence on the fields of rows that hold something and are not read."""
     if not fields:
         return []
-    return [f"fields that are not used: {', '.join(f'{name} ({n:,} rows)' for name, n in sorted(fields.items()))}"]
+    counted = (f"{name} ({n:,} row{'s' * (n != 1)})" for name, n in sorted(fields.items()))
+    return [f"fields that are not used: {', '.join(counted)}"]
 
 
 def fraction(text: str) -> float:
@@ -211,8 +212,8 @@ class Supervisor:
         if self.config.template == "none":
             if example.plain is None:
                 raise DataError(
-                    "without a template only a question and its answer can be joined, not a conversation, nor a system"
-                    " message, tools or a history beside them", example.where, "use data.template auto",
+                    "a conversation, a system message or tools cannot be joined without a template", example.where,
+                    "use data.template auto",
                 )  # fmt: skip
             if self.config.system is not None:
                 raise DataError("a system message has no place without a template", example.where, "drop data.system")
