@@ -64,7 +64,7 @@ class PlaceFlags:
     def load(self, model: str) -> LanguageModel:
         from shoestring.offload.load import load
 
-        return load(model, self.device, self.dtype, self.memory, say=console.err.print)
+        return load(model, self.device, self.dtype, self.memory, say=console.say)
 
 
 AS_ADVISED, ANYWHERE = SamplingFlags(), PlaceFlags()  # when no flag is given

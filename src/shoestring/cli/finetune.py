@@ -96,4 +96,4 @@ def finetune(
     if json:
         console.print_json(result.to_json())
     else:
-        print(result)
+        console.show(result)

@@ -90,7 +90,7 @@ def _stream(model: LanguageModel, prompt: str, special_tokens: SpecialTokens, op
         reason = event.reason or reason
     write("\n")
     if reason == "context":
-        console.err.print(
+        console.say(
             f"the text ends here: the model's context of {model.decoder.config.context:,} tokens is full"
         )
     _report(model)
@@ -104,12 +104,12 @@ def _print_batch(prompts: list[str], completions: list[Completion]) -> None:
 def _report(model: LanguageModel) -> None:
     speed = model.speed
     if console.err.is_terminal and speed.tokens_per_second:
-        console.err.print(f"{speed.tokens_per_second:.1f} tokens/s", style="dim")
+        console.say(f"{speed.tokens_per_second:.1f} tokens/s", style="dim")
 
 
 def _read_stdin() -> str:
     if sys.stdin.isatty():
-        console.err.print("reading the prompt from the keyboard; Ctrl-D ends it", style="dim")
+        console.say("reading the prompt from the keyboard; Ctrl-D ends it", style="dim")
     try:
         return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError:

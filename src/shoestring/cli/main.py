@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import inspect
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -19,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoestring.cli.overrides import split_overrides
 from shoestring.cli.verbs import VERBS, overview
-from shoestring.core import interrupt
-from shoestring.core.console import safe_streams
+from shoestring.core import console, interrupt
 from shoestring.core.errors import ConfigError, ShoestringError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ INTERRUPTED, BROKEN_PIPE = interrupt.EXIT_CODE, 141
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (default: sys.argv) and return its exit code."""
     tokens = sys.argv[1:] if arguments is None else list(arguments)
-    with safe_streams(), _outliving_terminal(tokens), interrupt.listening(to_the_end=arguments is None):
+    with console.safe_streams(), _outliving_terminal(tokens), interrupt.listening(to_the_end=arguments is None):
         try:
             return _answer(tokens)
         except BrokenPipeError:
@@ -181,4 +181,6 @@ def _flags(command: App) -> dict[str, bool]:
 def _complain(text: str) -> None:
     with contextlib.suppress(BrokenPipeError, ShoestringError):
         sys.stdout.flush()
+    if sys.stderr.isatty():
+        text = console.fold(text, shutil.get_terminal_size().columns)
     print(text, file=sys.stderr, flush=True)

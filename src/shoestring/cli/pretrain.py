@@ -52,4 +52,4 @@ def pretrain(
     if json:
         console.print_json(result.to_json())
     else:
-        print(result)
+        console.show(result)

@@ -55,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency:
     tokenizer = Tokenizer.from_backend(backend, bos=END_OF_TEXT, eos=END_OF_TEXT, config=config)
     if tokenizer.vocabulary_size < vocabulary:
         found = f"{tokenizer.vocabulary_size:,} of {vocabulary:,} tokens"
-        console.err.print(
+        console.say(
             f"tokenizer: the text gives only {found} (pairs seen at least {min_frequency} times)"
         )
     return tokenizer

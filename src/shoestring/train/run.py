@@ -138,7 +138,7 @@ def dotted(overrides: dict[str, Any] | None, settings: dict[str, Any]) -> dict[s
 def say(sentence: str) -> None:
     """One line on stderr, from the first process."""
     if parallel.rank() == 0:
-        console.err.print(sentence)
+        console.say(sentence)
 
 
 def find_once(text: str | Path, encoder: bool = False) -> Path:
