@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, SamplingFlags, as_json, write
+from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, SamplingFlags, as_json
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError, DataError
@@ -79,16 +79,21 @@ def read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
 
 
 def _stream(model: LanguageModel, prompt: str, special_tokens: SpecialTokens, options: dict[str, Any]) -> None:
+    from shoestring.generate.text import TextOutput
+
     sampling = model.sampling(**options)
     ids = model.encode_prompt(prompt, special_tokens)
-    reason, started = None, False
-    for event in model.events([ids], sampling):
-        if not started:  # only now is it certain that the prompt fits
-            write(prompt)
-            started = True
-        write(event.text)
-        reason = event.reason or reason
-    write("\n")
+    output, reason, started = TextOutput(sys.stdout), None, False
+    try:
+        for event in model.events([ids], sampling):
+            if not started:  # only now is it certain that the prompt fits
+                output.add(prompt)
+                started = True
+            output.add(event.text)
+            reason = event.reason or reason
+    finally:
+        if started:
+            output.end()
     if reason == "context":
         console.say(
             f"the text ends here: the model's context of {model.decoder.config.context:,} tokens is full"
@@ -97,8 +102,14 @@ def _stream(model: LanguageModel, prompt: str, special_tokens: SpecialTokens, op
 
 
 def _print_batch(prompts: list[str], completions: list[Completion]) -> None:
+    from shoestring.generate.text import TextOutput
+
     for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
-        write(f"[{number}] {prompt}{completion.text}\n" + ("\n" if number < len(prompts) else ""))
+        output = TextOutput(sys.stdout)
+        output.add(f"[{number}] {prompt}{completion.text}")
+        output.end()
+        if number < len(prompts):
+            sys.stdout.write("\n")
 
 
 def _report(model: LanguageModel) -> None:
