@@ -152,15 +152,16 @@ def parse(app: App, tokens: list[str]) -> tuple[Callable[..., Any], inspect.Boun
     if function is None:
         raise mistakes.subcommand(command, chain, rest)
     flags = _flags(command)
-    if "overrides" in inspect.signature(function).parameters:
+    rest, takes_settings = list(rest), "overrides" in inspect.signature(function).parameters
+    if takes_settings:
         own, settings["overrides"] = split_overrides(
             rest, flags, lambda name: flag_hint(name, chain, flags, takes_settings=True)
         )
-        tokens = [*chain, *own]
+        tokens, rest = [*chain, *own], own
     try:
         function, arguments, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        raise mistakes.explained(error, chain, command, flags) from None
+        raise mistakes.explained(error, chain, rest, flags, takes_settings) from None
     return function, arguments, settings
 
 

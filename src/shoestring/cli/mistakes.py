@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from shoestring.core.errors import ConfigError
@@ -16,8 +15,9 @@ def unknown_verb(name: str, names: list[str]) -> ConfigError:
     """The nearest verb, or what another tool's verb is here."""
     from shoestring.cli.other_names import OTHER_VERBS
 
-    close = difflib.get_close_matches(name, names, 1, 0.7)
-    hint = f"did you mean {close[0]}?" if close else OTHER_VERBS.get(name.lower())
+    hint = OTHER_VERBS.get(name.lower())
+    if hint is None and (close := difflib.get_close_matches(name, names, 1, 0.7)):
+        hint = f"did you mean {close[0]}?"
     lines = [*([hint] if hint else []), "shoestring --help lists the verbs"]
     return ConfigError(f"unknown verb {name}", hint="\n".join(lines))
 
@@ -45,14 +45,17 @@ def unknown_flag(name: str, chain: tuple[str, ...], flags: dict[str, bool], take
     return ConfigError(f"unknown flag {name} (command line)", hint="\n".join(lines))
 
 
-def explained(error: Any, chain: tuple[str, ...], command: App, flags: dict[str, bool]) -> ConfigError:
-    """A parser's error: the usual three in our words, any other by its first sentence, with its guess as a hint."""
+def explained(
+    error: Any, chain: tuple[str, ...], rest: list[str], flags: dict[str, bool], takes_settings: bool
+) -> ConfigError:
+    """A parser's error: the usual three in our words, any other by its first sentence, with its guess as a hint.
+
+    rest: what was typed behind `chain`. A flag that does not exist is told before one that is missing.
+    """
     usage = " ".join(["shoestring", *chain])
+    if (unknown := _first_unknown(rest, flags)) is not None:
+        return unknown_flag(unknown, chain, flags, takes_settings)
     match type(error).__name__:
-        case "UnknownOptionError":
-            typed = str(error.token.keyword or error.token.value)
-            settings = "overrides" in inspect.signature(command.default_command or explained).parameters
-            return unknown_flag(typed.partition("=")[0], chain, flags, settings)
         case "MissingArgumentError" if error.argument is not None:
             argument = error.argument
             choices = argument.get_choices() or ()
@@ -66,6 +69,19 @@ def explained(error: Any, chain: tuple[str, ...], command: App, flags: dict[str,
     sentence, _, guess = str(error).strip().splitlines()[0].rstrip(".").partition(". Did you mean ")
     hint = f"did you mean {guess}\n" if guess else ""
     return ConfigError(f"{sentence[:1].lower()}{sentence[1:]} (command line)", hint=hint + _where(chain))
+
+
+def _first_unknown(tokens: list[str], flags: dict[str, bool]) -> str | None:
+    """The first of these that looks like a flag and is none; a value is not looked at."""
+    position = 0
+    while position < len(tokens) and tokens[position] != "--":
+        name, equals, _ = tokens[position].partition("=")
+        if name in flags:
+            position += flags[name] and not equals
+        elif name[:1] == "-" and name[1:2].strip("0123456789."):
+            return name
+        position += 1
+    return None
 
 
 def _where(chain: tuple[str, ...]) -> str:

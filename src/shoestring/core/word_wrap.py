@@ -49,6 +49,7 @@ class WordWrap:
         if self._column and self._column + len(self._blank) + self._word_cells > self._width:
             self._out("\n")
             self._column, self._blank = 0, ""
+        self._blank = self._blank[: max(self._width - self._word_cells, 0)] if not self._column else self._blank
         self._out(self._blank + self._word)
         self._column += len(self._blank) + self._word_cells
         self._word, self._word_cells, self._blank = "", 0, ""

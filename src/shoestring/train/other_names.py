@@ -130,4 +130,4 @@ def meant(name: str, keys: Collection[str]) -> Meant | None:
     if word in _ELSEWHERE:
         return Meant(None, _ELSEWHERE[word])
     key = next((key for key in OTHER_NAMES.get(word, ()) if key in keys), None)
-    return None if key is None else Meant(key, _REMARKS.get(key))
+    return None if key is None else Meant(key, f"{key}: {_REMARKS[key]}" if key in _REMARKS else None)
