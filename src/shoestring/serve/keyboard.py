@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
+from shoestring.core import interrupt
+
 _SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?")  # what arrows and function keys send
 
 
@@ -37,12 +39,12 @@ class Keyboard:
             return
         during = termios.tcgetattr(terminal)
         during[3] &= ~(termios.ECHO | termios.ICANON)
-        termios.tcsetattr(terminal, termios.TCSANOW, during)
-        try:
-            yield
-        finally:
-            self.typed = _waiting(terminal)
-            termios.tcsetattr(terminal, termios.TCSANOW, before)
+        with interrupt.restoring(lambda: termios.tcsetattr(terminal, termios.TCSANOW, before)):
+            termios.tcsetattr(terminal, termios.TCSANOW, during)
+            try:
+                yield
+            finally:
+                self.typed = _waiting(terminal)
 
     def offer(self) -> str:
         """Put what was typed into the next line that `input` reads; -> what was typed where readline cannot."""
