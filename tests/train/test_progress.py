@@ -35,7 +35,8 @@ def terminal(monkeypatch):
 
     def of(columns):
         drawn = io.StringIO()
-        monkeypatch.setitem(console._consoles, "err", Console(file=drawn, force_terminal=True, width=columns, height=24))
+        shown = Console(file=drawn, force_terminal=True, width=columns, height=24)
+        monkeypatch.setitem(console._consoles, "err", shown)
         return drawn
 
     return of

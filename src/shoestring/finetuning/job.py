@@ -15,7 +15,13 @@ from shoestring.core.errors import ConfigError
 from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
 from shoestring.data.supervised.rows import Rows
 from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, load_answers
-from shoestring.finetuning.config import SHORT, FinetuneRecipe, finetune_recipe, is_finetune_recipe, load_finetune_recipe
+from shoestring.finetuning.config import (
+    SHORT,
+    FinetuneRecipe,
+    finetune_recipe,
+    is_finetune_recipe,
+    load_finetune_recipe,
+)
 from shoestring.finetuning.everyday import everyday_examples
 from shoestring.finetuning.examples import kept_rows
 from shoestring.finetuning.material import Material, open_material

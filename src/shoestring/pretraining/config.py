@@ -18,7 +18,6 @@ from shoestring.train.config import AdamWConfig, OptimizerConfig
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
 
-
 # Settings that are given often have a flag, and a keyword in Python, of their own.
 SHORT = {"time": "train.time", "memory": "budget.memory", "out": "out"}
 

@@ -47,11 +47,11 @@ def pretrain(
 
     time, memory, out: the flags of `shoestring pretrain`; a recipe's other settings are keywords too, with two
     underscores for a dot: `pretrain("quickstart", time="2m", optimizer__learning_rate=1e-3)`. overrides: the same by
-    their dotted names. Progress goes to stderr. Raises
-    ConfigError, DataError, ModelFileError, RunError, BudgetError, and Interrupted when the user stopped the run.
+    their dotted names. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError,
+    and Interrupted when the user stopped the run.
     """
-    given = {"time": time, "memory": memory, "out": None if out is None else str(out)}
-    changed = with_short(dotted(overrides, settings), SHORT, given)
+    short = {"time": time, "memory": memory, "out": None if out is None else str(out)}
+    changed = with_short(dotted(overrides, settings), SHORT, short)
     parallel.start()
     given = load_pretrain_recipe(recipe, changed) if recipe is not None else None
     if resume is not None:

@@ -77,7 +77,7 @@ class ProgressLine(Callback):
         rate = sum(tokens for tokens, _ in self._recent) / max(
             sum(seconds for _, seconds in self._recent), 1e-9
         )
-        parts = [(f"step {state.step:>{len(total)}}/{total}",)]
+        parts: list[tuple[str, ...]] = [(f"step {state.step:>{len(total)}}/{total}",)]
         left = event.pace.seconds_left(state)
         if left is not None and not event.last:
             parts.append((f"{format_seconds(left)} left",))
