@@ -20,7 +20,8 @@ FINETUNE = "finetune smollm2-135m --data mine.jsonl"
     ("line", "hint"),
     [
         (f"{FINETUNE} --lr 1e-4", "did you mean --optimizer.learning_rate?"),
-        (f"{FINETUNE} --batch-size 8", "did you mean --train.batch_tokens?\n  train.batch_tokens: it counts the tokens"),
+        (f"{FINETUNE} --train_batch_size 8", "did you mean --batch-size?"),
+        ("pretrain quickstart --batch-size 8", "did you mean --train.batch_tokens?\n  train.batch_tokens: it counts"),
         (f"{FINETUNE} --per_device_train_batch_size=2", "did you mean --train.microbatch?"),
         (f"{FINETUNE} --lora-r 8", "did you mean --rank?"),
         (f"{FINETUNE} --lora-alpha 16", "did you mean --adapter.alpha?"),

@@ -132,7 +132,8 @@ def test_a_message_of_several_lines_stands_between_quotes_and_may_look_like_a_co
     model = tiny_model(context=400)
     Script(model, b"A", b"B", b"C")
     session, output, _ = chat(model, '"""one\n  two\n\n/reset"""\n"""\nthree\n"""\n"""four"""\n"""\n"""\n')
-    assert [content for role, content in contents(session) if role == "user"] == ["one\n  two\n\n/reset", "three", "four"]
+    asked = [content for role, content in contents(session) if role == "user"]
+    assert asked == ["one\n  two\n\n/reset", "three", "four"]
     assert output == "A\nB\nC\n"
 
 

@@ -34,7 +34,7 @@ def finetune(
     data: Annotated[
         str | None,
         Parameter(
-            help="a .jsonl, .json, .csv, .tsv or .parquet file, a folder, hf:OWNER/NAME or exercises:KIND (data.source)"
+            help="a .jsonl, .json, .csv, .tsv or .parquet file, a folder, hf:OWNER/NAME, or exercises:KIND (data.source)"
         ),
     ] = None,
     columns: Columns = None,
@@ -43,6 +43,9 @@ def finetune(
         Parameter(help="lora; dora; qlora, on a 4-bit base; full, every weight (adapter.method) [lora]"),
     ] = None,
     rank: Annotated[int | None, Parameter(help="of the adapter (adapter.rank) [16]")] = None,
+    batch_size: Annotated[
+        int | None, Parameter(help="rows of an optimizer step (train.batch_rows), in place of train.batch_tokens")
+    ] = None,
     steps: Annotated[int | None, Parameter(help="optimizer steps (train.steps)")] = None,
     epochs: Annotated[float | None, Parameter(help="passes over the examples (train.epochs) [3]")] = None,
     time: Annotated[str | None, Parameter(help="how long to train, such as 5m (train.time)")] = None,
@@ -70,8 +73,9 @@ def finetune(
     overrides: Overrides = None,
 ) -> None:
     given = {
-        "method": method, "rank": rank, "steps": steps, "epochs": epochs, "time": time, "on_bad_line": on_bad_line,
-        "preserve": preserve, "memory": memory, "compute": compute, "columns": columns_of(columns) or None, "out": out,
+        "method": method, "rank": rank, "batch_size": batch_size, "steps": steps, "epochs": epochs, "time": time,
+        "columns": columns_of(columns) or None, "on_bad_line": on_bad_line, "preserve": preserve, "memory": memory,
+        "compute": compute, "out": out,
     }  # fmt: skip
     settings = with_short(overrides, SHORT, given, flags=True)
     if model is None:  # other tools have a flag for it

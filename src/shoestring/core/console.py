@@ -55,10 +55,10 @@ def fold(text: str, width: int) -> str:
             continue
         label = _LABEL.match(line)
         hang = label.end() if label and label.end() <= width // 3 else len(line) - len(line.lstrip()) + 2
-        rest = textwrap.TextWrapper(
-            width, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
-        )
-        lines += rest.wrap(line)
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=" " * hang,
+            break_long_words=False, break_on_hyphens=False, replace_whitespace=False,
+        )  # fmt: skip
     return "\n".join(lines)
 
 

@@ -80,7 +80,7 @@ def leave() -> NoReturn:
         with contextlib.suppress(Exception):
             restore()
     with contextlib.suppress(OSError):  # nobody may be there to read it
-        os.write(2, _SHOW_CURSOR * os.isatty(2) + b"interrupted\n")
+        os.write(2, (_SHOW_CURSOR + b"\n") * os.isatty(2) + b"interrupted\n")
     os._exit(EXIT_CODE)
 
 

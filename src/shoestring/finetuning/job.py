@@ -53,15 +53,15 @@ def finetune(
     resume: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     memory: str | int | None = None,
+    batch_size: int | None = None,
     *,
     method: str | None = None,
     rank: int | None = None,
     steps: int | None = None,
     epochs: float | None = None,
     time: str | float | None = None,
-    batch_size: int | None = None,
-    columns: dict[str, str] | None = None,
     compute: str | None = None,
+    columns: dict[str, str] | None = None,
     preserve: str | None = None,
     on_bad_line: str | None = None,
     out: str | Path | None = None,
@@ -71,16 +71,16 @@ def finetune(
 
     model: or a recipe, by name or file, which may say which data. data: or rows: dictionaries, a `datasets.Dataset`, an
     iterator over such; they are kept in the cache, so that the run can be continued. memory: of the whole process at
-    most, as "1GB". From `method` on these are the flags of `shoestring finetune`, and a recipe's other settings are
-    keywords too, with two underscores for a dot:
-    `finetune("smollm2-135m", "mine.jsonl", rank=8, time="10m", optimizer__learning_rate=1e-4)`. batch_size: rows of an
-    optimizer step (train.batch_rows), in place of train.batch_tokens. overrides: settings by their dotted names.
-    Progress goes to stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError (before any work, with
-    the least memory that would do), and Interrupted when the user stopped the run.
+    most, as "1GB". batch_size: rows of an optimizer step (train.batch_rows), in place of train.batch_tokens. These and
+    the rest are the flags of `shoestring finetune`, and a recipe's other settings are keywords too, with two
+    underscores for a dot: `finetune("smollm2-135m", "mine.jsonl", rank=8, time="10m", optimizer__learning_rate=1e-4)`.
+    overrides: the same by their dotted names. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError,
+    RunError, BudgetError (before any work, with the least memory that would do), and Interrupted when the user stopped
+    the run.
     """
     given = {
-        "method": method, "rank": rank, "steps": steps, "epochs": epochs, "time": time, "on_bad_line": on_bad_line,
-        "preserve": preserve, "memory": memory, "compute": compute, "columns": columns, "batch_size": batch_size,
+        "method": method, "rank": rank, "batch_size": batch_size, "steps": steps, "epochs": epochs, "time": time,
+        "columns": columns, "on_bad_line": on_bad_line, "preserve": preserve, "memory": memory, "compute": compute,
         "out": None if out is None else str(out),
     }  # fmt: skip
     changed = with_short(dotted(overrides, settings), SHORT, given)

@@ -47,7 +47,8 @@ def pretrain(
 
     time, memory, out: the flags of `shoestring pretrain`; a recipe's other settings are keywords too, with two
     underscores for a dot: `pretrain("quickstart", time="2m", optimizer__learning_rate=1e-3)`. overrides: the same by
-    their dotted names. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError, and Interrupted when the user stopped the run.
+    their dotted names. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError,
+    and Interrupted when the user stopped the run.
     """
     short = {"time": time, "memory": memory, "out": None if out is None else str(out)}
     changed = with_short(dotted(overrides, settings), SHORT, short)

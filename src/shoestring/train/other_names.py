@@ -19,7 +19,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "batch_size train_batch_size global_batch_size total_batch_size gradient_accumulation_steps grad_accum"
         " gradient_accumulation",
-        ("train.batch_tokens",),
+        ("train.batch_rows", "train.batch_tokens"),
     ),
     ("micro_batch_size microbatch_size device_batch_size per_device_train_batch_size", ("train.microbatch",)),
     ("max_steps max_iters num_steps num_iters n_steps iters total_steps train_steps num_iterations", ("train.steps",)),
