@@ -182,11 +182,13 @@ def _read(case: Case, scored: bool, run: Any) -> dict[str, Any]:
     from shoestring.offload import load as loading
     from shoestring.plan.decoding import Use, predict_use
     from shoestring.plan.shapes import Machine
+    from shoestring.train.first_use import first_use
 
     allocator.install()
     folder = large_model(case.shape)
     with WeightFiles(folder) as files:
         config = files.config
+    first_use(training=False)
     machine = Machine(rss_bytes() - allocator.kept(), 1.0, threads=torch.get_num_threads())
     slots = 2 if case.engine == "streamed" else 0
     use = Use(case.rows, case.length, case.new, scored, documents=scored)

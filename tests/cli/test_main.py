@@ -13,7 +13,7 @@ from shoestring.cli import main as cli
 from shoestring.cli.main import main, parse, run_verb
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import GROUPS, VERBS, overview
-from shoestring.core.errors import DataError
+from shoestring.core.errors import ConfigError, DataError
 from shoestring.finetuning.config import finetune_recipe
 from shoestring.pretraining.config import load_pretrain_recipe
 
@@ -113,6 +113,8 @@ def test_an_unknown_verb_names_the_nearest(capsys):
         (["tokenizer", "train", "stdlib", "--out", "x", "--vocabulary", "many"], "many"),
         (["prepare", "stdlib", "--out", "x"], "give either --tokenizer FOLDER or --vocabulary N"),
         (["doctor", "now"], "now"),
+        (["data", "make"], "shoestring data make needs KIND\n  it is one of: arithmetic, patterns, comparisons"),
+        (["finetune", "x", "--data"], "--data needs a value (command line)"),
         (["pretrain"], "pretrain needs a recipe"),
         (["pretrain", "no-such-recipe"], "there is no recipe 'no-such-recipe'"),
         (["pretrain", "quickstart", "--budget.engine", "streamed"], "streamed layers are frozen"),
@@ -218,7 +220,7 @@ def test_a_verb_receives_settings_only_if_it_takes_them(capsys):
 
     run_verb(plain, ["plain", "y"])
     assert seen == ["y"]
-    with pytest.raises(Exception, match="unknown option"):
+    with pytest.raises(ConfigError, match="unknown flag --train.steps"):
         run_verb(plain, ["plain", "--train.steps", "3"])
 
 
@@ -284,3 +286,25 @@ def test_doctor_notes_what_other_programs_take_and_keeps_what_it_knows_from_a_qu
         assert code == 0 and ("55% of the processor" in out) is (share == 0.55)
         assert json.loads(said(capsys, "doctor", "--json")[1])["load_of_others"] == share
     assert again == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("words", [["pretrain"], ["tokenizer", "train"], []])
+def test_help_and_a_verb_is_the_verbs_help(capsys, words):
+    assert said(capsys, "help", *words) == said(capsys, *words, "--help")
+    assert said(capsys, "help", "pretrane")[2].startswith("error: unknown verb pretrane\n  did you mean pretrain?")
+
+
+def test_the_tab_key_completes_verbs_flags_and_choices(capsys, tmp_path):
+    for shell in ("zsh", "fish"):
+        code, out, _ = said(capsys, "completion", shell)
+        assert code == 0 and "finetune" in out and "max-tokens" in out
+    (tmp_path / "script").write_text(said(capsys, "completion", "bash")[1])
+    asked = [["shoestring", "fine"], ["shoestring", "generate", "m", "--max"], ["shoestring", "data", "make", "arith"]]
+    lines = [f"source {tmp_path / 'script'}"]
+    for words in asked:
+        lines += [f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; COMPREPLY=(); _shoestring"]
+        lines += ['echo "${COMPREPLY[@]}"']
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    assert [line.split() for line in done.stdout.splitlines()] == [["finetune"], ["--max-tokens"], ["arithmetic"]], (
+        done.stderr
+    )

@@ -120,3 +120,13 @@ def test_every_moment_of_a_verb(seconds, tmp_path):
     told = process.stderr.read().decode()
     process.wait(interrupt.PATIENCE + 10)
     assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in told
+
+
+def test_what_was_changed_for_a_while_is_put_back_also_where_the_process_is_left(monkeypatch):
+    monkeypatch.setattr(interrupt.os, "_exit", lambda code: None)
+    put = []
+    with interrupt.restoring(lambda: put.append("back")):
+        interrupt.leave()
+        assert put == ["back"]
+    interrupt.leave()
+    assert put == ["back", "back"]

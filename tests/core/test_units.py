@@ -5,6 +5,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.core.units import (
     Bytes,
     Seconds,
+    counted,
     format_bytes,
     format_count,
     format_seconds,
@@ -63,3 +64,7 @@ def test_settings_take_sizes_and_durations_as_text():
         time: Seconds
 
     assert Budget(memory="4GB", time="2m") == Budget(memory=4 * 10**9, time=120.0)  # type: ignore[arg-type]
+
+
+def test_one_thing_is_not_things():
+    assert [counted(count, "text") for count in (0, 1, 2, 1200)] == ["0 texts", "1 text", "2 texts", "1,200 texts"]

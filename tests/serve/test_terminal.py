@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -127,6 +128,42 @@ def test_a_reply_that_was_cut_says_why():
     assert output == "a long\n" and "cut after 6 tokens" in notes
 
 
+def test_a_message_of_several_lines_stands_between_quotes_and_may_look_like_a_command():
+    model = tiny_model(context=400)
+    Script(model, b"A", b"B", b"C")
+    session, output, _ = chat(model, '"""one\n  two\n\n/reset"""\n"""\nthree\n"""\n"""four"""\n"""\n"""\n')
+    asked = [content for role, content in contents(session) if role == "user"]
+    assert asked == ["one\n  two\n\n/reset", "three", "four"]
+    assert output == "A\nB\nC\n"
+
+
+def test_again_answers_the_latest_question_anew_with_other_random_numbers():
+    model = tiny_model(context=400)
+    Script(model, b"A", b"B", b"C")
+    session, output, notes = chat(model, "/again\none\ntwo\n/again\n")
+    assert contents(session) == [("user", "one"), ("assistant", "A"), ("user", "two"), ("assistant", "C")]
+    assert output == "A\nB\nC\n" and "nothing has been asked yet" in notes
+    warm = GREEDY.model_copy(update={"temperature": 1.0, "max_tokens": 12})
+    session, output, _ = chat(tiny_model(context=400), "one\n/again\n/again\n", warm)
+    assert len(set(output.splitlines())) > 1 and len(contents(session)) == 2
+
+
+def test_set_shows_and_changes_how_replies_are_made():
+    model = tiny_model(context=400)
+    Script(model, b"a long reply", b"a long reply")
+    lines = "/set\n/set max-tokens 6\none\n/set top_p 0\n/set temprature 1\n/set seed\n/set temperature=0.5\n"
+    session, output, notes = chat(model, lines)
+    assert output == "a long\n" and "max_tokens 40 · temperature 0.0 · top_k 0 · top_p 0.95" in notes
+    assert "error: top_p 0 cannot be used" in notes and "did you mean temperature?" in notes
+    assert "error: /set seed needs a value" in notes
+    assert session.sampling == GREEDY.model_copy(update={"max_tokens": 6, "temperature": 0.5})
+
+
+def test_a_person_is_told_which_model_speaks():
+    _, _, notes = chat(tiny_model(context=400), "", interactive=True, name="runs/mine")
+    assert notes.splitlines()[0].startswith("runs/mine: ") and "400 tokens of context" in notes.splitlines()[0]
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_ctrl_c_ends_the_reply_keeps_what_was_said_and_leaves_the_cache_sound(moment):
     model = tiny_model(context=400)
@@ -171,10 +208,14 @@ print("left")
 """
 
 
-def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves():
+def test_at_a_terminal_lines_break_between_words_typing_waits_ctrl_c_stops_the_reply_and_ctrl_d_leaves():
+    import fcntl
     import pty
+    import struct
+    import termios
 
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     options = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, **options)
     os.close(theirs)
@@ -182,12 +223,17 @@ def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves():
         wait_for(ours, b"/help lists the commands")
         wait_for(ours, b"> ")
         os.write(ours, b"hello\n")
-        wait_for(ours, b"endless endless")
+        seen = wait_for(ours, b"endless endless")
+        os.write(ours, b"meanwhile\n")
+        seen += wait_for(ours, b"\r\nendless endless")
         process.send_signal(signal.SIGINT)
-        seen = wait_for(ours, b"(stopped)")
+        seen += wait_for(ours, b"(stopped)")
+        shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen.decode()).replace("(stopped)", "")
+        assert set(shown.split()) == {"hello", "endless"}
         seen += wait_for(ours, b"> ")
         assert b"tokens/s" in seen and seen.count(b"endless") < 50
-        os.write(ours, b"\x04")
+        wait_for(ours, b"meanwhile")  # offered to be edited, not sent
+        os.write(ours, b"\x15\x04")
         wait_for(ours, b"left")
         assert process.wait(20) == 0
     finally:

@@ -74,8 +74,6 @@ def test_full_fine_tuning_leaves_bfloat16_and_goes_on_with_the_same_bits(half: P
 def test_pretraining_that_begins_from_a_model_keeps_its_number_format(half: Path, tmp_path: Path) -> None:
     text = tiny.recipe_text(tiny.corpus(tmp_path / "text"))
     (tmp_path / "recipe.yaml").write_text(text)
-    fresh = pretrain(tmp_path / "recipe.yaml", out=str(tmp_path / "fresh"), train__steps=1)
-    assert dtypes(fresh.checkpoint) == {torch.float32}
     asked = pretrain(tmp_path / "recipe.yaml", out=str(tmp_path / "asked"), train__steps=1, precision__saved="bfloat16")
     assert dtypes(asked.checkpoint) == {torch.bfloat16}
     (tmp_path / "on.yaml").write_text(_with_model(text, f"init: {asked.checkpoint}"))

@@ -10,6 +10,7 @@ import torch
 from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.files import hold
 from shoestring.offload.load import load
+from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train import evaluation
 from shoestring.train.config import AdamWConfig, CosineConfig
@@ -20,6 +21,7 @@ from shoestring.train.metrics import read_metrics
 from shoestring.train.objective import next_token
 from shoestring.train.pace import FixedSteps
 from shoestring.train.resident import ResidentEngine
+from shoestring.train.run import beside_its_budget
 from shoestring.train.run_folder import LOCK
 from shoestring.train.schedule import build_schedule
 from shoestring.train.state import TrainerState
@@ -70,6 +72,17 @@ def test_a_memory_budget_on_a_gpu_is_refused_before_anything(recipe, tmp_path, m
     assert "--device cpu" in error.value.hint and not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="a memory budget"):
         load("no model is looked for", device="cuda", memory="1GB")
+
+
+def test_with_a_memory_budget_a_run_that_leaves_it_open_stays_on_the_cpu_and_says_so(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    limited = load_pretrain_recipe(recipe, {"budget.memory": "1GB"})
+    assert beside_its_budget(limited, begins=True).device == "cpu"
+    assert "device    cpu: a memory budget is of the process" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="a memory budget"):  # it began elsewhere, and would not be the same run
+        beside_its_budget(limited, begins=False)
+    assert beside_its_budget(load_pretrain_recipe(recipe), begins=True).device == "auto"
 
 
 def test_ctrl_c_while_a_run_saves_itself_for_want_of_memory_loses_nothing(tmp_path):

@@ -112,3 +112,8 @@ def test_the_share_of_the_peak_is_of_the_peaks_of_all(monkeypatch):
     monkeypatch.setattr(parallel, "world_size", lambda: 4)
     assert alone == 0.2 and share_of_peak(1000.0, 2e6, 1e10) == 0.05
 
+
+def test_a_process_is_measured_with_the_libraries_that_its_steps_need(facts):
+    """torch's optimizers alone import a compiler of 100 MB, when the first one is made."""
+    for of_rank in facts:
+        assert not [name for name in of_rank["loaded later"] if name.startswith(("torch._dynamo", "torch.optim"))]

@@ -97,8 +97,16 @@ def timed_run() -> None:
     LocalEngine.optimizer_step = optimizer_step
     counted(Source, "_hash_everything")
     counted(planning, "matrix_peak")
+    measured, rss_bytes = set(), planning.rss_bytes
+
+    def rss() -> int:
+        measured.update(sys.modules)
+        return rss_bytes()
+
+    planning.rss_bytes = rss
     out = f"{folder}/run"
     result = pretrain(f"{folder}/recipe.yaml", out=out)
+    facts["loaded later"] = [name for name in sys.modules if name.startswith("torch.") and name not in measured]
     facts["steps"], facts["tokens"], facts["free"] = result.steps, result.tokens, parallel.by_first(is_free)
     held = hold(f"{out}/.lock") if rank == 0 else None
     try:

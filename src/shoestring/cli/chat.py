@@ -50,7 +50,7 @@ def chat(
         return
     interactive = sys.stdin.isatty() and prompt is None
     session = TerminalChat(
-        language_model, language_model.sampling(**options), system, interactive=interactive
+        language_model, language_model.sampling(**options), system, interactive=interactive, name=model
     )
     if prompt is None:
         session.run()

@@ -65,7 +65,7 @@ def show(
         source,
         model,
         sequence_length,
-        console.err.print,
+        console.say,
         format=format,
         columns=columns_of(columns),
         special_tokens=special_tokens,
@@ -79,7 +79,7 @@ def show(
         console.print_json({**dataset.header(), "shown": [example_json(dataset, index) for index in shown]})
         return
     for line in (header_line(dataset), *note_lines(dataset)):
-        console.out.print(line)
+        console.show(line)
     for index in shown:
         note = " (supervised tokens in bold, between ‹ ›)" if index == 0 else ""
         if has_letters(dataset, index):
@@ -124,7 +124,7 @@ def make(
         console.print_json(result | {"repeated": exercises.repeated})
         return
     repeated = f" ({exercises.repeated:,} of them repeated: there are no more)" if exercises.repeated else ""
-    console.out.print(f"train  {folder / 'train.jsonl'}  {len(exercises.train):,}{repeated}")
-    console.out.print(f"test   {folder / 'test.jsonl'}  {len(exercises.test):,}")
+    console.show(f"train  {folder / 'train.jsonl'}  {len(exercises.train):,}{repeated}")
+    console.show(f"test   {folder / 'test.jsonl'}  {len(exercises.test):,}")
     for exercise in exercises.train[:3]:
-        console.out.print(f"Q: {exercise.question}\nA: {exercise.answer}")
+        console.show(f"Q: {exercise.question}\nA: {exercise.answer}")

@@ -5,7 +5,6 @@ A dataclass is one parameter of a verb and several flags: cyclopts takes its fie
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +63,7 @@ class PlaceFlags:
     def load(self, model: str) -> LanguageModel:
         from shoestring.offload.load import load
 
-        return load(model, self.device, self.dtype, self.memory, say=console.err.print)
+        return load(model, self.device, self.dtype, self.memory, say=console.say)
 
 
 AS_ADVISED, ANYWHERE = SamplingFlags(), PlaceFlags()  # when no flag is given
@@ -91,11 +90,3 @@ def as_json(
     }
     settings = model.sampling(**options).model_dump(mode="json")
     return (results[0] if len(results) == 1 else {"results": results}) | figures | {"sampling": settings}
-
-
-def write(text: str) -> None:
-    """A piece of a model's text to stdout at once; control characters do not reach a terminal."""
-    from shoestring.generate.text import without_controls
-
-    sys.stdout.write(without_controls(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()

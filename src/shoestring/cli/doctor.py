@@ -7,7 +7,7 @@ from typing import Any
 
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
-from shoestring.core.units import format_bytes, format_count
+from shoestring.core.units import counted, format_bytes, format_count
 
 app = verb(
     "doctor",
@@ -48,7 +48,7 @@ def doctor(*, json: Json = False) -> None:
         console.print_json(found)
         return
     for name, text in describe(found).items():
-        console.out.print(f"{name:<11}{text}")
+        console.show(f"{name:<11}{text}")
     for line in matmul_table(found["matmul"]):
         console.out.print(line)
 
@@ -138,13 +138,13 @@ def describe(found: dict[str, Any]) -> dict[str, str]:
     gain = peaks["bfloat16"] / peaks["float32"]
     faster = "bfloat16" if gain > 1.2 else "float32"
     lines = {
-        "processor": f"{found['processor']}, {found['cores']} cores, {found['vector_units']}:"
+        "processor": f"{found['processor']}, {counted(found['cores'], 'core')}, {found['vector_units']}:"
         f" matrix products {single} GFLOP/s in float32, {half} in bfloat16",
         "memory": f"{format_bytes(found['memory'])}, read at {format_bytes(found['memory_bandwidth'])}/s; tensors from"
         f" {'the caching allocator' if found['caching_allocator'] else 'the system (no compiler, or switched off)'}",
         "disk": f"{format_bytes(found['disk_free'])} free, read at {format_bytes(found['disk_read_speed'])}/s"
         f" ({found['disk']})",
-        "torch": f"{found['torch']}, {found['threads']} threads, {found['gpu'] or 'no GPU'}",
+        "torch": f"{found['torch']}, {counted(found['threads'], 'thread')}, {found['gpu'] or 'no GPU'}",
         "training": f"about {format_count(found['tokens_per_second'])} tokens/s at"
         f" {format_count(EXAMPLE_PARAMETERS)} parameters; up to {format_count(found['largest_model'])} fit"
         f" with AdamW; compute in {faster}",

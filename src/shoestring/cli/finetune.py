@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from shoestring.cli.columns import Columns, columns_of
-from shoestring.cli.verb import Json, Overrides, verb, with_flags
+from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
-from shoestring.finetuning.config import finetune_recipe, is_finetune_recipe
+from shoestring.finetuning.config import SHORT, finetune_recipe, is_finetune_recipe
+from shoestring.train.recipe_files import with_short
 
 app = verb(
     "finetune",
@@ -33,7 +34,7 @@ def finetune(
     data: Annotated[
         str | None,
         Parameter(
-            help="a .jsonl, .json, .csv, .tsv or .parquet file, a folder, hf:OWNER/NAME or exercises:KIND (data.source)"
+            help="a .jsonl, .json, .csv, .tsv or .parquet file, a folder, hf:OWNER/NAME, or exercises:KIND (data.source)"
         ),
     ] = None,
     columns: Columns = None,
@@ -42,6 +43,9 @@ def finetune(
         Parameter(help="lora; dora; qlora, on a 4-bit base; full, every weight (adapter.method) [lora]"),
     ] = None,
     rank: Annotated[int | None, Parameter(help="of the adapter (adapter.rank) [16]")] = None,
+    batch_size: Annotated[
+        int | None, Parameter(help="rows of an optimizer step (train.batch_rows), in place of train.batch_tokens")
+    ] = None,
     steps: Annotated[int | None, Parameter(help="optimizer steps (train.steps)")] = None,
     epochs: Annotated[float | None, Parameter(help="passes over the examples (train.epochs) [3]")] = None,
     time: Annotated[str | None, Parameter(help="how long to train, such as 5m (train.time)")] = None,
@@ -68,14 +72,14 @@ def finetune(
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
-    flags = (
-        ("--method", "adapter.method", method), ("--rank", "adapter.rank", rank), ("--steps", "train.steps", steps),
-        ("--epochs", "train.epochs", epochs), ("--time", "train.time", time), ("--out", "out", out),
-        ("--preserve", "preserve.source", preserve), ("--on-bad-line", "data.on_bad_line", on_bad_line),
-        ("--memory", "budget.memory", memory), ("--compute", "precision.compute", compute),
-        ("--columns", "data.columns", columns_of(columns) or None),
-    )  # fmt: skip
-    settings = with_flags(overrides, flags)
+    given = {
+        "method": method, "rank": rank, "batch_size": batch_size, "steps": steps, "epochs": epochs, "time": time,
+        "columns": columns_of(columns) or None, "on_bad_line": on_bad_line, "preserve": preserve, "memory": memory,
+        "compute": compute, "out": out,
+    }  # fmt: skip
+    settings = with_short(overrides, SHORT, given, flags=True)
+    if model is None:  # other tools have a flag for it
+        model = settings.pop("model", None)
     if resume is None:
         if model is None or (data is None and not is_finetune_recipe(model)):
             missing = "a model" if model is None else "--data"
@@ -92,4 +96,4 @@ def finetune(
     if json:
         console.print_json(result.to_json())
     else:
-        print(result)
+        console.show(result)

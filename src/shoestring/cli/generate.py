@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, SamplingFlags, as_json, write
+from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, SamplingFlags, as_json
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError, DataError
@@ -79,37 +79,48 @@ def read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
 
 
 def _stream(model: LanguageModel, prompt: str, special_tokens: SpecialTokens, options: dict[str, Any]) -> None:
+    from shoestring.generate.text import TextOutput
+
     sampling = model.sampling(**options)
     ids = model.encode_prompt(prompt, special_tokens)
-    reason, started = None, False
-    for event in model.events([ids], sampling):
-        if not started:  # only now is it certain that the prompt fits
-            write(prompt)
-            started = True
-        write(event.text)
-        reason = event.reason or reason
-    write("\n")
+    output, reason, started = TextOutput(sys.stdout), None, False
+    try:
+        for event in model.events([ids], sampling):
+            if not started:  # only now is it certain that the prompt fits
+                output.add(prompt)
+                started = True
+            output.add(event.text)
+            reason = event.reason or reason
+    finally:
+        if started:
+            output.end()
     if reason == "context":
-        console.err.print(
+        console.say(
             f"the text ends here: the model's context of {model.decoder.config.context:,} tokens is full"
         )
     _report(model)
 
 
 def _print_batch(prompts: list[str], completions: list[Completion]) -> None:
+    from shoestring.generate.text import TextOutput
+
     for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
-        write(f"[{number}] {prompt}{completion.text}\n" + ("\n" if number < len(prompts) else ""))
+        output = TextOutput(sys.stdout)
+        output.add(f"[{number}] {prompt}{completion.text}")
+        output.end()
+        if number < len(prompts):
+            sys.stdout.write("\n")
 
 
 def _report(model: LanguageModel) -> None:
     speed = model.speed
     if console.err.is_terminal and speed.tokens_per_second:
-        console.err.print(f"{speed.tokens_per_second:.1f} tokens/s", style="dim")
+        console.say(f"{speed.tokens_per_second:.1f} tokens/s", style="dim")
 
 
 def _read_stdin() -> str:
     if sys.stdin.isatty():
-        console.err.print("reading the prompt from the keyboard; Ctrl-D ends it", style="dim")
+        console.say("reading the prompt from the keyboard; Ctrl-D ends it", style="dim")
     try:
         return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError:

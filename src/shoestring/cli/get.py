@@ -34,7 +34,7 @@ def get(
 ) -> None:
     from shoestring.models.get import get as get_model
 
-    folder = get_model(name, out=out, refresh=refresh, dtype=dtype, say=console.err.print)
+    folder = get_model(name, out=out, refresh=refresh, dtype=dtype, say=console.say)
     if json:
         console.print_json({"name": name, "folder": str(folder)})
     else:

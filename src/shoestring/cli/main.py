@@ -8,20 +8,19 @@ known: the overview needs no parser, and a recipe's mistake is found without tor
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import re
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from shoestring.cli.overrides import split_overrides
 from shoestring.cli.verbs import VERBS, overview
-from shoestring.core import interrupt
-from shoestring.core.console import safe_streams
+from shoestring.core import console, interrupt
 from shoestring.core.errors import ConfigError, ShoestringError
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ INTERRUPTED, BROKEN_PIPE = interrupt.EXIT_CODE, 141
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (default: sys.argv) and return its exit code."""
     tokens = sys.argv[1:] if arguments is None else list(arguments)
-    with safe_streams(), _outliving_terminal(tokens), interrupt.listening(to_the_end=arguments is None):
+    with console.safe_streams(), _outliving_terminal(tokens), interrupt.listening(to_the_end=arguments is None):
         try:
             return _answer(tokens)
         except BrokenPipeError:
@@ -104,7 +103,9 @@ def _run(tokens: list[str]) -> None:
             token.encode()
         except UnicodeEncodeError:  # it would have to stand in recipes, configs and plots
             raise ConfigError(f"{ascii(token)} is not UTF-8 text (command line)", hint="rename it") from None
-    if not tokens or tokens[0] in ("--help", "-h", "help"):
+    if tokens[:1] == ["help"]:  # `help VERB` is `VERB --help`
+        tokens = [*tokens[1:], "--help"]
+    if not tokens or tokens[0] in ("--help", "-h"):
         print(overview())
         return
     if tokens[0] in ("--version", "-V", "version"):
@@ -114,9 +115,9 @@ def _run(tokens: list[str]) -> None:
         return
     names = [verb.name for verb in VERBS]
     if tokens[0] not in names:
-        close = difflib.get_close_matches(tokens[0], names, 1, 0.5)
-        hint = f"did you mean {close[0]}?\n" if close else ""
-        raise ConfigError(f"unknown verb {tokens[0]}", hint=hint + "shoestring --help lists the verbs")
+        from shoestring.cli.mistakes import unknown_verb
+
+        raise unknown_verb(tokens[0], names)
     verb = next(verb for verb in VERBS if verb.name == tokens[0])
     run_verb(importlib.import_module(verb.module_name).app, tokens)
 
@@ -141,32 +142,27 @@ def parse(app: App, tokens: list[str]) -> tuple[Callable[..., Any], inspect.Boun
     """The function that `tokens` ask for, its arguments, and `{"overrides": ...}` if it takes settings."""
     from cyclopts import CycloptsError
 
+    from shoestring.cli import mistakes
+    from shoestring.cli.other_names import flag_hint
+
     chain, apps, rest = app.parse_commands(tokens)
     command = apps[-1]
     function = command.default_command
     settings: dict[str, Any] = {}
     if function is None:
-        _refuse_subcommand(command, chain, rest)
-    if "overrides" in inspect.signature(function).parameters:
-        own, settings["overrides"] = split_overrides(rest, _flags(command))
-        tokens = [*chain, *own]
+        raise mistakes.subcommand(command, chain, rest)
+    flags = _flags(command)
+    rest, takes_settings = list(rest), "overrides" in inspect.signature(function).parameters
+    if takes_settings:
+        own, settings["overrides"] = split_overrides(
+            rest, flags, lambda name: flag_hint(name, chain, flags, takes_settings=True)
+        )
+        tokens, rest = [*chain, *own], own
     try:
         function, arguments, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        raise _explain(error, chain) from None
+        raise mistakes.explained(error, chain, rest, flags, takes_settings) from None
     return function, arguments, settings
-
-
-def _refuse_subcommand(command: App, chain: tuple[str, ...], rest: list[str]) -> NoReturn:
-    names = [name for name in command if not name.startswith("-")]
-    usage = " ".join(["shoestring", *chain])
-    if not rest:
-        raise ConfigError(
-            f"{usage} needs one of: {', '.join(names)}", hint=f"{usage} --help shows what they do"
-        )
-    close = difflib.get_close_matches(rest[0], names, 1, 0.5)
-    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
-    raise ConfigError(f"{usage} has no {rest[0]}", hint=hint)
 
 
 def _flags(command: App) -> dict[str, bool]:
@@ -183,15 +179,9 @@ def _flags(command: App) -> dict[str, bool]:
     return flags
 
 
-def _explain(error: Exception, chain: tuple[str, ...]) -> ConfigError:
-    """A parser's error in our form: its first sentence, its guess as a hint, and where to look."""
-    sentence, _, guess = str(error).strip().splitlines()[0].rstrip(".").partition(". Did you mean ")
-    hint = f"did you mean {guess}\n" if guess else ""
-    hint += f"shoestring {' '.join(chain)} --help shows what it takes"
-    return ConfigError(f"{sentence[:1].lower()}{sentence[1:]} (command line)", hint=hint)
-
-
 def _complain(text: str) -> None:
     with contextlib.suppress(BrokenPipeError, ShoestringError):
         sys.stdout.flush()
+    if sys.stderr.isatty():
+        text = console.fold(text, shutil.get_terminal_size().columns)
     print(text, file=sys.stderr, flush=True)

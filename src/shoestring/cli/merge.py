@@ -30,8 +30,8 @@ def merge(
 ) -> None:
     from shoestring.models.peft_folder import merge_folder
 
-    folder = merge_folder(adapter, out, console.err.print, dtype)
+    folder = merge_folder(adapter, out, console.say, dtype)
     if json:
         console.print_json({"model": str(folder)})
     else:
-        print(f"model  {folder}\nchat   shoestring chat {folder}")
+        console.show(f"model  {folder}\nchat   shoestring chat {folder}")

@@ -90,11 +90,11 @@ def _is_model(name: str) -> bool:
 
 def _config_of(name: str) -> ModelConfig:
     """Of a MODEL; of an adapter, its base's."""
-    folder = find_model(name, say=console.err.print)
+    folder = find_model(name, say=console.say)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         from shoestring.models.peft_folder import find_base
 
-        folder = find_base(folder, console.err.print)
+        folder = find_base(folder, console.say)
     return read_config(folder)
 
 
@@ -124,7 +124,7 @@ def _print(name: str, model: ModelConfig, figures: dict[str, Any]) -> None:
     total = figures["parameter_count"]
     rows = [(part, f"{n:,}", f"{n / total:.1%}") for part, n in figures["parameters"].items() if n]
     rows.append(("all", f"{total:,}", ""))
-    console.out.print(f"{name}: {_kinds(model)}\n")
+    console.show(f"{name}: {_kinds(model)}\n")
     console.out.print(console.table(("part", "parameters", "share"), rows, right=("parameters", "share")))
     saved = figures["format"]
     if saved == "shoestring":
@@ -149,7 +149,7 @@ def _print(name: str, model: ModelConfig, figures: dict[str, Any]) -> None:
     ]
     console.out.print()
     for label, text in lines:
-        console.out.print(f"{label:<16}{text}")
+        console.show(f"{label:<16}{text}")
 
 
 def _kinds(model: ModelConfig) -> str:

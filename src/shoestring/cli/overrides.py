@@ -8,17 +8,20 @@ whole tree and can name the nearest.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from shoestring.core.errors import ConfigError
+from shoestring.train.recipe import RunRecipe
 
 
-def split_overrides(tokens: list[str], flags: Mapping[str, bool]) -> tuple[list[str], dict[str, str]]:
+def split_overrides(
+    tokens: list[str], flags: Mapping[str, bool], elsewhere: Callable[[str], str | None] = lambda name: None
+) -> tuple[list[str], dict[str, str]]:
     """Separate the verb's own arguments from settings: (own arguments, dotted key -> value as typed).
 
-    flags: the verb's own flags, each with whether it takes a value. Everything after a lone `--` is the
-    verb's. Raises ConfigError for a setting without a value, one given twice, or what looks like a misspelt
-    flag of the verb.
+    flags: the verb's own flags, each with whether it takes a value. elsewhere: what a flag that
+    other tools have is here, None for other words. Everything after a lone `--` is the verb's. Raises ConfigError for a
+    setting without a value, one given twice, another tool's flag, or what looks like a misspelt flag of the verb.
     """
     own: list[str] = []
     overrides: dict[str, str] = {}
@@ -37,8 +40,8 @@ def split_overrides(tokens: list[str], flags: Mapping[str, bool]) -> tuple[list[
                 position += 1
             continue
         key = name.removeprefix("--").replace("-", "_")
-        if "." not in key:
-            _refuse_misspelt(name, flags)
+        if "." not in key and key not in RunRecipe.model_fields and (hint := elsewhere(name) or _misspelt(name, flags)):
+            raise ConfigError(f"unknown flag {name} (command line)", hint=hint)
         if not equals:
             if position == len(tokens) or tokens[position].startswith("--"):
                 raise ConfigError(f"{name} needs a value (command line)", hint=f"write {name} VALUE")
@@ -50,7 +53,6 @@ def split_overrides(tokens: list[str], flags: Mapping[str, bool]) -> tuple[list[
     return own, overrides
 
 
-def _refuse_misspelt(name: str, flags: Collection[str]) -> None:
+def _misspelt(name: str, flags: Collection[str]) -> str | None:
     close = difflib.get_close_matches(name, [flag for flag in flags if flag.startswith("--")], 1, 0.8)
-    if close:
-        raise ConfigError(f"unknown flag {name} (command line)", hint=f"did you mean {close[0]}?")
+    return f"did you mean {close[0]}?" if close else None

@@ -47,9 +47,9 @@ def perplexity(
     from shoestring.offload.load import load
 
     check_windows(context, stride, examples)  # before a model is loaded
-    language = load(model, device, dtype, memory, say=console.err.print, scoring=True)
-    result = measure(language, data, context, stride, examples, on_bad_line=on_bad_line, say=console.err.print)
+    language = load(model, device, dtype, memory, say=console.say, scoring=True)
+    result = measure(language, data, context, stride, examples, on_bad_line=on_bad_line, say=console.say)
     if json:
         console.print_json(result.to_json())
     else:
-        print(result)
+        console.show(result)

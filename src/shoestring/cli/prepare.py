@@ -50,7 +50,7 @@ def prepare(
 
     chosen: NewTokenizerConfig | Tokenizer
     if tokenizer is not None:
-        chosen, _ = named_tokenizer(tokenizer, console.err.print)
+        chosen, _ = named_tokenizer(tokenizer, console.say)
     else:
         chosen = NewTokenizerConfig(vocabulary=vocabulary or 0)
     shards = write_shards(

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from shoestring.cli.verb import Json, Overrides, verb, with_flags
+from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
-from shoestring.pretraining.config import load_pretrain_recipe
+from shoestring.pretraining.config import SHORT, load_pretrain_recipe
+from shoestring.train.recipe_files import with_short
 
 app = verb(
     "pretrain",
@@ -39,8 +40,7 @@ def pretrain(
 ) -> None:
     if recipe is None and resume is None:
         raise ConfigError("pretrain needs a recipe", hint="shoestring recipe list shows the built-in ones")
-    flags = (("--time", "train.time", time), ("--memory", "budget.memory", memory), ("--out", "out", out))
-    settings = with_flags(overrides, flags)
+    settings = with_short(overrides, SHORT, {"time": time, "memory": memory, "out": out}, flags=True)
     if recipe is not None:
         load_pretrain_recipe(recipe, settings)  # a mistake is reported before torch is imported
     from shoestring.pretraining.job import pretrain as train
@@ -52,4 +52,4 @@ def pretrain(
     if json:
         console.print_json(result.to_json())
     else:
-        print(result)
+        console.show(result)

@@ -82,6 +82,8 @@ class Report:
 
     def say(self, text: Any = "", style: str | None = None) -> None:
         if not self.silent:
+            if isinstance(text, str) and console.out.is_terminal:
+                text = console.fold(text, console.out.width)
             console.out.print(text, style=style)
 
     def quote(self, text: str) -> None:
@@ -138,7 +140,7 @@ def chat(model: str, report: Report) -> dict[str, Any]:
         else f"Asking {model}"
     )
     try:
-        folder = find_model(model, say=console.err.print)
+        folder = find_model(model, say=console.say)
     except ShoestringError as error:
         report.say(f"It could not be fetched, so nobody is asked or taught: {error.message}.")
         return {"model": model, "error": str(error)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoestring.core import console, interrupt
 from shoestring.core.errors import RunError
-from shoestring.core.units import format_bytes, format_seconds
+from shoestring.core.units import counted, format_bytes, format_seconds
 from shoestring.finetuning.config import finetune_recipe
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def finetune(model: str, run: Path, time: str, problems: int, report: Report) ->
     answers = [Answer(old.question, old.result, old.text, new.text) for old, new in pairs[:SHOWN]]
     right = [sum(reply.right for reply in replies) for replies in (before, after)]
     report.say(
-        f"{result['steps']:,} step{'s' * (result['steps'] != 1)} in {format_seconds(result['seconds'])}, "
+        f"{counted(result['steps'], 'step')} in {format_seconds(result['seconds'])}, "
         f"{format_bytes(result['peak_memory'])} of memory at most "
         f"({format_bytes(result['predicted_memory'])} predicted, {SETTINGS['budget.memory']} allowed)\n"
     )
     report.say(side_by_side(answers, console.out.width))
-    report.say(f"\n{len(held_out)} problems with one and two digits, of which it has learned none:\n")
+    report.say(f"\n{counted(len(held_out), 'problem')} with one and two digits, of which it has learned none:\n")
     cells = [
         (name, f"{count}", f"{count / max(len(held_out), 1):.0%}")
         for name, count in zip(("before", "after"), right, strict=True)

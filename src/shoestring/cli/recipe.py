@@ -70,7 +70,7 @@ def check(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -
     if json:
         console.print_json({"recipe": recipe_name(recipe), "ok": True})
     else:
-        console.out.print(
+        console.show(
             f"{recipe_name(recipe)}: every setting is known, of the right type, and possible together"
         )
 

@@ -62,7 +62,7 @@ def train(
         tokenizer = train_tokenizer(texts, vocabulary, min_frequency)
         tokenizer.save(folder)
     if skipped.counts:
-        console.err.print(f"left out: {skipped}")
+        console.say(f"left out: {skipped}")
     if json:
         result = {
             "folder": str(out),

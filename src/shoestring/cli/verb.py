@@ -6,12 +6,9 @@ function.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
-
-from shoestring.core.errors import ConfigError
 
 Overrides = Annotated["dict[str, str] | None", Parameter(parse=False)]
 """Type of a parameter named `overrides`: a verb that has one takes `--dotted.key value` for its recipe."""
@@ -31,11 +28,3 @@ def verb(name: str, help: str, examples: tuple[str, str] | tuple[()] = ()) -> Ap
         default_parameter=Parameter(negative=()),
     )
 
-
-def with_flags(overrides: dict[str, str] | None, flags: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
-    """Dotted settings, and those that have a flag of their own: (flag, setting, what was given). Raises ConfigError."""
-    settings: dict[str, Any] = dict(overrides or {})
-    for flag, key, value in flags:
-        if value is not None and settings.setdefault(key, value) != value:
-            raise ConfigError(f"{flag} and --{key} say different things (command line)")
-    return settings

@@ -30,6 +30,7 @@ VERBS = (
     Verb("get", "Start", "fetch a model, once, into the cache"),
     Verb("recipe", "Start", "list, show and check recipes"),
     Verb("doctor", "Start", "what this machine has, and what that means for training"),
+    Verb("completion", "Start", "the script with which a shell completes verbs and flags"),
     Verb("tokenizer", "Data", "train a tokenizer on your text"),
     Verb("prepare", "Data", "turn documents into token shards"),
     Verb("data", "Data", "look at training examples as a model learns them, and make exercises"),

@@ -63,6 +63,11 @@ class Config(BaseModel):
         _make_scalars_strict(schema)
         return schema
 
+    @classmethod
+    def called_elsewhere(cls, name: str, keys: list[str]) -> str | None:
+        """What to write for an unknown setting whose last word is `name`, if other tools call something that."""
+        return None
+
 
 def usual_kind(kind: str) -> BeforeValidator:
     """In an annotation: the kind of a section that does not name one."""
@@ -216,6 +221,17 @@ def _tags(annotation: Any, parts: list[str], discriminator: str) -> list[str]:
 
 # --- explaining what pydantic found -------------------------------------------------------------------------
 
+
+def expected_of(error: ValidationError, names: typing.Mapping[str, str] | None = None) -> str:
+    """The first problem of values that came from elsewhere, in our words: NAME: expected ..., found ...
+
+    names: what our fields are called there.
+    """
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    expected = _expectation(first["type"], first.get("ctx", {}), first["msg"])
+    return f"{(names or {}).get(key, key)}: expected {expected}, found {_show(first['input'])}"
+
 _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -331,7 +347,7 @@ def _one_error(problems: list[_Problem], document: YamlDocument, hint: str | Non
         place = problem.where()
         lines.append(f"{place}: {problem.sentence()}" if place else problem.sentence())
         if problem.hint:
-            lines.append(f"  {problem.hint}")
+            lines += [f"  {line}" for line in problem.hint.splitlines()]
     return ConfigError(f"{len(problems)} problems in {document.name}", hint="\n".join(lines + last))
 
 
@@ -357,6 +373,8 @@ def _unknown(key: str, cls: type[Config], document: YamlDocument, overrides: dic
         chosen = _value_at(document.values, section.split("."))
         kind = chosen.get("kind") if isinstance(chosen, dict) else None
         return _Problem(key, place, f"unknown setting {key} for kind {kind}")
+    if hint := cls.called_elsewhere(name, keys):
+        return _Problem(key, place, f"unknown setting {key}", hint)
     near = nearest_key(key, keys)
     return _Problem(key, place, f"unknown setting {key}", f"did you mean {near}?" if near else None)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     err: Console
 
 _consoles: dict[str, Console] = {}
+_LABEL = re.compile(r"\S+(?: \S+)* {2,}(?=\S)")  # "memory    0.9 GB ...": its continuation stands below the text
 
 
 def __getattr__(name: str) -> Any:
@@ -38,6 +41,38 @@ def __getattr__(name: str) -> Any:
             stderr=name == "err", highlight=False, markup=False, emoji=False, soft_wrap=True
         )
     return _consoles[name]
+
+
+def fold(text: str, width: int) -> str:
+    """Lines longer than `width` broken between words, their rest below the text behind a label or indented by two.
+
+    Lines that hold a command stay whole, to be copied.
+    """
+    lines = []
+    for line in text.split("\n"):
+        if len(line) <= width or "shoestring " in line:
+            lines.append(line)
+            continue
+        label = _LABEL.match(line)
+        hang = label.end() if label and label.end() <= width // 3 else len(line) - len(line.lstrip()) + 2
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=" " * hang,
+            break_long_words=False, break_on_hyphens=False, replace_whitespace=False,
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Lines on stderr; at a terminal they break between words."""
+    console = __getattr__("err")
+    console.print(fold(text, console.width) if console.is_terminal else text, style=style)
+
+
+def show(text: object) -> None:
+    """A result on stdout, plain; at a terminal its lines break between words."""
+    import shutil
+
+    print(fold(str(text), shutil.get_terminal_size().columns) if sys.stdout.isatty() else text)
 
 
 def progress(transient: bool = True) -> Progress:

@@ -14,13 +14,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
 EXIT_CODE = 130  # 128 + SIGINT, what shells expect of an interrupted command
 PATIENCE = 3.0  # seconds in which things may be tidied up
 _IMPORTING = "<frozen importlib._bootstrap>"
+_RESTORE: list[Callable[[], None]] = []
 _SHOW_CURSOR = b"\x1b[?25h"  # which a progress line hides
 
 
@@ -62,10 +63,24 @@ def answered() -> None:
     _Asked.open = False
 
 
+@contextlib.contextmanager
+def restoring(restore: Callable[[], None]) -> Iterator[None]:
+    """What must be put back at the end of the block, or when the process is left from inside it."""
+    _RESTORE.append(restore)
+    try:
+        yield
+    finally:
+        _RESTORE.remove(restore)
+        restore()
+
+
 def leave() -> NoReturn:
     """End the process now, whatever it is doing."""
+    for restore in _RESTORE:
+        with contextlib.suppress(Exception):
+            restore()
     with contextlib.suppress(OSError):  # nobody may be there to read it
-        os.write(2, _SHOW_CURSOR * os.isatty(2) + b"interrupted\n")
+        os.write(2, (_SHOW_CURSOR + b"\n") * os.isatty(2) + b"interrupted\n")
     os._exit(EXIT_CODE)
 
 

@@ -110,6 +110,11 @@ def format_count(count: int | float) -> str:
     return f"{_digits(count / 1e12)}T"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: 1 step, 1,200 steps."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def _digits(value: float) -> str:
     return f"{value:.1f}" if abs(value) < 9.95 else f"{value:.0f}"
 

@@ -36,7 +36,7 @@ from shoestring.core.errors import TokenizerError
 LENGTH_LIMIT = 64_000  # characters of a template; real ones have up to 30,000
 PIECES_LIMIT = 20_000  # of its names, signs, spaces and texts: compiling takes some 50 µs for each
 STEP_LIMIT = 100_000  # loop iterations and macro calls
-SECONDS_LIMIT = 1.0  # of the processor: a machine that was asleep or busy has done nothing wrong
+SECONDS_LIMIT = 0.6  # of the processor: a machine that was asleep or busy has done nothing wrong
 SIZE_LIMIT = 16_000_000  # characters in any one value
 WRITTEN_LIMIT, WRITTEN_GROWTH = 100_000, 10  # characters written: so many, and so many times the conversation's
 WORK_LIMIT = 64_000_000  # characters of all values made in one rendering

@@ -142,7 +142,7 @@ def _open_journal(
             raise DataError(
                 f"the journal is damaged: {error}", str(file), "remove the folder and try again"
             ) from error
-        console.err.print(f"{out} holds an unfinished run, but {changed}: starting over")
+        console.say(f"{out} holds an unfinished run, but {changed}: starting over")
         for pattern in (".*.partial", "*.bin", "*.offsets", JOURNAL):
             for old in out.glob(pattern):
                 old.unlink()
@@ -202,7 +202,7 @@ def _write(source: Source, tokenizer: Tokenizer, out: Path, journal: dict[str, A
         for writer in writers.values():
             writer.close()
     if skipped.counts:
-        console.err.print(f"left out: {skipped}")
+        console.say(f"left out: {skipped}")
     shards = sorted(journal["shards"], key=lambda entry: entry["name"])
     index = {
         "format": FORMAT,

@@ -21,6 +21,7 @@ END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # every byte, and <|endoftext|>
 # Merging a pair costs the square of a word's length, and text without spaces (bases of DNA, base64) is one word.
 _LONGEST_WORD = 256  # bytes
+LARGEST_VOCABULARY = 2**20
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency: int = 2) -> Tokenizer:
@@ -28,8 +29,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency:
 
     Words of more than 256 bytes are learned from in pieces, so that the time grows with the text alone.
     A small corpus may not have that many pairs: then the vocabulary is smaller, and stderr says so.
-    Raises ConfigError for a vocabulary that cannot hold all bytes.
+    Raises ConfigError for a vocabulary that cannot hold all bytes, or that nobody could train.
     """
+    if vocabulary > LARGEST_VOCABULARY:
+        raise ConfigError(f"a vocabulary of {vocabulary:,} is too large", hint=f"the most is {LARGEST_VOCABULARY:,}")
     if vocabulary < SMALLEST_VOCABULARY:
         raise ConfigError(
             f"a vocabulary of {vocabulary} cannot hold all bytes", hint=f"the least is {SMALLEST_VOCABULARY}"
@@ -55,7 +58,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency:
     tokenizer = Tokenizer.from_backend(backend, bos=END_OF_TEXT, eos=END_OF_TEXT, config=config)
     if tokenizer.vocabulary_size < vocabulary:
         found = f"{tokenizer.vocabulary_size:,} of {vocabulary:,} tokens"
-        console.err.print(
+        console.say(
             f"tokenizer: the text gives only {found} (pairs seen at least {min_frequency} times)"
         )
     return tokenizer

@@ -23,7 +23,7 @@ from torch import nn
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
 from shoestring.core.machine import peak_rss_bytes
-from shoestring.core.units import format_bytes, format_count, format_seconds
+from shoestring.core.units import counted, format_bytes, format_count, format_seconds
 from shoestring.data.batch import IGNORED, Batch
 from shoestring.data.supervised.batches import SupervisedPass
 from shoestring.data.supervised.config import OnBadLine
@@ -67,12 +67,12 @@ class Perplexity:
 
     def __str__(self) -> str:
         bits = "" if self.bits_per_byte is None else f" · {self.bits_per_byte:.3f} bits per byte"
-        what, how = "texts", f"windows of {self.context:,}, {self.stride:,} apart"
+        what, how = "text", f"windows of {self.context:,}, {self.stride:,} apart"
         if self.form != "text":
-            what, how = f"examples ({self.form})", f"cut at {self.context:,}; only what the assistant says is scored"
+            what, how = "example", f"{self.form}, cut at {self.context:,}; only what the assistant says is scored"
         return (
             f"perplexity {self.perplexity:.3f} · {self.loss:.4f} nats per token{bits}\n"
-            f"on {self.tokens:,} tokens of {self.documents:,} {what}, {how}\n"
+            f"on {counted(self.tokens, 'token')} of {counted(self.documents, what)}, {how}\n"
             f"{format_count(self.tokens_per_second)} tok/s · {format_seconds(self.seconds)}"
             f" · peak {format_bytes(self.peak_memory)}"
         )

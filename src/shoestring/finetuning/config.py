@@ -29,6 +29,12 @@ Weights = Literal["source", "float32", "bfloat16", "int8", "int4", "nf4"]
 _LEARNING_RATES: dict[str, float] = {"lora": 5e-4, "dora": 5e-4, "qlora": 5e-4, "full": 5e-5}
 DEFAULT_EPOCHS = 3.0
 EVERYDAY = "everyday"  # in the place of preserve.source: examples that the model makes (`finetuning.everyday`)
+# Settings that are given often have a flag, and a keyword in Python, of their own.
+SHORT = {
+    "method": "adapter.method", "rank": "adapter.rank", "batch_size": "train.batch_rows", "steps": "train.steps",
+    "epochs": "train.epochs", "time": "train.time", "columns": "data.columns", "on_bad_line": "data.on_bad_line",
+    "preserve": "preserve.source", "memory": "budget.memory", "compute": "precision.compute", "out": "out",
+}  # fmt: skip
 
 
 class AdapterSection(Config):
@@ -63,7 +69,7 @@ class FinetuneTrainSection(TrainSection):
     epochs: float | None = Field(None, gt=0, description="passes over the training examples")
     batch_tokens: int = Field(1024, gt=0, description="tokens of one optimizer step, rounded up to whole rows")
     batch_rows: int | None = Field(
-        None, gt=0, description="rows of one optimizer step, in place of batch_tokens; in data.layout padded, examples"
+        None, gt=0, description="rows of one optimizer step, in place of batch_tokens; with data.layout padded, examples"
     )
     sequence_length: int | None = Field(
         None, gt=0, description="tokens of a row; longer examples are cut; null: the longest example, 256 to 2048"

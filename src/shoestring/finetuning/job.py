@@ -15,7 +15,13 @@ from shoestring.core.errors import ConfigError
 from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
 from shoestring.data.supervised.rows import Rows
 from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, load_answers
-from shoestring.finetuning.config import FinetuneRecipe, finetune_recipe, is_finetune_recipe, load_finetune_recipe
+from shoestring.finetuning.config import (
+    SHORT,
+    FinetuneRecipe,
+    finetune_recipe,
+    is_finetune_recipe,
+    load_finetune_recipe,
+)
 from shoestring.finetuning.everyday import everyday_examples
 from shoestring.finetuning.examples import kept_rows
 from shoestring.finetuning.material import Material, open_material
@@ -33,6 +39,7 @@ from shoestring.train.loop import Callback
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import Objective, next_token
 from shoestring.train.planning import settle, this_machine
+from shoestring.train.recipe_files import with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
@@ -47,23 +54,36 @@ def finetune(
     overrides: dict[str, Any] | None = None,
     memory: str | int | None = None,
     batch_size: int | None = None,
+    *,
+    method: str | None = None,
+    rank: int | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    time: str | float | None = None,
+    compute: str | None = None,
+    columns: dict[str, str] | None = None,
+    preserve: str | None = None,
+    on_bad_line: str | None = None,
+    out: str | Path | None = None,
     **settings: Any,
 ) -> FinetuneResult:
     """Fine-tune `model` on the examples in `data`, or continue the run in the folder `resume`.
 
     model: or a recipe, by name or file, which may say which data. data: or rows: dictionaries, a `datasets.Dataset`, an
-    iterator over such; they are kept in the cache, so that the run can be continued. batch_size: rows of an optimizer
-    step (train.batch_rows), in place of train.batch_tokens. memory: of the whole process at most, as "1GB".
-    overrides: dotted settings of `FinetuneRecipe`; keywords are settings as well, two underscores for a dot:
-    `finetune("smollm2-135m", "mine.jsonl", adapter__method="dora", train__time="10m", out="runs/mine")`. Progress goes
-    to stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError (before any work, with the least
-    memory that would do), and Interrupted when the user stopped the run.
+    iterator over such; they are kept in the cache, so that the run can be continued. memory: of the whole process at
+    most, as "1GB". batch_size: rows of an optimizer step (train.batch_rows), in place of train.batch_tokens. These and
+    the rest are the flags of `shoestring finetune`, and a recipe's other settings are keywords too, with two
+    underscores for a dot: `finetune("smollm2-135m", "mine.jsonl", rank=8, time="10m", optimizer__learning_rate=1e-4)`.
+    overrides: the same by their dotted names. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError,
+    RunError, BudgetError (before any work, with the least memory that would do), and Interrupted when the user stopped
+    the run.
     """
-    changed = dotted(overrides, settings)
-    if memory is not None:
-        changed["budget.memory"] = memory
-    if batch_size is not None:
-        changed["train.batch_rows"] = batch_size
+    given = {
+        "method": method, "rank": rank, "batch_size": batch_size, "steps": steps, "epochs": epochs, "time": time,
+        "columns": columns, "on_bad_line": on_bad_line, "preserve": preserve, "memory": memory, "compute": compute,
+        "out": None if out is None else str(out),
+    }  # fmt: skip
+    changed = with_short(dotted(overrides, settings), SHORT, given)
     parallel.start()
     if data is not None and not isinstance(data, (str, Path)):
         data = kept_rows(data)

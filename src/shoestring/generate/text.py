@@ -8,8 +8,11 @@ the same place.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
+from typing import TextIO
 
+from shoestring.core.word_wrap import WordWrap
 from shoestring.data.tokenizer import Tokenizer
 
 # Control characters of a model's text could steer the user's terminal; newline and tab are kept.
@@ -78,3 +81,27 @@ class TextStream:
 def without_controls(text: str) -> str:
     """Text that is safe to write to a terminal."""
     return text.translate(_CONTROLS)
+
+
+class TextOutput:
+    """A model's text as it comes: exactly to a file or a pipe; at a terminal without control characters, its lines
+    broken between words."""
+
+    def __init__(self, output: TextIO):
+        self._output = output
+        width = shutil.get_terminal_size().columns
+        self._wrap = WordWrap(output.write, width) if output.isatty() else None
+
+    def add(self, piece: str) -> None:
+        if self._wrap is None:
+            self._output.write(piece)
+        else:
+            self._wrap.add(without_controls(piece))
+        self._output.flush()
+
+    def end(self) -> None:
+        """Behind the last piece: what was held back, and a newline."""
+        if self._wrap is not None:
+            self._wrap.end()
+        self._output.write("\n")
+        self._output.flush()

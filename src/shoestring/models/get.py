@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from shoestring.core.errors import ModelFileError, NetworkError
 from shoestring.core.files import atomic_folder, cache_dir, sha256_file
 from shoestring.core.foreign import read_json
+from shoestring.core.hub import quiet_hub
 from shoestring.core.units import format_bytes
 
 Say = Callable[[str], None]
@@ -343,15 +344,16 @@ def _get_hub(name: str, refresh: bool, say: Say) -> Path:
     say(f"fetching {repo} from the hub")
     where = f"hf:{name}"
     try:
-        first = snapshot_download(repo, revision=revision, allow_patterns=["config.json"], force_download=refresh)
-        _check_family(Path(first) / "config.json", where)
-        path = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=_HUB_FILES,
-            ignore_patterns=_HUB_NOT,
-            force_download=refresh,
-        )
+        with quiet_hub(say):
+            first = snapshot_download(repo, revision=revision, allow_patterns=["config.json"], force_download=refresh)
+            _check_family(Path(first) / "config.json", where)
+            path = snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=_HUB_NOT,
+                force_download=refresh,
+            )
     except ModelFileError:
         raise
     except hub.GatedRepoError as error:

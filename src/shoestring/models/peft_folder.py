@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from shoestring.core.config import expected_of
 from shoestring.core.device import resolve_dtype
 from shoestring.core.errors import ModelFileError, NetworkError, RunError
 from shoestring.core.files import atomic_folder
@@ -68,6 +69,9 @@ _READ = frozenset({
     "alpha_pattern", "init_lora_weights", "lora_alpha", "lora_dropout", "r", "rank_pattern", "use_dora", "use_rslora",
 })  # fmt: skip
 _CHANGES_BASE = re.compile(r"pissa.*|olora|corda|loftq|lora_ga", re.IGNORECASE)
+_THEIR_NAMES = {
+    "rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora", "dora": "use_dora",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,10 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
         for value in tables[1].values():
             LoRAConfig(alpha=float(value))
         ranks, alphas = ModulePatterns(tables[0]), ModulePatterns({key: float(of) for key, of in tables[1].items()})
-    except (ValidationError, TypeError, ValueError, OverflowError) as error:
+    except ValidationError as error:
+        reason = expected_of(error, _THEIR_NAMES)
+        raise ModelFileError(f"not a usable adapter config: {reason}", str(file)) from None
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(f"not a usable adapter config: {error}", str(file)) from error
     base, revision = (
         value if isinstance(value, str) and value else None

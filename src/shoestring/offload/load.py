@@ -26,6 +26,7 @@ from shoestring.offload.model import StreamedDecoder, open_streamed
 from shoestring.plan.constants import SPARE
 from shoestring.plan.decoding import Use, predict_use
 from shoestring.plan.shapes import Machine
+from shoestring.train.first_use import first_use
 
 _TOKENS = 1024  # of the cache, and computed together, for which room is kept
 
@@ -42,15 +43,19 @@ def load(
     """`LanguageModel.load`, inside `memory` bytes ("2GB") for the whole process if given.
 
     A model that fits is in memory, in bfloat16 where it has that and float32 would not fit. Another is read from disk
-    layer by layer for every token (`weights`: how it is kept there).
-    scoring: keep room for `perplexity` too. Raises BudgetError with the least that would do, and what
-    `LanguageModel.load` raises.
+    layer by layer for every token (`weights`: how it is kept there). device: with a budget, which is of the process,
+    "auto" is the CPU and a GPU is refused. scoring: keep room for `perplexity` too. Raises BudgetError with the least
+    that would do, and what `LanguageModel.load` raises.
     """
     allocator.install()
     if memory is None:
         return LanguageModel.load(model, device, dtype, say)
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     where = resolve_device(device)
+    if device == "auto" and where.type != "cpu":
+        where = torch.device("cpu")
+        if say is not None:
+            say("device    cpu: a memory budget is of the process, and a GPU has a memory of its own")
     check_memory_budget(budget, where)
     folder = find_model(model, say=say)
     base = find_base(folder, say) if is_adapter(folder) else folder
@@ -59,6 +64,7 @@ def load(
         source = _name(files.places["embedding.weight"].info.dtype)
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     external = open_external(config, tokenizer, say)  # first: the process is then as large as it stays
+    first_use(training=False)
     machine = Machine(rss_bytes() - allocator.kept(), flops=1.0, threads=torch.get_num_threads())
     for kind in _number_formats(dtype, source) if weights == "source" else ():
         if max(predict_use(config, use, machine, source).total for use in _uses(kind, scoring)) <= budget * SPARE:

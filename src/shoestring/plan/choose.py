@@ -61,15 +61,15 @@ def tell(choice: Choice, shape: JobShape, budget: int) -> None:
     console.err.print(console.table(("memory", ""), rows, right=("",)))
     for other, its in choice.others:
         fits = "fits too" if its.total <= budget * SPARE else "does not fit"
-        console.err.print(
+        console.say(
             f"{other.engine:<13} {format_bytes(its.total)}, {format_seconds(its.seconds)} a step: {fits}"
         )
-    console.err.print(
+    console.say(
         f"chosen        {spec.engine}, {spec.microbatch} × {shape.length} tokens at once"
         f"{', inputs of layers on disk' * spec.spilled}, about {shape.tokens / prediction.seconds:,.0f} tokens/s"
     )
     for line in choice.faster:
-        console.err.print(f"faster        {line}", style="dim")
+        console.say(f"faster        {line}", style="dim")
 
 
 def usual_microbatch(rows: int, length: int, tokens: int) -> int:

@@ -13,13 +13,12 @@ SPARE = 0.97
 # Of the matrix peak that a step reaches, for the estimate of its speed.
 EFFICIENCY = 0.7
 
-# What a process takes beside tensors, from before a model is opened to its peak: the matrix libraries' code and tables,
-# loaded with the first products, and Python's objects. Peak resident set less the allocator's peak, less the resident
-# set before, of generation (19 to 24 MB) and perplexity (30 to 32 MB); torch 2.13, `benchmarks.prediction`.
-LIBRARIES = 28_000_000
-
-# What training takes besides: what torch's optimizers and autograd import and keep. Measured in the same way.
-TRAINING = 94_000_000
+# What a process takes beside tensors, once the libraries are loaded (`train.first_use`), from before a model is opened
+# to its peak: Python's objects and what threads and files keep. Peak resident set less the allocator's peak, less the
+# resident set before: of generation (7 and 8 MB), perplexity (20 MB), training (11 to 30 MB); `benchmarks.prediction`.
+USE = 8_000_000
+SCORING = 12_000_000  # more
+TRAINING = 17_000_000  # more
 
 # What oneDNN keeps for every further number of tokens that it has met.
 LENGTH = 13_000_000

@@ -13,7 +13,7 @@ from dataclasses import replace
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
 from shoestring.nn.head_blocks import block_rows
-from shoestring.plan.constants import BITS, LENGTH, LIBRARIES, TRAINING
+from shoestring.plan.constants import BITS, LENGTH, TRAINING, USE
 from shoestring.plan.model import Model
 from shoestring.plan.passes import decode
 from shoestring.plan.peak import Walk, walked
@@ -38,10 +38,10 @@ def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
 
 
 def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
-    """What a process has besides tensors. process: bytes now. more: of libraries. tokens: of a batch."""
+    """What a process has besides tensors. process: bytes now. more: than a plain use keeps. tokens: of a batch."""
     return (
         ("process, before the model", process),
-        ("libraries, loaded when first used", LIBRARIES + more),
+        ("what it keeps beside tensors", USE + more),
         ("tokens of a step", tokens * _NUMBERS),
     )
 

@@ -81,7 +81,8 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Machine:
-    """process: bytes that this process has beside tensors. flops: of matmuls in the job's format, per second.
+    """process: bytes that this process has beside tensors, libraries loaded. flops: of matmuls in the job's format, per
+    second.
 
     read_speed: of the disk with the model, bytes per second. int8_gain: of int8 matmuls over float32 ones. total:
     bytes of memory that there are. threads: that compute. onednn: whether that library multiplies large matrices.

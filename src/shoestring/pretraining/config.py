@@ -18,6 +18,9 @@ from shoestring.train.config import AdamWConfig, OptimizerConfig
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
 
+# Settings that are given often have a flag, and a keyword in Python, of their own.
+SHORT = {"time": "train.time", "memory": "budget.memory", "out": "out"}
+
 
 class InitFrom(Config):
     """Continue from a model: its shapes, weights and tokenizer."""

@@ -15,7 +15,7 @@ from shoestring.data.loader import PackedLoader, SequentialPass
 from shoestring.evaluate.xz import xz_bytes
 from shoestring.models.folder import read_config
 from shoestring.plan.shapes import JobShape, Options
-from shoestring.pretraining.config import PretrainRecipe, load_pretrain_recipe
+from shoestring.pretraining.config import SHORT, PretrainRecipe, load_pretrain_recipe
 from shoestring.pretraining.material import open_material
 from shoestring.pretraining.result import PretrainResult, model_and_data
 from shoestring.train import parallel
@@ -25,7 +25,7 @@ from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
 from shoestring.train.planning import engines, settle, this_machine
-from shoestring.train.recipe_files import is_built_in, recipe_name
+from shoestring.train.recipe_files import is_built_in, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
@@ -37,15 +37,21 @@ def pretrain(
     recipe: str | Path | PretrainRecipe | None = None,
     resume: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
+    *,
+    time: str | float | None = None,
+    memory: str | int | None = None,
+    out: str | Path | None = None,
     **settings: Any,
 ) -> PretrainResult:
     """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out).
 
-    overrides: dotted settings, as on the command line; keywords are settings as well, with two underscores
-    for a dot: `pretrain("quickstart", train__time="2m", out="runs/mine")`. Progress goes to stderr. Raises
-    ConfigError, DataError, ModelFileError, RunError, BudgetError, and Interrupted when the user stopped the run.
+    time, memory, out: the flags of `shoestring pretrain`; a recipe's other settings are keywords too, with two
+    underscores for a dot: `pretrain("quickstart", time="2m", optimizer__learning_rate=1e-3)`. overrides: the same by
+    their dotted names. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError,
+    and Interrupted when the user stopped the run.
     """
-    changed = dotted(overrides, settings)
+    short = {"time": time, "memory": memory, "out": None if out is None else str(out)}
+    changed = with_short(dotted(overrides, settings), SHORT, short)
     parallel.start()
     given = load_pretrain_recipe(recipe, changed) if recipe is not None else None
     if resume is not None:

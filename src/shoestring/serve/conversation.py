@@ -93,6 +93,15 @@ class Conversation:
         finally:
             self.messages.append({"role": "assistant", "content": "".join(said)})
 
+    def take_back(self) -> str | None:
+        """Forget the latest question with its answer; -> the question, None where there is none."""
+        asked = self._asked()
+        if not asked:
+            return None
+        question = self.messages[asked[-1]]["content"]
+        del self.messages[asked[-1] :]
+        return question
+
     def save(self, file: str | Path) -> None:
         """Write the messages as one line of the JSONL that fine-tuning reads. Raises RunError."""
         with atomic_write(file) as lines:
@@ -100,8 +109,12 @@ class Conversation:
 
     def _forget_oldest(self) -> bool:
         """Drop the first question and its answer, never the latest question."""
-        users = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        users = self._asked()
         if len(users) < 2:
             return False
         del self.messages[users[0] : users[1]]
         return True
+
+    def _asked(self) -> list[int]:
+        """Where the questions stand."""
+        return [index for index, message in enumerate(self.messages) if message["role"] == "user"]

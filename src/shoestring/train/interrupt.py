@@ -50,4 +50,6 @@ class StopRequest:
         self.requested = True
         # os.write, because the console may be in the middle of a line and holds a lock.
         with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(2, b"\nstopping after this step; again to stop at once without saving\n")
+            # At a terminal it takes the place of the progress line, which is drawn anew below it.
+            start = b"\r\x1b[2K" if os.isatty(2) else b"\n"
+            os.write(2, start + b"stopping after this step; again to stop at once without saving\n")

@@ -21,10 +21,11 @@ from shoestring.plan.choose import Choice, choose, tell
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, Options
 from shoestring.train import parallel
+from shoestring.train.first_use import first_use
 from shoestring.train.recipe import RunRecipe
 
 R = TypeVar("R", bound=RunRecipe)
-_HOPELESS = 2.0  # times the memory of the machine
+_HOPELESS = 1.2  # times the memory of the machine
 _LARGE = 768  # rows, columns and sums of a product of which most of a step is made
 
 
@@ -36,6 +37,7 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
     flops, speed = parallel.by_first(
         lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), read_speed()]
     )
+    first_use()
     return Machine(
         process=rss_bytes() - allocator.kept(),
         flops=flops,

@@ -1,25 +1,33 @@
-"""The line on stderr while a run trains: loss, held-out bits per byte, speed, share of the matrix peak,
-memory, time left.
+"""The line on stderr while a run trains: how far it is, what it has learned, what it costs.
 
-On a terminal one line is redrawn with a bar; elsewhere (a log file, a pipe) a plain line appears every few
-seconds.
+On a terminal one line is redrawn; it ends some columns before the edge, so that the ^C which a terminal echoes does
+not wrap it into a second one. What does not fit is left out from the end, so what a person needs most comes first.
+Elsewhere (a log file, a pipe) a plain line with everything appears every few seconds.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 import torch
 
 from shoestring.core import console
-from shoestring.core.units import format_bytes, format_count, format_seconds
+from shoestring.core.units import counted, format_bytes, format_count, format_seconds
 from shoestring.train import parallel
 from shoestring.train.loop import Callback, StepEvent
 from shoestring.train.metrics import memory_bytes, share_of_peak
 
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+_DRAWN_EVERY = 0.1  # and between drawings where there is one
 _WINDOW = 10  # steps that the speed is averaged over
+_SPARE = 5  # columns left free at the edge: two ^C and the cursor
+_BAR = 16  # columns of the bar at most; below half of them there is none
 
 
 class ProgressLine(Callback):
@@ -27,18 +35,16 @@ class ProgressLine(Callback):
 
     def __init__(self, token_flops: float, peak: float, device: torch.device, held_out: str = "bits/byte"):
         """held_out: "bits/byte" or "loss", how a held-out measurement is shown."""
-        from rich.progress import BarColumn, Progress, TextColumn
-
         self.token_flops, self.peak, self.device, self.held_out = token_flops, peak, device, held_out
         self._recent: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
         self._last_line = 0.0
         self._events: int | None = None
-        self._live = None
+        self._live: Live | None = None
         if console.err.is_terminal and parallel.rank() == 0:
-            self._live = Progress(
-                TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), console=console.err
-            )
-            self._task = self._live.add_task("step", total=None)
+            from rich.live import Live
+
+            # Drawn by this thread alone: a signal cannot come between two that draw.
+            self._live = Live(console=console.err, auto_refresh=False)
             self._live.start()
 
     def after_step(self, event: StepEvent) -> None:
@@ -50,40 +56,66 @@ class ProgressLine(Callback):
             self._events = sum(values["step"] < state.step for values in state.events)
         for values in state.events[self._events :]:
             if sentence := _tell(values, event):
-                console.err.print(sentence)
+                console.say(sentence)
         self._events = len(state.events)
-        line = self.line(event)
-        if self._live is not None:
-            self._live.update(self._task, description=line, total=state.total_steps, completed=state.step)
+        now, every = time.monotonic(), PLAIN_EVERY if self._live is None else _DRAWN_EVERY
+        if not (event.last or event.stopping or now - self._last_line >= every):
             return
-        now = time.monotonic()
-        if event.last or event.stopping or now - self._last_line >= PLAIN_EVERY:
-            self._last_line = now
-            console.err.print(line)
+        self._last_line = now
+        if self._live is None:
+            console.err.print(self.line(event))
+        else:
+            self._live.update(self._drawn(event), refresh=True)
 
-    def line(self, event: StepEvent) -> str:
-        """Such as: step 210/610  loss 3.21  held-out 2.31 bits/byte  41k tok/s  63% of matrix peak  ..."""
+    def line(self, event: StepEvent, width: int | None = None) -> str:
+        """Such as: step 210/610  1:19 left  loss 3.21  held-out 2.31 bits/byte  41k tok/s  0.88 GB  63% of matrix peak.
+
+        width: columns to keep to, None for all of it.
+        """
         state = event.state
         total = f"{state.total_steps}" if state.total_steps is not None else "?"
         rate = sum(tokens for tokens, _ in self._recent) / max(
             sum(seconds for _, seconds in self._recent), 1e-9
         )
-        parts = [f"step {state.step:>{len(total)}}/{total}", f"loss {event.loss.mean:.2f}"]
-        if state.held_out is not None:
-            bits, loss = state.held_out.bits_per_byte, state.held_out.loss
-            parts.append(f"held-out {bits:.2f} bits/byte" if self.held_out == "bits/byte" else f"held-out {loss:.3f}")
-        parts.append(f"{format_count(rate)} tok/s")
-        parts.append(f"{share_of_peak(rate, self.token_flops, self.peak):.0%} of matrix peak")
-        parts.append(format_bytes(memory_bytes(self.device)))
+        parts: list[tuple[str, ...]] = [(f"step {state.step:>{len(total)}}/{total}",)]
         left = event.pace.seconds_left(state)
         if left is not None and not event.last:
-            parts.append(f"{format_seconds(left)} left")
-        return "  ".join(parts)
+            parts.append((f"{format_seconds(left)} left",))
+        parts.append((f"loss {event.loss.mean:.2f}",))
+        if state.held_out is not None:
+            bits, loss = state.held_out.bits_per_byte, state.held_out.loss
+            short = f"held-out {bits:.2f}"
+            parts.append((f"{short} bits/byte", short) if self.held_out == "bits/byte" else (f"held-out {loss:.3f}",))
+        parts.append((f"{format_count(rate)} tok/s",))
+        parts.append((format_bytes(memory_bytes(self.device)),))
+        parts.append((f"{share_of_peak(rate, self.token_flops, self.peak):.0%} of matrix peak",))
+        if width is None:
+            return "  ".join(forms[0] for forms in parts)
+        text = parts[0][0]
+        for forms in parts[1:]:
+            fitting = [form for form in forms if len(text) + 2 + len(form) <= width]
+            if not fitting:
+                break
+            text += f"  {fitting[0]}"
+        return text
 
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def _drawn(self, event: StepEvent) -> Text:
+        """The line for this terminal, with a bar where there is room."""
+        from rich.text import Text
+
+        width = console.err.width - _SPARE
+        text = Text(self.line(event, width), no_wrap=True, overflow="crop")
+        bar, total = min(_BAR, width - len(text) - 2), event.state.total_steps
+        if total and bar >= _BAR // 2:
+            done = bar * event.state.step // total
+            full, rest = ("#", "-") if console.err.options.ascii_only else ("━", "─")
+            text.append("  ").append(full * done, style="cyan").append(rest * (bar - done), style="dim")
+        return text
 
 
 def _tell(values: dict, event: StepEvent) -> str | None:
@@ -92,7 +124,7 @@ def _tell(values: dict, event: StepEvent) -> str | None:
     if values["event"] == "skipped":
         return f"skipped   step {values['step']:,} changed nothing: {values['reason']}"
     if values["event"] == "planned":
-        return f"time      fits {values['steps']:,} steps of {event.tokens:,} tokens"
+        return f"time      fits {counted(values['steps'], 'step')} of {counted(event.tokens, 'token')}"
     if values["event"] != "shortened":
         return None
-    return f"time      slower than the first steps: {values['to']:,} steps instead of {values['from']:,}"
+    return f"time      slower than the first steps: {counted(values['to'], 'step')} instead of {values['from']:,}"

@@ -21,6 +21,7 @@ from shoestring.train.config import (
     PrecisionConfig,
     ScheduleConfig,
 )
+from shoestring.train.other_names import meant
 
 
 def _recompute(value: Any) -> Any:
@@ -75,3 +76,8 @@ class RunRecipe(Config):
     seed: int = 1
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(None, gt=0, le=1024, description="CPU threads; null: torch's own choice")
+
+    @classmethod
+    def called_elsewhere(cls, name: str, keys: list[str]) -> str | None:
+        found = meant(name, keys)
+        return None if found is None else found.hint()

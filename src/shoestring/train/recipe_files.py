@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,6 +85,22 @@ def load_run_recipe(
         raise ConfigError(f"{name_or_path} is a recipe of {job}", hint=f"shoestring {job} {name_or_path} runs it")
     hint = f"shoestring recipe show {name_or_path} lists all settings"
     return load_config(cls, document, overrides, hint=hint)
+
+
+def with_short(
+    settings: Mapping[str, Any] | None, short: Mapping[str, str], given: Mapping[str, Any], flags: bool = False
+) -> dict[str, Any]:
+    """Dotted settings, and what was given by a short name: `short` says of which setting it is.
+
+    flags: they stand on the command line. Raises ConfigError when two say different things.
+    """
+    together = dict(settings or {})
+    for name, value in given.items():
+        key = short[name]
+        if value is not None and together.setdefault(key, value) != value:
+            names = f"--{name.replace('_', '-')} and --{key}" if flags else f"{name} and {key}"
+            raise ConfigError(f"{names} say different things{' (command line)' * flags}")
+    return together
 
 
 def recipe_name(name_or_path: str | Path | RunRecipe) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.core.machine import total_memory_bytes
-from shoestring.core.units import format_bytes, format_seconds
+from shoestring.core.units import counted, format_bytes, format_seconds
 from shoestring.plan.shapes import Prediction
 from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
@@ -67,4 +67,5 @@ def length_line(recipe: RunRecipe, steps: int | None, portion: str) -> str:
     """How long a run is. steps: None where `train.time` bounds it. portion: of a step, such as "1,024 tokens"."""
     if recipe.train.time is not None:
         return f"{format_seconds(recipe.train.time)}, in steps of {portion}; the first ones tell how many fit"
-    return f"{steps:,} steps of {portion}"
+    assert steps is not None
+    return f"{counted(steps, 'step')} of {portion}"

@@ -138,7 +138,7 @@ def dotted(overrides: dict[str, Any] | None, settings: dict[str, Any]) -> dict[s
 def say(sentence: str) -> None:
     """One line on stderr, from the first process."""
     if parallel.rank() == 0:
-        console.err.print(sentence)
+        console.say(sentence)
 
 
 def find_once(text: str | Path, encoder: bool = False) -> Path:
@@ -160,9 +160,21 @@ def execute(job: Job, start: Start) -> Run:
         return _execute(job, start, ending)
 
 
+def beside_its_budget(recipe: Any, begins: bool) -> Any:
+    """The recipe on a device whose memory its budget is of: a run that begins stays on the CPU where that is left open.
+
+    Raises ConfigError for a GPU.
+    """
+    device = resolve_device(recipe.device)
+    if recipe.budget.memory is not None and device.type != "cpu" and recipe.device == "auto" and begins:
+        say("device    cpu: a memory budget is of the process, and a GPU has a memory of its own")
+        return recipe.model_copy(update={"device": "cpu"})
+    check_memory_budget(recipe.budget.memory, device)
+    return recipe
+
+
 def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
-    recipe = settled(start.recipe)
-    check_memory_budget(recipe.budget.memory, resolve_device(recipe.device))
+    recipe = settled(beside_its_budget(start.recipe, start.out is None))
     if start.out is None and recipe.out is not None:
         check_free(Path(recipe.out))
     allocator.install(LARGE if recipe.budget.memory is None else GIVEN_BACK)

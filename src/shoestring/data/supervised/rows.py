@@ -18,6 +18,7 @@ from typing import Any
 
 from shoestring.core.errors import DataError, NetworkError
 from shoestring.core.foreign import parse_json
+from shoestring.core.hub import quiet_hub
 from shoestring.data.sources import JSONL_SUFFIXES, LINE_LIMIT, Skipped, jsonl_lines
 from shoestring.data.supervised import columns as naming
 from shoestring.data.supervised.config import Format, OnBadLine
@@ -249,11 +250,12 @@ def _hub_files(source: str, say: Callable[[str], None] | None) -> list[Path]:
     if say is not None:
         say(f"fetching {name} from the hub")
     try:
-        for branch in revisions:
-            listed = HfApi().list_repo_files(name, repo_type="dataset", revision=branch)
-            if chosen := training_files(listed):
-                fetched = [hf_hub_download(name, file, repo_type="dataset", revision=branch) for file in chosen]
-                return [Path(file) for file in fetched]
+        with quiet_hub(say):
+            for branch in revisions:
+                listed = HfApi().list_repo_files(name, repo_type="dataset", revision=branch)
+                if chosen := training_files(listed):
+                    fetched = [hf_hub_download(name, file, repo_type="dataset", revision=branch) for file in chosen]
+                    return [Path(file) for file in fetched]
     except Exception as error:  # its HTTP client changes between versions and has error classes of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise NetworkError(f"could not be fetched from the hub: {reason}", source, "run the same again") from error

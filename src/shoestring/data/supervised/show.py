@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from shoestring.core.units import format_count
+from shoestring.core.units import counted, format_count
 from shoestring.data.plain_names import PlainNames
 from shoestring.data.supervised.columns import described
 from shoestring.data.supervised.dataset import SupervisedDataset
@@ -29,7 +29,7 @@ def header_line(dataset: SupervisedDataset) -> str:
     counts = dataset.counts
     parts = [
         dataset.form + (f" ({described(dataset.columns)})" if dataset.columns else ""),
-        f"{counts.examples:,} example{'s' * (counts.examples != 1)}",
+        counted(counts.examples, "example"),
         f"{format_count(counts.tokens)} tokens",
         f"{counts.supervised_share:.0%} supervised",
         f"longest {counts.longest:,}",

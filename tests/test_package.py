@@ -1,0 +1,52 @@
+"""`import shoestring`: its names, their signatures, and the short names of settings in Python."""
+
+import inspect
+
+import pytest
+
+import shoestring
+from shoestring.core.errors import ConfigError
+
+
+def test_the_package_lists_its_names_and_nothing_else():
+    assert dir(shoestring) == sorted(shoestring.__all__)
+    assert set(dir(shoestring)) == {"__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("finetune", "model data resume overrides memory batch_size method rank steps epochs time compute preserve out"),
+        ("pretrain", "recipe resume overrides time memory out"),
+        ("load", "model device dtype memory"),
+        ("perplexity", "model data context stride examples"),
+    ],
+)
+def test_help_shows_a_functions_signature(name, expected):
+    function = getattr(shoestring, name)
+    assert inspect.isfunction(function) and inspect.getdoc(function)
+    assert set(expected.split()) <= set(inspect.signature(function).parameters)
+
+
+def test_a_short_name_is_the_setting_that_it_stands_for():
+    """The error shows the value, read under the setting's own name, before anything is done."""
+    with pytest.raises(ConfigError, match=r"adapter.rank: expected a number above 0, found -8"):
+        shoestring.finetune("nowhere", "mine.jsonl", rank=-8)
+    with pytest.raises(ConfigError, match="precision.compute: expected one of: .*float16"):
+        shoestring.finetune("nowhere", "mine.jsonl", compute="float16")
+    with pytest.raises(ConfigError, match="train.time: expected a duration"):
+        shoestring.pretrain("quickstart-smoke", time="soon")
+
+
+def test_two_names_of_one_setting_may_not_say_different_things():
+    with pytest.raises(ConfigError, match="rank and adapter.rank say different things"):
+        shoestring.finetune("nowhere", "mine.jsonl", rank=8, adapter__rank=16)
+    with pytest.raises(ConfigError, match=r"--rank and --adapter.rank say different things \(command line\)"):
+        from shoestring.cli.finetune import finetune
+
+        finetune("nowhere", data="mine.jsonl", rank=8, overrides={"adapter.rank": "16"})
+
+
+def test_other_tools_names_are_suggested_in_python_too():
+    with pytest.raises(ConfigError, match="did you mean adapter.rank"):
+        shoestring.finetune("nowhere", "mine.jsonl", lora_r=8)
