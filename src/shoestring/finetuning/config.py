@@ -69,7 +69,7 @@ class FinetuneTrainSection(TrainSection):
     epochs: float | None = Field(None, gt=0, description="passes over the training examples")
     batch_tokens: int = Field(1024, gt=0, description="tokens of one optimizer step, rounded up to whole rows")
     batch_rows: int | None = Field(
-        None, gt=0, description="rows of one optimizer step, in place of batch_tokens; with data.layout padded, examples"
+        None, gt=0, description="rows of an optimizer step, in place of batch_tokens; with data.layout padded, examples"
     )
     sequence_length: int | None = Field(
         None, gt=0, description="tokens of a row; longer examples are cut; null: the longest example, 256 to 2048"
