@@ -227,7 +227,7 @@ KNOWN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "change", "expected"), KNOWN, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("family", "change", "expected"), KNOWN, ids=[f"{family}-{number}" for number, (family, *_) in enumerate(KNOWN)])
 def test_a_familys_own_default_holds_where_a_key_is_silent(family, change, expected):
     values = base(family)
     for key, value in change.items():
