@@ -11,7 +11,6 @@ import pytest
 import zstandard
 
 from shoestring.core.errors import DataError
-from shoestring.data import sources
 from shoestring.data.sources import Skipped, Source, documents, split
 
 
@@ -47,7 +46,7 @@ def test_stdlib_obeys_declared_encodings(tmp_path, monkeypatch):
             "pkg/data.txt": "no",
         },
     )
-    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     skipped = Skipped()
     found = {d.name: d.text for d in documents("stdlib", skipped=skipped)}
     assert found == {"latin.py": "# -*- coding: latin-1 -*-\n# Grüße\n", "pkg/a.py": "y\n"}

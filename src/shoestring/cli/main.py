@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from shoestring.cli.overrides import split_overrides
 from shoestring.cli.verbs import VERBS, overview
 from shoestring.core.errors import ConfigError, ShoestringError
+from shoestring.core.yaml_document import GIVEN
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -32,12 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
         if reconfigure is not None:  # a console that lacks a character shows "?" rather than end the run
             reconfigure(errors="replace")
     tokens = sys.argv[1:] if arguments is None else list(arguments)
+    here = GIVEN.set("(command line)")
     try:
         return _answer(tokens)
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    finally:
+        GIVEN.reset(here)
 
 
 def _answer(tokens: list[str]) -> int:

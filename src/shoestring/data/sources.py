@@ -1,32 +1,34 @@
-"""Where text comes from: the standard library, text files, folders and JSONL, one document at a time.
+"""Where text comes from: the standard library, text files, folders, JSONL, Parquet, the hub; one document at a time.
 
 A source is opened once: its files are listed and sorted, so that order, names and the split into train and
-validation depend on the content alone. Memory stays bounded: JSONL is read by lines, and a text file above
-PIECE_BYTES becomes several documents, cut at line ends.
+validation depend on the content alone. Memory stays bounded: JSONL is read by lines, Parquet by groups of rows, and a
+text file above PIECE_BYTES becomes several documents, cut at line ends.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
 import json
 import os
-import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
+from shoestring.core import console
 from shoestring.core.errors import DataError
+from shoestring.data.hub import HUB, hub_files
+from shoestring.data.standard_library import MOST_NUMBERS, MOST_REPEATED, is_generated, standard_library
 
 PIECE_BYTES = 4 * 2**20
 LINE_LIMIT = 64 * 2**20  # a JSONL line longer than this is not a line of text
 
-_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 _UTF8_HINT = (
     "the text must be UTF-8; iconv -f LATIN1 -t UTF-8 FILE converts a Latin-1 file\n"
@@ -76,7 +78,7 @@ def documents(
 
 
 class Source:
-    """A listed source: "stdlib", or the path of a text file, a JSONL file or a folder of both.
+    """A listed source: "stdlib", hf:OWNER/NAME, or the path of a text, JSONL or Parquet file, or of a folder of them.
 
     Raises DataError when there is nothing to read, and while reading for text that cannot be read, unless
     on_bad_line is "skip". In folders, hidden files are left out, and binary files are left out and counted.
@@ -94,7 +96,10 @@ class Source:
         self.text_field = text_field
         self.validation = validation
         self.on_bad_line = on_bad_line
-        self.files = _standard_library() if self.source == "stdlib" else _list(Path(source))
+        if self.source.startswith(HUB):
+            self.files = hub_files(self.source, console.err.print)
+        else:
+            self.files = standard_library() if self.source == "stdlib" else _list(Path(source))
         self._forced = self._validation_file()
 
     def documents(self, skipped: Skipped | None = None) -> Iterator[Document]:
@@ -115,7 +120,10 @@ class Source:
 
     def fingerprint(self) -> str:
         """SHA-256 over names and contents of all files, and the settings that decide what is read."""
-        digest = hashlib.sha256(json.dumps([self.text_field, self.validation, self.on_bad_line]).encode())
+        settings = [self.text_field, self.validation, self.on_bad_line]
+        if self.source == "stdlib":
+            settings += [MOST_NUMBERS, MOST_REPEATED]
+        digest = hashlib.sha256(json.dumps(settings).encode())
         for name, file in self.files:
             try:
                 digest.update(f"\0{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
@@ -128,7 +136,7 @@ class Source:
 
     def _validation_file(self) -> str | None:
         """Few text files can miss validation by chance: then the one with the lowest hash goes there."""
-        names = [name for name, file in self.files if not _is_jsonl(file)]
+        names = [name for name, file in self.files if not _has_rows(file)]
         if self.validation == 0 or len(names) != len(self.files) or len(names) < 2:
             return None
         if any(split(name, self.validation) == "validation" for name in names):
@@ -142,6 +150,8 @@ class Source:
         try:
             if _is_jsonl(file):
                 yield from self._jsonl(name, file, skipped)
+            elif _is_parquet(file):
+                yield from self._parquet(name, file, skipped)
             elif self.source == "stdlib":
                 yield from self._python(name, file, skipped)
             elif len(self.files) == 1:
@@ -162,7 +172,9 @@ class Source:
         except (SyntaxError, UnicodeDecodeError):
             skipped.add("files of unknown encoding", str(file))
             return
-        if text.strip():
+        if is_generated(text):
+            skipped.add("generated files", str(file))
+        elif text.strip():
             yield Document(name, text, self._split(name))
 
     def _one_file(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
@@ -206,18 +218,28 @@ class Source:
         for number, line in enumerate(jsonl_lines(file), 1):
             if line.isspace():
                 continue
-            try:
-                text, identity = _text_of(line, self.text_field, f"{file}:{number}")
-            except DataError as error:
-                if self.on_bad_line == "skip":
-                    skipped.add("bad lines", f"{file}:{number}")
-                    continue
-                raise error
-            if text:
-                document = f"{name}:{number}"
-                yield Document(
-                    document, text, split(document if identity is None else identity, self.validation)
-                )
+            where = f"{file}:{number}"
+            yield from self._row(name, number, where, functools.partial(_text_of, line, self.text_field, where), skipped)
+
+    def _parquet(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
+        for number, row in enumerate(_parquet_rows(file, self.text_field), 1):
+            where = f"{file}: row {number}"
+            yield from self._row(name, number, where, functools.partial(_text_in, row, self.text_field, where), skipped)
+
+    def _row(
+        self, name: str, number: int, where: str, read: Callable[[], tuple[str, str | None]], skipped: Skipped
+    ) -> Iterator[Document]:
+        """The document of one row, if it holds any text."""
+        try:
+            text, identity = read()
+        except DataError:
+            if self.on_bad_line == "skip":
+                skipped.add("bad lines", where)
+                return
+            raise
+        if text:
+            document = f"{name}:{number}"
+            yield Document(document, text, split(document if identity is None else identity, self.validation))
 
 
 def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]:
@@ -236,9 +258,18 @@ def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]
         ) from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"not a readable JSON object: {error}", where, _SKIP_HINT) from error
-    expected = f'expected {{"{text_field}": "..."}}; data.text_field names another field\n{_SKIP_HINT}'
     if not isinstance(entry, dict):
-        raise DataError("not a JSON object", where, expected)
+        raise DataError("not a JSON object", where, _expected(text_field))
+    return _text_in(entry, text_field, where)
+
+
+def _expected(text_field: str) -> str:
+    return f'expected {{"{text_field}": "..."}}; data.text_field names another field\n{_SKIP_HINT}'
+
+
+def _text_in(entry: dict[str, Any], text_field: str, where: str) -> tuple[str, str | None]:
+    """The text of a row, and its `id` when it has one."""
+    expected = _expected(text_field)
     if text_field not in entry:
         raise DataError(
             f"no field {text_field!r}; it has {', '.join(map(repr, entry)) or 'none'}", where, expected
@@ -252,6 +283,21 @@ def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]
         raise DataError("the text holds half of a surrogate pair", where, _SKIP_HINT) from error
     identity = entry.get("id")
     return text, str(identity) if isinstance(identity, (str, int)) else None
+
+
+def _parquet_rows(file: Path, text_field: str) -> Iterator[dict[str, Any]]:
+    """Each row's text and `id`; of a file without the field, its columns by name, so that a message can tell them."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as content:
+            names = content.schema_arrow.names
+            columns = [name for name in (text_field, "id") if name in names] if text_field in names else names
+            for part in content.iter_batches(batch_size=256, columns=columns):
+                yield from part.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", str(file)) from error
 
 
 def jsonl_lines(file: Path) -> Iterator[bytes]:
@@ -303,6 +349,14 @@ def _is_jsonl(file: Path) -> bool:
     return file.name.lower().endswith(JSONL_SUFFIXES)
 
 
+def _is_parquet(file: Path) -> bool:
+    return file.name.lower().endswith(".parquet")
+
+
+def _has_rows(file: Path) -> bool:
+    return _is_jsonl(file) or _is_parquet(file)
+
+
 def _is_binary(file: Path) -> bool:
     with open(file, "rb") as content:
         return b"\0" in content.read(8192)
@@ -316,7 +370,7 @@ def _list(path: Path) -> list[tuple[str, Path]]:
         raise DataError(
             "no such file or folder",
             str(path),
-            "data.source is stdlib, a text file, a .jsonl file or a folder",
+            "data.source is stdlib, a text file, a .jsonl or .parquet file, a folder, or hf:OWNER/NAME",
         )
     found = []
     for parent, folders, names in os.walk(path):
@@ -325,26 +379,6 @@ def _list(path: Path) -> list[tuple[str, Path]]:
         found += [(file.relative_to(path).as_posix(), file) for file in files if file.is_file()]
     if not found:
         raise DataError("this folder holds no files", str(path), "give a folder with text files")
-    return sorted(found)
-
-
-def _standard_library() -> list[tuple[str, Path]]:
-    """The running Python's own modules, tests and installed packages left out.
-
-    Also left out: `pydoc_data`, one generated file of prose that would be most of the held-out text.
-    """
-    root = Path(sysconfig.get_path("stdlib"))
-    found = []
-    for parent, folders, names in os.walk(root):
-        folders[:] = sorted(
-            folder for folder in folders if folder not in _LEFT_OUT and not folder.startswith(".")
-        )
-        files = [Path(parent) / name for name in names if name.endswith(".py")]
-        found += [(file.relative_to(root).as_posix(), file) for file in files]
-    if not found:
-        raise DataError(
-            "this Python has no standard library source files", str(root), "give another data.source"
-        )
     return sorted(found)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from shoestring.core.config import Config
+from shoestring.core.extras import need
 from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.config import DataConfig
 from shoestring.models.config import ModelConfig
@@ -90,6 +91,13 @@ class PretrainRecipe(RunRecipe):
                 f" ({self.model.context})"
             )
         return self
+
+    def check_packages(self) -> None:
+        """Also what searches a memory larger than what is searched exactly."""
+        super().check_packages()
+        memory = self.model.memory if isinstance(self.model, ModelConfig) else None
+        if memory is not None and memory.scope == "persistent" and memory.capacity > memory.exact_entries:
+            need("faiss", "model.memory.capacity beyond model.memory.exact_entries", "memory")
 
 
 def load_pretrain_recipe(

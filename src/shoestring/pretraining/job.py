@@ -24,7 +24,7 @@ from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
 from shoestring.train.planning import engines, settle, this_machine
-from shoestring.train.recipe_files import is_built_in, recipe_name
+from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
@@ -52,6 +52,8 @@ def pretrain(
     elif given is not None and recipe is not None:
         name = recipe_name(recipe)
         built_in = not isinstance(recipe, PretrainRecipe) and is_built_in(recipe)
+        if not isinstance(recipe, PretrainRecipe):
+            given = begun_with(given, name, changed)
         start = Start(given, name, f"{name} (built in)" if built_in else name)
     else:
         raise ConfigError("give a recipe, or a run to resume", hint="shoestring recipe list names the built-in ones")

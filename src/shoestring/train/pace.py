@@ -104,8 +104,9 @@ class TimeBudget:
         if state.planned_steps is not None:
             return state.planned_steps
         if not self._measured:
-            return _GUESS
-        return max(state.step + 1, int(self.budget / self._seconds_per_step()))
+            return state.schedule_step + _GUESS
+        left = max(self.budget - state.seconds, 0.0)
+        return max(state.step + 1, state.step + int(left / self._seconds_per_step()))
 
     def after_step(self, state: TrainerState, seconds: float, reserve: Reserve) -> None:
         self._session_steps += 1

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from shoestring.core.config import Config
+from shoestring.core.extras import need
 from shoestring.core.units import Seconds
 from shoestring.nn.config import Recompute
 from shoestring.train.config import (
@@ -63,6 +64,7 @@ class RunRecipe(Config):
 
     job: str
     description: str = ""
+    base: str | None = Field(None, description="the recipe that a run began with, before what was changed for it")
     model: Any  # each job says what may stand in these two
     data: Any
     train: TrainSection
@@ -75,3 +77,10 @@ class RunRecipe(Config):
     seed: int = 1
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's own choice")
+
+    def check_packages(self) -> None:
+        """Raises ConfigError for a package that the settings need and that is not installed."""
+        if self.log.tensorboard:
+            need("tensorboard", "log.tensorboard", "train")
+        if self.log.wandb:
+            need("wandb", "log.wandb", "train")
