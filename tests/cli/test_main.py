@@ -122,6 +122,20 @@ def test_an_unknown_verb_names_the_nearest(capsys):
         ),
         (["pretrain", "quickstart", "--time", "soon"], "train.time: expected a duration such as 2m"),
         (["pretrain", "quickstart", "--train.steps"], "--train.steps needs a value"),
+        (["pretrain", "quickstart", "--seed", "1" + "0" * 30], "seed: expected a number of at most 9223372036854775807"),
+        (["pretrain", "quickstart", "--train.steps", "9" * 5000], "a number of 5,000 digits; at most 100 are possible"),
+        (["pretrain", "quickstart", "--train.steps", "1__0"], 'train.steps: expected a whole number, found "1__0"'),
+        (["pretrain", "quickstart", "--train.steps", "1_"], 'train.steps: expected a whole number, found "1_"'),
+        (["pretrain", "quickstart", "--model.width", "[" * 100_000], "nested more than 100 times"),
+        (["pretrain", "quickstart", f"--{'.'.join('a' * 5000)}", "1"], "has 5,000 parts"),
+        (["pretrain", "quickstart", "--optimizer.betas.²", "1"], "optimizer.betas: expected a list"),
+        (["pretrain", "quickstart", "--threads", "1000000"], "threads: expected a number of at most 1024"),
+        (["pretrain", "n" * 5000], "there is no recipe"),
+        (["pretrain", "quickstart", "--out", "n" * 300], "File name too long"),
+        (["pretrain", "quickstart", "--out", os.fsdecode(b"a\xff")], "is not UTF-8 text"),
+        (["generate", "n" * 5000, "--prompt", "x"], "no model"),
+        (["generate", "~nobody-of-this-name/x", "--prompt", "x"], "no model"),
+        (["data", "show", "n" * 5000, "--model", "x"], "no model"),
     ],
 )
 def test_a_mistake_is_one_error_on_stderr_and_exit_2(capsys, tmp_path, monkeypatch, arguments, sentence):
@@ -224,18 +238,28 @@ def test_every_built_in_recipe_is_listed_and_right(capsys):
         assert said(capsys, "recipe", "check", name)[0] == 0
 
 
-def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, monkeypatch):
-    from shoestring.core import speeds
+@pytest.fixture
+def measured(monkeypatch):
+    """A machine whose figures are known; -> the loads that others put on it, and whether peaks were measured again."""
+    from shoestring.core import machine, speeds
     from shoestring.core.matmul import TABLE
-    from shoestring.kernels import allocator
 
     peaks = {"float32": 2e11, "bfloat16": 8e11}
     monkeypatch.setattr(speeds, "matrix_peak", lambda dtype, device, refresh: peaks[dtype])
-    monkeypatch.setattr(speeds, "memory_bandwidth", lambda refresh: 4e10)
     monkeypatch.setattr(speeds, "disk_read_speed", lambda: 2e9)
     rates = {"library": "onednn", "gflops": {"torch": 90.4, "onednn": 123.0}, "threads": 2}
     monkeypatch.setattr(TABLE, "entry", lambda kind: rates)
     monkeypatch.setattr(TABLE, "forced", "")
+    load, again = [0.0], []
+    monkeypatch.setattr(machine, "others_load", lambda: load[0])
+    monkeypatch.setattr(speeds, "memory_bandwidth", lambda refresh: again.append(refresh) or 4e10)
+    return load, again, rates
+
+
+def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, measured):
+    from shoestring.kernels import allocator
+
+    rates = measured[2]
     code, out, _ = said(capsys, "doctor")
     assert code == 0
     names = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
@@ -250,3 +274,13 @@ def test_doctor_says_five_lines_a_table_and_one_json_object(capsys, monkeypatch)
     # half of 2e11 FLOP/s over 6 operations for each of 10M parameters
     assert figures["tokens_per_second"] == pytest.approx(1666.67, abs=0.01)
     assert figures["matmul"]["kinds"]["float32 weight gradient 768x768x768"] == rates
+
+
+def test_doctor_notes_what_other_programs_take_and_keeps_what_it_knows_from_a_quieter_time(capsys, measured):
+    load, again, _ = measured
+    for share in (0.02, 0.55, None):
+        load[0] = share
+        code, out, _ = said(capsys, "doctor")
+        assert code == 0 and ("55% of the processor" in out) is (share == 0.55)
+        assert json.loads(said(capsys, "doctor", "--json")[1])["load_of_others"] == share
+    assert again == [True, True, False, False, True, True]

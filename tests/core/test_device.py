@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.device import check_memory_budget, resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
 
 
@@ -26,3 +26,11 @@ def test_an_absent_gpu_is_said_plainly(monkeypatch):
 def test_an_unknown_number_format_lists_the_known():
     with pytest.raises(ConfigError, match="expected one of: float32"):
         resolve_dtype("int3")
+
+
+def test_a_memory_budget_is_of_a_cpu():
+    check_memory_budget(None, torch.device("cuda"))
+    check_memory_budget(10**9, torch.device("cpu"))
+    for kind in ("cuda", "mps"):
+        with pytest.raises(ConfigError, match=f"on {kind} a model lies in the GPU's"):
+            check_memory_budget(10**9, torch.device(kind))

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from shoestring.core.files import (
     atomic_folder,
     atomic_write,
     cache_dir,
+    exclusive,
+    hold,
     recover_folder,
     remove_stale,
     replace_symlink_or_pointer,
@@ -27,6 +30,7 @@ from shoestring.core.files import (
 # Replaces a folder of 20 files that all hold one number, over and over, with the next number.
 WRITER = """
 import sys
+import threading
 from pathlib import Path
 from shoestring.core import files
 if sys.argv[2] == "two-step":
@@ -151,7 +155,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(tmp_path, monkeypa
 
     monkeypatch.setattr(files.os, "fsync", full)
     for manager in (atomic_write(tmp_path / "f"), atomic_folder(tmp_path / "d")):
-        with pytest.raises(RunError, match="the disk is full; nothing was changed"), manager as target:
+        with pytest.raises(RunError, match="the disk is full: this was not written; what was written before"), manager as target:
             if isinstance(target, Path):
                 (target / "x").write_text("1")
             else:
@@ -182,6 +186,26 @@ def test_a_read_only_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(files.Path, "mkdir", read_only)
     with pytest.raises(RunError, match="the disk is read-only"), atomic_folder(tmp_path / "a" / "d"):
         raise AssertionError("must be refused before any work")
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        (lambda here: here / "file" / "out", "a file stands in the way"),
+        (lambda here: here / ("n" * 300), "File name too long"),
+        (lambda here: here / ("n" * 240), "File name too long"),  # its temporary sibling is longer
+        (lambda here: here / ("n" * 300) / "out", "File name too long"),
+        (lambda here: here / os.fsdecode(b"a\xff"), "not UTF-8"),
+    ],
+    ids=["below a file", "long", "rather long", "long above", "bytes"],
+)
+def test_a_place_that_cannot_be_is_one_sentence_that_names_it(tmp_path, place, sentence):
+    (tmp_path / "file").write_text("x")
+    for writing in (atomic_write, atomic_folder):
+        with pytest.raises(RunError, match=sentence) as caught, writing(place(tmp_path)):
+            raise AssertionError("must be refused before any work")
+        assert str(tmp_path) in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_forbidden_input_is_not_blamed_on_the_output(tmp_path):
@@ -224,3 +248,34 @@ def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     assert cache_dir() == tmp_path / "own" and cache_dir().is_dir()
     monkeypatch.delenv("SHOESTRING_CACHE")
     assert cache_dir() == tmp_path / "xdg" / "shoestring"
+
+
+def test_a_lock_is_held_until_it_is_released_or_its_owner_dies(tmp_path):
+    file = tmp_path / "lock"
+    code = "import sys, time; from shoestring.core.files import hold; held = hold(sys.argv[1]); print(held, flush=True)"
+    command = [sys.executable, "-c", f"{code}; time.sleep(60)", str(file)]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None and "Held" in owner.stdout.readline()
+    assert hold(file) is None
+    owner.kill()
+    owner.wait()
+    held = hold(file)
+    assert held is not None and hold(file) is None
+    held.release()
+    again = hold(file)
+    assert again is not None
+    again.release()
+
+
+def test_whoever_wants_a_lock_that_another_has_waits_for_as_long_as_it_takes(tmp_path):
+    held, entered = hold(tmp_path / "lock"), threading.Event()
+    assert held is not None
+
+    def enter():
+        with exclusive(tmp_path / "lock"):
+            entered.set()
+
+    threading.Thread(target=enter, daemon=True).start()
+    assert not entered.wait(0.2)
+    held.release()
+    assert entered.wait(5)

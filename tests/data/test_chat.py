@@ -166,6 +166,53 @@ def test_a_hostile_template_is_stopped_soon(template):
     assert time.monotonic() - began < 5
 
 
+MANY = "{% set x = range(99999)|list %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ range(99999)|list|reverse|select('in', range(99999)|list)|list|length }}",
+        MANY + "{{ x|reverse|reject('in', x)|list }}",
+        MANY + "{{ messages|selectattr('role', 'in', x)|map('string')|list }}{{ x|reverse|select('in', x)|first }}" * 9,
+        MANY + "{% if " + "'a' in x or " * 3000 + "false %}{% endif %}",
+        MANY + "{% if " + "x[1:] == x[1:] and " * 1500 + "false %}{% endif %}",
+        MANY + "".join(f"{{% set v{n} = x[{n}:] %}}" for n in range(1500)),
+        "".join(f"{{% set v{n} = 'é' * 15000000 %}}" for n in range(1000)),
+        MANY + "{{ x|" + "map(attribute='real')|" * 300 + "list|length }}",
+        MANY + "{{ x|map(attribute='" + "real." * 5000 + "real')|list|length }}",
+        MANY + "{{ x|batch(1)|list|sum(start=[])|length }}",
+        "{{ ('ab,' * 5000000).split(',')|length }}",
+        "{{ ('<!--' * 999999)|striptags }}",
+        "{{ ('a@' * 999999)|urlize }}",
+        "{{ ('a ' * 999999)|wordwrap(1) }}",
+        "{{ a }}" * 60_000,
+        "{% if a %}" * 3000,
+        "{{ a" + ".a" * 30_000 + " }}",
+        "{{ a" + "|trim" * 10_000 + " }}",
+        "{{ 1" + "+1" * 30_000 + " }}",
+    ],
+    ids=range(19),
+)
+def test_what_no_call_or_loop_of_the_template_shows_is_stopped_as_well(template):
+    began = time.process_time()
+    with pytest.raises(TokenizerError, match="chat template"):
+        render_chat(template, PLAIN)
+    assert time.process_time() - began < 3
+
+
+def test_a_long_conversation_stays_within_the_limits():
+    long = [{"role": role, "content": "word " * 2000} for role in ("user", "assistant")] * 100  # 2 million characters
+    for name in ("chatml", "qwen", "llama"):
+        assert len(render_chat(TEMPLATES[name], long)) > 2_000_000
+
+
+def test_time_counts_only_while_the_processor_works(monkeypatch):
+    clock = iter(range(0, 10**9, 100))  # a machine that sleeps between any two looks
+    monkeypatch.setattr("shoestring.data.chat.time.monotonic", lambda: next(clock))
+    assert "15" in render_chat(templates.CHATML, PLAIN)
+
+
 def test_the_reason_that_a_template_gives_is_shown():
     with pytest.raises(TokenizerError, match="roles must alternate"):
         render_chat("{{ raise_exception('roles must alternate') }}", PLAIN)

@@ -84,3 +84,19 @@ def test_output_is_a_view_away_from_tokens_by_width():
     ):
         out = attend(q, k, v, seen, 0.3).transpose(1, 2)
         assert out.reshape(BATCH, TOKENS, HEADS * WIDTH).data_ptr() == out.data_ptr()
+
+
+def test_on_a_gpu_no_call_has_both_a_mask_and_grouped_heads(monkeypatch):
+    """Which torch's fast kernels do not take there. The meta device stands for a GPU."""
+    calls = []
+
+    def record(q, k, v, attn_mask=None, enable_gqa=False, **rest):
+        calls.append((k.shape[1], v.shape[1], attn_mask is not None, enable_gqa))
+        return q
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    q, k, v = (x.to("meta") for x in qkv())
+    mask = torch.ones(BATCH, 1, TOKENS, TOKENS, dtype=torch.bool, device="meta")
+    attend(q, k, v, Visibility(causal=True, mask_B1TS=mask, documents=((0, 0, 4), (0, 4, 9))), 0.3)
+    attend(q, k, v, Visibility(causal=True), 0.3)
+    assert calls == [(HEADS, HEADS, True, False), (KV_HEADS, KV_HEADS, False, True)]

@@ -19,6 +19,9 @@ SHAPE = {
 }
 
 
+EXPERTS = {"feed_forward": {"kind": "moe", "width": 16, "experts": 4}}
+
+
 def model(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Decoder:
     return build(ModelConfig.model_validate({**SHAPE, **changes}), seed=seed, dtype=dtype)
 

@@ -23,6 +23,8 @@ TRAINING_SHARE_OF_MEMORY = 0.8
 OPERATIONS_PER_PARAMETER = 6
 USUAL_SHARE_OF_PEAK = 0.5
 EXAMPLE_PARAMETERS = 10_000_000
+# Of the processor, that other programs take.
+NOTEWORTHY_LOAD = 0.1
 
 # Products that every run makes: name, layout, rows, outputs and length of the sums.
 USUAL_PRODUCTS: tuple[tuple[str, str, int, int, int], ...] = (
@@ -64,7 +66,9 @@ def measure() -> dict[str, Any]:
 
     device = resolve_device("auto")
     cache = cache_dir()
-    peaks = {name: speeds.matrix_peak(name, device, refresh=True) for name in ("float32", "bfloat16")}
+    load = machine.others_load()
+    quiet = load is None or load < NOTEWORTHY_LOAD  # else what is known from a quieter time is nearer to the truth
+    peaks = {name: speeds.matrix_peak(name, device, refresh=quiet) for name in ("float32", "bfloat16")}
     memory = machine.total_memory_bytes()
     training_memory, gpu = memory, None
     if device.type == "cuda":
@@ -80,12 +84,13 @@ def measure() -> dict[str, Any]:
     return {
         "processor": machine.cpu_model(),
         "cores": machine.cpu_count(),
+        "load_of_others": load if load is None else round(load, 3),
         "vector_units": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "matrix_peak": peaks,
         "matmul": {"forced": TABLE.forced or None, "kinds": {str(kind): TABLE.entry(kind) for kind in kinds}},
         "memory": memory,
-        "memory_bandwidth": speeds.memory_bandwidth(refresh=True),
+        "memory_bandwidth": speeds.memory_bandwidth(refresh=quiet),
         "caching_allocator": allocator.install(),
         "disk": str(cache),
         "disk_free": shutil.disk_usage(cache).free,
@@ -127,12 +132,12 @@ def matmul_table(found: dict[str, Any]) -> list[str]:
 
 
 def describe(found: dict[str, Any]) -> dict[str, str]:
-    """The five lines: name -> text."""
+    """The five lines, and one on what disturbed them: name -> text."""
     peaks = found["matrix_peak"]
     single, half = (f"{peaks[name] / 1e9:,.0f}" for name in ("float32", "bfloat16"))
     gain = peaks["bfloat16"] / peaks["float32"]
     faster = "bfloat16" if gain > 1.2 else "float32"
-    return {
+    lines = {
         "processor": f"{found['processor']}, {found['cores']} cores, {found['vector_units']}:"
         f" matrix products {single} GFLOP/s in float32, {half} in bfloat16",
         "memory": f"{format_bytes(found['memory'])}, read at {format_bytes(found['memory_bandwidth'])}/s; tensors from"
@@ -144,3 +149,9 @@ def describe(found: dict[str, Any]) -> dict[str, str]:
         f" {format_count(EXAMPLE_PARAMETERS)} parameters; up to {format_count(found['largest_model'])} fit"
         f" with AdamW; compute in {faster}",
     }
+    if (found["load_of_others"] or 0) >= NOTEWORTHY_LOAD:
+        lines["load"] = (
+            f"other programs take {found['load_of_others']:.0%} of the processor: what was measured now is too low, and"
+            " a run beside them is slower; ask again when they are done"
+        )
+    return lines

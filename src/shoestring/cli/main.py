@@ -7,39 +7,40 @@ known: the overview needs no parser, and a recipe's mistake is found without tor
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
-import os
+import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shoestring.cli.overrides import split_overrides
 from shoestring.cli.verbs import VERBS, overview
+from shoestring.core import interrupt
+from shoestring.core.console import safe_streams
 from shoestring.core.errors import ConfigError, ShoestringError
 from shoestring.core.yaml_document import GIVEN
 
 if TYPE_CHECKING:
     from cyclopts import App
 
-INTERRUPTED, BROKEN_PIPE = 130, 141
+INTERRUPTED, BROKEN_PIPE = interrupt.EXIT_CODE, 141
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (default: sys.argv) and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:  # a console that lacks a character shows "?" rather than end the run
-            reconfigure(errors="replace")
     tokens = sys.argv[1:] if arguments is None else list(arguments)
     here = GIVEN.set("(command line)")
     try:
-        return _answer(tokens)
-    except BrokenPipeError:
-        # Python flushes stdout once more when it ends, and would complain then
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        with safe_streams(), _outliving_terminal(tokens), interrupt.listening(to_the_end=arguments is None):
+            try:
+                return _answer(tokens)
+            except BrokenPipeError:
+                return BROKEN_PIPE
     finally:
         GIVEN.reset(here)
 
@@ -54,11 +55,60 @@ def _answer(tokens: list[str]) -> int:
         _complain(str(error) if error.exit_code == INTERRUPTED else f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
+        interrupt.answered()
         _complain("interrupted")
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except BaseException as error:
+        sentence = _last_resort(error)
+        if sentence is None:
+            raise
+        _complain(f"error: {sentence}")
+        return ConfigError.exit_code
+
+
+def _last_resort(error: BaseException) -> str | None:
+    """What the machine refused, wherever that was; None for all else, which is a bug of ours."""
+    from shoestring.core.units import format_bytes
+
+    said = (str(error).splitlines() or [""])[0]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(_NO_MEMORY, str(error))):
+        size = re.search(r"allocate (\d+) bytes", str(error))
+        return f"there is not enough memory{f' for {format_bytes(int(size[1]))} more' if size else ''}"
+    if isinstance(error, RecursionError):
+        return "an input is nested too deeply"
+    if type(error).__name__ == "PanicException":
+        return f"the tokenizer cannot be used: {said}"
+    return None
+
+
+_NO_MEMORY = "can't allocate memory|[Oo]ut of memory|Cannot allocate memory|bad_alloc|can't start new thread"
+
+
+@contextlib.contextmanager
+def _outliving_terminal(tokens: list[str]) -> Iterator[None]:
+    """What takes hours goes on when its terminal is closed; its progress then goes nowhere (`core.console`)."""
+    long = bool(tokens) and tokens[0] in ("pretrain", "finetune", "prepare", "quickstart")
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if not long or hangup is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(hangup, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(hangup, before)
 
 
 def _run(tokens: list[str]) -> None:
+    for token in tokens:
+        try:
+            token.encode()
+        except UnicodeEncodeError:  # it would have to stand in recipes, configs and plots
+            raise ConfigError(f"{ascii(token)} is not UTF-8 text (command line)", hint="rename it") from None
     if not tokens or tokens[0] in ("--help", "-h", "help"):
         print(overview())
         return
@@ -147,5 +197,6 @@ def _explain(error: Exception, chain: tuple[str, ...]) -> ConfigError:
 
 
 def _complain(text: str) -> None:
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError, ShoestringError):
+        sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)

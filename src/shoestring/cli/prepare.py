@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -81,6 +82,6 @@ def _tokenizer(name: str):
     from shoestring.models.resolve import find_model
 
     folder = (
-        Path(name) if (Path(name) / "tokenizer.json").is_file() else find_model(name, say=console.err.print)
+        Path(name) if os.path.isfile(Path(name) / "tokenizer.json") else find_model(name, say=console.err.print)
     )
     return Tokenizer.load(folder)

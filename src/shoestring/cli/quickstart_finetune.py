@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoestring.core import console
+from shoestring.core import console, interrupt
 from shoestring.core.errors import RunError
 from shoestring.core.units import format_bytes, format_seconds
 from shoestring.finetuning.config import finetune_recipe
@@ -94,6 +94,7 @@ def _train(model: str, data: Path, out: Path, time: str) -> dict[str, Any]:
     try:
         said, _ = child.communicate()
     except KeyboardInterrupt:  # it has got the signal as well, and saves itself
+        interrupt.answered()
         child.wait()
         raise
     if child.returncode:

@@ -24,6 +24,9 @@ from shoestring.core.units import Bytes, Seconds
 from shoestring.core.yaml_document import GIVEN, YamlDocument, apply_overrides, read_document
 
 C = TypeVar("C", bound="Config")
+_LARGEST = 2**63 - 1
+_MOST_TOLD = 20  # problems of one document
+_LONGEST_KEY = 200  # that may be a misspelt one
 _DOCUMENT_END = "\n...\n"  # PyYAML marks the end after a bare scalar
 
 
@@ -31,6 +34,9 @@ def _make_scalars_strict(schema: Any) -> None:
     if isinstance(schema, dict):
         if schema.get("type") in ("int", "float", "bool", "str"):
             schema["strict"] = True
+        if schema.get("type") == "int":  # what tensors and generators can hold
+            schema.setdefault("ge", -_LARGEST - 1)
+            schema.setdefault("le", _LARGEST)
         for key, inner in schema.items():
             if key not in ("metadata", "serialization", "default"):
                 _make_scalars_strict(inner)
@@ -154,6 +160,8 @@ def nearest_key(unknown: str, keys: list[str]) -> str | None:
     The last word decides, because a setting in the wrong section is the usual mistake; the section breaks
     ties.
     """
+    if len(unknown) > _LONGEST_KEY:
+        return None
     section, _, name = unknown.rpartition(".")
     best, best_score = None, 0.0
     for key in keys:
@@ -290,7 +298,8 @@ def _explain(
     expectations: dict[str, list[str]] = {}
     problems: dict[str, _Problem] = {}
     unknown = False
-    for found in error.errors(include_url=False):
+    every = error.errors(include_url=False)
+    for found in every[:_MOST_TOLD]:
         parts = _path(found, document.values)
         key, kind, context = ".".join(parts), found["type"], found.get("ctx", {})
         value = _value_at(document.values, parts)
@@ -337,7 +346,8 @@ def _explain(
                 key, document.place(key), message, f"did you mean {close[0]}?" if close else None
             )
         problems[f"{problem.key} {kind if kind == 'value_error' else ''}"] = problem
-    return _one_error(list(problems.values()), document, hint if unknown else None)
+    more = f"and {len(every) - _MOST_TOLD:,} more\n" if len(every) > _MOST_TOLD else ""
+    return _one_error(list(problems.values()), document, (more + (hint if unknown and hint else "")) or None)
 
 
 def _one_error(problems: list[_Problem], document: YamlDocument, hint: str | None) -> ConfigError:
@@ -404,7 +414,7 @@ def _value_at(values: Any, parts: list[str]) -> Any:
     for part in parts:
         if isinstance(values, dict):
             values = values.get(part)
-        elif isinstance(values, (list, tuple)) and part.isdigit() and int(part) < len(values):
+        elif isinstance(values, (list, tuple)) and part in map(str, range(len(values))):
             values = values[int(part)]
     return values
 

@@ -7,9 +7,14 @@ mean themselves.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from shoestring.core.errors import RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,6 +73,80 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Seque
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     return grid
+
+
+# --- streams that fail ---------------------------------------------------------------------------------------
+
+
+class Output:
+    """A standard stream whose failures are sentences (`stdout`), or nothing at all (`stderr`).
+
+    needed: whether what is written must arrive. Progress must not end what it tells about: a run outlives its
+    terminal. After a failure nothing more is tried.
+    """
+
+    def __init__(self, stream: Any, needed: bool):
+        self._stream, self._needed = stream, needed
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError) as error:
+            self._fail(error)
+            return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._fail(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _fail(self, error: Exception) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            # What is in the buffer goes there, also when Python writes it out once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        if self._needed and isinstance(error, OSError):
+            if isinstance(error, BrokenPipeError):
+                raise error
+            raise RunError(f"the output cannot be written: {error.strerror}", "(standard output)") from error
+
+
+@contextlib.contextmanager
+def safe_streams() -> Iterator[None]:
+    """Standard streams that exist (closed ones become the null device) and fail as `Output` says."""
+    before = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin, sys.stdout, sys.stderr = (
+        _opened(number, mode) if stream is None else stream
+        for number, (stream, mode) in enumerate(zip(before, "rww", strict=True))
+    )
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # a console that lacks a character shows "?" rather than end the run
+            reconfigure(errors="replace")
+    outputs: Any = Output(sys.stdout, needed=True), Output(sys.stderr, needed=False)
+    sys.stdout, sys.stderr = outputs
+    try:
+        yield
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+def _opened(number: int, mode: str) -> Any:
+    """The null device in the place of a standard stream that was closed, or the next file opened would stand there."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    with contextlib.suppress(OSError):
+        os.fstat(number)  # taken by a file that is open
+        return open(descriptor, mode, encoding="utf-8")
+    os.dup2(descriptor, number)
+    os.close(descriptor)
+    return open(number, mode, encoding="utf-8", closefd=False)
 
 
 def print_json(result: Any) -> None:

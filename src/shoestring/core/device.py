@@ -54,3 +54,12 @@ def resolve_dtype(name: str | torch.dtype) -> torch.dtype:
     if name not in _DTYPES:
         raise ConfigError(f"unknown number format {name!r}", hint=f"expected one of: {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def check_memory_budget(memory: int | None, device: torch.device) -> None:
+    """Raises ConfigError for a budget on a GPU: what is counted and predicted is the process's own memory."""
+    if memory is not None and device.type != "cpu":
+        raise ConfigError(
+            f"a memory budget counts the process's memory, and on {device.type} a model lies in the GPU's",
+            hint="leave out --memory, or stay on the CPU with --device cpu",
+        )

@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +41,7 @@ def cache_dir() -> Path:
     SHOESTRING_CACHE, else the system's place for caches.
     """
     if own := os.environ.get("SHOESTRING_CACHE"):
-        folder = Path(own).expanduser()
+        folder = Path(os.path.expanduser(own))
     elif xdg := os.environ.get("XDG_CACHE_HOME"):
         folder = Path(xdg) / "shoestring"
     elif sys.platform == "win32":
@@ -50,7 +50,7 @@ def cache_dir() -> Path:
         folder = _home() / "Library" / "Caches" / "shoestring"
     else:
         folder = _home() / ".cache" / "shoestring"
-    with _clear_errors(folder):
+    with clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -74,7 +74,7 @@ def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None)
     if mode not in ("w", "wb"):
         raise ValueError(f"atomic_write writes whole files: mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
-    with _clear_errors(path):
+    with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path)
         temporary = _temporary(path, "tmp")
@@ -93,17 +93,37 @@ def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None)
 
 @contextmanager
 def exclusive(file: str | Path) -> Iterator[None]:
-    """Hold the lock file; the system releases it when the process dies, however it dies."""
-    with open(file, "a+b") as handle:
-        if sys.platform == "win32":
-            import msvcrt
+    """Hold the lock file, waiting for whoever has it as long as need be.
 
-            msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
+    It is free again when the process dies, however it dies.
+    """
+    from filelock import FileLock
 
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(file):
         yield
+
+
+class Held:
+    """A lock file that is this process's until `release`, or until the process dies."""
+
+    def __init__(self, lock: Any):
+        self._lock = lock
+
+    def release(self) -> None:
+        self._lock.release(force=True)
+
+
+def hold(file: str | Path) -> Held | None:
+    """Take the lock file, without waiting; None where another has it. Raises RunError when it cannot be written."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file, timeout=0, thread_local=False)
+    with clear_errors(Path(file)):
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+    return Held(lock)
 
 
 @contextmanager
@@ -116,7 +136,7 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     the disk is full or read-only.
     """
     path = Path(os.path.abspath(path))
-    with _clear_errors(path):
+    with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(path)
         remove_stale(path)
@@ -139,7 +159,7 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
 def recover_folder(path: str | Path) -> None:
     """Bring back the old folder if a process died between moving it aside and putting the new one there."""
     path = Path(os.path.abspath(path))
-    if path.exists() or not path.parent.is_dir():
+    if os.path.exists(path) or not os.path.isdir(path.parent):
         return
     moved = [
         found for found, match in _temporaries(path) if match["kind"] == "old" and _is_stale(found, match)
@@ -169,7 +189,7 @@ def replace_symlink_or_pointer(link: str | Path, target: str) -> None:
     holds the name.
     """
     link = Path(link)
-    with _clear_errors(link):
+    with clear_errors(link):
         remove_stale(link)
         temporary = _temporary(link, "tmp")
         try:
@@ -194,9 +214,22 @@ def resolve_pointer(link: str | Path) -> Path:
     link = Path(link)
     if link.is_symlink():
         return link.parent / os.readlink(link)
-    if link.is_file() and link.stat().st_size < 1024:
-        return link.parent / link.read_text(encoding="utf-8").strip()
+    if os.path.isfile(link) and link.stat().st_size < 1024:
+        return link.parent / link.read_text(encoding="utf-8", errors="replace").strip()
     return link
+
+
+def check_place(path: str | Path) -> None:
+    """Raises RunError where `path` could not be written, so that this is told before any work."""
+    path = Path(os.path.abspath(path))
+    with clear_errors(path):
+        with suppress(FileNotFoundError):
+            os.lstat(path)
+        parent = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not os.access(parent, os.W_OK):
+            read_only = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number), str(parent))
 
 
 def sha256_file(path: str | Path) -> str:
@@ -274,9 +307,9 @@ def _is_stale(found: Path, match: re.Match[str]) -> bool:
 
 
 def _check_replaceable(path: Path, replace: bool) -> None:
-    if not path.exists():
+    if not os.path.exists(path):
         return
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise RunError(
             "this is a file, and a folder is to be written there",
             where=str(path),
@@ -361,8 +394,14 @@ _FULL_OR_READ_ONLY = _FULL | {errno.EROFS}
 
 
 @contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only disk or a forbidden folder into a sentence; let all other errors pass."""
+def clear_errors(path: Path) -> Iterator[None]:
+    """Around writing `path`: a full or read-only disk and a place that cannot be become sentences; other errors pass."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # it would have to stand in recipes, configs and plots
+        raise RunError(
+            "this name is not UTF-8 text", where=ascii(str(path)), hint="choose another --out"
+        ) from None
     try:
         yield
     except ShoestringError:
@@ -374,7 +413,9 @@ def _clear_errors(path: Path) -> Iterator[None]:
         number = int(found.group(1)) if found else number
         if number in _FULL:
             raise RunError(
-                "the disk is full; nothing was changed", where=str(path), hint=_free_hint(path)
+                "the disk is full: this was not written; what was written before it stays",
+                where=str(path),
+                hint=_free_hint(path),
             ) from error
         if number == errno.EROFS:
             raise RunError("the disk is read-only", where=str(path), hint="choose another --out") from error
@@ -382,12 +423,9 @@ def _clear_errors(path: Path) -> Iterator[None]:
             raise RunError(
                 "no permission to write here", where=str(path), hint="choose another --out"
             ) from error
-        if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and _concerns(
-            error, path
-        ):
-            raise RunError(
-                f"cannot write here: {error.strerror}", where=str(path), hint="choose another --out"
-            ) from error
+        if isinstance(error, OSError) and error.strerror and _concerns(error, path):
+            reason = "a file stands in the way" if isinstance(error, FileExistsError) else error.strerror
+            raise RunError(f"cannot write here: {reason}", where=str(path), hint="choose another --out") from error
         raise
 
 
@@ -407,6 +445,6 @@ def _concerns(error: OSError, path: Path) -> bool:
 
 
 def _free_hint(path: Path) -> str:
-    folder = next(parent for parent in (path, *path.parents, Path(".")) if parent.is_dir())
+    folder = next(parent for parent in (path, *path.parents, Path(".")) if os.path.isdir(parent))
     free = shutil.disk_usage(folder).free
     return f"{free / 1e6:.0f} MB are free there; make room or choose another --out"

@@ -10,6 +10,7 @@ import functools
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,3 +157,30 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def others_load(seconds: float = 0.25) -> float | None:
+    """The share of this process's cores that other processes keep busy, watched for so long; None where unknown.
+
+    Linux counts what each core does; elsewhere it is the average of the last minute, this process included.
+    """
+    before = _core_times()
+    if before:
+        time.sleep(seconds)
+        busy, total = (now - then for now, then in zip(_core_times() or before, before, strict=True))
+        return busy / total if total > 0 else None
+    if not hasattr(os, "getloadavg"):
+        return None
+    return min(os.getloadavg()[0] / cpu_count(), 1.0)
+
+
+def _core_times() -> tuple[int, int] | None:
+    """Clock ticks since the start, of this process's cores together: busy, and all."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return None
+    names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    # user, nice, system, idle, waiting for a disk, interrupts, soft interrupts, stolen by other machines
+    ticks = [[int(count) for count in line.split()[1:9]] for line in lines if line.split()[0] in names]
+    return (sum(sum(each) - each[3] - each[4] for each in ticks), sum(map(sum, ticks))) if ticks else None

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from shoestring.core.errors import ShoestringError
 from shoestring.core.files import atomic_write, cache_dir, exclusive
+from shoestring.core.foreign import read_json
 from shoestring.core.machine import cpu_identity
 
 Product = Callable[[Tensor, Tensor], Tensor]  # (rows_MK, weight_NK) -> rows · weightᵀ
@@ -168,11 +169,13 @@ class Table:
         False where that cannot be: it was another processor, number of threads or torch, or another library is
         forced now. Then the choices are this machine's, and results may differ in the last bits.
         """
-        choices = dict(recorded.get("choices", {}))
+        choices = recorded.get("choices", {})
         if not choices:
             return True
+        if not isinstance(choices, dict) or not all(isinstance(name, str) for name in choices.values()):
+            return False
         allowed = {str(dtype).removeprefix("torch."): self._allowed(dtype) for dtype in (torch.float32, torch.bfloat16)}
-        here = all(name in allowed.get(kind.split()[0], ()) for kind, name in choices.items())
+        here = all(name in allowed.get(kind.partition(" ")[0], ()) for kind, name in choices.items())
         if recorded.get("machine") != machine_key() or not here:
             return False
         with self._lock:
@@ -251,7 +254,7 @@ def _path() -> Path:
 def _read() -> dict[str, Any]:
     """The file's machines; unreadable ones only cost time."""
     try:
-        content = json.loads(_path().read_text(encoding="utf-8"))
+        content = read_json(_path())
     except (OSError, ValueError, ShoestringError):
         return {}
     if not isinstance(content, dict):

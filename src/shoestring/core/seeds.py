@@ -15,6 +15,8 @@ import torch
 
 from shoestring.core.errors import RunError
 
+_WORDS = 624  # of the Mersenne twister
+
 
 def derive_seed(seed: int, *stream: str | int) -> int:
     """A seed in [0, 2^63) for the named stream; equal arguments give equal seeds on every machine."""
@@ -60,7 +62,7 @@ def rng_state() -> dict[str, torch.Tensor]:
 
 
 def restore_rng_state(state: dict[str, torch.Tensor]) -> None:
-    """Put back what `rng_state` returned. Raises RunError if a part is missing.
+    """Put back what `rng_state` returned. Raises RunError if a part is missing or damaged.
 
     States of GPUs that this machine does not have are left out: a run may continue on another machine.
     """
@@ -68,9 +70,18 @@ def restore_rng_state(state: dict[str, torch.Tensor]) -> None:
     missing = [name for name in needed if name not in state]
     if missing:
         raise RunError(f"the saved random state lacks {', '.join(missing)}")
+    try:
+        _restore(state)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise RunError(f"the saved random state is damaged: {error}") from error
+
+
+def _restore(state: dict[str, torch.Tensor]) -> None:
     spare = state["python_gauss"].tolist()
     random.setstate((3, tuple(state["python"].tolist()), spare[0] if spare else None))
     position, has_gauss = state["numpy_position"].tolist()
+    if state["numpy"].shape != (_WORDS,) or not 0 <= position <= _WORDS:  # numpy would read beyond its memory
+        raise ValueError("numpy's words or their position")
     np.random.set_state(
         {
             "bit_generator": "MT19937",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoestring.core.errors import ShoestringError
 from shoestring.core.files import atomic_write, cache_dir
+from shoestring.core.foreign import read_json
 from shoestring.core.machine import cpu_identity, total_memory_bytes
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _cached(key: str, measure: Any, refresh: bool) -> float:
     """
     try:
         path = cache_dir() / "machine.json"
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path)
         known = known if isinstance(known, dict) else {}
     except ShoestringError:
         return measure()

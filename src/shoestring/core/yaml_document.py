@@ -3,11 +3,12 @@
 A `YamlDocument` holds nested plain values and a map from dotted key to "file:line". Scalars follow YAML 1.2's
 core schema (so `1e-3` is a number and `no` is text), with underscores allowed in whole numbers. Duplicate
 keys, anchors and tags are errors: each is a way for a recipe to mean something else than it shows. `extends:
-NAME` at the top merges over NAME.
+NAME` at the top merges over NAME. Size, depth and numbers have limits, because libyaml recurses until the stack ends.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -18,10 +19,14 @@ from typing import Any
 import yaml
 
 from shoestring.core.errors import ConfigError
+from shoestring.core.foreign import MOST_DEPTH, whole_number
 
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _DEFAULT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
-_FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
+MOST_CHARACTERS = 2**18  # of a file or a value: a recipe has a few thousand
+_INTEGER = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*")
+_ROUND = re.compile(r"[0-9]+[eE]\+?[0-9]{1,2}")
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _CONSTANTS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _CONSTANTS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _CONSTANTS |= {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
@@ -62,11 +67,11 @@ def parse_value(text: str, place: str | None = None) -> Any:
     """
     place = place or GIVEN.get()
     if not text.lstrip().startswith(("[", "{", '"', "'")):
-        return _scalar(text.strip())
+        return _scalar(text.strip(), place)
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = _compose(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read the value {text!r}: {_problem(error)}", where=place) from error
+        raise ConfigError(f"cannot read the value {text[:60]!r}: {_problem(error)}", where=place) from error
     return _values(node, "", place, {})
 
 
@@ -80,11 +85,13 @@ def apply_overrides(document: YamlDocument, overrides: dict[str, Any]) -> YamlDo
         parts = key.split(".")
         if not all(parts):
             raise ConfigError(f"{key!r} is not a dotted key {GIVEN.get()}")
+        if len(parts) > MOST_DEPTH:
+            raise ConfigError(f"{key[:60]}... has {len(parts):,} parts; at most {MOST_DEPTH} are possible {GIVEN.get()}")
         value = parse_value(raw) if isinstance(raw, str) else raw
         section: Any = values
         for depth, part in enumerate(parts):
             last = depth == len(parts) - 1
-            if isinstance(section, list) and part.isdigit() and int(part) < len(section):
+            if isinstance(section, list) and part in map(str, range(len(section))):
                 index: Any = int(part)
             elif isinstance(section, dict):
                 index = part
@@ -143,7 +150,7 @@ def _read(path: Path, find: Callable[[str], Path] | None, above: tuple[Path, ...
         line = raw[: error.start].count(b"\n") + 1
         raise ConfigError("not UTF-8 text", where=f"{path}:{line}", hint="save the file as UTF-8") from error
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = _compose(text)
     except yaml.YAMLError as error:
         line = _line(getattr(error, "problem_mark", None), 1)
         raise ConfigError(f"not valid YAML: {_problem(error)}", where=f"{path}:{line}") from error
@@ -162,10 +169,23 @@ def _read(path: Path, find: Callable[[str], Path] | None, above: tuple[Path, ...
     if not isinstance(name, str):
         raise ConfigError("extends: expected the name or path of another recipe", where=place)
     sibling = path.with_name(f"{name}.yaml") if not name.endswith((".yaml", ".yml")) else path.parent / name
-    base = find(name) if find is not None and not sibling.is_file() else sibling
-    if not base.is_file():
+    base = find(name) if find is not None and not os.path.isfile(sibling) else sibling
+    if not os.path.isfile(base):
         raise ConfigError(f"extends: there is no recipe {name!r} beside this file", where=place)
     return merge(_read(base, find, (*above, path.resolve())), document)
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """The nodes of a document within limits. Raises yaml.YAMLError."""
+    if len(text) > MOST_CHARACTERS:
+        raise yaml.YAMLError(f"longer than {MOST_CHARACTERS:,} characters")
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):  # one after another, where composing goes as deep as they do
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            problem = f"nested more than {MOST_DEPTH} times"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+    return yaml.compose(text, Loader=_Loader)
 
 
 def _values(node: yaml.Node, key: str, file: str, places: dict[str, str]) -> Any:
@@ -180,7 +200,7 @@ def _values(node: yaml.Node, key: str, file: str, places: dict[str, str]) -> Any
         if node.tag not in _DEFAULT_TAGS:
             raise ConfigError(f"tags such as {node.tag!r} are not supported in recipes", where=place)
         if isinstance(node, yaml.ScalarNode):
-            return node.value if node.style else _scalar(node.value)
+            return node.value if node.style else _scalar(node.value, place)
         if isinstance(node, yaml.SequenceNode):
             items = []
             for index, item in enumerate(node.value):
@@ -207,14 +227,17 @@ def _values(node: yaml.Node, key: str, file: str, places: dict[str, str]) -> Any
     return value(node, key)
 
 
-def _scalar(text: str) -> Any:
+def _scalar(text: str, place: str) -> Any:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    if re.fullmatch(r"[-+]?\d[\d_]*", text):
-        return int(text)
-    if re.fullmatch(r"\d+[eE]\+?\d{1,2}", text):  # 1e9 tokens is a whole number to whoever writes it
-        digits, _, exponent = text.lower().partition("e")
-        return int(digits) * 10 ** int(exponent)
+    try:
+        if _INTEGER.fullmatch(text):
+            return whole_number(text.replace("_", ""))
+        if _ROUND.fullmatch(text):  # 1e9 tokens is a whole number to whoever writes it
+            digits, _, exponent = text.lower().partition("e")
+            return whole_number(digits) * 10 ** int(exponent)
+    except ValueError as error:
+        raise ConfigError(str(error), where=place) from None
     if _FLOAT.fullmatch(text):
         return float(text)
     return text

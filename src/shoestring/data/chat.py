@@ -1,7 +1,10 @@
 """Chat templates: a conversation to the exact text that an instruct model was trained on.
 
 A template is a Jinja program that comes with a downloaded model, so it is run as hostile code: in Jinja's
-immutable sandbox, and within limits on time, loop steps, text written and the size of any value it makes.
+immutable sandbox, and within limits on its length, time, loop steps, text written and the size of values it makes,
+each and together. In one process, because a pipe to another costs as much as rendering: so whatever may take long is
+metered where it begins (calls, operators, comparisons with `in`) or at each element (iterators), and filters whose
+time nobody can tell beforehand (regular expressions over whole texts) are not there.
 The environment (trimmed blocks, loop controls, `raise_exception`, `strftime_now`, `tojson`, `generation`) is
 that of transformers' `apply_chat_template`, whose output it reproduces.
 """
@@ -14,13 +17,14 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized, ValuesView
 from collections.abc import Set as AnySet
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
+from jinja2.filters import make_attrgetter
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -28,14 +32,22 @@ from jinja2.visitor import NodeTransformer
 
 from shoestring.core.errors import TokenizerError
 
+LENGTH_LIMIT = 64_000  # characters of a template: compiling takes 2 kB for each; real ones have up to 30,000
 STEP_LIMIT = 100_000  # loop iterations and macro calls
-SECONDS_LIMIT = 10.0
+SECONDS_LIMIT = 1.5  # of the processor: a machine that was asleep or busy has done nothing wrong
 SIZE_LIMIT = 16_000_000  # characters written in total, and in any one value
+WORK_LIMIT = 64_000_000  # characters of all values made in one rendering
 # An argument such as the width of ljust() decides the size of the result, before anyone can look at it.
 NUMBER_LIMIT = 100_000
 
 _LOOKING = ("length", "count", "first", "last")  # filters that cost nothing, often applied to all messages
 _COMPUTED_WIDTH = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
+_UNMETERED = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "random")
+_ATTRIBUTE_DEPTH = 4  # a.b.c.d in map(attribute="a.b.c.d") and its like, read once for each element
+# Where those that look at an attribute of each element are told which, if not by name.
+_BY_ATTRIBUTE = {
+    "selectattr": 1, "rejectattr": 1, "groupby": 1, "sum": 1, "unique": 2, "min": 2, "max": 2, "join": 2, "sort": 3
+}  # fmt: skip
 _REPEATING = ("indent", "expandtabs", "tojson")  # their result grows with a value's size times a number
 
 
@@ -53,6 +65,8 @@ def render_chat(
     Raises TokenizerError when the template is broken, refuses the conversation or exceeds its limits.
     """
     variables = {"documents": None, **variables}
+    if len(template) > LENGTH_LIMIT:
+        raise TokenizerError(f"the chat template has {len(template):,} characters; at most {LENGTH_LIMIT:,} are possible")
     try:
         environment, compiled = _compiled(template, generation_marks, threading.get_ident())
         environment.restart()
@@ -119,7 +133,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         self.restart()
         self.filters["tojson"] = _tojson
+        self.filters["sum"] = _sum
+        for name in _UNMETERED:
+            del self.filters[name]
         self.filters = {name: self._metered_filter(name, f) for name, f in self.filters.items()}
+        self.tests = {name: self._metered_test(f) for name, f in self.tests.items()}
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
@@ -127,7 +145,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def restart(self) -> None:
         self._steps = 0
         self._written = 0
+        self._made = 0
         self._deadline = time.monotonic() + SECONDS_LIMIT
+        self._processor_deadline = time.thread_time() + SECONDS_LIMIT
 
     def tick(self, text_length: int) -> str:
         """Called in each loop iteration and macro call, with the length of the constant text inside."""
@@ -139,8 +159,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         return ""
 
     def concatenate(self, *values: Any) -> str:
-        _check_size(sum(map(_weight, values)))
+        size = sum(map(_weight, values))
+        _check_size(size)
+        self._make(size)
         return "".join(map(str, values))
+
+    def weighed(self, value: Any) -> Any:
+        """Called around what makes or walks over a value without a call: slices, comparisons with `in`."""
+        self._check_time()
+        self._make(_shallow(value))
+        return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self._check_time()
@@ -155,10 +183,12 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise _TooMuch("numbers too large")
         elif operator == "**" and isinstance(right, int) and abs(right) > 64:
             raise _TooMuch("numbers too large")
-        return super().call_binop(context, operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        self._make(_shallow(result))
+        return result
 
     def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N803
-        if getattr(__obj, "__func__", None) in (_Environment.tick, _Environment.concatenate):
+        if getattr(__obj, "__func__", None) in _METERS:
             return __obj(*args)
         self._check_time()
         if not isinstance(__obj, Macro):
@@ -166,8 +196,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             own = own if isinstance(own, str) else None
             _check_call(getattr(__obj, "__name__", ""), (own, *args), kwargs)
         result = super().call(__context, __obj, *args, **kwargs)
-        _weight(result)
-        return result
+        return self._measured(result)
 
     def wrap_str_format(self, value: Any) -> Any:
         """Jinja replaces a string's `format` by a safe one, which this meters."""
@@ -191,11 +220,34 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return function(*args, **kwargs)
             own = 1 if hasattr(function, "jinja_pass_arg") else 0
             _check_call(name, args[own:], kwargs)
-            result = function(*args, **kwargs)
-            _weight(result)
-            return result
+            return self._measured(function(*args, **kwargs))
 
         return metered
+
+    def _metered_test(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def metered(*args: Any, **kwargs: Any) -> Any:
+            self._check_time()
+            return function(*args, **kwargs)
+
+        return metered
+
+    def _measured(self, result: Any) -> Any:
+        _weight(result)
+        self._make(_shallow(result))
+        return self._each(result) if isinstance(result, Iterator) else result
+
+    def _each(self, elements: Iterator[Any]) -> Iterator[Any]:
+        """What `map`, `select` and their like give one by one, to whoever walks over it."""
+        for element in elements:
+            self._check_time()
+            self._make(16)
+            yield element
+
+    def _make(self, size: int) -> None:
+        self._made += size
+        if self._made > WORK_LIMIT:
+            raise _TooMuch(f"values longer than {WORK_LIMIT:,} together")
 
     def _count_output(self, value: Any) -> str:
         self._write(_weight(value))
@@ -207,24 +259,42 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise _TooMuch(f"more than {SIZE_LIMIT:,} characters written")
 
     def _check_time(self) -> None:
-        if time.monotonic() > self._deadline:
-            raise _TooMuch(f"more than {SECONDS_LIMIT:.0f} seconds")
+        if time.monotonic() > self._deadline and time.thread_time() > self._processor_deadline:
+            raise _TooMuch(f"more than {SECONDS_LIMIT:g} seconds")
+
+
+_METERS = (_Environment.tick, _Environment.concatenate, _Environment.weighed)
 
 
 def _metered(tree: nodes.Template) -> nodes.Template:
-    """Put a call to `tick` into each loop and macro, and make `a ~ b` a call that checks its size."""
+    """Put a call to `tick` into each loop and macro, and make `a ~ b`, slices and `in` calls that check sizes."""
     metered: list[Any] = list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
     for node in metered:
         text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         call = _environment_call("tick", [nodes.Const(text)], node.lineno)
         node.body.insert(0, nodes.ExprStmt(call, lineno=node.lineno))
-    return _ConcatenationMeter().visit(tree)
+    return _Meters().visit(tree)
 
 
-class _ConcatenationMeter(NodeTransformer):
+class _Meters(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _environment_call("concatenate", node.nodes, node.lineno)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _environment_call("weighed", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        """A comparison with something written out in the template costs nothing."""
+        self.generic_visit(node)
+        values = [node.expr, *(operand.expr for operand in node.ops)]
+        small = any(isinstance(value, nodes.Literal) for value in values)
+        if len(values) == 2 and (small and node.ops[0].op not in ("in", "notin") or isinstance(values[1], nodes.Literal)):
+            return node
+        for operand in node.ops:
+            operand.expr = _environment_call("weighed", [operand.expr], node.lineno)
+        return node
 
 
 def _environment_call(name: str, arguments: list[Any], line: int) -> nodes.Call:
@@ -235,6 +305,13 @@ def _environment_call(name: str, arguments: list[Any], line: int) -> nodes.Call:
 def _check_size(size: int) -> None:
     if size > SIZE_LIMIT:
         raise _TooMuch(f"a value longer than {SIZE_LIMIT:,}")
+
+
+def _shallow(value: Any) -> int:
+    """What a value takes by itself, without what its elements take."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    return 16 * len(value) if isinstance(value, (list, tuple, dict, AnySet)) else 0
 
 
 def _weight(value: Any) -> int:
@@ -264,12 +341,20 @@ def _check_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
     numbers = [abs(value) for value in given if isinstance(value, int)]
     if any(number > NUMBER_LIMIT for number in numbers) and name != "range":
         raise _TooMuch(f"a number above {NUMBER_LIMIT:,} as an argument")
+    attribute = kwargs.get("attribute", args[_BY_ATTRIBUTE[name]] if len(args) > _BY_ATTRIBUTE.get(name, len(args)) else "")
+    if isinstance(attribute, str) and attribute.count(".") + attribute.count(",") >= _ATTRIBUTE_DEPTH:
+        raise _TooMuch("an attribute of an attribute of ...")
     if name in ("format", "format_map") and isinstance(args[0], str):
         _check_format(args[0], given[1:])
     elif name == "replace" and len(given) > 2:
         old, new = str(given[1]), str(given[2])
         text = str(given[0])
         _check_size(len(text) + (text.count(old) + (not old)) * len(new))
+    elif name in ("split", "rsplit", "list", "splitlines") and isinstance(args[0], str):
+        # Each part is an object of its own, however short.
+        separator = given[1] if len(given) > 1 and isinstance(given[1], str) and given[1] else ""
+        parts = args[0].count(separator) if separator else len(args[0])
+        _check_size(16 * parts)
     elif name in ("join", "translate"):
         _check_size(max(weights, default=0) * (min(weights[:2], default=0) + 1))
     elif name in _REPEATING and weights:
@@ -302,6 +387,18 @@ def _tojson(
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+
+
+@jinja2.pass_environment
+def _sum(environment: Any, iterable: Any, attribute: Any = None, start: Any = 0) -> Any:
+    """Jinja's own, of numbers: a sum of lists copies each of them again and again."""
+    values = iterable if attribute is None else map(make_attrgetter(environment, attribute), iterable)
+    total = start
+    for value in values:
+        if not isinstance(value, (int, float)) or not isinstance(total, (int, float)):
+            raise jinja2.TemplateError("sum adds numbers")
+        total += value
+    return total
 
 
 def _raise_exception(message: str) -> None:

@@ -23,6 +23,7 @@ from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch
 from shoestring.data.shards import ShardFolder
 
 _CUTS = 2**63  # added to the seed: cuts are not permuted as documents are
+_MOST_SAMPLES = 2**31  # that any run takes
 # (number of a document in its split, its tokens, start, stop) -> vectors [stop - start, E] of those tokens.
 ExternalVectors = Callable[[int, np.ndarray, int, int], np.ndarray]
 
@@ -112,7 +113,7 @@ class PackedLoader:
                     hint="resume with the data, seed and sequence length of the run",
                 )
         self._ahead.clear()
-        self._next = state["epoch"] * self.samples_per_epoch + state["next_sample"]
+        self._next = resumed_sample(state, self.samples_per_epoch)
 
     def close(self) -> None:
         """End the prefetch thread."""
@@ -304,6 +305,15 @@ def _to_batch(
 
 def _rows(lanes: int | None) -> str:
     return "a sequence" if lanes is None else f"{lanes} sequences"
+
+
+def resumed_sample(state: dict[str, Any], samples_per_epoch: int) -> int:
+    """The number of the next sample, over all epochs, in the state of a stream. Raises DataError where there is none."""
+    numbers = [state.get("epoch"), state.get("next_sample")]
+    epoch, sample = (n if type(n) is int and 0 <= n < _MOST_SAMPLES else -1 for n in numbers)
+    if epoch < 0 or not 0 <= sample < samples_per_epoch:
+        raise DataError("the stream to resume says no place in its data", hint="remove this checkpoint folder")
+    return epoch * samples_per_epoch + sample
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:

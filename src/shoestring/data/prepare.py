@@ -20,7 +20,8 @@ import numpy as np
 
 from shoestring.core import console
 from shoestring.core.errors import DataError, TokenizerError
-from shoestring.core.files import atomic_folder, atomic_write, exclusive
+from shoestring.core.files import atomic_folder, atomic_write, clear_errors, exclusive
+from shoestring.core.foreign import read_json
 from shoestring.data.config import DataConfig, NewTokenizerConfig
 from shoestring.data.shards import FORMAT, INDEX, SPLITS, Shard, ShardFolder, check_size, index_checksum
 from shoestring.data.sources import Document, Skipped, Source
@@ -50,22 +51,29 @@ def prepare(
     when `out` holds shards of another tokenizer, DataError when it is a finished folder of other text or
     settings, and as Source does. A second process with the same `out` waits for the first.
     """
-    out = Path(out)
-    opened = Source(source, text_field, validation, on_bad_line)
-    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+    return prepare_source(Source(source, text_field, validation, on_bad_line), tokenizer, out, shard_tokens)
+
+
+def prepare_source(
+    opened: Source, tokenizer: Tokenizer | NewTokenizerConfig, out: str | Path, shard_tokens: int = 2**26
+) -> ShardFolder:
+    """`prepare` with a source that is opened already, whose text is then hashed no second time."""
+    out, source = Path(out), opened.source
+    if os.path.isdir(source) and out.resolve().is_relative_to(Path(source).resolve()):
         raise DataError("the shards would be written among the text", str(out), "give another --out")
     inputs = {
         "source": opened.fingerprint(),
         "settings": {
-            "text_field": text_field,
-            "validation": validation,
-            "on_bad_line": on_bad_line,
+            "text_field": opened.text_field,
+            "validation": opened.validation,
+            "on_bad_line": opened.on_bad_line,
             "shard_tokens": shard_tokens,
         },
         "new_tokenizer": tokenizer.model_dump() if isinstance(tokenizer, NewTokenizerConfig) else None,
     }
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        with clear_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
         with exclusive(out / LOCK):
             return _finish(opened, tokenizer, out, inputs)
     except OSError as error:
@@ -89,14 +97,16 @@ def _finish(
     return ShardFolder(out)
 
 
-def prepare_recipe(config: DataConfig, tokenizer: Tokenizer | None, out: str | Path) -> ShardFolder:
-    """`prepare` with the settings of a recipe.
+def prepare_recipe(
+    config: DataConfig, tokenizer: Tokenizer | None, out: str | Path, opened: Source | None = None
+) -> ShardFolder:
+    """`prepare` with the settings of a recipe. opened: its source, where it is open already.
 
     tokenizer: the one that `config.tokenizer` names; None to train one.
     A `config.source` that is itself a folder of shards is opened in place; its tokenizer must then be the
     given one.
     """
-    if (Path(config.source) / INDEX).is_file():
+    if os.path.isfile(Path(config.source) / INDEX):
         shards = ShardFolder(config.source)
         if tokenizer is not None and tokenizer.fingerprint() != shards.tokenizer_fingerprint:
             raise TokenizerError(
@@ -108,15 +118,13 @@ def prepare_recipe(config: DataConfig, tokenizer: Tokenizer | None, out: str | P
     new = config.tokenizer if isinstance(config.tokenizer, NewTokenizerConfig) else None
     chosen = tokenizer or new
     assert chosen is not None, "config.tokenizer names a folder: load it first"
-    return prepare(
-        config.source,
-        chosen,
-        out,
-        config.text_field,
-        config.validation,
-        config.on_bad_line,
-        config.shard_tokens,
-    )
+    opened = opened or recipe_source(config)
+    return prepare_source(opened, chosen, out, config.shard_tokens)
+
+
+def recipe_source(config: DataConfig) -> Source:
+    """What a recipe reads."""
+    return Source(config.source, config.text_field, config.validation, config.on_bad_line)
 
 
 def _open_journal(
@@ -126,7 +134,7 @@ def _open_journal(
     file = out / JOURNAL
     if file.is_file():
         try:
-            journal = json.loads(file.read_text(encoding="utf-8"))
+            journal = read_json(file)
             changed = _difference(journal["inputs"], inputs)
             if not changed:
                 _check_tokenizer(journal, inputs, tokenizer, out)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from shoestring.core.errors import DataError
+from shoestring.core.foreign import read_json
 from shoestring.core.files import sha256_file
 from shoestring.data.tokenizer import Tokenizer
 
@@ -171,7 +172,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
             "no prepared shards here (no index.json)", str(folder), "shoestring prepare SOURCE --out FOLDER"
         )
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
+        index = read_json(file)
         version = index["format"]
         if version == FORMAT and index["sha256"] != index_checksum(index):
             raise ValueError("its checksum is wrong")

@@ -23,6 +23,7 @@ import zstandard
 
 from shoestring.core import console
 from shoestring.core.errors import DataError
+from shoestring.core.foreign import parse_json
 from shoestring.data.hub import HUB, hub_files
 from shoestring.data.standard_library import MOST_NUMBERS, MOST_REPEATED, is_generated, standard_library
 
@@ -101,6 +102,7 @@ class Source:
         else:
             self.files = standard_library() if self.source == "stdlib" else _list(Path(source))
         self._forced = self._validation_file()
+        self._fingerprint: str | None = None
 
     def documents(self, skipped: Skipped | None = None) -> Iterator[Document]:
         """Each document in a fixed order. Raises DataError if there is none."""
@@ -119,7 +121,12 @@ class Source:
         return sum(file.stat().st_size for _, file in self.files)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and contents of all files, and the settings that decide what is read."""
+        """SHA-256 over names and contents of all files, and the settings that decide what is read. Read once."""
+        if self._fingerprint is None:
+            self._fingerprint = self._hash_everything()
+        return self._fingerprint
+
+    def _hash_everything(self) -> str:
         settings = [self.text_field, self.validation, self.on_bad_line]
         if self.source == "stdlib":
             settings += [MOST_NUMBERS, MOST_REPEATED]
@@ -247,7 +254,7 @@ def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]
     if len(line) > LINE_LIMIT:
         raise DataError(f"a line longer than {LINE_LIMIT // 2**20} MiB", where, _SKIP_HINT)
     try:
-        entry = json.loads(line.decode("utf-8-sig"))
+        entry = parse_json(line)
     except UnicodeDecodeError as error:
         raise DataError(
             f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, _UTF8_HINT
@@ -256,7 +263,7 @@ def _text_of(line: bytes, text_field: str, where: str) -> tuple[str, str | None]
         raise DataError(
             f"not a JSON object: {error.msg.removesuffix(' at')} at column {error.colno}", where, _SKIP_HINT
         ) from error
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"not a readable JSON object: {error}", where, _SKIP_HINT) from error
     if not isinstance(entry, dict):
         raise DataError("not a JSON object", where, _expected(text_field))
@@ -364,9 +371,9 @@ def _is_binary(file: Path) -> bool:
 
 def _list(path: Path) -> list[tuple[str, Path]]:
     """(name, file) of a file or of all files under a folder, sorted by name; hidden ones are left out."""
-    if path.is_file():
+    if os.path.isfile(path):
         return [(path.name, path)]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(
             "no such file or folder",
             str(path),

@@ -21,10 +21,15 @@ import numpy as np
 import tokenizers
 
 from shoestring.core.errors import TokenizerError
+from shoestring.core.files import clear_errors
+from shoestring.core.foreign import read_json
 from shoestring.data.chat import render_chat
 
 _ROLES = ("bos_token", "eos_token", "pad_token")
 # Of the tokens that separate documents in known families this one is used by all that have it.
+PANIC = "PanicException"  # what a panic in the Rust library becomes; the class itself cannot be imported
+_PROBE = "a b\u00e9 1"  # a tokenizer that fails at this is told as broken when it is loaded
+_MOST_UNUSED = 2**20  # ids without a token: real vocabularies have some hundreds
 _SEPARATOR_NAME = "<|endoftext|>"
 
 
@@ -80,7 +85,10 @@ class Tokenizer:
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
+            backend.decode(backend.encode(_PROBE).ids)
+        except BaseException as error:  # the library raises bare Exception, and in a panic not even that
+            if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+                raise
             raise TokenizerError(f"not a readable tokenizer: {error}", str(file)) from error
         config = _read_object(folder / "tokenizer_config.json")
         for role, name in _read_object(folder / "special_tokens_map.json").items():
@@ -88,7 +96,7 @@ class Tokenizer:
         try:
             _add_missing_tokens(backend, config.pop("added_tokens_decoder", None), folder)
             return cls(backend, config, _chat_templates(folder, config.pop("chat_template", None)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, OSError) as error:
             where = str(folder / "tokenizer_config.json")
             raise TokenizerError(
                 f"not in the form that Hugging Face tools write: {error!r}", where
@@ -97,7 +105,8 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json as `transformers.AutoTokenizer` reads them."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with clear_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         config = {
             k: v
             for k, v in self.config.items()
@@ -167,9 +176,12 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """The largest id plus one: the rows that an embedding needs."""
         if self._vocabulary_size is None:
-            self._vocabulary_size = (
-                max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-            )
+            vocabulary = self.backend.get_vocab(with_added_tokens=True)
+            self._vocabulary_size = max(vocabulary.values(), default=-1) + 1
+            if self._vocabulary_size > len(vocabulary) + _MOST_UNUSED:
+                message = f"its largest id is {self._vocabulary_size - 1:,}, of only {len(vocabulary):,} tokens"
+                self._vocabulary_size = None
+                raise TokenizerError(message, "tokenizer.json")
         return self._vocabulary_size
 
     @property
@@ -354,9 +366,11 @@ def _read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(file)
+    except ValueError as error:
         raise TokenizerError(f"not valid JSON: {error}", str(file)) from error
+    except OSError as error:
+        raise TokenizerError(f"cannot be read: {error.strerror}", str(file)) from error
     if not isinstance(content, dict):
         raise TokenizerError("not a JSON object", str(file))
     return content
@@ -392,4 +406,6 @@ def _chat_templates(folder: Path, configured: Any) -> dict[str, str]:
         templates["default"] = file.read_text(encoding="utf-8")
     for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         templates[extra.stem] = extra.read_text(encoding="utf-8")
+    if not all(isinstance(template, str) for template in templates.values()):
+        raise ValueError("a chat template that is not text")
     return templates

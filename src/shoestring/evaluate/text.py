@@ -10,6 +10,7 @@ into one row, apart from each other.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def _has_rows(source: str) -> bool:
     suffixes = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
     if source.startswith("hf:"):
         return True
-    path = Path(source).expanduser()
-    names = [file.name for file in path.iterdir()] if path.is_dir() else [path.name]
+    path = Path(os.path.expanduser(source))
+    names = [file.name for file in path.iterdir()] if os.path.isdir(path) else [path.name]
     visible = [name.lower() for name in names if not name.startswith(".")]
     return bool(visible) and all(name.endswith(suffixes) for name in visible)

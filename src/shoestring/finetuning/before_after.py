@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shoestring.core.device import resolve_device
+from shoestring.core.errors import RunError
 from shoestring.core.files import atomic_write
+from shoestring.core.foreign import read_json
 from shoestring.data.sources import Skipped
 from shoestring.data.supervised.config import SupervisedDataConfig
 from shoestring.data.supervised.dataset import SupervisedDataset
@@ -131,7 +133,10 @@ def load_answers(out: Path) -> list[Answer]:
     file = out / ANSWERS
     if not file.is_file():
         return []
-    return [Answer(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
+    try:
+        return [Answer(**values) for values in read_json(file)]
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"not the answers of a run: {error}", str(file), "remove this file") from error
 
 
 def side_by_side(answers: list[Answer], width: int = 80) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from shoestring.data.supervised.config import SupervisedDataConfig
@@ -33,8 +34,8 @@ def model_side(model: str | Path | Tokenizer | ModelSide, say: Say | None = None
         return model
     if isinstance(model, Tokenizer):
         return ModelSide.of(model)
-    alone = Path(model).expanduser()
-    folder = alone if (alone / "tokenizer.json").is_file() else find_model(model, say=say)
+    alone = Path(os.path.expanduser(model))
+    folder = alone if os.path.isfile(alone / "tokenizer.json") else find_model(model, say=say)
     tokenizer = Tokenizer.load(folder)
     if not (folder / "config.json").is_file():  # a tokenizer's folder, or an adapter's
         return ModelSide.of(tokenizer)

@@ -93,7 +93,7 @@ class FinetuneJob:
     def open(self, start: Start) -> Opened:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
         material = self.material = open_material(start)
-        machine = this_machine(recipe, read_speed(material.base))
+        machine = this_machine(recipe, lambda: read_speed(material.base))
         recipe, choice = settle(recipe, job_shape(recipe, material), options(recipe, material), machine)
         self.recipe, spec, world = recipe, choice.spec, parallel.world_size()
 

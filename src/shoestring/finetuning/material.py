@@ -15,10 +15,9 @@ from shoestring.models.config import ModelConfig
 from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.folder import GenerationDefaults, read_config, read_generation_config
 from shoestring.models.peft_folder import is_adapter
-from shoestring.models.resolve import find_model
 from shoestring.models.weight_files import weight_paths
 from shoestring.train import parallel
-from shoestring.train.run import say
+from shoestring.train.run import find_once, say
 from shoestring.train.run_folder import Start
 
 _SHORTEST_ROW, _LONGEST_ROW = 256, 2048  # tokens, when the recipe leaves the length open
@@ -57,7 +56,7 @@ def open_material(start: Start) -> Material:
     """Raises ConfigError, DataError and ModelFileError for what does not fit together."""
     recipe: FinetuneRecipe = start.recipe
     settings = recipe.train
-    base = find_model(recipe.model, say=say)
+    base = find_once(recipe.model)
     if is_adapter(base):
         raise ModelFileError(
             "this is an adapter: fine-tuning begins from a whole model", str(base),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from shoestring.core import console
 from shoestring.core.speeds import file_read_speed
 from shoestring.data.supervised.batches import padded_length
 from shoestring.finetuning.before_after import ANSWER, choose_questions
@@ -27,6 +26,7 @@ from shoestring.plan.constants import MICROBATCH_TOKENS
 from shoestring.plan.shapes import EngineSpec, JobShape, Options, Training, WeightFormat
 from shoestring.plan.tape import FLOAT
 from shoestring.train.planning import engines
+from shoestring.train.run import say
 
 
 def job_shape(recipe: FinetuneRecipe, material: Material) -> JobShape:
@@ -96,7 +96,7 @@ def adapted_model(
         return load_model(checkpoint or material.base, device, torch.float32)
     if spec.engine == "streamed":
         decoder: Decoder = open_streamed(
-            material.base, spec.weights, spec.slots, device, say=lambda text: console.err.print(text),
+            material.base, spec.weights, spec.slots, device, say=say,
             compute="int8" if recipe.precision.compute == "int8" else "float",
         )  # fmt: skip
     else:

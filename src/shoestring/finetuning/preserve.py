@@ -24,6 +24,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.nn.base_distance import base_distance
 from shoestring.nn.head import OutputHead
 from shoestring.train import parallel
+from shoestring.train.dropout import microbatch_seeds
 from shoestring.train.objective import Loss, Objective, Penalty
 
 KEPT_BYTES = 32_000_000  # of the base's hidden states
@@ -51,7 +52,8 @@ class Preserving:
             return
         batch = next(self._batches).to(self._model.embedding.weight.device)
         base_BTD = self._base(batch)
-        hidden_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        with microbatch_seeds(self._model, 1) as (seed,):  # ranks have other rows, and draw other masks
+            hidden_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT, seed=seed)
         counted = batch.segments_BT != PADDING_SEGMENT
         distance = base_distance(hidden_BTD[counted], base_BTD[counted], self._model.head)
         yield Penalty("base_distance", distance / int(counted.sum()), self._weight)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_write, cache_dir, sha256_file
+from shoestring.core.foreign import read_json
 
 _REMEMBERED = "hashes.json"
 
@@ -62,7 +63,7 @@ class Fingerprint:
 
 def _remembered() -> dict[str, str]:
     try:
-        known = json.loads((cache_dir() / _REMEMBERED).read_text(encoding="utf-8"))
+        known = read_json(cache_dir() / _REMEMBERED)
     except (OSError, ValueError):
         return {}
     return {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from shoestring.core.errors import ModelFileError, NetworkError
 from shoestring.core.files import atomic_folder, cache_dir, sha256_file
+from shoestring.core.foreign import read_json
 from shoestring.core.units import format_bytes
 
 Say = Callable[[str], None]
@@ -122,7 +122,7 @@ def missing_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(read_json(index)["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError):
             return [*missing, index.name]
         missing += sorted(str(shard) for shard in shards if not (folder / str(shard)).is_file())

@@ -26,6 +26,7 @@ from shoestring.models.adapters import DEFAULT, adapted_linears, adapter_names, 
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import family_of, read_json
 from shoestring.models.folder import load_model, read_generation_config, save_model
+from shoestring.models.module_patterns import ModulePatterns
 from shoestring.models.resolve import Say, find_model
 from shoestring.models.weights import TensorFile
 from shoestring.nn.lora import LoRA
@@ -66,16 +67,12 @@ class AdapterConfig:
 
     base: str | None
     lora: LoRAConfig
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
+    rank_pattern: ModulePatterns[int]
+    alpha_pattern: ModulePatterns[float]
 
     def of(self, module: str) -> LoRAConfig:
-        """The config of one module, by Hugging Face's name."""
-        rank, alpha = (
-            next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), None)
-            for pattern in (self.rank_pattern, self.alpha_pattern)
-        )
-        changed = {"rank": rank, "alpha": alpha}
+        """The config of one module, by Hugging Face's name. Raises ValueError where matching takes too long."""
+        changed = {"rank": self.rank_pattern.of(module), "alpha": self.alpha_pattern.of(module)}
         return self.lora.model_copy(update={key: value for key, value in changed.items() if value is not None})
 
 
@@ -107,14 +104,22 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
             rank_stabilized=values.get("use_rslora", False),
             dora=values.get("use_dora", False),
         )
-        ranks = {str(key): int(value) for key, value in (values.get("rank_pattern") or {}).items()}
-        alphas = {str(key): float(value) for key, value in (values.get("alpha_pattern") or {}).items()}
-        for key in (*ranks, *alphas):
-            re.compile(key)
-    except (ValidationError, TypeError, ValueError, AttributeError, re.error) as error:
+        tables = [_table(values.get(f"{name}_pattern")) for name in ("rank", "alpha")]
+        for value in tables[0].values():
+            LoRAConfig(rank=value)
+        for value in tables[1].values():
+            LoRAConfig(alpha=float(value))
+        ranks, alphas = ModulePatterns(tables[0]), ModulePatterns({key: float(of) for key, of in tables[1].items()})
+    except (ValidationError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(f"not a usable adapter config: {error}", str(file)) from error
     base = values.get("base_model_name_or_path")
     return AdapterConfig(base if isinstance(base, str) and base else None, lora, ranks, alphas)
+
+
+def _table(values: Any) -> dict[str, Any]:
+    if values is not None and not isinstance(values, dict):
+        raise ValueError("rank_pattern and alpha_pattern are objects")
+    return values or {}
 
 
 def find_base(folder: str | Path, say: Say | None = None) -> Path:
@@ -155,20 +160,24 @@ def load_adapter(decoder: Decoder, folder: str | Path, name: str = DEFAULT) -> l
             held.setdefault(match[1], set()).add(match[2])
         if not held:
             raise ModelFileError("there are no adapters in this file", str(file.path))
+        try:
+            of_modules = {module: config.of(module) for module in held}
+        except ValueError as error:
+            raise ModelFileError(f"not a usable adapter config: {error}", str(folder / CONFIG)) from error
         wanted = {"lora_A.weight", "lora_B.weight"} | ({"lora_magnitude_vector"} if config.lora.dora else set())
         for module, parts in held.items():
             if parts != wanted:
                 differing = sorted(parts ^ wanted)[0]
                 kind = "is missing" if differing in wanted else "is there, but use_dora is false"
                 raise ModelFileError(f"tensor {_PREFIX}{module}.{differing} {kind}", str(file.path))
-            of_module = config.of(module)
+            of_module = of_modules[module]
             rank = file.infos[f"{_PREFIX}{module}.lora_A.weight"].shape[0]
             if rank != of_module.rank:
                 message = f"the adapter of {module} has rank {rank}, {CONFIG} says {of_module.rank}"
                 raise ModelFileError(message, str(file.path))
         decoder.requires_grad_(False)
         for module in held:
-            adapter = attach_to(decoder, ours[module], config.of(module), name)
+            adapter = attach_to(decoder, ours[module], of_modules[module], name)
             for part, parameter in _tensors(adapter, module).items():
                 if file.infos[part].shape != tuple(parameter.shape):
                     message = f"tensor {part} has shape {list(file.infos[part].shape)}, not {list(parameter.shape)}"

@@ -7,6 +7,7 @@ names, and the network is asked last.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -24,12 +25,12 @@ def find_model(text: str | Path, say: Say | None = None) -> Path:
     for, and NetworkError when a download fails.
     """
     name = str(text)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if name and os.path.isdir(path):
         return _folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
         target = resolve_pointer(path) if path.name in ("latest", "best") else path
-        if target.is_dir():
+        if os.path.isdir(target):
             return _folder(target)
         if path.suffix.lower() == ".gguf":
             return get(str(path), say=say)
@@ -40,7 +41,7 @@ def find_model(text: str | Path, say: Say | None = None) -> Path:
         raise ModelFileError("no such file", where=name)
     if _OWNER_AND_NAME.fullmatch(name) and not isinstance(text, Path):
         # OWNER/NAME looks like a path too: a path that is close but wrong must not become a download.
-        if path.parent.is_dir():
+        if os.path.isdir(path.parent):
             raise ModelFileError(
                 f"no model {name!r}: there is no such folder",
                 hint=f"for the hub write hf:{name}\n{known_names(name)}",
@@ -53,12 +54,12 @@ def find_model(text: str | Path, say: Say | None = None) -> Path:
 
 
 def _folder(path: Path) -> Path:
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+    if os.path.isfile(path / "config.json") or os.path.isfile(path / "adapter_config.json"):
         return path
     latest = path / "latest"
-    if latest.exists() or latest.is_symlink():
+    if os.path.exists(latest) or latest.is_symlink():
         target = resolve_pointer(latest)
-        if (target / "config.json").is_file() or (target / "adapter_config.json").is_file():
+        if os.path.isfile(target / "config.json") or os.path.isfile(target / "adapter_config.json"):
             return target
         raise ModelFileError(
             f"its newest checkpoint {target.name!r} is not there or not whole", where=str(path)

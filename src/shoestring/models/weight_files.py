@@ -6,6 +6,7 @@ model. `models.folder` reads all of them into memory; layer streaming reads a fe
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -102,7 +103,7 @@ def _tensor_files(folder: Path) -> list[TensorFile]:
         for shard in sorted(set(weight_map.values())):
             if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
                 raise ModelFileError(f"{shard!r} is not the name of a safetensors file beside it", str(index))
-            if not (folder / shard).is_file():
+            if not os.path.isfile(folder / shard):
                 raise ModelFileError(f"the file {shard} is missing", str(index), "fetch the model again")
             file = TensorFile(folder / shard)
             files.append(file)

@@ -9,7 +9,6 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from shoestring.core.errors import ModelFileError
+from shoestring.core.foreign import parse_json
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -129,8 +129,8 @@ class TensorFile:
             raise self._fail(f"not a whole safetensors file: {size:,} bytes cannot hold its header")
         raw = self._file.read(length)
         try:
-            header = json.loads(raw, object_pairs_hook=_without_duplicates)
-        except (ValueError, RecursionError) as error:
+            header = parse_json(raw, _without_duplicates)
+        except ValueError as error:
             raise self._fail(f"not a safetensors file: its header is not valid JSON ({error})") from error
         if not isinstance(header, dict):
             raise self._fail("not a safetensors file: its header is not an object")

@@ -21,7 +21,7 @@ from shoestring.nn.config import Recompute
 from shoestring.nn.context import Context
 from shoestring.nn.recompute import recomputing_nothing
 from shoestring.nn.replay import Replay
-from shoestring.nn.stack import Aux, add_losses
+from shoestring.nn.stack import Aux, add_losses, draw_at
 
 
 class ReversibleBlock(BlockParts):
@@ -64,8 +64,9 @@ class ReversibleStack:
         stream = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
         y1, y2 = stream, stream
         aux: Aux = {}
-        for index in self.order:
+        for position, index in enumerate(self.order):
             block = blocks[index]
+            draw_at(context, position)
             call = _Call(cast(ReversibleBlock, block), context, last, recompute == "selective")
             weights = [p for p in block.parameters() if p.requires_grad]
             y1, y2, *losses = _Rebuilt.apply(call, y1, y2, *weights)
@@ -79,6 +80,7 @@ class ReversibleStack:
         aux: Aux = {}
         for position, index in enumerate(self.order):
             layer_cache = cache.layer(position) if cache is not None else None
+            draw_at(context, position)
             y1, y2, extra = blocks[index](y1, y2, context, layer_cache)
             add_losses(aux, extra)
         return ((y1 + y2) / 2).to(x_BTD.dtype), aux

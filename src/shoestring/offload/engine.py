@@ -50,7 +50,7 @@ class StreamedEngine(LocalEngine):
         penalties = self.penalties()
         summed, metrics = 0.0, dict[str, float]()
         device = self.decoder.embedding.weight.device
-        with microbatch_seeds(self.decoder, len(microbatches)) as seeds:
+        with parallel.together(), microbatch_seeds(self.decoder, len(microbatches)) as seeds:
             parts = [
                 _Part(self.decoder, batch.to(device), count, seed)
                 for batch, count, seed in zip(microbatches, counts, seeds, strict=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_folder, cache_dir, remove_stale
+from shoestring.core.foreign import read_json
 from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.resolve import Say
 from shoestring.models.weight_files import Place
@@ -49,7 +50,7 @@ def open_head(place: Place, source: Fingerprint, say: Say | None = None) -> Head
         _make(folder, place, source, say)
     path = folder / _FILE
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / _MANIFEST)
         size, codes, scale = (int(manifest[name]) for name in ("bytes", "codes", "scale"))
         if (manifest["version"], manifest["source"]) != (_VERSION, source.digest):
             raise ValueError("it was made by another version, or from other weights")

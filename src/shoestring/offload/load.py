@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.device import check_memory_budget, resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError
 from shoestring.core.machine import rss_bytes
 from shoestring.core.units import format_bytes, parse_bytes
@@ -48,6 +48,8 @@ def load(
     if memory is None:
         return LanguageModel.load(model, device, dtype, say)
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
+    where = resolve_device(device)
+    check_memory_budget(budget, where)
     folder = find_model(model, say=say)
     base = find_base(folder, say) if is_adapter(folder) else folder
     with WeightFiles(base) as files:
@@ -57,12 +59,12 @@ def load(
     uses = [Use(1, _TOKENS, 1)] + [Use(1, _TOKENS, scored=True, documents=True)] * scoring
     resident = max(predict_use(config, use, machine, source).total for use in uses)
     if weights == "source" and resident <= budget * SPARE:
-        language = LanguageModel.load(model, device, dtype, say)
+        language = LanguageModel.load(model, where, dtype, say)
         language.at_once = _TOKENS
         return language
     slots = _slots(config, weights, source, budget, machine, uses)
     settled = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
-    decoder = open_streamed(base, weights, slots, resolve_device(str(device)), settled, say=say)
+    decoder = open_streamed(base, weights, slots, where, settled, say=say)
     if folder != base:
         load_adapter(decoder, folder)
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)

@@ -40,6 +40,7 @@ class StreamedStack:
             else:
                 self.stream.load(index, self._up(position) + self.order)
                 layer_cache = cache.layer(position) if cache is not None else None
+                draw_at(context, position)
                 x_BTD, extra = blocks[index](x_BTD, context, layer_cache)
             add_losses(aux, extra)
         return x_BTD, aux

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import atomic_folder, cache_dir, remove_stale
+from shoestring.core.foreign import read_json
 from shoestring.models.builder import build_block
 from shoestring.models.config import ModelConfig
 from shoestring.models.fingerprint import Fingerprint
@@ -199,7 +200,7 @@ def _open_made(place: Path, files: WeightFiles, format: StoreFormat, source: Fin
     broken = f"delete the folder {place}: it is made again from the model"
     own: list[TensorFile] = []
     try:
-        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(place / MANIFEST)
         listed = [(entry["file"], int(entry["bytes"]), int(entry["crc32"])) for entry in manifest["layers"]]
         made = (manifest["version"], manifest["format"], manifest["source"], len(listed))
         if made != (_VERSION, format, source.digest, files.config.unique_layers):

@@ -15,10 +15,9 @@ from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, read_config
-from shoestring.models.resolve import find_model
 from shoestring.pretraining.config import InitFrom, PretrainRecipe
 from shoestring.pretraining.dataset import external_vectors, open_dataset
-from shoestring.train.run import say
+from shoestring.train.run import find_once, say
 from shoestring.train.run_folder import Start
 
 
@@ -45,7 +44,7 @@ def open_material(start: Start, device: torch.device) -> Material:
     recipe: PretrainRecipe = start.recipe
     folder, tokenizer = start.checkpoint, None
     if isinstance(recipe.model, InitFrom):
-        source = find_model(recipe.model.init, say=say)
+        source = find_once(recipe.model.init)
         tokenizer = Tokenizer.load(source)
         folder = folder or source
     shards = open_dataset(recipe.data, tokenizer, say)

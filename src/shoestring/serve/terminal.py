@@ -13,7 +13,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
-from shoestring.core import console
+from shoestring.core import console, interrupt
 from shoestring.core.errors import ShoestringError
 from shoestring.generate.config import SamplingConfig
 from shoestring.generate.language_model import LanguageModel
@@ -63,6 +63,7 @@ class TerminalChat:
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
+                interrupt.answered()
                 self.output.write("\n")
                 self._note("Ctrl-D or /exit leaves")
 
@@ -98,6 +99,7 @@ class TerminalChat:
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
+                interrupt.answered()
         self.output.write("\n")
         self.output.flush()
         self._report()

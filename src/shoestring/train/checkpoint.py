@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from shoestring.core import matmul
 from shoestring.core.errors import ModelFileError, RunError
 from shoestring.core.files import atomic_folder, remove_stale, replace_symlink_or_pointer
+from shoestring.core.foreign import read_json
 from shoestring.core.seeds import restore_rng_state, rng_state
 from shoestring.models.weights import TensorFile
 from shoestring.train import parallel
@@ -154,13 +155,23 @@ class Checkpoint(Callback):
 
 def _read_state(folder: Path) -> tuple[TrainerState, dict[str, dict[str, float]]]:
     try:
-        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        content = read_json(folder / STATE)
+        if not isinstance(content, dict) or not _are_numbers(content.get("optimizer")):
+            raise ValueError("no object with the numbers of an optimizer")
         numbers = content.pop("optimizer")
         return TrainerState.from_json(content), numbers
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(
             f"not a trainer state: {error}", str(folder / STATE), "remove this checkpoint folder"
         ) from error
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether these are numbers by parameter and name."""
+    return isinstance(values, dict) and all(
+        isinstance(of_one, dict) and all(isinstance(number, (int, float)) for number in of_one.values())
+        for of_one in values.values()
+    )
 
 
 def _step_of(folder: Path) -> int:

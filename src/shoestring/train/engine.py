@@ -163,8 +163,9 @@ class LocalEngine:
             for key in (key for key in file.infos if key.rpartition("/")[0] == name):
                 last = key.rpartition("/")[2]
                 restored[last] = _read(file, key, parameter, self.optimizer.state[parameter].get(last))
-            if not restored:
-                raise RunError(f"the optimizer's state lacks {name}", str(file.path))
+            if differing := sorted(restored.keys() ^ self.optimizer.state[parameter].keys()):
+                have = "has an unknown" if differing[0] in restored else "lacks"
+                raise RunError(f"the optimizer's state {have} {name}/{differing[0]}", str(file.path))
             self.optimizer.state[parameter] = restored
 
     def agree(self, value: Any) -> Any:
@@ -177,22 +178,22 @@ class LocalEngine:
         """Send the objective's penalties backward; -> the mean of each over ranks, by name."""
         found: dict[str, float] = {}
         device = self.decoder.embedding.weight.device.type
-        with torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32):
+        autocast = torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32)
+        with parallel.together(), autocast:
             for penalty in self.objective.penalties(self.steps):
                 mean = penalty.value / parallel.world_size()
                 (penalty.weight * mean).backward()
-                found[penalty.name] = parallel.sum_numbers(float(mean.detach()))[0]
-        return found
+                found[penalty.name] = float(mean.detach())
+        return parallel.sum_named(found)
 
     def finish(self, summed: float, count: int, metrics: dict[str, float], penalties: dict[str, float]) -> Loss:
         """Gradients and loss over all ranks, of a step whose `count` is that already."""
         parallel.sum_gradients(self.decoder.parameters())
-        summed, *values = parallel.sum_numbers(summed, *metrics.values())
+        summed = parallel.sum_numbers(summed)[0]
+        metrics = parallel.sum_named(metrics)
         self._finite = math.isfinite(summed)
         means = {name: mean * count for name, mean in penalties.items()}
-        return Loss(
-            torch.tensor(summed, dtype=torch.float64), count, dict(zip(metrics, values, strict=True)) | means
-        )
+        return Loss(torch.tensor(summed, dtype=torch.float64), count, metrics | means)
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> float:
@@ -210,10 +211,10 @@ def _read(file: TensorFile, key: str, parameter: Tensor, old: Tensor | None) -> 
     Moments lie like their parameter, on its device. Scalars (step counts) where the optimizer made them.
     """
     info = file.infos[key]
-    if info.shape not in (tuple(parameter.shape), ()):
-        raise RunError(
-            f"{key} has the shape {list(info.shape)}, the parameter {list(parameter.shape)}", str(file.path)
-        )
+    wanted = tuple(parameter.shape if old is None else old.shape)
+    if info.shape != wanted or not info.dtype.is_floating_point:
+        kind = str(info.dtype).removeprefix("torch.")
+        raise RunError(f"{key} is {kind} {list(info.shape)}, expected {list(wanted)} of floats", str(file.path))
     target = old
     if target is None or tuple(target.shape) != info.shape or target.dtype != info.dtype:
         like = info.shape == tuple(parameter.shape) or parameter.device.type != "cpu"

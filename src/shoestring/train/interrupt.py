@@ -6,6 +6,7 @@ step.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -13,8 +14,7 @@ from types import FrameType
 from typing import Any
 
 from shoestring.core.errors import RunError
-
-EXIT_CODE = 130  # 128 + SIGINT, what shells expect of an interrupted command
+from shoestring.core.interrupt import EXIT_CODE, leave
 
 
 class Interrupted(RunError):
@@ -46,7 +46,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            os._exit(EXIT_CODE)
+            leave()
         self.requested = True
         # os.write, because the console may be in the middle of a line and holds a lock.
-        os.write(2, b"\nstopping after this step; again to stop at once without saving\n")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nstopping after this step; again to stop at once without saving\n")

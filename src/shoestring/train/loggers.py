@@ -5,13 +5,17 @@ Both are optional packages (the extra `train`), imported only when the recipe as
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
 from shoestring.core.errors import RunError
 from shoestring.core.extras import need
+from shoestring.core.files import atomic_write
 from shoestring.train import parallel
 from shoestring.train.recipe import RunRecipe
+
+ID = "run-id"  # of the run's folder
 
 
 class Logger(Protocol):
@@ -30,6 +34,15 @@ def build_loggers(recipe: RunRecipe, out: Path) -> list[Logger]:
     if recipe.log.wandb:
         loggers.append(WeightsAndBiases(recipe, out))
     return loggers
+
+
+def run_id(out: Path) -> str:
+    """By which a service knows the run again when it goes on, and no other: folders of two machines have one name."""
+    file = out / ID
+    if not file.is_file():
+        with atomic_write(file) as opened:
+            opened.write(f"{secrets.token_hex(8)}\n")
+    return file.read_text(encoding="utf-8").strip()
 
 
 class TensorBoard:
@@ -56,7 +69,7 @@ class WeightsAndBiases:
         try:
             self._run = wandb.init(
                 project=recipe.log.wandb, name=out.name, dir=str(out), config=recipe.model_dump(mode="json"),
-                id=out.name, resume="allow",
+                id=run_id(out), resume="allow",
             )  # fmt: skip
         except Exception as error:  # its errors are many, and none of them is a fault of ours
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

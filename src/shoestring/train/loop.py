@@ -111,7 +111,7 @@ def train(
             loss = engine.forward_backward(group)
             result = engine.optimizer_step(clip, share)
         except RuntimeError as error:
-            if allocator.refused(error) is not None:
+            if allocator.refused(error) is not None or isinstance(error, parallel.Elsewhere):
                 traceback.clear_frames(error.__traceback__)  # which hold the step's activations
                 allocator.limit()  # what follows takes little, and must not fail
                 engine.abandon()

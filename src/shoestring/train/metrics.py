@@ -17,6 +17,7 @@ import torch
 
 from shoestring.core.errors import RunError
 from shoestring.core.files import atomic_write
+from shoestring.core.foreign import parse_json
 from shoestring.core.machine import rss_bytes
 from shoestring.kernels.allocator import counts
 from shoestring.models.config import ModelConfig
@@ -131,12 +132,32 @@ def _finite(number: float) -> float | None:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut by a kill is left out."""
+    """The lines of a metrics file; a last line that was cut by a kill is left out, and so are losses without a number.
+
+    A loss that was none, or a line that someone else wrote, must not end a run at its plot.
+    """
+    lines = _lines(file)
+    for line in lines:
+        for name, needed in _TOGETHER.items():
+            if not all(_is_number(line.get(key)) for key in (name, *needed)):
+                line.pop(name, None)
+    return lines
+
+
+# A loss, and what is drawn together with it.
+_TOGETHER = {"loss": ("tokens",), "held_out_loss": ("tokens", "held_out_tokens", "bits_per_byte")}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e18  # neither NaN nor infinite
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
     lines = []
     if file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                values = json.loads(line)
+                values = parse_json(line)
             except ValueError:
                 continue
             if isinstance(values, dict) and isinstance(values.get("step"), int):
@@ -147,6 +168,6 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 def truncate_metrics(file: Path, step: int) -> None:
     """Cut off what was written after `step`, the one to resume from."""
     if file.is_file():
-        kept = [values for values in read_metrics(file) if values["step"] <= step]
+        kept = [values for values in _lines(file) if values["step"] <= step]
         with atomic_write(file) as opened:
             opened.writelines(json.dumps(values) + "\n" for values in kept)

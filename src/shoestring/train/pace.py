@@ -4,6 +4,8 @@ The first steps of a session are slow (kernels are chosen, memory is touched), s
 Evaluations and checkpoints still to come are paid for in advance. If the machine slows down later, the end
 moves forward, and back towards the planned one when it is fast again; the schedule always finishes there, and
 each change is an event in the trainer's state.
+
+Every rank has a clock of its own, and would plan otherwise by it: what is settled here is what the first one says.
 """
 
 from __future__ import annotations
@@ -91,22 +93,19 @@ class TimeBudget:
     def __init__(self, budget: float):
         self.budget = budget
         self._session_steps = 0
+        self._estimate = _GUESS
         self._measured: deque[float] = deque(maxlen=400)
 
     def start(self, state: TrainerState) -> None:
         """Nothing is known yet, or the state knows it already."""
+        self._estimate = state.schedule_step + _GUESS
 
     def is_finished(self, state: TrainerState) -> bool:
         return state.total_steps is not None and state.step >= state.total_steps
 
     def expected_steps(self, state: TrainerState) -> int:
         """The fixed number, or an estimate until then: the warmup needs one from the first step on."""
-        if state.planned_steps is not None:
-            return state.planned_steps
-        if not self._measured:
-            return state.schedule_step + _GUESS
-        left = max(self.budget - state.seconds, 0.0)
-        return max(state.step + 1, state.step + int(left / self._seconds_per_step()))
+        return self._estimate if state.planned_steps is None else state.planned_steps
 
     def after_step(self, state: TrainerState, seconds: float, reserve: Reserve) -> None:
         self._session_steps += 1
@@ -115,7 +114,9 @@ class TimeBudget:
             self._measured.clear()
         self._measured.append(seconds)
         if state.total_steps is None:
-            total = parallel.from_first(self._first_plan(state, reserve))
+            left = max(self.budget - state.seconds, 0.0)
+            estimate = max(state.step + 1, state.step + int(left / self._seconds_per_step()))
+            total, self._estimate = parallel.from_first((self._first_plan(state, reserve), estimate))
             if total is not None:
                 state.plan(total)
                 state.events.append(
@@ -132,7 +133,7 @@ class TimeBudget:
                 state.move_end(total)
 
     def _first_plan(self, state: TrainerState, reserve: Reserve) -> int | None:
-        """How many steps the run has, None while that is not known. Ranks may differ here: the first one's counts."""
+        """How many steps the run has, None while that is not known."""
         each, used = self._seconds_per_step(), state.seconds
         looked = sum(self._measured)
         warm = self._session_steps >= WARM_STEPS + MEASURED_STEPS

@@ -8,14 +8,17 @@ torch.distributed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from shoestring.core.errors import RunError
 
 V = TypeVar("V")
 BUCKET_NUMBERS = 16 * 2**20  # numbers exchanged at once: large enough for the link, small beside the model
@@ -52,14 +55,67 @@ def sum_numbers(*numbers: float) -> list[float]:
 
 def from_first(value: V) -> V:
     """Rank 0's value, of what JSON can hold, on every rank: for names, and for decisions that depend on a clock."""
-    if not is_parallel():
-        return value
+    return _from(0, value) if is_parallel() else value
+
+
+def _from(source: int, value: V) -> V:
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
     size = torch.tensor([len(text)], device=_device())
-    dist.broadcast(size, src=0)
-    text = text if rank() == 0 else torch.empty(int(size), dtype=torch.uint8, device=_device())
-    dist.broadcast(text, src=0)
+    dist.broadcast(size, src=source)
+    text = text if rank() == source else torch.empty(int(size), dtype=torch.uint8, device=_device())
+    dist.broadcast(text, src=source)
     return json.loads(bytes(text.tolist()))
+
+
+def by_first(make: Callable[[], V]) -> V:
+    """What rank 0 makes, of what JSON can hold, on every rank: measured, chosen or written once for all of them.
+
+    When rank 0 raises, the others raise RunError: nobody waits for a process that has left.
+    """
+    if not is_parallel():
+        return make()
+    if rank() != 0:
+        answer: Any = from_first(None)
+        if answer[1] is not None:
+            raise RunError(f"the first process cannot go on: {answer[1]}")
+        return answer[0]
+    try:
+        value = make()
+    except Exception as error:
+        from_first([None, getattr(error, "message", type(error).__name__)])
+        raise
+    from_first([value, None])
+    return value
+
+
+def sum_named(numbers: dict[str, float]) -> dict[str, float]:
+    """Each number summed over the ranks that have one of its name: one without labels has run nothing, and has none."""
+    if not is_parallel():
+        return numbers
+    have, squared = sum_numbers(len(numbers), len(numbers) ** 2)
+    if not have:
+        return numbers
+    names = list(numbers)
+    if squared * world_size() != have**2:  # not all have as many
+        names = sorted({name for source in range(world_size()) for name in _from(source, list(numbers))})
+    return dict(zip(names, sum_numbers(*(numbers.get(name, 0.0) for name in names)), strict=True))
+
+
+class Elsewhere(RuntimeError):
+    """Another process could not do its part of a step."""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What each rank does by itself before an exchange: where one cannot (memory is refused), the others get Elsewhere
+    instead of waiting for it."""
+    try:
+        yield
+    except RuntimeError:
+        sum_numbers(1)
+        raise
+    if sum_numbers(0)[0]:
+        raise Elsewhere("another process could not do its part of the step")
 
 
 def wait() -> None:

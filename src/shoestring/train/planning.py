@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from shoestring.core.device import resolve_device
+from shoestring.core.errors import BudgetError
 from shoestring.core.machine import has_int8_instructions, rss_bytes, total_memory_bytes
 from shoestring.core.matmul import TABLE
 from shoestring.core.matmul_choice import LAYOUTS, Kind
 from shoestring.core.speeds import matrix_peak
+from shoestring.core.units import format_bytes
 from shoestring.kernels import allocator
 from shoestring.kernels.compiled import compiler
 from shoestring.plan.choose import Choice, choose, tell
@@ -21,15 +24,22 @@ from shoestring.train import parallel
 from shoestring.train.recipe import RunRecipe
 
 R = TypeVar("R", bound=RunRecipe)
+_HOPELESS = 2.0  # times the memory of the machine
 _LARGE = 768  # rows, columns and sums of a product of which most of a step is made
 
 
-def this_machine(recipe: RunRecipe, read_speed: float = 1e9) -> Machine:
-    """This process and this processor, for a run of `recipe`. read_speed: bytes a second of the disk with the model."""
+def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e9) -> Machine:
+    """This process and this processor, for a run of `recipe`. read_speed: bytes a second of the disk with the model.
+
+    Speeds are measured by the first process while the others wait: together they would measure one another.
+    """
+    flops, speed = parallel.by_first(
+        lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), read_speed()]
+    )
     return Machine(
         process=rss_bytes() - allocator.kept(),
-        flops=matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)),
-        read_speed=read_speed,
+        flops=flops,
+        read_speed=speed,
         int8_gain=int8_gain(),
         total=total_memory_bytes(),
         threads=torch.get_num_threads(),
@@ -44,15 +54,21 @@ def int8_gain() -> float:
 
 
 def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tuple[R, Choice]:
-    """The recipe with engine and microbatch as chosen by the first process, and the choice. Shows the sum of a budget.
+    """The recipe with engine and microbatch as chosen by the first process, and the choice; it shows a budget's sum.
 
-    Raises BudgetError when nothing fits.
+    Raises BudgetError when nothing fits, and without a budget what no memory of this machine could hold.
     """
     budget = recipe.budget.memory
-    choice = choose(shape, machine, budget, options)
-    spec = EngineSpec(**parallel.from_first(asdict(choice.spec)))
-    if spec != choice.spec:
-        choice = Choice(spec, predict(shape, spec, machine))
+    made: list[Choice] = []
+
+    def by_this_process() -> dict[str, Any]:
+        made.append(choose(shape, machine, budget, options))
+        return asdict(made[0].spec)
+
+    spec = EngineSpec(**parallel.by_first(by_this_process))
+    choice = made[0] if made else Choice(spec, predict(shape, spec, machine))
+    if budget is None and resolve_device(recipe.device).type == "cpu":
+        _check_possible(choice.prediction.total, machine.total)
     if budget is not None:
         before = allocator.live()  # tensors of this process that are none of the run's
         beside = choice.prediction.total - choice.prediction.tensor_bytes - before
@@ -68,6 +84,13 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
             "train": recipe.train.model_copy(update={"microbatch": spec.microbatch}),
         }
     ), choice
+
+
+def _check_possible(needed: int, total: int) -> None:
+    """Predictions are good to a tenth, and some memory can be swapped out: what is refused would end in torch's error."""
+    if needed > _HOPELESS * total:
+        message = f"this would take {format_bytes(needed)}, and the machine has {format_bytes(total)}"
+        raise BudgetError(message, hint="choose a smaller model, rank or batch, or give --memory to have it fitted")
 
 
 def engines(recipe: RunRecipe, streams: bool = False) -> tuple[EngineName, ...]:

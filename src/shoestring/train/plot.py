@@ -54,7 +54,7 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
                     column(part, "tokens"), column(part, "held_out_loss"),
                     color=_HELD_OUT, marker="o", markersize=size, linewidth=1.2, label=label,
                 )  # fmt: skip
-        _bits_per_byte_axis(axes, last["bits_per_byte"] / last["held_out_loss"], xz_bits_per_byte)
+        _bits_per_byte_axis(axes, last["bits_per_byte"] / (last["held_out_loss"] or math.inf), xz_bits_per_byte)
     axes.legend(loc="upper right", frameon=False)
     axes.set_title(title, loc="left")
     figure.savefig(file, dpi=120)

@@ -20,6 +20,9 @@ def settled(recipe: R) -> R:
     if recipe.precision.compute != "auto":
         return recipe
     device = resolve_device(recipe.device)
-    faster = matrix_peak(torch.bfloat16, device) > _GAIN * matrix_peak(torch.float32, device)
-    compute = "bfloat16" if parallel.from_first(faster) else "float32"
+
+    def gains() -> bool:
+        return matrix_peak(torch.bfloat16, device) > _GAIN * matrix_peak(torch.float32, device)
+
+    compute = "bfloat16" if parallel.by_first(gains) else "float32"
     return recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"compute": compute})})

@@ -76,7 +76,7 @@ class RunRecipe(Config):
     out: str | None = Field(None, description="run folder; null: runs/NAME-N")
     seed: int = 1
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(None, gt=0, description="CPU threads; null: torch's own choice")
+    threads: int | None = Field(None, gt=0, le=1024, description="CPU threads; null: torch's own choice")
 
     def check_packages(self) -> None:
         """Raises ConfigError for a package that the settings need and that is not installed."""

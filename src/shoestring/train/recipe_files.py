@@ -8,6 +8,7 @@ says which verb runs a recipe; without it, that is `pretrain`.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ def list_recipes() -> dict[str, str]:
 
 
 def is_built_in(name_or_path: str | Path) -> bool:
-    return isinstance(name_or_path, str) and (recipe_folder() / f"{name_or_path}.yaml").is_file()
+    return isinstance(name_or_path, str) and os.path.isfile(recipe_folder() / f"{name_or_path}.yaml")
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
@@ -43,9 +44,9 @@ def find_recipe(name_or_path: str | Path) -> Path:
     if is_built_in(name_or_path):
         return recipe_folder() / f"{name_or_path}.yaml"
     path = Path(name_or_path)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    if (path / "recipe.yaml").is_file():
+    if os.path.isfile(path / "recipe.yaml"):
         return path / "recipe.yaml"
     names = list(list_recipes())
     close = difflib.get_close_matches(str(name_or_path), names, 1)
@@ -128,7 +129,7 @@ def _extended(file: Path) -> Callable[[str], Path]:
 
     def find(name: str) -> Path:
         for beside in (file.parent / name, file.parent / f"{name}.yaml"):
-            if beside.is_file():
+            if os.path.isfile(beside):
                 return beside
         return recipe_folder() / f"{name}.yaml"
 

@@ -74,7 +74,7 @@ class ResidentEngine(LocalEngine):
         penalties = self.penalties()
         summed, metrics = 0.0, dict[str, float]()
         device = self.decoder.embedding.weight.device
-        with microbatch_seeds(self.decoder, len(microbatches)) as seeds:
+        with parallel.together(), microbatch_seeds(self.decoder, len(microbatches)) as seeds:
             for number, (batch, count, seed) in enumerate(zip(microbatches, counts, seeds, strict=True)):
                 if not count:
                     continue

@@ -7,6 +7,7 @@ again if no step could be done, so a command with a mistake leaves nothing behin
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,14 @@ import torch
 
 from shoestring.core import console, matmul
 from shoestring.core.allocator import GIVEN_BACK, LARGE
-from shoestring.core.device import resolve_device, resolve_dtype
+from shoestring.core.device import check_memory_budget, resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError, RunError
-from shoestring.core.machine import peak_rss_bytes
+from shoestring.core.machine import cpu_count, peak_rss_bytes
 from shoestring.core.seeds import seed_everything
 from shoestring.core.speeds import matrix_peak
 from shoestring.core.units import format_bytes, format_seconds
 from shoestring.kernels import allocator
+from shoestring.models.resolve import find_model
 from shoestring.plan.shapes import Prediction
 from shoestring.train import parallel
 from shoestring.train.checkpoint import Checkpoint, checkpoints, restore
@@ -38,7 +40,7 @@ from shoestring.train.pace import FixedSteps, Pace, TimeBudget
 from shoestring.train.plot import write_plot
 from shoestring.train.precision import settled
 from shoestring.train.progress import ProgressLine
-from shoestring.train.run_folder import METRICS, Start, abandon, check_free, claim, save_recipe
+from shoestring.train.run_folder import METRICS, Start, abandon, check_free, claim, disown, save_recipe
 from shoestring.train.schedule import build_schedule
 from shoestring.train.state import TrainerState
 
@@ -139,18 +141,31 @@ def say(sentence: str) -> None:
         console.err.print(sentence)
 
 
+def find_once(text: str | Path) -> Path:
+    """The folder of a MODEL: the first process fetches what has to be fetched, and the others find it."""
+    found = parallel.by_first(lambda: str(find_model(text, say=say)))
+    return Path(found) if parallel.rank() == 0 else find_model(text)
+
+
 def execute(job: Job, start: Start) -> Run:
     """Train to the end. Raises what `job` raises, RunError, BudgetError, and Interrupted when the user stopped it."""
-    if start.state.finished and start.out is not None and not start.another_length:
-        say(f"{start.out} is finished; nothing is left to train (--train.steps or --time makes it longer)")
-        return Run(start.recipe, start.out, start.state)
-    start.recipe.check_packages()
+    with contextlib.ExitStack() as ending:
+        ending.callback(disown, start.owned)
+        if start.state.finished and start.out is not None and not start.another_length:
+            say(f"{start.out} is finished; nothing is left to train (--train.steps or --time makes it longer)")
+            return Run(start.recipe, start.out, start.state)
+        start.recipe.check_packages()
+        return _execute(job, start, ending)
+
+
+def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
     recipe = settled(start.recipe)
+    check_memory_budget(recipe.budget.memory, resolve_device(recipe.device))
     if start.out is None and recipe.out is not None:
         check_free(Path(recipe.out))
     allocator.install(LARGE if recipe.budget.memory is None else GIVEN_BACK)
     if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
+        torch.set_num_threads(_threads(recipe.threads))
     if not matmul.TABLE.adopt(start.state.matmul):
         say(matmul.OTHER_MACHINE)
     seed_everything(recipe.seed)
@@ -163,7 +178,8 @@ def execute(job: Job, start: Start) -> Run:
         if out is None:
             place = Path("runs") if recipe.out is None else Path(recipe.out)
             stood = [path for path in (place, *place.parents) if path.exists()]
-            recipe, out = claim(recipe, start.name)
+            recipe, out, owned = claim(recipe, start.name)
+            ending.callback(disown, owned)
         opened.recipe = recipe
         say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
         run = Run(recipe, out, start.state, opened)
@@ -203,6 +219,14 @@ def _go_on(start: Start, opened: Opened, out: Path) -> None:
         save_recipe(opened.recipe, out)
 
 
+def _threads(asked: int) -> int:
+    """As many as the machine can start: OpenMP ends the process where it cannot."""
+    most = max(4 * cpu_count(), 16)
+    if asked > most:
+        say(f"threads   {most}, not {asked}: this machine has {cpu_count()} cores")
+    return min(asked, most)
+
+
 def _beyond(refusal: allocator.Refusal) -> str:
     return (
         f"asked for {format_bytes(refusal.asked)} more than its budget allows"
@@ -221,7 +245,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
         stream.restore(state.data)
         restore(checkpoint, engine)
     device = resolve_device(recipe.device)
-    peak = matrix_peak(resolve_dtype(recipe.precision.dtype), device)
+    peak = parallel.by_first(lambda: matrix_peak(resolve_dtype(recipe.precision.dtype), device))
     loggers = build_loggers(recipe, out)
     metrics = Metrics(out / METRICS, recipe.log.every, opened.flops_per_token, peak, device, loggers, told)
     position = wiring.position or stream.state
@@ -253,13 +277,15 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
         kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
         raise RunError(error.message, str(out), f"{kept}\n{job.help}") from None
     except RuntimeError as error:
-        if (refusal := allocator.refused(error)) is None:
+        refusal = allocator.refused(error)
+        if refusal is None and not isinstance(error, parallel.Elsewhere):
             raise
         traceback.clear_frames(error.__traceback__)
         allocator.limit()
         saving.save(state)
+        what = "was too large for another process" if refusal is None else _beyond(refusal)
         raise BudgetError(
-            f"step {state.step + 1} {_beyond(refusal)}; saved in {out} after step {state.step}",
+            f"step {state.step + 1} {what}; saved in {out} after step {state.step}",
             hint=more,
         ) from None
     finally:

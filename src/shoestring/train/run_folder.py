@@ -8,6 +8,7 @@ anything yet.
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,14 +17,14 @@ from typing import Any
 
 from shoestring.core.config import Config, dump_yaml
 from shoestring.core.errors import RunError
-from shoestring.core.files import atomic_write
+from shoestring.core.files import Held, atomic_write, check_place, clear_errors, hold
 from shoestring.train import parallel
 from shoestring.train.checkpoint import checkpoints, clean, read_state
 from shoestring.train.metrics import truncate_metrics
 from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
 
-RECIPE, METRICS = "recipe.yaml", "metrics.jsonl"
+RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
 _MAY_CHANGE = ("description", "base", "out", "train.keep", "budget.memory")
 _MAY_CHANGE_SECTION = "log."
 # (section, setting, what leaves it to the run)
@@ -48,6 +49,7 @@ class Start:
     checkpoint: Path | None = None
     state: TrainerState = field(default_factory=TrainerState)
     another_length: bool = False
+    owned: Held | None = None  # what keeps other processes out of `out`; the first process has it, for all
 
 
 def resume(
@@ -59,47 +61,90 @@ def resume(
     settings that must not differ.
     """
     out = find_run(text)
-    recipe, another_length = _resumed_recipe(out, given, overrides, load)
-    if parallel.rank() == 0:
-        clean(out)
-    parallel.wait()
+    owned = own(out)
+    try:
+        recipe, another_length = _resumed_recipe(out, given, overrides, load)
+        parallel.by_first(lambda: _make_ready(out))
+        whole = checkpoints(out)
+        checkpoint = whole[-1] if whole else None
+        state = TrainerState() if checkpoint is None else read_state(checkpoint)
+    except BaseException:
+        disown(owned)
+        raise
+    return Start(recipe, out.name, f"of the run in {out}", out, checkpoint, state, another_length, owned)
+
+
+def _make_ready(out: Path) -> None:
+    clean(out)
     whole = checkpoints(out)
-    checkpoint = whole[-1] if whole else None
-    state = TrainerState() if checkpoint is None else read_state(checkpoint)
-    if parallel.rank() == 0:
-        truncate_metrics(out / METRICS, state.step)
-    return Start(recipe, out.name, f"of the run in {out}", out, checkpoint, state, another_length)
+    truncate_metrics(out / METRICS, read_state(whole[-1]).step if whole else 0)
 
 
-def claim(recipe: RunRecipe, name: str) -> tuple[Any, Path]:
+def own(out: Path) -> Held | None:
+    """Keep other processes out of a run's folder: what the first process holds for all, None in the others.
+
+    Raises RunError while another one is at work there. What a process that died has held is free.
+    """
+    held: list[Held] = []
+
+    def take() -> None:
+        found = hold(out / LOCK)
+        if found is None:
+            hint = "wait for its end, or stop it with Ctrl-C: it saves itself"
+            raise RunError("another process is training this run", str(out), hint)
+        held.append(found)
+
+    parallel.by_first(take)
+    return held[0] if held else None
+
+
+def disown(owned: Held | None) -> None:
+    if owned is not None:
+        owned.release()
+
+
+def claim(recipe: RunRecipe, name: str) -> tuple[Any, Path, Held | None]:
     """A new run's folder, made by the first process, and the recipe that stands in it: `out`, or the first free
-    runs/NAME-N.
+    runs/NAME-N; and what keeps others out of it.
 
     Raises RunError if taken.
     """
-    folder = Path()
-    if parallel.rank() == 0:
+
+    def make() -> str:
         folder = Path(recipe.out) if recipe.out is not None else _next_free(Path("runs"), name)
         check_free(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    folder = Path(parallel.from_first(str(folder)))
+        with clear_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
+
+    folder = Path(parallel.by_first(make))
+    owned = own(folder)
     recipe = recipe.model_copy(update={"out": str(folder)})
-    if parallel.rank() == 0:
+
+    def begin() -> None:
+        check_free(folder)  # another process may have been as quick
         save_recipe(recipe, folder)
-    return recipe, folder
+
+    try:
+        parallel.by_first(begin)
+    except BaseException:
+        disown(owned)
+        raise
+    return recipe, folder, owned
 
 
 def check_free(folder: Path) -> None:
     """Raises RunError where a new run cannot stand."""
-    if folder.exists() and not folder.is_dir():
+    check_place(folder)
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise RunError("this is a file, not a folder", str(folder), "choose another --out")
-    if (folder / RECIPE).exists():
+    if os.path.exists(folder / RECIPE):
         raise RunError(
             "there is a run in this folder already",
             str(folder),
             f"continue it with --resume {folder}, or choose another --out",
         )
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if os.path.isdir(folder) and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RunError("this folder is not empty", str(folder), "choose another --out")
 
 
@@ -125,9 +170,9 @@ def save_recipe(recipe: Config, folder: Path) -> None:
 def find_run(text: str | Path) -> Path:
     """The run folder that OUT, OUT/latest or OUT/step-N names. Raises RunError."""
     path = Path(text)
-    if (path / RECIPE).is_file():
+    if os.path.isfile(path / RECIPE):
         return path
-    if (path.name in ("latest", "best") or path.name.startswith("step-")) and (path.parent / RECIPE).is_file():
+    if (path.name in ("latest", "best") or path.name.startswith("step-")) and os.path.isfile(path.parent / RECIPE):
         return path.parent
     raise RunError("no run to resume here: there is no recipe.yaml", str(path), "give the --out folder of a run")
 
@@ -188,7 +233,8 @@ def _show(values: dict[str, Any], key: str) -> str:
 
 def _next_free(parent: Path, name: str) -> Path:
     """Make and return parent/NAME-N; making it is what claims it from another process."""
-    parent.mkdir(parents=True, exist_ok=True)
+    with clear_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         try:
             (parent / f"{name}-{number}").mkdir()

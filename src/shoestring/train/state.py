@@ -5,10 +5,13 @@ Everything the next step depends on is here, in the optimizer's tensors or in th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 FORMAT = 1
+_MOST = 2**62  # that counters in C can hold
 
 
 @dataclass
@@ -113,15 +116,26 @@ class TrainerState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainerState:
-        """Raises ValueError when the format is another's."""
+        """Raises ValueError when the format is another's, or a value is none that a run could have written."""
         values = dict(values)
         if values.pop("format", None) != FORMAT:
             raise ValueError(f"not a trainer state of format {FORMAT}")
-        held_out = values.pop("held_out")
+        if unknown := values.keys() - {each.name for each in fields(cls)}:
+            raise ValueError(f"unknown {sorted(unknown)[0]}")
         try:
-            return cls(held_out=HeldOut(**held_out) if held_out else None, **values)
-        except TypeError as error:
-            raise ValueError(f"not a trainer state: {error}") from error
+            state = TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        counts = [state.step, state.tokens, state.turn_step, state.evaluations_since_best, state.skipped_in_a_row]
+        counts += [n for n in (state.total_steps, state.planned_steps, state.best_step) if n is not None]
+        if not all(0 <= count < _MOST for count in counts) or state.step > (state.total_steps or _MOST):
+            raise ValueError("counts of steps or tokens that no run has")
+        if (state.total_steps is None) != (state.planned_steps is None):
+            raise ValueError("total_steps and planned_steps are known together")
+        if any(type(event.get("step")) is not int or not isinstance(event.get("event"), str) for event in state.events):
+            raise ValueError("an event without its name or step")
+        return state
 
 
 def is_due(step: int, total: int | None, every: int | None, times: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch
-from shoestring.data.loader import permutation
+from shoestring.data.loader import permutation, resumed_sample
 from shoestring.data.supervised.config import Layout
 from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.data.supervised.packing import best_fit_decreasing
@@ -95,7 +95,7 @@ class SupervisedStream:
                     f"the stream to resume has {key} {state.get(key)}, this one {own}",
                     hint="resume with the data and settings of the run",
                 )
-        self._next = state["epoch"] * self.samples_per_epoch + state["next_sample"]
+        self._next = resumed_sample(state, self.samples_per_epoch)
 
     def _identity(self) -> dict[str, Any]:
         """All that decides the order of samples."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoestring.core.errors import DataError
+from shoestring.core.foreign import parse_json
 from shoestring.data.supervised.config import Format
 
 EXPECTED = (
@@ -223,7 +224,7 @@ def _parsed(value: Any) -> Any:
     """What a string of JSON holds, or the value itself."""
     if isinstance(value, str):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
     return value

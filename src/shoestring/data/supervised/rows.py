@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from shoestring.core.errors import DataError
+from shoestring.core.foreign import parse_json, read_json
 from shoestring.data.hub import HUB, hub_files
 from shoestring.data.sources import JSONL_SUFFIXES, LINE_LIMIT, Skipped, jsonl_lines
 from shoestring.data.supervised.config import Format, OnBadLine
@@ -23,6 +25,7 @@ from shoestring.data.synthetic.kinds import make
 EXERCISES = "exercises:"  # before a kind of `data.synthetic.kinds`
 _EXERCISES_MADE = 4000  # held-out ones, which `data make` writes apart, included
 _LOOKED_AT = 20  # rows from which the form is told
+_LONGEST_LIST = 2**30  # bytes of a .json file, which is read whole
 _SUFFIXES = (*JSONL_SUFFIXES, ".json", ".parquet")
 
 Row = Callable[[], Any]  # gives the row's content, or raises DataError
@@ -117,12 +120,12 @@ def _parse(line: bytes, where: str) -> Any:
             f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, SKIP
         ) from error
     try:
-        row = json.loads(text)
+        row = parse_json(text)
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
         reason = "unexpected end of line" if cut else f"{error.msg.removesuffix(' at')} at column {error.colno}"
         raise DataError(f"not a JSON object: {reason}", where, hint) from error
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"not a readable JSON object: {error}", where, hint) from error
     if b"\\ud" in line.lower():
         try:
@@ -143,8 +146,8 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
 
 def _parse_file(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        return read_json(file, most_bytes=_LONGEST_LIST, most_items=None)
+    except ValueError as error:
         raise DataError(f"not valid JSON: {error}", str(file), "a file with one object per line is .jsonl") from error
 
 
@@ -164,12 +167,12 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _files(path: Path) -> list[Path]:
-    path = path.expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(path))
+    if os.path.isfile(path):
         if not path.name.lower().endswith(_SUFFIXES):
             raise DataError("not a file of examples", str(path), f"known endings: {', '.join(_SUFFIXES)}\n{EXPECTED}")
         return [path]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError("no such file or folder", str(path), "for a data set on the hub write hf:OWNER/NAME")
     found = sorted(file for file in path.iterdir() if file.name.lower().endswith(_SUFFIXES))
     # A folder with a train.jsonl is a split data set, of which the rest is held out.

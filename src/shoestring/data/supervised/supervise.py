@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -296,7 +297,7 @@ def _with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
 
 def _read_template(file: str) -> str:
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
+        return Path(os.path.expanduser(file)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"the chat template cannot be read: {error}", hint="data.template is auto, none or a .jinja file"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from shoestring.core import foreign
 from shoestring.core.errors import ModelFileError
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
@@ -51,7 +51,7 @@ def read_config_and_ignored(folder: str | Path) -> tuple[ModelConfig, list[str]]
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelFileError."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = foreign.read_json(file)
     except FileNotFoundError:
         folder = file.parent
         if not folder.is_dir():
@@ -63,7 +63,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ModelFileError(
             f"no {file.name} in this folder", str(folder), "give a Hugging Face model folder"
         ) from None
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ModelFileError(f"not valid JSON: {error}", str(file), "fetch the model again") from error
     except OSError as error:
         raise ModelFileError(f"cannot be read: {error.strerror}", str(file)) from error

@@ -38,6 +38,10 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
         folded = q.view(batch, k.shape[1], heads // k.shape[1], width)
         out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale)
         return out.reshape(batch, heads, 1, v.shape[-1])
+    if grouped and mask is not None and not q.is_cpu:
+        # A GPU's kernels take a mask or grouped heads; given both, torch falls back on one that holds every score.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        grouped = False
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
     )

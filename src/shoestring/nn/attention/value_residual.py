@@ -15,7 +15,7 @@ from shoestring.nn.block import Aux, BlockParts
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import Context
 from shoestring.nn.recompute import recomputing
-from shoestring.nn.stack import add_losses, keeping
+from shoestring.nn.stack import add_losses, draw_at, keeping
 
 
 class Share(nn.Module):
@@ -73,6 +73,7 @@ class ValueResidualStack:
         first_BKTC = None
         for position, index in enumerate(self.order):
             layer_cache = cache.layer(position) if cache is not None else None
+            draw_at(context, position)
             x_BTD, extra, first_BKTC = call(blocks[index], x_BTD, context, layer_cache, first_BKTC)
             add_losses(aux, extra)
         return x_BTD, aux

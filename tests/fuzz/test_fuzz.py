@@ -1,0 +1,33 @@
+"""Damaged files of every kind end in an answer or in one sentence and exit 2: no traceback, no signal, within 2 seconds
+of the processor and 500 MB each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each case is a fork")
+
+
+def faults(first: int, count: int, seed: int = 1) -> list[str]:
+    command = [sys.executable, "-m", "tests.fuzz.server", str(seed), str(first), str(count)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    *reports, summary = run.stdout.splitlines()
+    answered = json.loads(summary)["answered_and_refused"]
+    assert count < 1000 or all(min(counts) > 0 for counts in answered.values()), answered  # damage matters, and not always
+    return reports
+
+
+def test_a_sample_of_damaged_files_ends_in_an_answer_or_a_sentence():
+    assert faults(0, 150) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(4))
+def test_ten_thousand_damaged_files_end_in_an_answer_or_a_sentence(part):
+    assert faults(2500 * part, 2500) == []
