@@ -11,6 +11,7 @@ import pytest
 import zstandard
 
 from shoestring.core.errors import DataError
+from shoestring.data import sources
 from shoestring.data.sources import Skipped, Source, documents, split
 
 

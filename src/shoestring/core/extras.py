@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from shoestring.core.errors import ConfigError
@@ -16,5 +17,5 @@ def install_hint(extra: str) -> str:
 
 def need(package: str, setting: str, extra: str) -> None:
     """Raises ConfigError where `package`, which `setting` asks for, is not installed. Imports nothing."""
-    if importlib.util.find_spec(package) is None:
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
         raise ConfigError(f"{setting} needs the package {package}", hint=install_hint(extra))

@@ -86,7 +86,8 @@ def apply_overrides(document: YamlDocument, overrides: dict[str, Any]) -> YamlDo
         if not all(parts):
             raise ConfigError(f"{key!r} is not a dotted key {GIVEN.get()}")
         if len(parts) > MOST_DEPTH:
-            raise ConfigError(f"{key[:60]}... has {len(parts):,} parts; at most {MOST_DEPTH} are possible {GIVEN.get()}")
+            most = f"at most {MOST_DEPTH} are possible {GIVEN.get()}"
+            raise ConfigError(f"{key[:60]}... has {len(parts):,} parts; {most}")
         value = parse_value(raw) if isinstance(raw, str) else raw
         section: Any = values
         for depth, part in enumerate(parts):

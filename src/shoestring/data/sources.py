@@ -226,12 +226,14 @@ class Source:
             if line.isspace():
                 continue
             where = f"{file}:{number}"
-            yield from self._row(name, number, where, functools.partial(_text_of, line, self.text_field, where), skipped)
+            read = functools.partial(_text_of, line, self.text_field, where)
+            yield from self._row(name, number, where, read, skipped)
 
     def _parquet(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
         for number, row in enumerate(_parquet_rows(file, self.text_field), 1):
             where = f"{file}: row {number}"
-            yield from self._row(name, number, where, functools.partial(_text_in, row, self.text_field, where), skipped)
+            read = functools.partial(_text_in, row, self.text_field, where)
+            yield from self._row(name, number, where, read, skipped)
 
     def _row(
         self, name: str, number: int, where: str, read: Callable[[], tuple[str, str | None]], skipped: Skipped

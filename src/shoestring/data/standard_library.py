@@ -1,4 +1,4 @@
-"""The running Python's own source, as text that a person wrote: what programs made is left out by what it looks like."""
+"""The running Python's own source, as text that people wrote: what programs made is left out, by what it looks like."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def share_of_numbers(text: str) -> float:
 
 
 def share_repeated(text: str) -> float:
-    """Of the lines with a word in them, those of the commonest form, words and numbers being alike; 0 for a few lines."""
+    """Of the lines with words those of the commonest form, words and numbers being alike; 0 for a few lines."""
     forms: dict[str, int] = {}
     for line in text.splitlines():
         if _WORD.search(line):

@@ -42,6 +42,7 @@ class PretrainTrainSection(TrainSection):
     lengths: ClassVar[tuple[str, ...]] = ("steps", "tokens", "time")
 
     tokens: int | None = Field(None, gt=0, description="training tokens, rounded up to whole steps")
+    most_epochs: float = Field(20.0, gt=0, description="passes over the text; a run of more asks before it begins")
     sequence_length: int = Field(gt=0, description="tokens of one row")  # type: ignore[assignment]
     keep: int = Field(2, gt=0, description="newest checkpoints kept")
     evaluate_tokens: int | None = Field(None, gt=0, description="held-out tokens read each time; null: all")

@@ -16,6 +16,7 @@ from shoestring.evaluate.xz import xz_bytes
 from shoestring.models.folder import read_config, write_model_files
 from shoestring.plan.shapes import JobShape, Options
 from shoestring.pretraining.config import PretrainRecipe, load_pretrain_recipe
+from shoestring.pretraining.epochs import check_epochs, epochs, told
 from shoestring.pretraining.material import open_material
 from shoestring.pretraining.result import PretrainResult, model_and_data
 from shoestring.train import parallel
@@ -86,6 +87,9 @@ class PretrainJob:
             raise ConfigError(f"the {rows} rows of a batch cannot be shared by {world} processes")
         self.material = material = open_material(start, device)
         config, length = material.config, recipe.train.sequence_length
+        tokens = material.shards.token_count("train")
+        if start.checkpoint is None or start.another_length:
+            parallel.by_first(lambda: check_epochs(recipe.train, tokens, recipe.data.source))
         shape = JobShape(
             config, rows // world, length, compute=recipe.precision.settled, documents=recipe.data.separate_documents
         )
@@ -103,7 +107,7 @@ class PretrainJob:
         steps = recipe.train.planned_steps
         length_of_run = length_line(recipe, steps, f"{recipe.train.batch_tokens:,} tokens")
         header = [
-            *model_and_data(config, recipe.data.source, material.shards),
+            *model_and_data(config, recipe.data.source + told(epochs(recipe.train, tokens)), material.shards),
             *common_header(recipe, choice.prediction, length_of_run, start.state),
         ]
         return Opened(

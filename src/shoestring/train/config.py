@@ -39,7 +39,7 @@ class CosineRestartsConfig(Config):
 
     kind: Literal["cosine_restarts"] = "cosine_restarts"
     warmup: float = Field(0.02, ge=0, description="steps, or a share of the run when below 1")
-    final: float = Field(0.1, ge=0, le=1, description="learning rate at the end of each cycle, as a share of the highest")
+    final: float = Field(0.1, ge=0, le=1, description="last learning rate of each cycle as a share of the highest")
     cycles: int = Field(4, gt=0, le=1000, description="how often the cosine is walked")
     growth: float = Field(1.0, ge=1, le=10, description="length of a cycle over that of the one before")
 

@@ -180,7 +180,7 @@ def find_run(text: str | Path) -> Path:
 def _resumed_recipe(
     folder: Path, given: Any, overrides: dict[str, Any] | None, load: Callable[..., Any]
 ) -> tuple[Any, bool]:
-    """The recipe of the run in `folder`, with the harmless changes that are asked for; and whether its length is one."""
+    """The recipe of the run in `folder`, with the harmless changes asked for; and whether its length is one."""
     saved = load(folder / RECIPE)
     wanted = given if given is not None else load(folder / RECIPE, overrides)
     wanted = _as_settled(wanted, saved)

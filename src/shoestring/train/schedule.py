@@ -32,7 +32,7 @@ def build_schedule(config: CosineConfig | CosineRestartsConfig | WSDConfig) -> S
     return schedule
 
 
-def _cosine(config: CosineConfig | CosineRestartsConfig, step: float, total: int, warmup: float) -> float:
+def _cosine(config: CosineConfig | CosineRestartsConfig, step: float, total: float, warmup: float) -> float:
     done = min(max((step - warmup) / max(total - 1 - warmup, 1e-9), 0.0), 1.0)
     return config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2
 

@@ -30,12 +30,12 @@ class HeldOut:
 class TrainerState:
     """step: optimizer steps done. seconds: wall clock used, over all sessions of the run.
 
-    total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such
-    number, which the schedule is made for; it began at schedule_step, 0 unless a finished run was made longer. When the end moves at step `turn_step`, where the schedule stood at
-    `turn_position`, the rest of the schedule is walked in strides that finish it there. best_loss: the lowest
-    held-out loss, at step best_step, kept where a run looks for it (`train.early_stopping`). skipped_in_a_row: steps
-    that changed nothing, up to the last one (`train.loop`). matmul: which library multiplied which matrices
-    (`core.matmul_choice`), for the last bits of what follows.
+    total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such number, which
+    the schedule is made for; it began at schedule_step, 0 unless a finished run was made longer. When the end moves at
+    step `turn_step`, where the schedule stood at `turn_position`, the rest of the schedule is walked in strides that
+    finish it there. best_loss: the lowest held-out loss, at step best_step, kept where a run looks for it
+    (`train.early_stopping`). skipped_in_a_row: steps that changed nothing, up to the last one (`train.loop`). matmul:
+    which library multiplied which matrices (`core.matmul_choice`), for the last bits of what follows.
     """
 
     step: int = 0
