@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoestring.core.errors import ConfigError, DataError, NetworkError
+from shoestring.data.hub import training_files
 from shoestring.data.sources import Skipped
 from shoestring.data.supervised import rows
 from shoestring.data.supervised.formats import to_example
-from shoestring.data.supervised.rows import ExampleSource, training_files
+from shoestring.data.supervised.rows import ExampleSource
 
 TURNS = [{"role": "user", "content": "7 + 8?"}, {"role": "assistant", "content": "15"}]
 ROWS = {

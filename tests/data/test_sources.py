@@ -47,7 +47,7 @@ def test_stdlib_obeys_declared_encodings(tmp_path, monkeypatch):
             "pkg/data.txt": "no",
         },
     )
-    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     skipped = Skipped()
     found = {d.name: d.text for d in documents("stdlib", skipped=skipped)}
     assert found == {"latin.py": "# -*- coding: latin-1 -*-\n# Grüße\n", "pkg/a.py": "y\n"}

@@ -22,6 +22,7 @@ from shoestring.cli.overrides import split_overrides
 from shoestring.cli.verbs import VERBS, overview
 from shoestring.core import console, interrupt
 from shoestring.core.errors import ConfigError, ShoestringError
+from shoestring.core.yaml_document import GIVEN
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -32,11 +33,15 @@ INTERRUPTED, BROKEN_PIPE = interrupt.EXIT_CODE, 141
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (default: sys.argv) and return its exit code."""
     tokens = sys.argv[1:] if arguments is None else list(arguments)
-    with console.safe_streams(), _outliving_terminal(tokens), interrupt.listening(to_the_end=arguments is None):
-        try:
-            return _answer(tokens)
-        except BrokenPipeError:
-            return BROKEN_PIPE
+    here = GIVEN.set("(command line)")
+    try:
+        with console.safe_streams(), _outliving_terminal(tokens), interrupt.listening(to_the_end=arguments is None):
+            try:
+                return _answer(tokens)
+            except BrokenPipeError:
+                return BROKEN_PIPE
+    finally:
+        GIVEN.reset(here)
 
 
 def _answer(tokens: list[str]) -> int:

@@ -12,14 +12,15 @@ from cyclopts import Parameter
 
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
-from shoestring.core.config import Config, dump_yaml
+from shoestring.core.config import dump_yaml
 from shoestring.core.errors import ConfigError
 from shoestring.finetuning.config import load_finetune_recipe
 from shoestring.pretraining.config import load_pretrain_recipe
+from shoestring.train.recipe import RunRecipe
 from shoestring.train.recipe_files import list_recipes, recipe_job, recipe_name
 
 # The jobs that have recipes.
-_LOADERS: dict[str, Callable[..., Config]] = {"pretrain": load_pretrain_recipe, "finetune": load_finetune_recipe}
+_LOADERS: dict[str, Callable[..., RunRecipe]] = {"pretrain": load_pretrain_recipe, "finetune": load_finetune_recipe}
 
 Name = Annotated[str, Parameter(help="a built-in recipe, a YAML file, or a run folder")]
 
@@ -39,7 +40,7 @@ _show = verb(
 )
 _check = verb(
     "check",
-    "Whether a recipe is right: every setting known, of the right type, and possible together.",
+    "Whether a recipe is right: all settings known, of the right type, possible together, and what they need installed.",
     ("shoestring recipe check quickstart", "shoestring recipe check elite-112m --train.steps 100"),
 )
 for command in (_list, _show, _check):
@@ -66,7 +67,7 @@ def show(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) ->
 
 @_check.default
 def check(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
-    _load(recipe, overrides)
+    _load(recipe, overrides).check_packages()
     if json:
         console.print_json({"recipe": recipe_name(recipe), "ok": True})
     else:
@@ -75,7 +76,7 @@ def check(recipe: Name, /, *, json: Json = False, overrides: Overrides = None) -
         )
 
 
-def _load(recipe: str, overrides: dict[str, str] | None) -> Config:
+def _load(recipe: str, overrides: dict[str, str] | None) -> RunRecipe:
     """A recipe of any job."""
     job = recipe_job(recipe)
     if job not in _LOADERS:

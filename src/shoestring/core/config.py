@@ -20,10 +20,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from shoestring.core.errors import ConfigError
-from shoestring.core.yaml_document import YamlDocument, apply_overrides, read_document
+from shoestring.core.units import Bytes, Seconds
+from shoestring.core.yaml_document import GIVEN, YamlDocument, apply_overrides, read_document
 
 C = TypeVar("C", bound="Config")
-_COMMAND_LINE = "(command line)"
 _LARGEST = 2**63 - 1
 _MOST_TOLD = 20  # problems of one document
 _LONGEST_KEY = 200  # that may be a misspelt one
@@ -90,12 +90,42 @@ def load_config(
     Raises ConfigError that lists every problem with its place and what was expected.
     """
     document = source if isinstance(source, YamlDocument) else read_document(source)
+    alone = document
     if overrides:
+        _need_units(cls, overrides)
         document = apply_overrides(document, overrides)
     try:
         return cls.model_validate(document.values)
     except ValidationError as error:
+        if overrides and _is_right(cls, alone):  # then what was given is wrong, wherever the sections stand
+            document = YamlDocument(document.values, dict.fromkeys(document.places, GIVEN.get()), GIVEN.get())
         raise _explain(error, cls, document, overrides or {}, hint) from None
+
+
+def _is_right(cls: type[Config], document: YamlDocument) -> bool:
+    try:
+        cls.model_validate(document.values)
+    except ValidationError:
+        return False
+    return True
+
+
+def _need_units(cls: type[Config], given: dict[str, Any]) -> None:
+    """Raises ConfigError for a bare number, typed where seconds or minutes, or bytes or gigabytes, may be meant."""
+    for key, raw in given.items():
+        if not isinstance(raw, str) or not re.fullmatch(r"\s*\d{1,15}(\.\d*)?\s*", raw):
+            continue
+        section, _, name = key.rpartition(".")
+        for owner in _classes_at(cls, section.split(".") if section else []):
+            field = owner.model_fields.get(name)
+            kinds = () if field is None else (field.annotation, *typing.get_args(field.annotation))
+            number, unit = raw.strip(), None
+            if Seconds in kinds:
+                unit = ("seconds, minutes or hours", f"{number}s, {number}m or {number}h")
+            elif Bytes in kinds and 0 < float(number) < 1e6:
+                unit = ("megabytes or gigabytes", f"{number}MB or {number}GB")
+            if unit is not None:
+                raise ConfigError(f"{key} {number}: {unit[0]}? {GIVEN.get()}", hint=f"write {unit[1]}")
 
 
 def dump_yaml(config: Config, comments: bool = False) -> str:
@@ -272,10 +302,10 @@ class _Problem(typing.NamedTuple):
     hint: str | None = None
 
     def where(self) -> str | None:
-        return None if self.place == _COMMAND_LINE else self.place
+        return None if self.place == GIVEN.get() else self.place
 
     def sentence(self) -> str:
-        return f"{self.message} {_COMMAND_LINE}" if self.place == _COMMAND_LINE else self.message
+        return f"{self.message} {GIVEN.get()}" if self.place == GIVEN.get() else self.message
 
 
 def _explain(
@@ -348,7 +378,8 @@ def _one_error(problems: list[_Problem], document: YamlDocument, hint: str | Non
         lines.append(f"{place}: {problem.sentence()}" if place else problem.sentence())
         if problem.hint:
             lines += [f"  {line}" for line in problem.hint.splitlines()]
-    return ConfigError(f"{len(problems)} problems in {document.name}", hint="\n".join(lines + last))
+    where = document.name if document.name != GIVEN.get() else "what is given"
+    return ConfigError(f"{len(problems)} problems in {where}", hint="\n".join(lines + last))
 
 
 def _place_order(place: str) -> tuple[str, int]:
@@ -360,7 +391,7 @@ def _unknown(key: str, cls: type[Config], document: YamlDocument, overrides: dic
     place = document.place(key)
     for typed in overrides:  # name the key as it was typed: --optimiser.learning_rate, not its section alone
         if typed == key or typed.startswith(key + "."):
-            key, place = typed, _COMMAND_LINE
+            key, place = typed, GIVEN.get()
             break
     section, _, name = key.rpartition(".")
     for owner in _classes_at(cls, section.split(".") if section else []):

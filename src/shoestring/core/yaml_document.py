@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)
 _CONSTANTS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _CONSTANTS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _CONSTANTS |= {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
+# Where settings that stand in no file are given, as an error says it; the command line puts its own name here.
+GIVEN: ContextVar[str] = ContextVar("given", default="(in the call)")
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,13 @@ def read_document(path: str | Path, find: Callable[[str], Path] | None = None) -
     return _read(Path(path), find, ())
 
 
-def parse_value(text: str, place: str = "(command line)") -> Any:
+def parse_value(text: str, place: str | None = None) -> Any:
     """One value as the command line gives it: a YAML scalar, or a list or mapping in flow style.
 
     Text that is not YAML, such as `C: x` or `"def `, stands for itself if it does not begin like a list or
     mapping.
     """
+    place = place or GIVEN.get()
     if not text.lstrip().startswith(("[", "{", '"', "'")):
         return _scalar(text.strip(), place)
     try:
@@ -80,9 +84,10 @@ def apply_overrides(document: YamlDocument, overrides: dict[str, Any]) -> YamlDo
     for key, raw in overrides.items():
         parts = key.split(".")
         if not all(parts):
-            raise ConfigError(f"{key!r} is not a dotted key (command line)")
+            raise ConfigError(f"{key!r} is not a dotted key {GIVEN.get()}")
         if len(parts) > MOST_DEPTH:
-            raise ConfigError(f"{key[:60]}... has {len(parts):,} parts; at most {MOST_DEPTH} are possible (command line)")
+            most = f"at most {MOST_DEPTH} are possible {GIVEN.get()}"
+            raise ConfigError(f"{key[:60]}... has {len(parts):,} parts; {most}")
         value = parse_value(raw) if isinstance(raw, str) else raw
         section: Any = values
         for depth, part in enumerate(parts):
@@ -93,7 +98,7 @@ def apply_overrides(document: YamlDocument, overrides: dict[str, Any]) -> YamlDo
                 index = part
             else:
                 parent = ".".join(parts[:depth])
-                raise ConfigError(f"cannot set {key}: {parent} is not a section (command line)")
+                raise ConfigError(f"cannot set {key}: {parent} is not a section {GIVEN.get()}")
             if last:
                 section[index] = value
             else:
@@ -102,7 +107,7 @@ def apply_overrides(document: YamlDocument, overrides: dict[str, Any]) -> YamlDo
                 section = section[index]
         for known in [known for known in places if known == key or known.startswith(key + ".")]:
             del places[known]
-        places[key] = "(command line)"
+        places[key] = GIVEN.get()
     return YamlDocument(values, places, document.name)
 
 
@@ -189,7 +194,7 @@ def _values(node: yaml.Node, key: str, file: str, places: dict[str, str]) -> Any
     seen: set[int] = set()
 
     def value(node: yaml.Node, key: str) -> Any:
-        place = f"{file}:{_line(node.start_mark)}" if file != "(command line)" else file
+        place = f"{file}:{_line(node.start_mark)}" if file != GIVEN.get() else file
         if id(node) in seen:
             raise ConfigError("aliases (`*name`) are not supported in recipes", where=place)
         seen.add(id(node))
@@ -201,12 +206,12 @@ def _values(node: yaml.Node, key: str, file: str, places: dict[str, str]) -> Any
             items = []
             for index, item in enumerate(node.value):
                 inner = f"{key}.{index}".lstrip(".")
-                places[inner] = place if file == "(command line)" else f"{file}:{_line(item.start_mark)}"
+                places[inner] = place if file == GIVEN.get() else f"{file}:{_line(item.start_mark)}"
                 items.append(value(item, inner))
             return items
         result: dict[str, Any] = {}
         for name_node, item in node.value:
-            place = f"{file}:{_line(name_node.start_mark)}" if file != "(command line)" else file
+            place = f"{file}:{_line(name_node.start_mark)}" if file != GIVEN.get() else file
             if not isinstance(name_node, yaml.ScalarNode):
                 raise ConfigError("a key must be plain text", where=place)
             name = name_node.value

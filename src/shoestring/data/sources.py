@@ -1,8 +1,8 @@
-"""Where text comes from: the standard library, text files, folders and rows (JSONL, JSON, CSV), a document at a time.
+"""Where text comes from: the standard library, text files, folders, rows of files, the hub; one document at a time.
 
 A source is opened once: its files are listed and sorted, so that order, names and the split into train and
-validation depend on the content alone. Memory stays bounded: JSONL is read by lines, and a text file above
-PIECE_BYTES becomes several documents, cut at line ends.
+validation depend on the content alone. Memory stays bounded: JSONL is read by lines, Parquet by groups of rows, and a
+text file above PIECE_BYTES becomes several documents, cut at line ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import sysconfig
 import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,14 +21,16 @@ from typing import IO, Any
 
 import zstandard
 
+from shoestring.core import console
 from shoestring.core.errors import DataError
 from shoestring.core.foreign import parse_json
+from shoestring.data.hub import HUB, hub_files
+from shoestring.data.standard_library import MOST_NUMBERS, MOST_REPEATED, is_generated, standard_library
 from shoestring.data.tables import is_json, is_table, json_list, table_names, table_rows
 
 PIECE_BYTES = 4 * 2**20
 LINE_LIMIT = 64 * 2**20  # a JSONL line longer than this is not a line of text
 
-_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 Row = tuple[int, str, Callable[[], Any]]  # number, place, and what gives its content or raises DataError
 _UTF8_HINT = (
@@ -84,10 +85,11 @@ def documents(
 
 
 class Source:
-    """A listed source: "stdlib", or the path of a text file, a file of rows or a folder of both.
+    """A listed source: "stdlib", hf:OWNER/NAME, or the path of a text file, a file of rows or a folder of both.
 
-    Rows are the lines of JSONL, the entries of a .json file that is a list of objects, and the lines of a table
-    (.csv, .tsv); in a folder, lists and tables count as rows if they have the field `text_field`, else as text.
+    Rows are the lines of JSONL, the rows of Parquet, the entries of a .json file that is a list of objects, and the
+    lines of a table (.csv, .tsv); in a folder, lists and tables count as rows if they have the field `text_field`, else
+    as text.
 
     Raises DataError when there is nothing to read, and while reading for text that cannot be read, unless
     on_bad_line is "skip". In folders, hidden files are left out, and binary files are left out and counted.
@@ -105,7 +107,10 @@ class Source:
         self.text_field = text_field
         self.validation = validation
         self.on_bad_line = on_bad_line
-        self.files = _standard_library() if self.source == "stdlib" else _list(Path(source))
+        if self.source.startswith(HUB):
+            self.files = hub_files(self.source, console.say)
+        else:
+            self.files = standard_library() if self.source == "stdlib" else _list(Path(source))
         self._forced = self._validation_file()
         self._fingerprint: str | None = None
 
@@ -135,6 +140,8 @@ class Source:
         settings = [self.text_field, self.validation, self.on_bad_line]
         if any(is_json(file) or is_table(file) for _, file in self.files):
             settings.append("rows")  # such files were text until rows were read from them
+        if self.source == "stdlib":
+            settings += [MOST_NUMBERS, MOST_REPEATED]
         digest = hashlib.sha256(json.dumps(settings).encode())
         for name, file in self.files:
             try:
@@ -148,7 +155,7 @@ class Source:
 
     def _validation_file(self) -> str | None:
         """Few text files can miss validation by chance: then the one with the lowest hash goes there."""
-        names = [name for name, file in self.files if not _is_jsonl(file)]
+        names = [name for name, file in self.files if not _has_rows(file)]
         if self.validation == 0 or len(names) != len(self.files) or len(names) < 2:
             return None
         if any(split(name, self.validation) == "validation" for name in names):
@@ -184,7 +191,9 @@ class Source:
         except (SyntaxError, UnicodeDecodeError):
             skipped.add("files of unknown encoding", str(file))
             return
-        if text.strip():
+        if is_generated(text):
+            skipped.add("generated files", str(file))
+        elif text.strip():
             yield Document(name, text, self._split(name))
 
     def _one_file(self, name: str, file: Path, skipped: Skipped) -> Iterator[Document]:
@@ -231,8 +240,13 @@ class Source:
                 yield number, where, functools.partial(_parse, line, where)
 
     def _rows(self, file: Path) -> Iterator[Row] | None:
-        """The rows of a JSON list or a table, None for text."""
+        """The rows of a Parquet file, a JSON list or a table, None for text."""
         alone = len(self.files) == 1
+        if _is_parquet(file):
+            return (
+                (number, f"{file}: row {number}", functools.partial(_given, row))
+                for number, row in enumerate(_parquet_rows(file, self.text_field), 1)
+            )
         if is_json(file) and (entries := _objects(file, alone)) is not None:
             if alone or all(isinstance(entry.get(self.text_field), str) for entry in entries):
                 return (
@@ -328,6 +342,21 @@ def _text_of(entry: Any, text_field: str, where: str) -> tuple[str, str | None]:
     return text, str(identity) if isinstance(identity, (str, int)) else None
 
 
+def _parquet_rows(file: Path, text_field: str) -> Iterator[dict[str, Any]]:
+    """Each row's text and `id`; of a file without the field, its columns by name, so that a message can tell them."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as content:
+            names = content.schema_arrow.names
+            columns = [name for name in (text_field, "id") if name in names] if text_field in names else names
+            for part in content.iter_batches(batch_size=256, columns=columns):
+                yield from part.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", str(file)) from error
+
+
 def jsonl_lines(file: Path) -> Iterator[bytes]:
     """Lines of a plain, gzip or zstd file; one that is longer than LINE_LIMIT comes cut off there."""
     try:
@@ -377,6 +406,14 @@ def _is_jsonl(file: Path) -> bool:
     return file.name.lower().endswith(JSONL_SUFFIXES)
 
 
+def _is_parquet(file: Path) -> bool:
+    return file.name.lower().endswith(".parquet")
+
+
+def _has_rows(file: Path) -> bool:
+    return _is_jsonl(file) or _is_parquet(file)
+
+
 def _is_binary(file: Path) -> bool:
     with open(file, "rb") as content:
         return b"\0" in content.read(8192)
@@ -390,7 +427,7 @@ def _list(path: Path) -> list[tuple[str, Path]]:
         raise DataError(
             "no such file or folder",
             str(path),
-            "data.source is stdlib, a text file, a .jsonl file or a folder",
+            "data.source is stdlib, a text file, a .jsonl or .parquet file, a folder, or hf:OWNER/NAME",
         )
     found = []
     for parent, folders, names in os.walk(path):
@@ -399,26 +436,6 @@ def _list(path: Path) -> list[tuple[str, Path]]:
         found += [(file.relative_to(path).as_posix(), file) for file in files if file.is_file()]
     if not found:
         raise DataError("this folder holds no files", str(path), "give a folder with text files")
-    return sorted(found)
-
-
-def _standard_library() -> list[tuple[str, Path]]:
-    """The running Python's own modules, tests and installed packages left out.
-
-    Also left out: `pydoc_data`, one generated file of prose that would be most of the held-out text.
-    """
-    root = Path(sysconfig.get_path("stdlib"))
-    found = []
-    for parent, folders, names in os.walk(root):
-        folders[:] = sorted(
-            folder for folder in folders if folder not in _LEFT_OUT and not folder.startswith(".")
-        )
-        files = [Path(parent) / name for name in names if name.endswith(".py")]
-        found += [(file.relative_to(root).as_posix(), file) for file in files]
-    if not found:
-        raise DataError(
-            "this Python has no standard library source files", str(root), "give another data.source"
-        )
     return sorted(found)
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from shoestring.core.config import Config, load_config
-from shoestring.core.yaml_document import YamlDocument
+from shoestring.core.yaml_document import GIVEN, YamlDocument
 from shoestring.data.supervised.config import SupervisedDataConfig
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
@@ -188,7 +188,7 @@ def finetune_recipe(model: str, source: str | None = None, settings: dict[str, A
     }  # fmt: skip
     if not any(f"train.{name}" in settings for name in FinetuneTrainSection.lengths):
         values["train"]["epochs"] = DEFAULT_EPOCHS
-    return load_config(FinetuneRecipe, YamlDocument(values, name="settings"), settings)
+    return load_config(FinetuneRecipe, YamlDocument(values, name=GIVEN.get()), settings)
 
 
 def load_finetune_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> FinetuneRecipe:

@@ -39,7 +39,7 @@ from shoestring.train.loop import Callback
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import Objective, next_token
 from shoestring.train.planning import settle, this_machine
-from shoestring.train.recipe_files import with_short
+from shoestring.train.recipe_files import begun_with, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
@@ -96,7 +96,11 @@ def finetune(
         raise ConfigError("fine-tuning needs a model and data", hint=hint)
     else:
         recipe = finetune_recipe(str(model), None if data is None else str(data), changed)
-        start = Start(recipe, "finetune", str(model) if is_finetune_recipe(model) else "as the command says")
+        origin = "as the command says"
+        if is_finetune_recipe(model):
+            origin = recipe_name(model)
+            recipe = begun_with(recipe, origin, {"data.source": data, **changed})
+        start = Start(recipe, "finetune", origin)
     job = FinetuneJob()
     run = execute(job, start)
     if run.opened is None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from shoestring.core.config import Config
+from shoestring.core.extras import need
 from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.config import DataConfig
 from shoestring.models.config import ModelConfig
@@ -44,6 +45,7 @@ class PretrainTrainSection(TrainSection):
     lengths: ClassVar[tuple[str, ...]] = ("steps", "tokens", "time")
 
     tokens: int | None = Field(None, gt=0, description="training tokens, rounded up to whole steps")
+    most_epochs: float = Field(20.0, gt=0, description="passes over the text; a run of more asks before it begins")
     sequence_length: int = Field(gt=0, description="tokens of one row")  # type: ignore[assignment]
     keep: int = Field(2, gt=0, description="newest checkpoints kept")
     evaluate_tokens: int | None = Field(None, gt=0, description="held-out tokens read each time; null: all")
@@ -93,6 +95,13 @@ class PretrainRecipe(RunRecipe):
                 f" ({self.model.context})"
             )
         return self
+
+    def check_packages(self) -> None:
+        """Also what searches a memory larger than what is searched exactly."""
+        super().check_packages()
+        memory = self.model.memory if isinstance(self.model, ModelConfig) else None
+        if memory is not None and memory.scope == "persistent" and memory.capacity > memory.exact_entries:
+            need("faiss", "model.memory.capacity beyond model.memory.exact_entries", "memory")
 
 
 def load_pretrain_recipe(

@@ -16,6 +16,7 @@ from shoestring.evaluate.xz import xz_bytes
 from shoestring.models.folder import read_config
 from shoestring.plan.shapes import JobShape, Options
 from shoestring.pretraining.config import SHORT, PretrainRecipe, load_pretrain_recipe
+from shoestring.pretraining.epochs import check_epochs, epochs, told
 from shoestring.pretraining.material import open_material
 from shoestring.pretraining.result import PretrainResult, model_and_data
 from shoestring.train import parallel
@@ -25,7 +26,7 @@ from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
 from shoestring.train.planning import engines, settle, this_machine
-from shoestring.train.recipe_files import is_built_in, recipe_name, with_short
+from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
@@ -59,6 +60,8 @@ def pretrain(
     elif given is not None and recipe is not None:
         name = recipe_name(recipe)
         built_in = not isinstance(recipe, PretrainRecipe) and is_built_in(recipe)
+        if not isinstance(recipe, PretrainRecipe):
+            given = begun_with(given, name, changed)
         start = Start(given, name, f"{name} (built in)" if built_in else name)
     else:
         raise ConfigError("give a recipe, or a run to resume", hint="shoestring recipe list names the built-in ones")
@@ -91,6 +94,9 @@ class PretrainJob:
             raise ConfigError(f"the {rows} rows of a batch cannot be shared by {world} processes")
         self.material = material = open_material(start, device)
         config, length = material.config, recipe.train.sequence_length
+        tokens = material.shards.token_count("train")
+        if start.checkpoint is None or start.another_length:
+            parallel.by_first(lambda: check_epochs(recipe.train, tokens, recipe.data.source))
         shape = JobShape(
             config, rows // world, length, compute=recipe.precision.settled, documents=recipe.data.separate_documents
         )
@@ -108,7 +114,7 @@ class PretrainJob:
         steps = recipe.train.planned_steps
         length_of_run = length_line(recipe, steps, f"{recipe.train.batch_tokens:,} tokens")
         header = [
-            *model_and_data(config, recipe.data.source, material.shards),
+            *model_and_data(config, recipe.data.source + told(epochs(recipe.train, tokens)), material.shards),
             *common_header(recipe, choice.prediction, length_of_run, start.state),
         ]
         return Opened(

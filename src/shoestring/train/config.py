@@ -34,6 +34,16 @@ class CosineConfig(Config):
     final: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the highest")
 
 
+class CosineRestartsConfig(Config):
+    """Linear warmup, then the cosine several times, each from the highest rate (SGDR, arXiv 1608.03983)."""
+
+    kind: Literal["cosine_restarts"] = "cosine_restarts"
+    warmup: float = Field(0.02, ge=0, description="steps, or a share of the run when below 1")
+    final: float = Field(0.1, ge=0, le=1, description="last learning rate of each cycle as a share of the highest")
+    cycles: int = Field(4, gt=0, le=1000, description="how often the cosine is walked")
+    growth: float = Field(1.0, ge=1, le=10, description="length of a cycle over that of the one before")
+
+
 class WSDConfig(Config):
     """Warmup, stable, decay (MiniCPM, arXiv 2404.06395), built by `train.schedule`."""
 
@@ -44,7 +54,7 @@ class WSDConfig(Config):
 
 
 ScheduleConfig = Annotated[
-    Annotated[CosineConfig | WSDConfig, Field(discriminator="kind")], usual_kind("cosine")
+    Annotated[CosineConfig | CosineRestartsConfig | WSDConfig, Field(discriminator="kind")], usual_kind("cosine")
 ]
 
 

@@ -9,13 +9,13 @@ import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
-from shoestring.core.errors import ConfigError
+from shoestring.core.errors import RunError
+from shoestring.core.extras import need
 from shoestring.core.files import atomic_write
 from shoestring.train import parallel
 from shoestring.train.recipe import RunRecipe
 
 ID = "run-id"  # of the run's folder
-_INSTALL = 'install it with: pip install "shoestring[train]"'
 
 
 class Logger(Protocol):
@@ -24,7 +24,8 @@ class Logger(Protocol):
 
 
 def build_loggers(recipe: RunRecipe, out: Path) -> list[Logger]:
-    """Those that `log` names, on the first process alone. Raises ConfigError when the package is not installed."""
+    """Those that `log` names, on the first process alone. Raises ConfigError when the package is not installed, and
+    RunError when the service is not there."""
     loggers: list[Logger] = []
     if parallel.rank() != 0:
         return loggers
@@ -46,10 +47,9 @@ def run_id(out: Path) -> str:
 
 class TensorBoard:
     def __init__(self, folder: Path):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError("log.tensorboard needs the package tensorboard", hint=_INSTALL) from error
+        need("tensorboard", "log.tensorboard", "train")
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder))
 
     def add(self, values: dict[str, Any]) -> None:
@@ -63,14 +63,18 @@ class TensorBoard:
 
 class WeightsAndBiases:
     def __init__(self, recipe: RunRecipe, out: Path):
+        need("wandb", "log.wandb", "train")
+        import wandb
+
         try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError("log.wandb needs the package wandb", hint=_INSTALL) from error
-        self._run = wandb.init(
-            project=recipe.log.wandb, name=out.name, dir=str(out), config=recipe.model_dump(mode="json"),
-            id=run_id(out), resume="allow",
-        )  # fmt: skip
+            self._run = wandb.init(
+                project=recipe.log.wandb, name=out.name, dir=str(out), config=recipe.model_dump(mode="json"),
+                id=run_id(out), resume="allow",
+            )  # fmt: skip
+        except Exception as error:  # its errors are many, and none of them is a fault of ours
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            hint = "wandb login signs in; without --log.wandb the run does as well"
+            raise RunError(f"Weights & Biases cannot be reached: {reason}", hint=hint) from error
 
     def add(self, values: dict[str, Any]) -> None:
         self._run.log({name: value for name, value in values.items() if name != "step"}, step=values["step"])

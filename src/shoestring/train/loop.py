@@ -104,7 +104,8 @@ def train(
         started = time.perf_counter()
         position, random = stream.state(), rng_state()
         planned = pace.expected_steps(state)
-        share = schedule(state.schedule_position() if state.planned_steps is not None else float(state.step), planned)
+        where = state.schedule_position() if state.planned_steps is not None else float(state.step)
+        share = schedule(where - state.schedule_step, planned - state.schedule_step)
         try:
             group = [next(stream) for _ in range(microbatches)]
             loss = engine.forward_backward(group)

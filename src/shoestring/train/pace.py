@@ -98,6 +98,7 @@ class TimeBudget:
 
     def start(self, state: TrainerState) -> None:
         """Nothing is known yet, or the state knows it already."""
+        self._estimate = state.schedule_step + _GUESS
 
     def is_finished(self, state: TrainerState) -> bool:
         return state.total_steps is not None and state.step >= state.total_steps
@@ -113,7 +114,8 @@ class TimeBudget:
             self._measured.clear()
         self._measured.append(seconds)
         if state.total_steps is None:
-            estimate = max(state.step + 1, int(self.budget / self._seconds_per_step()))
+            left = max(self.budget - state.seconds, 0.0)
+            estimate = max(state.step + 1, state.step + int(left / self._seconds_per_step()))
             total, self._estimate = parallel.from_first((self._first_plan(state, reserve), estimate))
             if total is not None:
                 state.plan(total)

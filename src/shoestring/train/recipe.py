@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from shoestring.core.config import Config
+from shoestring.core.extras import need
 from shoestring.core.units import Seconds
 from shoestring.nn.config import Recompute
 from shoestring.train.config import (
@@ -64,6 +65,7 @@ class RunRecipe(Config):
 
     job: str
     description: str = ""
+    base: str | None = Field(None, description="the recipe that a run began with, before what was changed for it")
     model: Any  # each job says what may stand in these two
     data: Any
     train: TrainSection
@@ -81,3 +83,10 @@ class RunRecipe(Config):
     def called_elsewhere(cls, name: str, keys: list[str]) -> str | None:
         found = meant(name, keys)
         return None if found is None else found.hint()
+
+    def check_packages(self) -> None:
+        """Raises ConfigError for a package that the settings need and that is not installed."""
+        if self.log.tensorboard:
+            need("tensorboard", "log.tensorboard", "train")
+        if self.log.wandb:
+            need("wandb", "log.wandb", "train")

@@ -75,7 +75,7 @@ def load_run_recipe(
         if not overrides:
             return name_or_path
         plain = name_or_path.model_dump(mode="json", exclude_unset=True)
-        return load_config(cls, YamlDocument(plain, name="recipe"), overrides)
+        return load_config(cls, YamlDocument(plain, name="the recipe"), overrides)
     if isinstance(name_or_path, YamlDocument):
         return load_config(cls, name_or_path, overrides)
     assert isinstance(name_or_path, (str, Path))
@@ -111,6 +111,18 @@ def recipe_name(name_or_path: str | Path | RunRecipe) -> str:
     if is_built_in(name_or_path) or path.name != "recipe.yaml":
         return path.stem if path.suffix in (".yaml", ".yml") else path.name
     return path.absolute().parent.name
+
+
+def begun_with(recipe: R, name: str, changed: dict[str, Any]) -> R:
+    """The recipe of a run: named after the one that it was made from, and described by what was changed in that.
+
+    changed: dotted settings.
+    """
+    update = {"base": recipe.base or name}
+    told = [f"{key} {value}" for key, value in changed.items() if value is not None and key != "out"]
+    if told and changed.get("description") is None:
+        update["description"] = f"{name} with {', '.join(told)}"
+    return recipe.model_copy(update=update)
 
 
 def _job(document: YamlDocument) -> str:

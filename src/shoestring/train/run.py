@@ -1,8 +1,8 @@
 """`execute(job, start)`: one run, whatever is trained: folder, resume, optimizer, pace, callbacks, and how it ends.
 
 A job (`pretraining.job`, `finetuning.job`) says what is read, what is minimized and what is written; everything
-that two jobs would do alike is here. The run folder appears only once data and model have been opened, so a command
-with a mistake leaves nothing behind.
+that two jobs would do alike is here. The run folder appears only once data and model have been opened, and goes
+again if no step could be done, so a command with a mistake leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shoestring.core.errors import BudgetError, RunError
 from shoestring.core.machine import cpu_count, peak_rss_bytes
 from shoestring.core.seeds import seed_everything
 from shoestring.core.speeds import matrix_peak
-from shoestring.core.units import format_bytes
+from shoestring.core.units import format_bytes, format_seconds
 from shoestring.kernels import allocator
 from shoestring.models.resolve import find_model
 from shoestring.plan.shapes import Prediction
@@ -40,7 +40,7 @@ from shoestring.train.pace import FixedSteps, Pace, TimeBudget
 from shoestring.train.plot import write_plot
 from shoestring.train.precision import settled
 from shoestring.train.progress import ProgressLine
-from shoestring.train.run_folder import METRICS, Start, check_free, claim, disown
+from shoestring.train.run_folder import METRICS, Start, abandon, check_free, claim, disown, save_recipe
 from shoestring.train.schedule import build_schedule
 from shoestring.train.state import TrainerState
 
@@ -154,9 +154,10 @@ def execute(job: Job, start: Start) -> Run:
     """Train to the end. Raises what `job` raises, RunError, BudgetError, and Interrupted when the user stopped it."""
     with contextlib.ExitStack() as ending:
         ending.callback(disown, start.owned)
-        if start.state.finished and start.out is not None:
-            say(f"{start.out} is finished; nothing is left to train")
+        if start.state.finished and start.out is not None and not start.another_length:
+            say(f"{start.out} is finished; nothing is left to train (--train.steps or --time makes it longer)")
             return Run(start.recipe, start.out, start.state)
+        start.recipe.check_packages()
         return _execute(job, start, ending)
 
 
@@ -185,16 +186,26 @@ def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
     seed_everything(recipe.seed)
     allocator.reset_peaks()
     start = replace(start, recipe=recipe)
+    told = len(start.state.events)  # in metrics.jsonl already
     try:
         opened = job.open(start)
-        recipe, out = opened.recipe, start.out
+        recipe, out, stood = opened.recipe, start.out, []
         if out is None:
+            place = Path("runs") if recipe.out is None else Path(recipe.out)
+            stood = [path for path in (place, *place.parents) if path.exists()]
             recipe, out, owned = claim(recipe, start.name)
             ending.callback(disown, owned)
         opened.recipe = recipe
         say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
         run = Run(recipe, out, start.state, opened)
-        _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint)
+        try:
+            if start.out is not None:
+                _go_on(start, opened, out)
+            _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint, told)
+        except BaseException:
+            if start.out is None and parallel.rank() == 0 and not run.state.step and not checkpoints(out):
+                abandon(out, stood)
+            raise
     except RuntimeError as error:
         if (refusal := allocator.refused(error)) is None:
             raise
@@ -204,6 +215,23 @@ def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
         allocator.limit()  # a cap is of this run, not of the process
     run.peak_memory, run.allocated = peak_rss_bytes(), allocator.counts()
     return run
+
+
+def _go_on(start: Start, opened: Opened, out: Path) -> None:
+    """Save the recipe of a run that goes on, and give the run its new length, where it has one.
+
+    Raises RunError for one that is behind it already.
+    """
+    state = start.state
+    if start.another_length and start.checkpoint is not None:
+        time = opened.recipe.train.time
+        behind = opened.steps is not None and opened.steps <= state.step
+        if behind or (time is not None and time <= state.seconds):
+            done = f"{state.step:,} steps" if behind else f"{format_seconds(state.seconds)} of training"
+            raise RunError(f"the run has done {done} already", str(out), "give more than that; what is done counts")
+        say(f"schedule  {state.extend(opened.steps)}")
+    if parallel.rank() == 0:
+        save_recipe(opened.recipe, out)
 
 
 def _threads(asked: int) -> int:
@@ -221,7 +249,8 @@ def _beyond(refusal: allocator.Refusal) -> str:
     )
 
 
-def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path | None) -> None:
+def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path | None, told: int) -> None:
+    """told: events that earlier sessions have written."""
     recipe, settings, state, out = run.recipe, run.recipe.train, run.state, run.out
     engine, stream = opened.engine, opened.stream
     engine.begin(wiring.objective, recipe.optimizer, state.step)
@@ -232,7 +261,6 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
         restore(checkpoint, engine)
     device = resolve_device(recipe.device)
     peak = parallel.by_first(lambda: matrix_peak(resolve_dtype(recipe.precision.dtype), device))
-    told = len(state.events) if checkpoint is not None else 0
     loggers = build_loggers(recipe, out)
     metrics = Metrics(out / METRICS, recipe.log.every, opened.flops_per_token, peak, device, loggers, told)
     position = wiring.position or stream.state

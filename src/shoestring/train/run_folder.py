@@ -1,13 +1,15 @@
 """Starting a run's folder, and continuing one: what a resume may change and what it may not.
 
 A run that continued with other settings would be neither run, so anything that its numbers depend on must
-be equal.
+be equal; but it may be given another length, beyond where it is. Before its first checkpoint nothing depends on
+anything yet.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
-_MAY_CHANGE = ("description", "out", "train.keep", "budget.memory")
+_MAY_CHANGE = ("description", "base", "out", "train.keep", "budget.memory")
 _MAY_CHANGE_SECTION = "log."
 # (section, setting, what leaves it to the run)
 _SETTLED = (
@@ -37,6 +39,7 @@ class Start:
     """Where a run begins. name: of its folder where the recipe has none. origin: of the recipe, for the header.
 
     out: the folder of a run that goes on, None of a new one; checkpoint: to go on from, None where there is none yet.
+    another_length: whether the recipe gives a run that goes on another length than it had.
     """
 
     recipe: Any  # a RunRecipe; each job knows its own
@@ -45,6 +48,7 @@ class Start:
     out: Path | None = None
     checkpoint: Path | None = None
     state: TrainerState = field(default_factory=TrainerState)
+    another_length: bool = False
     owned: Held | None = None  # what keeps other processes out of `out`; the first process has it, for all
 
 
@@ -59,20 +63,19 @@ def resume(
     out = find_run(text)
     owned = own(out)
     try:
-        recipe = _resumed_recipe(out, given, overrides, load)
-        parallel.by_first(lambda: _make_ready(out, recipe))
+        recipe, another_length = _resumed_recipe(out, given, overrides, load)
+        parallel.by_first(lambda: _make_ready(out))
         whole = checkpoints(out)
         checkpoint = whole[-1] if whole else None
         state = TrainerState() if checkpoint is None else read_state(checkpoint)
     except BaseException:
         disown(owned)
         raise
-    return Start(recipe, out.name, f"of the run in {out}", out, checkpoint, state, owned)
+    return Start(recipe, out.name, f"of the run in {out}", out, checkpoint, state, another_length, owned)
 
 
-def _make_ready(out: Path, recipe: Any) -> None:
+def _make_ready(out: Path) -> None:
     clean(out)
-    save_recipe(recipe, out)
     whole = checkpoints(out)
     truncate_metrics(out / METRICS, read_state(whole[-1]).step if whole else 0)
 
@@ -145,6 +148,20 @@ def check_free(folder: Path) -> None:
         raise RunError("this folder is not empty", str(folder), "choose another --out")
 
 
+def abandon(folder: Path, stood: list[Path]) -> None:
+    """Take away a run's folder in which nothing was trained, so that the corrected command can have it.
+
+    stood: what was there before the folder was made; hidden files in it stay.
+    """
+    for path in folder.iterdir():
+        if not path.name.startswith("."):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in (folder, *folder.parents):
+        if path in stood or any(path.iterdir()):
+            break
+        path.rmdir()
+
+
 def save_recipe(recipe: Config, folder: Path) -> None:
     with atomic_write(folder / RECIPE) as file:
         file.write(dump_yaml(recipe))
@@ -160,8 +177,10 @@ def find_run(text: str | Path) -> Path:
     raise RunError("no run to resume here: there is no recipe.yaml", str(path), "give the --out folder of a run")
 
 
-def _resumed_recipe(folder: Path, given: Any, overrides: dict[str, Any] | None, load: Callable[..., Any]) -> Any:
-    """The recipe of the run in `folder`, with the harmless changes that are asked for."""
+def _resumed_recipe(
+    folder: Path, given: Any, overrides: dict[str, Any] | None, load: Callable[..., Any]
+) -> tuple[Any, bool]:
+    """The recipe of the run in `folder`, with the harmless changes asked for; and whether its length is one."""
     saved = load(folder / RECIPE)
     wanted = given if given is not None else load(folder / RECIPE, overrides)
     wanted = _as_settled(wanted, saved)
@@ -170,14 +189,16 @@ def _resumed_recipe(folder: Path, given: Any, overrides: dict[str, Any] | None, 
         Path(saved.out or "").absolute(),
     ):
         raise RunError("a resumed run stays in its folder", str(folder), "leave out --out")
-    differing = [key for key in _differences(saved, wanted) if not _may_change(key)]
-    if differing:
+    different = _differences(saved, wanted)
+    lengths = {f"train.{name}" for name in saved.train.lengths}
+    differing = [key for key in different if not _may_change(key) and key not in lengths]
+    if differing and checkpoints(folder):
         before, now = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
         lines = [f"{key}: {_show(before, key)} in the run, {_show(now, key)} now" for key in differing]
-        lines.append("a resume may change only log.*, train.keep, budget.memory and description; for anything else")
-        lines.append("start a new run")
+        lines.append("a resume may change only its length, log.*, train.keep, budget.memory and description; for")
+        lines.append("anything else start a new run")
         raise RunError(f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines))
-    return wanted.model_copy(update={"out": saved.out})
+    return wanted.model_copy(update={"out": saved.out, "base": saved.base}), bool(lengths.intersection(different))
 
 
 def _as_settled(wanted: Any, saved: Any) -> Any:

@@ -10,16 +10,18 @@ import functools
 import math
 from collections.abc import Callable
 
-from shoestring.train.config import CosineConfig, WSDConfig
+from shoestring.train.config import CosineConfig, CosineRestartsConfig, WSDConfig
 
 Schedule = Callable[[float, int], float]
 
 
-def build_schedule(config: CosineConfig | WSDConfig) -> Schedule:
+def build_schedule(config: CosineConfig | CosineRestartsConfig | WSDConfig) -> Schedule:
     """The share for the step that starts at `step` of `total`: up to 1, then towards `final`."""
     after: Callable[[float, int, float], float]
     if isinstance(config, CosineConfig):
         after = functools.partial(_cosine, config)
+    elif isinstance(config, CosineRestartsConfig):
+        after = functools.partial(_restarts, config)
     else:
         after = functools.partial(_wsd, config)
 
@@ -30,9 +32,21 @@ def build_schedule(config: CosineConfig | WSDConfig) -> Schedule:
     return schedule
 
 
-def _cosine(config: CosineConfig, step: float, total: int, warmup: float) -> float:
+def _cosine(config: CosineConfig | CosineRestartsConfig, step: float, total: float, warmup: float) -> float:
     done = min(max((step - warmup) / max(total - 1 - warmup, 1e-9), 0.0), 1.0)
     return config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _restarts(config: CosineRestartsConfig, step: float, total: int, warmup: float) -> float:
+    """Cycles as long as `growth` says, together the steps after the warmup."""
+    left, parts = total - warmup, [config.growth**cycle for cycle in range(config.cycles)]
+    begin = warmup
+    for number, part in enumerate(parts, 1):
+        end = begin + left * part / sum(parts)
+        if step < end or number == config.cycles:
+            break
+        begin = end
+    return _cosine(config, step - begin, end - begin, 0.0)
 
 
 def _wsd(config: WSDConfig, step: float, total: int, warmup: float) -> float:

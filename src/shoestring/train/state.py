@@ -30,12 +30,12 @@ class HeldOut:
 class TrainerState:
     """step: optimizer steps done. seconds: wall clock used, over all sessions of the run.
 
-    total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such
-    number, which the schedule is made for. When the end moves at step `turn_step`, where the schedule stood at
-    `turn_position`, the rest of the schedule is walked in strides that finish it there. best_loss: the lowest
-    held-out loss, at step best_step, kept where a run looks for it (`train.early_stopping`). skipped_in_a_row: steps
-    that changed nothing, up to the last one (`train.loop`). matmul: which library multiplied which matrices
-    (`core.matmul_choice`), for the last bits of what follows.
+    total_steps: where the run ends, None until a time budget has fixed it. planned_steps: the first such number, which
+    the schedule is made for; it began at schedule_step, 0 unless a finished run was made longer. When the end moves at
+    step `turn_step`, where the schedule stood at `turn_position`, the rest of the schedule is walked in strides that
+    finish it there. best_loss: the lowest held-out loss, at step best_step, kept where a run looks for it
+    (`train.early_stopping`). skipped_in_a_row: steps that changed nothing, up to the last one (`train.loop`). matmul:
+    which library multiplied which matrices (`core.matmul_choice`), for the last bits of what follows.
     """
 
     step: int = 0
@@ -43,6 +43,7 @@ class TrainerState:
     seconds: float = 0.0
     total_steps: int | None = None
     planned_steps: int | None = None
+    schedule_step: int = 0
     turn_step: int = 0
     turn_position: float = 0.0
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -58,6 +59,31 @@ class TrainerState:
     def plan(self, total: int) -> None:
         """Fix the number of steps."""
         self.total_steps = self.planned_steps = max(total, 1)
+
+    def extend(self, total: int | None) -> str:
+        """Go on to step `total`, or for as long as a time budget lasts (None); -> what becomes of the schedule.
+
+        A finished schedule has brought the rate down, and begins anew over the steps to come; one that is under way
+        becomes that of the longer run. Either is an event.
+        """
+        anew = self.finished
+        self.events.append(
+            {
+                "event": "extended",
+                "step": self.step,
+                "seconds": round(self.seconds, 1),
+                "from": self.total_steps,
+                "to": total,
+                "schedule": "anew" if anew else "longer",
+            }
+        )
+        self.schedule_step = self.step if anew else self.schedule_step
+        self.total_steps = self.planned_steps = total
+        self.turn_step, self.turn_position = 0, 0.0
+        self.evaluations_since_best, self.finished = 0, False
+        if anew:
+            return f"the schedule, finished at step {self.step:,}, begins anew for the steps to come, warmup included"
+        return f"from step {self.step + 1:,} on the schedule is that of the longer run"
 
     def move_end(self, total: int) -> None:
         """End at step `total` instead, with the schedule finished; the change is logged in `events`."""

@@ -7,7 +7,6 @@ file and line, so that a mistake can be found.
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import itertools
 import json
@@ -16,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shoestring.core.errors import DataError, NetworkError
+from shoestring.core.errors import DataError
 from shoestring.core.foreign import parse_json
-from shoestring.core.hub import quiet_hub
+from shoestring.data.hub import HUB, hub_files
 from shoestring.data.sources import JSONL_SUFFIXES, LINE_LIMIT, Skipped, jsonl_lines
 from shoestring.data.supervised import columns as naming
 from shoestring.data.supervised.config import Format, OnBadLine
@@ -59,8 +58,8 @@ class ExampleSource:
             self.source, self._given = GIVEN, given_rows(source)
         else:
             self.source = str(source)
-            if self.source.startswith("hf:"):
-                self.files = _hub_files(self.source, say)
+            if self.source.startswith(HUB):
+                self.files = [file for _, file in hub_files(self.source, say)]
             elif not self.source.startswith(EXERCISES):
                 self.files = _files(Path(source))
         self.form, self.columns = self._settle(form, dict(columns or {}))
@@ -238,42 +237,3 @@ def _files(path: Path) -> list[Path]:
         raise DataError("this folder holds no examples", str(path), f"known endings: {', '.join(ROW_SUFFIXES)}")
     return found
 
-
-def _hub_files(source: str, say: Callable[[str], None] | None) -> list[Path]:
-    """The training files of a data set: its own Parquet, JSON or CSV, else what the hub converted to Parquet."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    name, _, revision = source.removeprefix("hf:").partition("@")
-    if name.count("/") != 1:
-        raise DataError(f"{source!r} is not a name on the hub", hint="write hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
-    revisions = [revision] if revision else ["main", "refs/convert/parquet"]
-    if say is not None:
-        say(f"fetching {name} from the hub")
-    try:
-        with quiet_hub(say):
-            for branch in revisions:
-                listed = HfApi().list_repo_files(name, repo_type="dataset", revision=branch)
-                if chosen := training_files(listed):
-                    fetched = [hf_hub_download(name, file, repo_type="dataset", revision=branch) for file in chosen]
-                    return [Path(file) for file in fetched]
-    except Exception as error:  # its HTTP client changes between versions and has error classes of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise NetworkError(f"could not be fetched from the hub: {reason}", source, "run the same again") from error
-    raise DataError("this data set has no Parquet, JSON or CSV files", source)
-
-
-def training_files(listed: list[str]) -> list[str]:
-    """Of a data set's files those to train on: one kind, the training split where splits are named.
-
-    Several configurations (folders) are not mixed: the first one, `default` before others, is taken.
-    """
-    for pattern in ("*.parquet", "*.jsonl*", "*.json", "*.csv", "*.tsv"):
-        found = sorted(file for file in listed if fnmatch.fnmatch(file, pattern) and "/." not in f"/{file}")
-        if pattern == "*.json":
-            found = [file for file in found if "/" in file or "train" in file or "data" in file]
-        named = [file for file in found if "train" in file]
-        found = named or [file for file in found if not any(word in file for word in ("test", "valid", "eval"))]
-        if found:
-            folders = sorted({file.rpartition("/")[0] for file in found}, key=lambda f: ("default" not in f, f))
-            return [file for file in found if file.rpartition("/")[0] == folders[0]]
-    return []

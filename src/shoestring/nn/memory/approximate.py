@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shoestring.core.errors import ConfigError
+from shoestring.core.extras import install_hint
 
 _NEIGHBOURS = 32  # of each entry in the graph
 _BREADTH = 128  # candidates held while searching, at least
@@ -56,5 +57,5 @@ def load_faiss() -> Any:
     except ImportError as error:
         raise ConfigError(
             "the memory holds more entries than are searched exactly (memory.exact_entries), and there is no faiss",
-            hint="pip install faiss-cpu, or a smaller memory.capacity, or a larger memory.exact_entries",
+            hint=f"{install_hint('memory')}; or a smaller memory.capacity, or a larger memory.exact_entries",
         ) from error

@@ -1,0 +1,49 @@
+"""How often a run reads its text: told where it is more than once, and asked about where it is a mistake more likely.
+
+Up to about four passes repeated text is nearly as good as new (arXiv 2305.16264); what a model gains from twenty is
+little, and from hundreds it learns its text by heart.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from shoestring.core import console
+from shoestring.core.errors import ConfigError
+from shoestring.core.units import format_count
+from shoestring.pretraining.config import PretrainTrainSection
+
+
+def epochs(settings: PretrainTrainSection, tokens: int) -> float | None:
+    """Passes over `tokens` of text to train on; None for a run that its time bounds."""
+    steps = settings.planned_steps
+    return None if steps is None else steps * settings.batch_tokens / max(tokens, 1)
+
+
+def told(passes: float | None) -> str:
+    """For the header; nothing where all text is new."""
+    if passes is None or passes <= 1:
+        return ""
+    return f"; read {passes:,.0f} times" if passes >= 10 else f"; read {passes:.1f} times"
+
+
+def check_epochs(settings: PretrainTrainSection, tokens: int, source: str) -> None:
+    """Ask whether a run of many passes is meant, where somebody can answer.
+
+    Raises ConfigError where nobody can, or for a no.
+    """
+    passes = epochs(settings, tokens)
+    if passes is None or passes <= settings.most_epochs:
+        return
+    budget = format_count((settings.planned_steps or 0) * settings.batch_tokens)
+    sentence = f"{budget} tokens are {passes:,.0f} epochs of {source}, which has {format_count(tokens)} to train on"
+    if sys.stdin is not None and sys.stdin.isatty() and console.err.is_terminal:
+        console.err.print(f"{sentence}; go on? [y/N] ", end="")
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    fewer = format_count(settings.most_epochs * tokens).lower()
+    raise ConfigError(
+        sentence,
+        hint=f"--train.most_epochs {passes:.0f} says that this is meant; --train.tokens {settings.most_epochs * tokens:.0f}"
+        f" ({fewer}) is {settings.most_epochs:g} epochs; or give more text with --data.source",
+    )
