@@ -33,7 +33,7 @@ BYTES = 4  # of a number in float32, which weights and activations are trained i
 app = verb(
     "model",
     "What a model is made of, and what it costs.",
-    ("shoestring model show quickstart", "shoestring model show smollm2-135m --json"),
+    ("shoestring model show quickstart", "shoestring model show velocity-2b --json"),
 )
 _show = verb(
     "show",

@@ -91,5 +91,6 @@ def ordinary_batches(dataset: SupervisedDataset, tokens: int, seed: int, taken: 
     """A row at a time for each process. taken: by each in a run that goes on."""
     rank, world = parallel.rank(), parallel.world_size()
     stream = SupervisedStream(dataset, tokens, 1, world, "packed", seed, rank=rank, world=world)
-    stream.restore({**stream.state(), "epoch": 0, "next_sample": taken * world})
+    epoch, sample = divmod(taken * world, stream.samples_per_epoch)
+    stream.restore({**stream.state(), "epoch": epoch, "next_sample": sample})
     return stream
