@@ -208,7 +208,7 @@ def test_a_long_conversation_stays_within_the_limits():
 
 def test_time_counts_only_while_the_processor_works(monkeypatch):
     clock = iter(range(0, 10**9, 100))  # a machine that sleeps between any two looks
-    monkeypatch.setattr("shoestring.data.chat.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("shoestring.data.chat_sandbox.time.monotonic", lambda: next(clock))
     assert "15" in render_chat(templates.CHATML, PLAIN)
 
 

@@ -82,7 +82,7 @@ def apply_overrides(document: YamlDocument, overrides: dict[str, Any]) -> YamlDo
         if not all(parts):
             raise ConfigError(f"{key!r} is not a dotted key (command line)")
         if len(parts) > MOST_DEPTH:
-            raise ConfigError(f"{key[:60]}... has {len(parts):,} parts; at most {MOST_DEPTH} are possible (command line)")
+            raise ConfigError(f"{key[:60]}... has {len(parts):,} parts, of at most {MOST_DEPTH} (command line)")
         value = parse_value(raw) if isinstance(raw, str) else raw
         section: Any = values
         for depth, part in enumerate(parts):
