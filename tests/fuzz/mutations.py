@@ -43,6 +43,7 @@ EXPRESSIONS = [
     "{% if 'a' in (range(99999)|list) %}{% endif %}" * 20,
     "{{ a" + ".a" * 500 + " }}",
     "{{ a" + "|trim" * 500 + " }}",
+    "{{ a" + "|trim" * 90 + " }}" * 9,
     "{{ ('a ' * 99999)|wordwrap(1) }}",
     "{{ ('<!--' * 9999)|striptags }}",
     "{% generation %}",

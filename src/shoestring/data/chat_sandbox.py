@@ -72,6 +72,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
+            optimized=False,  # folding constants costs the cube of the depth of an expression
             extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
             finalize=self._count_output,
         )
