@@ -253,6 +253,10 @@ def _rows(sound: Path, base: Path, rows: Path) -> Kind:
         (sound / f"{number}.jsonl").write_text(text)
         (sound / f"{number}.json").write_text(json.dumps(form))
         files |= {f"{number}.jsonl": [damaged_lines, damaged], f"{number}.json": [damaged_json]}
+    for name, separator in (("t.csv", ","), ("t.tsv", "\t")):
+        table = [["question", "answer"], ["a", '"b\n c"'], ["d", "e"]]
+        (sound / name).write_text("".join(f"{separator.join(row)}\n" for row in table))
+        files[name] = [damaged]
 
     def read(it: Path, rng: random.Random) -> int:
         # The damaged one is the newest.
