@@ -200,6 +200,16 @@ def test_what_no_call_or_loop_of_the_template_shows_is_stopped_as_well(template)
     assert time.process_time() - began < 3
 
 
+@pytest.mark.parametrize("deep", ["a" + "|trim" * 90, "not " * 90 + "a", "a" + "+a" * 150, "a" + ".a" * 150])
+def test_deep_expressions_do_not_take_the_cube_of_their_depth(deep):
+    began = time.process_time()
+    try:
+        render_chat(("{{" + deep + "}}") * 60, PLAIN)
+    except TokenizerError:
+        pass
+    assert time.process_time() - began < 3
+
+
 def test_a_long_conversation_stays_within_the_limits():
     long = [{"role": role, "content": "word " * 2000} for role in ("user", "assistant")] * 100  # 2 million characters
     for name in ("chatml", "qwen", "llama"):
@@ -208,7 +218,7 @@ def test_a_long_conversation_stays_within_the_limits():
 
 def test_time_counts_only_while_the_processor_works(monkeypatch):
     clock = iter(range(0, 10**9, 100))  # a machine that sleeps between any two looks
-    monkeypatch.setattr("shoestring.data.chat.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("shoestring.data.chat_sandbox.time.monotonic", lambda: next(clock))
     assert "15" in render_chat(templates.CHATML, PLAIN)
 
 

@@ -143,7 +143,9 @@ def _tokenizer(sound: Path, base: Path, rows: Path) -> Kind:
     backend = json.loads((sound / "tokenizer.json").read_text())
     added = {str(each["id"]): {"content": each["content"], "special": True} for each in backend["added_tokens"]}
     (sound / "tokenizer_config.json").write_text(json.dumps({**config, "added_tokens_decoder": added}))
-    (sound / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": list(added), "x": {"content": "y"}}))
+    (sound / "special_tokens_map.json").write_text(
+        json.dumps({"additional_special_tokens": list(added), "x": {"content": "y"}})
+    )
     files: dict[str, list[Damage]] = {
         "tokenizer.json": [damaged_json, damaged_json, damaged], "tokenizer_config.json": [damaged_json, damaged],
         "special_tokens_map.json": [damaged_json], "chat_template.jinja": [damaged_template],
@@ -162,7 +164,10 @@ def _adapter(sound: Path, base: Path, rows: Path) -> Kind:
     attach(decoder, LoRAConfig(rank=4))
     save_adapter(decoder, sound, base)
     config = json.loads((sound / "adapter_config.json").read_text())
-    patterns = {"rank_pattern": {r"model\.layers\.0\..*q_proj": 4, "layers.1.mlp.(up|gate)_proj": 4}, "alpha_pattern": {"v_proj": 8}}
+    patterns = {
+        "rank_pattern": {r"model\.layers\.0\..*q_proj": 4, "layers.1.mlp.(up|gate)_proj": 4},
+        "alpha_pattern": {"v_proj": 8},
+    }
     (sound / "adapter_config.json").write_text(json.dumps({**config, **patterns}))
     files: dict[str, list[Damage]] = {
         "adapter_config.json": [damaged_json, damaged_json, damaged],
@@ -217,11 +222,16 @@ def _gguf(sound: Path, base: Path, rows: Path) -> Kind:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return Kind("gguf", sound, {"m.gguf": [damaged]}, lambda it, rng: command("get", it / "m.gguf", "--out", it / "out"))
+    return Kind(
+        "gguf", sound, {"m.gguf": [damaged]}, lambda it, rng: command("get", it / "m.gguf", "--out", it / "out")
+    )
 
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": [1, {"y": "z"}], "n": None}}}
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "array"}}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "array"}}}},
+}
 ROWS: list[list[dict[str, Any]]] = [
     [{"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], "tools": [TOOL]}] * 3,
     [{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]},
@@ -243,6 +253,10 @@ def _rows(sound: Path, base: Path, rows: Path) -> Kind:
         (sound / f"{number}.jsonl").write_text(text)
         (sound / f"{number}.json").write_text(json.dumps(form))
         files |= {f"{number}.jsonl": [damaged_lines, damaged], f"{number}.json": [damaged_json]}
+    for name, separator in (("t.csv", ","), ("t.tsv", "\t")):
+        table = [["question", "answer"], ["a", '"b\n c"'], ["d", "e"]]
+        (sound / name).write_text("".join(f"{separator.join(row)}\n" for row in table))
+        files[name] = [damaged]
 
     def read(it: Path, rng: random.Random) -> int:
         # The damaged one is the newest.
@@ -257,7 +271,9 @@ def _columns(sound: Path, base: Path, rows: Path) -> Kind:
     shutil.copytree(base, sound / "model")
     for number, form in enumerate((ROWS[0], ROWS[2], ROWS[3])):
         parquet.write_table(pyarrow.Table.from_pylist(form), sound / f"{number}.parquet")
-    files: dict[str, list[Damage]] = {f"{number}.parquet": [damaged_parquet, damaged_parquet, damaged] for number in range(3)}
+    files: dict[str, list[Damage]] = {
+        f"{number}.parquet": [damaged_parquet, damaged_parquet, damaged] for number in range(3)
+    }
 
     def read(it: Path, rng: random.Random) -> int:
         file = max((it / name for name in files), key=lambda file: file.stat().st_mtime_ns)
@@ -293,7 +309,12 @@ def _text(sound: Path, base: Path, rows: Path) -> Kind:
 
 def _template(sound: Path, base: Path, rows: Path) -> Kind:
     sound.mkdir()
-    several = {"chatml": templates.CHATML, "qwen": templates.QWEN, "llama": templates.LLAMA, "all": templates.EVERYTHING}
+    several = {
+        "chatml": templates.CHATML,
+        "qwen": templates.QWEN,
+        "llama": templates.LLAMA,
+        "all": templates.EVERYTHING,
+    }
     for name, template in {**several, "qwen3": QWEN3}.items():
         (sound / name).write_text(template)
     messages = [{"role": "user", "content": "a <b> é"}, {"role": "assistant", "content": "<think>\nb\n</think>\n\nc"}]
@@ -309,7 +330,12 @@ def _template(sound: Path, base: Path, rows: Path) -> Kind:
 def _state(sound: Path, base: Path, rows: Path) -> Kind:
     """A fine-tuning run, one step before its end."""
     out = sound / "run"
-    finetune(base, rows, out=str(out), overrides={**tiny.SHORT, "train.steps": 3, "train.checkpoint_every": 2, "train.keep": 2})
+    finetune(
+        base,
+        rows,
+        out=str(out),
+        overrides={**tiny.SHORT, "train.steps": 3, "train.checkpoint_every": 2, "train.keep": 2},
+    )
     _one_step_back(out, 2)
     return _resumed("finetune", sound, out)
 

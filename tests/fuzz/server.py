@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.server SEED FIRST COUNT`: cases FIRST .. FIRST+COUNT, each in a fork of this process with limits.
+"""`python -m tests.fuzz.server SEED FIRST COUNT`: so many cases from FIRST on, each in a fork with limits.
 
 Everything is imported once, so a case costs what it does and some milliseconds. For each case that ends in other than
 an answer or one sentence, one JSON line on stdout; at the end one with the counts. Needs fork: Linux and macOS.
@@ -52,7 +52,13 @@ def main(seed: int, first: int, count: int) -> None:
             if wrong is None:
                 answered[kind.name][code == 2] += 1
             else:
-                report = {"case": case, "kind": kind.name, "wrong": wrong, "seconds": round(seconds, 2), "said": said[-1500:]}
+                report = {
+                    "case": case,
+                    "kind": kind.name,
+                    "wrong": wrong,
+                    "seconds": round(seconds, 2),
+                    "said": said[-1500:],
+                }
                 print(json.dumps({**report, "megabytes": memory >> 20}), flush=True)
         print(json.dumps({"answered_and_refused": answered}), flush=True)
     finally:

@@ -10,9 +10,32 @@ from shoestring.models.module_patterns import ModulePatterns
 
 MODULE = "model.layers.11.self_attn.q_proj"
 PIECES = [
-    "model", "layers", r"\d+", r"\.", ".", ".*", "11", "self_attn", "q_proj", "(q|k|v)_proj", "[a-z_]+", "[^.]*", "$",
-    "^", "(?:layers|blocks)", r"\w+?", "1{2}", "1{1,3}", "l?", "()", "(a|)", r"[\d.]+", ".+?", "(1*)*", "(q_|(proj|q)+)+",
-]  # fmt: skip
+    "model",
+    "layers",
+    r"\d+",
+    r"\.",
+    ".",
+    ".*",
+    "11",
+    "self_attn",
+    "q_proj",
+    "(q|k|v)_proj",
+    "[a-z_]+",
+    "[^.]*",
+    "$",
+    "^",
+    "(?:layers|blocks)",
+    r"\w+?",
+    "1{2}",
+    "1{1,3}",
+    "l?",
+    "()",
+    "(a|)",
+    r"[\d.]+",
+    ".+?",
+    "(1*)*",
+    "(q_|(proj|q)+)+",
+]
 
 
 def as_peft(pattern, module):
@@ -36,7 +59,9 @@ def test_the_first_pattern_that_matches_counts():
     assert [table.of(module) for module in (MODULE, "x.k_proj", "xk_proj", "q_proj")] == [2, 1, None, 3]
 
 
-@pytest.mark.parametrize("pattern", ["(([a-z._0-9]+)+)+!", "(a|a?)+$" * 20, "(.*.*.*.*.*)*!", "((((a?){99}){99}){99}){99}!"])
+@pytest.mark.parametrize(
+    "pattern", ["(([a-z._0-9]+)+)+!", "(a|a?)+$" * 20, "(.*.*.*.*.*)*!", "((((a?){99}){99}){99}){99}!"]
+)
 def test_a_pattern_made_to_hang_is_soon_done(pattern):
     started = time.process_time()
     try:

@@ -112,7 +112,9 @@ def test_a_random_state_that_is_damaged_is_refused(folder, engine, changes):
     restore_rng_state(before)
 
 
-@pytest.mark.parametrize("state", [{}, {"epoch": "x", "next_sample": 0}, {"epoch": 0, "next_sample": 10}, {"epoch": -1}])
+@pytest.mark.parametrize(
+    "state", [{}, {"epoch": "x", "next_sample": 0}, {"epoch": 0, "next_sample": 10}, {"epoch": -1}]
+)
 def test_a_stream_cannot_go_on_from_nowhere(state):
     assert resumed_sample({"epoch": 2, "next_sample": 3}, 10) == 23
     with pytest.raises(DataError, match="no place in its data"):
@@ -120,11 +122,18 @@ def test_a_stream_cannot_go_on_from_nowhere(state):
 
 
 LINES = [
-    '{"step": 1, "tokens": 8, "loss": 2.5}', '{"step": 2, "tokens": 16, "loss": null}', '{"step": 2, "event": "skipped"}',
-    '{"step": 3, "tokens": "x", "loss": 2.0}', '{"step": 3, "loss": NaN, "tokens": 1}', "[" * 5000, '{"step": 10' + "0" * 5000,
+    '{"step": 1, "tokens": 8, "loss": 2.5}',
+    '{"step": 2, "tokens": 16, "loss": null}',
+    '{"step": 2, "event": "skipped"}',
+    '{"step": 3, "tokens": "x", "loss": 2.0}',
+    '{"step": 3, "loss": NaN, "tokens": 1}',
+    "[" * 5000,
+    '{"step": 10' + "0" * 5000,
     '{"step": 4, "tokens": 16, "held_out_loss": 0, "held_out_tokens": 3, "bits_per_byte": 1}',
-    '{"step": 5, "tokens": 16, "held_out_loss": 1.0}', "{", "\0",
-]  # fmt: skip
+    '{"step": 5, "tokens": 16, "held_out_loss": 1.0}',
+    "{",
+    "\0",
+]
 
 
 def test_losses_that_are_no_numbers_are_not_drawn_and_not_lost(tmp_path):
@@ -134,7 +143,13 @@ def test_losses_that_are_no_numbers_are_not_drawn_and_not_lost(tmp_path):
     assert [line["step"] for line in read_metrics(file) if "held_out_loss" in line] == [4]
     assert write_plot(file, tmp_path / "loss.png", "", 2.0).stat().st_size > 1000
     truncate_metrics(file, 3)
-    assert [json.loads(line).get("event") for line in file.read_text().splitlines()] == [None, None, "skipped", None, None]
+    assert [json.loads(line).get("event") for line in file.read_text().splitlines()] == [
+        None,
+        None,
+        "skipped",
+        None,
+        None,
+    ]
 
 
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tmp_path):

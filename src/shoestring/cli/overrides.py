@@ -11,7 +11,6 @@ import difflib
 from collections.abc import Callable, Collection, Mapping
 
 from shoestring.core.errors import ConfigError
-from shoestring.train.recipe import RunRecipe
 
 
 def split_overrides(
@@ -40,7 +39,7 @@ def split_overrides(
                 position += 1
             continue
         key = name.removeprefix("--").replace("-", "_")
-        if "." not in key and key not in RunRecipe.model_fields and (hint := elsewhere(name) or _misspelt(name, flags)):
+        if "." not in key and not _is_setting(key) and (hint := elsewhere(name) or _misspelt(name, flags)):
             raise ConfigError(f"unknown flag {name} (command line)", hint=hint)
         if not equals:
             if position == len(tokens) or tokens[position].startswith("--"):
@@ -51,6 +50,12 @@ def split_overrides(
             raise ConfigError(f"{name} is given twice (command line)")
         overrides[key] = value
     return own, overrides
+
+
+def _is_setting(key: str) -> bool:
+    from shoestring.train.recipe import RunRecipe  # not for `shoestring --help`: it needs the parser of recipes
+
+    return key in RunRecipe.model_fields
 
 
 def _misspelt(name: str, flags: Collection[str]) -> str | None:

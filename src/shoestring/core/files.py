@@ -407,7 +407,7 @@ _FULL_OR_READ_ONLY = _FULL | {errno.EROFS}
 
 @contextmanager
 def clear_errors(path: Path) -> Iterator[None]:
-    """Around writing `path`: a full or read-only disk and a place that cannot be become sentences; other errors pass."""
+    """Around writing `path`: what a disk or place refuses is told in a sentence; other errors pass."""
     try:
         str(path).encode()
     except UnicodeEncodeError:  # it would have to stand in recipes, configs and plots

@@ -308,7 +308,7 @@ def _rows(lanes: int | None) -> str:
 
 
 def resumed_sample(state: dict[str, Any], samples_per_epoch: int) -> int:
-    """The number of the next sample, over all epochs, in the state of a stream. Raises DataError where there is none."""
+    """The next sample of all epochs, by the state of a stream. Raises DataError where there is none."""
     numbers = [state.get("epoch"), state.get("next_sample")]
     epoch, sample = (n if type(n) is int and 0 <= n < _MOST_SAMPLES else -1 for n in numbers)
     if epoch < 0 or not 0 <= sample < samples_per_epoch:

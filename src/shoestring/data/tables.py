@@ -7,6 +7,7 @@ as many as the first one has names.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -97,7 +98,7 @@ def _opened(content: TextIO, file: Path) -> tuple[list[str], Any]:
     if not any(cells):
         raise DataError("no names of columns in the first line", str(file), "write them there, as: prompt,completion")
     names = [name.strip() or f"column {number}" for number, name in enumerate(cells, 1)]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise DataError(f"two columns are named {twice[0]!r}", f"{file}:1", "each column needs a name of its own")
     return names, reader

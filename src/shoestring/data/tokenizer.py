@@ -318,7 +318,7 @@ def _panics() -> Iterator[None]:
 
 
 def _check_patterns(backend: tokenizers.Tokenizer) -> None:
-    """Raises ValueError for a regular expression that repeats what repeats: it can take the library minutes for a line."""
+    """Raises ValueError for a regular expression that repeats what repeats: a line can take minutes."""
     for part in (backend.normalizer, backend.pre_tokenizer, backend.decoder):
         waiting = [parse_json(part.__getstate__())] if part is not None else []
         while waiting:

@@ -89,7 +89,7 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
 
 
 def _check_possible(needed: int, total: int) -> None:
-    """Predictions are good to a tenth, and some memory can be swapped out: what is refused would end in torch's error."""
+    """Predictions are good to a tenth, and a little memory can be swapped out."""
     if needed > _HOPELESS * total:
         message = f"this would take {format_bytes(needed)}, and the machine has {format_bytes(total)}"
         raise BudgetError(message, hint="choose a smaller model, rank or batch, or give --memory to have it fitted")
