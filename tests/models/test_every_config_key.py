@@ -227,7 +227,9 @@ KNOWN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "change", "expected"), KNOWN, ids=[f"{family}-{number}" for number, (family, *_) in enumerate(KNOWN)])
+@pytest.mark.parametrize(
+    ("family", "change", "expected"), KNOWN, ids=[f"{case[0]}-{number}" for number, case in enumerate(KNOWN)]
+)
 def test_a_familys_own_default_holds_where_a_key_is_silent(family, change, expected):
     values = base(family)
     for key, value in change.items():

@@ -34,7 +34,7 @@ def finetune(
     data: Annotated[
         str | None,
         Parameter(
-            help="a .jsonl, .json, .csv, .tsv or .parquet file, a folder, hf:OWNER/NAME, or exercises:KIND (data.source)"
+            help="a .jsonl, .json, .csv, .tsv or .parquet file, a folder, hf:OWNER/NAME, exercises:KIND (data.source)"
         ),
     ] = None,
     columns: Columns = None,

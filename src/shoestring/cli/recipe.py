@@ -40,7 +40,7 @@ _show = verb(
 )
 _check = verb(
     "check",
-    "Whether a recipe is right: all settings known, of the right type, possible together, and what they need installed.",
+    "Whether a recipe is right: all settings known, of the right type, possible together, and what it needs installed.",
     ("shoestring recipe check quickstart", "shoestring recipe check elite-112m --train.steps 100"),
 )
 for command in (_list, _show, _check):

@@ -21,10 +21,10 @@ _NAME = re.compile(
 
 
 def hub_files(source: str, say: Callable[[str], None] | None) -> list[tuple[str, Path]]:
-    """(name in the data set, file on this machine) of a data set's training files, in order: its own Parquet, JSON or CSV,
-    else what the hub converted to Parquet.
+    """(name in the data set, file on this machine) of a data set's training files, in order.
 
-    Raises DataError for a name that is none, or a data set without such files, and NetworkError.
+    Its own Parquet, JSON or CSV files, else what the hub converted to Parquet. Raises DataError for a name that is none
+    or a data set without such files, and NetworkError.
     """
     from huggingface_hub import HfApi, hf_hub_download
 

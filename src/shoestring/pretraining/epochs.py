@@ -6,6 +6,7 @@ little, and from hundreds it learns its text by heart.
 
 from __future__ import annotations
 
+import math
 import sys
 
 from shoestring.core import console
@@ -41,9 +42,9 @@ def check_epochs(settings: PretrainTrainSection, tokens: int, source: str) -> No
         console.err.print(f"{sentence}; go on? [y/N] ", end="")
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
-    fewer = format_count(settings.most_epochs * tokens).lower()
+    fewer = settings.most_epochs * tokens
     raise ConfigError(
         sentence,
-        hint=f"--train.most_epochs {passes:.0f} says that this is meant; --train.tokens {settings.most_epochs * tokens:.0f}"
-        f" ({fewer}) is {settings.most_epochs:g} epochs; or give more text with --data.source",
+        hint=f"--train.most_epochs {math.ceil(passes)} says that this is meant; --train.tokens {fewer:.0f} is"
+        f" {settings.most_epochs:g} epochs; or give more text with --data.source",
     )
