@@ -28,7 +28,7 @@ app = verb(
     ("shoestring quickstart", "shoestring quickstart --time 1m --out runs/first"),
 )
 
-PROMPT = "def "
+TEMPERATURE = 0.5  # a model of two minutes: higher, its names fall apart; lower, it repeats itself
 INSTRUCT_MODEL = "smollm2-135m"
 QUESTION = "What is the capital of France?"
 SUM = "47 + 38 = ?"
@@ -51,7 +51,7 @@ def quickstart(
     finetune_settings(finetune_time)
     report = Report(silent=json)
     training = report.results["training"] = pretrain(recipe, settings, report)
-    report.results["sample"] = sample(training["out"], report)
+    report.results["sample"] = sample(training, report)
     asked = report.results["chat"] = chat(model, report)
     if "folder" in asked:
         run = Path(training["out"])
@@ -119,14 +119,19 @@ def pretrain(recipe: str, settings: dict[str, Any], report: Report) -> dict[str,
     return result.to_json()
 
 
-def sample(run: str, report: Report) -> dict[str, Any]:
-    """A continuation by the model just trained."""
+def sample(training: dict[str, Any], report: Report) -> dict[str, Any]:
+    """How the model just trained goes on with the first lines of a function that it has not seen."""
     from shoestring.generate.language_model import LanguageModel
+    from shoestring.pretraining.dataset import open_dataset
+    from shoestring.pretraining.example_prompt import function_lines
 
-    report.heading("What it writes now")
-    text = LanguageModel.load(run).generate(PROMPT, max_tokens=120)
-    report.quote(PROMPT + text)
-    return {"prompt": PROMPT, "text": text}
+    shards = open_dataset(load_pretrain_recipe(Path(training["out"]) / "recipe.yaml").data)
+    begun = function_lines(shards)
+    prompt = training["prompt"] if begun is None else begun
+    report.heading("What it writes now" if begun is None else "How it goes on with a function that it has not seen")
+    text = LanguageModel.load(training["out"]).generate(prompt, max_tokens=120, temperature=TEMPERATURE)
+    report.quote(prompt + text)
+    return {"prompt": prompt, "text": text}
 
 
 def chat(model: str, report: Report) -> dict[str, Any]:
@@ -172,7 +177,7 @@ def closing(results: dict[str, Any], report: Report) -> None:
     for name, place, note in places:
         report.say(f"{name:<{first}}  {place!s:<{width}}  {note}".rstrip())
     report.say("\ntry next", style="bold")
-    lines = [f'{me} generate {run} --prompt "class "']
+    lines = [f'{me} generate {run} --prompt "{training["prompt"]}"']
     if finetuning is None:
         lines.append(f"{me} get {chat['model']}")
     else:

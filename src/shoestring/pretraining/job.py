@@ -17,6 +17,7 @@ from shoestring.models.folder import read_config
 from shoestring.plan.shapes import JobShape, Options
 from shoestring.pretraining.config import SHORT, PretrainRecipe, load_pretrain_recipe
 from shoestring.pretraining.epochs import check_epochs, epochs, told
+from shoestring.pretraining.example_prompt import first_words
 from shoestring.pretraining.material import open_material
 from shoestring.pretraining.result import PretrainResult, model_and_data
 from shoestring.train import parallel
@@ -29,7 +30,7 @@ from shoestring.train.planning import engines, settle, this_machine
 from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
-from shoestring.train.run import Opened, Wiring, dotted, execute
+from shoestring.train.run import Opened, Run, Wiring, dotted, execute
 from shoestring.train.run_folder import Start
 from shoestring.train.run_folder import resume as resume_run
 
@@ -77,8 +78,16 @@ def pretrain(
         held_out_loss=held_out.loss if held_out else None,
         held_out_bytes=held_out.bytes if held_out else 0,
         xz_bytes=xz,
+        prompt=_prompt(run, job),
         plot=run.plot(8 * xz / held_out.bytes if xz is not None and held_out is not None else None),
     )
+
+
+def _prompt(run: Run, job: PretrainJob) -> str:
+    """Of the text itself, but "def " for code, and where a finished run opens nothing."""
+    if run.opened is None or run.recipe.data.source == "stdlib":
+        return "def "
+    return first_words(job.material.shards) or "The "
 
 
 class PretrainJob:

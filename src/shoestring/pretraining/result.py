@@ -15,13 +15,14 @@ from shoestring.train.result import RunResult
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult(RunResult):
     """bits_per_byte: the model's on `held_out_bytes` bytes of held-out text. xz_bytes: what `xz -9e` makes of the same
-    documents one by one; None where that was not measured."""
+    documents one by one; None where that was not measured. prompt: the beginning of a text like those that it read."""
 
     parameters: int
     bits_per_byte: float | None
     held_out_loss: float | None
     held_out_bytes: int
     xz_bytes: int | None
+    prompt: str
 
     @property
     def xz_bits_per_byte(self) -> float | None:
@@ -47,7 +48,7 @@ class PretrainResult(RunResult):
         lines.append(f"model     {self.model}")
         if self.plot is not None:
             lines.append(f"plot      {self.plot}")
-        lines.append(f'next      shoestring generate {self.out} --prompt "def "')
+        lines.append(f'next      shoestring generate {self.out} --prompt "{self.prompt}"')
         return "\n".join(lines)
 
 

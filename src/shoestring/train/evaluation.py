@@ -81,6 +81,7 @@ class Evaluation(Callback):
         text = self.whole if event.last else self.sample
         started = time.perf_counter()
         state.held_out = measure(self.model, text, self.compute, state.step)
+        state.held_out.sample = text.tokens < self.whole.tokens
         self._seconds_per_token.append((time.perf_counter() - started) / max(text.tokens, 1))
 
     def seconds_ahead(self, step: int, total: int, step_seconds: float) -> float:

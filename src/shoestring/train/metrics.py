@@ -103,6 +103,7 @@ class Metrics(Callback):
                     "held_out_loss": held_out.loss,
                     "bits_per_byte": held_out.bits_per_byte,
                     "held_out_tokens": held_out.tokens,
+                    "held_out_set": "sample" if held_out.sample else "whole",
                     "seconds": round(state.seconds, 3),
                 }
             )

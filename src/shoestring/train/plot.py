@@ -31,11 +31,12 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
     lines = read_metrics(metrics)
     training, held_out = ([line for line in lines if name in line] for name in ("loss", "held_out_loss"))
     tokens, loss = column(training, "tokens"), column(training, "loss")
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(tokens, loss, color=_TRAINING, linewidth=0.8, alpha=0.35)
-    axes.plot(tokens, running_mean(loss), color=_TRAINING, linewidth=1.8, label="training")
+    alone = "o" if len(loss) == 1 else ""  # a line of one point would not be seen
+    axes.plot(tokens, running_mean(loss), color=_TRAINING, linewidth=1.8, marker=alone, markersize=5, label="training")
     axes.set_xlabel("tokens trained on")
     axes.set_ylabel("loss, nats per token")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: format_count(count)))
@@ -44,18 +45,18 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
     axes.spines["top"].set_visible(False)
     if held_out:
         last = held_out[-1]
-        # Text of another size is other text: its loss does not continue the line.
+        # Text of another size is other text: its loss does not continue the line. A point says the end's.
         samples = [line for line in held_out if line["held_out_tokens"] != last["held_out_tokens"]]
         whole = [line for line in held_out if line["held_out_tokens"] == last["held_out_tokens"]]
-        bits = f"held out, {last['bits_per_byte']:.2f} bits per byte at the end"
-        for part, size, label in ((samples, 3, "held out, a sample"), (whole, 6, bits)):
+        bits = f"held out, all of it: {last['bits_per_byte']:.2f} bits per byte at the end"
+        for part, size, label in ((samples, 3, "held out, a sample of the text"), (whole, 6, bits)):
             if part:
                 axes.plot(
                     column(part, "tokens"), column(part, "held_out_loss"),
                     color=_HELD_OUT, marker="o", markersize=size, linewidth=1.2, label=label,
                 )  # fmt: skip
         _bits_per_byte_axis(axes, last["bits_per_byte"] / (last["held_out_loss"] or math.inf), xz_bits_per_byte)
-    axes.legend(loc="upper right", frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)  # beside the lines, which it would cross
     axes.set_title(title, loc="left")
     figure.savefig(file, dpi=120)
     return file
@@ -70,7 +71,7 @@ def _bits_per_byte_axis(axes: Any, bits_per_nat: float, xz_bits_per_byte: float 
         label = f"xz -9e, {xz_bits_per_byte:.2f} bits per byte"
         axes.axhline(height, color=_XZ, linewidth=1.2, linestyle="--", label=label)
     scales = (lambda nats: nats * bits_per_nat), (lambda bits: bits / bits_per_nat)
-    axes.secondary_yaxis("right", functions=scales).set_ylabel("bits per byte of held-out text")
+    axes.secondary_yaxis("right", functions=scales).set_ylabel("the same in bits per byte of held-out text")
 
 
 def running_mean(values: Sequence[float], share: float = 0.03) -> list[float]:

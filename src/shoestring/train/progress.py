@@ -18,6 +18,7 @@ from shoestring.core.units import counted, format_bytes, format_count, format_se
 from shoestring.train import parallel
 from shoestring.train.loop import Callback, StepEvent
 from shoestring.train.metrics import memory_bytes, share_of_peak
+from shoestring.train.state import TrainerState
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 _DRAWN_EVERY = 0.1  # and between drawings where there is one
 _WINDOW = 10  # steps that the speed is averaged over
+_WORTH_TELLING = 0.25  # share of the planned steps
 _SPARE = 5  # columns left free at the edge: two ^C and the cursor
 _BAR = 16  # columns of the bar at most; below half of them there is none
 
@@ -58,6 +60,8 @@ class ProgressLine(Callback):
             if sentence := _tell(values, event):
                 console.say(sentence)
         self._events = len(state.events)
+        if event.last and (sentence := _tell_change(state)):
+            console.say(sentence)
         now, every = time.monotonic(), PLAIN_EVERY if self._live is None else _DRAWN_EVERY
         if not (event.last or event.stopping or now - self._last_line >= every):
             return
@@ -84,8 +88,9 @@ class ProgressLine(Callback):
         parts.append((f"loss {event.loss.mean:.2f}",))
         if state.held_out is not None:
             bits, loss = state.held_out.bits_per_byte, state.held_out.loss
-            short = f"held-out {bits:.2f}"
-            parts.append((f"{short} bits/byte", short) if self.held_out == "bits/byte" else (f"held-out {loss:.3f}",))
+            text = "held-out sample" if state.held_out.sample else "held-out"
+            short = f"{text} {bits:.2f}"
+            parts.append((f"{short} bits/byte", short) if self.held_out == "bits/byte" else (f"{text} {loss:.3f}",))
         parts.append((f"{format_count(rate)} tok/s",))
         parts.append((format_bytes(memory_bytes(self.device)),))
         parts.append((f"{share_of_peak(rate, self.token_flops, self.peak):.0%} of matrix peak",))
@@ -125,6 +130,12 @@ def _tell(values: dict, event: StepEvent) -> str | None:
         return f"skipped   step {values['step']:,} changed nothing: {values['reason']}"
     if values["event"] == "planned":
         return f"time      fits {counted(values['steps'], 'step')} of {counted(event.tokens, 'token')}"
-    if values["event"] != "shortened":
+    return None  # where the end moves to and fro with the machine's load stands in metrics.jsonl
+
+
+def _tell_change(state: TrainerState) -> str | None:
+    """At the end, how far a timed run was from its first plan; None for less than a quarter."""
+    total, planned = state.total_steps, state.planned_steps
+    if total is None or planned is None or total > (1 - _WORTH_TELLING) * planned:
         return None
-    return f"time      slower than the first steps: {counted(values['to'], 'step')} instead of {values['from']:,}"
+    return f"time      {counted(total, 'step')}, not the {planned:,} that fitted at first: later steps were slower"

@@ -16,7 +16,10 @@ _MOST = 2**62  # that counters in C can hold
 
 @dataclass
 class HeldOut:
-    """A measurement on held-out text. loss: nats per label, of `tokens` labels for `bytes` of text."""
+    """A measurement on held-out text. loss: nats per label, of `tokens` labels for `bytes` of text.
+
+    sample: it was a part of the text; such figures are compared with one another alone.
+    """
 
     step: int
     loss: float
@@ -24,6 +27,7 @@ class HeldOut:
     tokens: int
     bytes: int
     documents: int
+    sample: bool = False
 
 
 @dataclass
