@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell does so for what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _cache = Path(tempfile.gettempdir()) / f"shoestring-tests-{getpass.getuser()}"
 os.environ.setdefault("SHOESTRING_CACHE", str(_cache))
 # Which library multiplies decides the last bits, and a measurement would be made in whichever test comes first.

@@ -15,6 +15,7 @@ from shoestring.cli.verb import verb
 from shoestring.cli.verbs import GROUPS, VERBS, overview
 from shoestring.core.errors import ConfigError, DataError
 from shoestring.finetuning.config import finetune_recipe
+from shoestring.models.get import KNOWN
 from shoestring.pretraining.config import load_pretrain_recipe
 
 
@@ -77,6 +78,8 @@ def test_every_example_parses_and_its_recipe_is_right(command, chain):
                 overrides["train.time"] = arguments.kwargs["time"]
             if chain == ("finetune",):
                 finetune_recipe(arguments.args[0], arguments.kwargs["data"], overrides)
+            elif arguments.args[0] in KNOWN:
+                assert chain == ("model", "show") and not overrides
             else:
                 load_pretrain_recipe(arguments.args[0], overrides)
 

@@ -86,6 +86,8 @@ def test_the_model_that_is_asked_learns_sums_and_its_answers_are_counted(recipe,
     for answer, row in zip(tuned["answers"], asked, strict=False):
         assert answer["question"] == row["messages"][0]["content"] and answer["expected"] == row["answer"]
     assert report["peak_memory"] >= tuned["peak_memory"] > 0
+    within = tuned["within_memory"]
+    assert within["steps"] > 0 and 0 < within["peak_memory"] < 1e9 and within["out"] == str(Path("here/sums-in-1gb"))
     assert 0.5 < tuned["peak_memory"] / tuned["predicted_memory"] < 2 and tuned["peak_memory"] < 1e9
 
 

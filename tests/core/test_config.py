@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from shoestring.core.config import Config, dump_yaml, load_config, nearest_key, setting_keys
 from shoestring.core.errors import ConfigError
 from shoestring.core.units import Bytes, Seconds
-from shoestring.core.yaml_document import YamlDocument
+from shoestring.core.yaml_document import GIVEN, YamlDocument
 
 
 class GQA(Config):
@@ -69,8 +69,12 @@ def recipe(tmp_path, monkeypatch):
 
 
 def error_of(source, overrides=None, hint=None):
-    with pytest.raises(ConfigError) as caught:
-        load_config(Settings, source, overrides, hint)
+    typed = GIVEN.set("(command line)")
+    try:
+        with pytest.raises(ConfigError) as caught:
+            load_config(Settings, source, overrides, hint)
+    finally:
+        GIVEN.reset(typed)
     return str(caught.value)
 
 
@@ -261,3 +265,37 @@ def test_nearest_key_prefers_the_typed_section_and_gives_up_on_the_absurd():
 def test_settings_cannot_be_changed_after_they_are_checked():
     with pytest.raises(Exception, match="frozen"):
         Settings().seed = 2
+
+
+def test_a_bare_number_of_seconds_or_bytes_asks_for_its_unit():
+    from shoestring.pretraining.config import load_pretrain_recipe
+
+    with pytest.raises(ConfigError, match=r"train.time 10: seconds, minutes or hours\?") as raised:
+        load_pretrain_recipe("quickstart", {"train.time": "10"})
+    assert "write 10s, 10m or 10h" in str(raised.value)
+    with pytest.raises(ConfigError, match=r"budget.memory 2: megabytes or gigabytes\?"):
+        load_pretrain_recipe("quickstart", {"budget.memory": "2"})
+    assert load_pretrain_recipe("quickstart", {"train.time": "10m"}).train.time == 600
+    assert load_pretrain_recipe("quickstart", {"train.time": 10}).train.time == 10  # a number in Python is in seconds
+
+
+def test_what_was_given_is_blamed_and_not_the_file_it_was_given_with(capsys):
+    from shoestring.cli.main import main
+    from shoestring.pretraining.config import load_pretrain_recipe
+
+    assert main(["recipe", "check", "elite-112m", "--train.batch_tokens", "1000"]) == 2
+    said = capsys.readouterr().err
+    assert "(command line)" in said and "elite-112m.yaml" not in said
+    with pytest.raises(ConfigError, match="in the call") as raised:
+        load_pretrain_recipe("elite-112m", {"train.batch_tokens": 1000})
+    assert "command line" not in str(raised.value)
+
+
+def test_a_check_names_the_package_that_a_setting_needs(monkeypatch, capsys):
+    from shoestring.cli.main import main
+    from shoestring.core import extras
+
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delitem(__import__("sys").modules, "wandb", raising=False)
+    assert main(["recipe", "check", "quickstart", "--log.wandb", "mine"]) == 2
+    assert "log.wandb needs the package wandb" in capsys.readouterr().err

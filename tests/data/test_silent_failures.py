@@ -219,5 +219,5 @@ def test_a_template_that_refuses_a_conversation_is_named_with_the_line(tmp_path)
 
 
 def test_a_conversation_cannot_be_joined_without_a_template(tmp_path):
-    with pytest.raises(DataError, match="without a template only a question and its answer can be joined"):
+    with pytest.raises(DataError, match="cannot be joined without a template"):
         prepared(tmp_path, [GOOD], QWEN, template="none")

@@ -93,3 +93,18 @@ def test_what_ctrl_c_says_takes_the_place_of_the_line_so_that_none_is_left_behin
     monkeypatch.setattr(interrupt.os, "write", lambda descriptor, text: written.append(text))
     interrupt.StopRequest()._handle(2, None)
     assert written == [start + b"stopping after this step; again to stop at once without saving\n"]
+
+
+def test_a_plan_that_moves_is_told_once_at_the_end_and_only_when_it_moved_far():
+    assert progress._tell({"event": "shortened", "step": 3, "from": 40, "to": 38}, event()) is None
+    assert progress._tell_change(TrainerState(step=31, total_steps=31, planned_steps=40)) is None
+    told = progress._tell_change(TrainerState(step=30, total_steps=30, planned_steps=40))
+    assert told == "time      30 steps, not the 40 that fitted at first: later steps were slower"
+    assert progress._tell_change(TrainerState(step=30)) is None
+
+
+def test_a_sample_of_the_held_out_text_is_named():
+    shown = event()
+    shown.state.held_out.sample = True
+    line = progress.ProgressLine(1.0, 1.0, torch.device("cpu")).line(shown)
+    assert "held-out sample 2.31 bits/byte" in line

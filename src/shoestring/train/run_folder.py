@@ -154,7 +154,7 @@ def abandon(folder: Path, stood: list[Path]) -> None:
     stood: what was there before the folder was made; hidden files in it stay.
     """
     for path in folder.iterdir():
-        if not path.name.startswith("."):
+        if path.name == LOCK or not path.name.startswith("."):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     for path in (folder, *folder.parents):
         if path in stood or any(path.iterdir()):

@@ -1,0 +1,60 @@
+"""What of the standard library is text that people wrote, and how a data set on the hub is named."""
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from shoestring.core.errors import DataError, NetworkError
+from shoestring.data import hub
+from shoestring.data.sources import Skipped, Source
+from shoestring.data.standard_library import is_generated, share_of_numbers, share_repeated
+
+
+def test_tables_and_repeated_lines_are_generated_and_programs_are_not():
+    table = "decoding_table = (\n" + "".join(f"    '\\u{n:04x}'  #  0x{n:02X} -> LETTER\n" for n in range(256)) + ")\n"
+    repeated = "".join(f"name_{n}.value = other_{n}\n" for n in range(100))
+    assert is_generated(table) and is_generated(repeated)
+    assert share_of_numbers(table) > 0.3 and share_repeated(repeated) == 1.0
+    library = Path(sysconfig.get_path("stdlib"))
+    assert not any(is_generated((library / name).read_text()) for name in ("ast.py", "heapq.py", "json/decoder.py"))
+    assert all(is_generated((library / "encodings" / name).read_text()) for name in ("cp1252.py", "koi8_r.py"))
+
+
+def test_the_character_tables_are_not_among_the_documents_and_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "code.py").write_text("def f(x):\n    return x\n")
+    (tmp_path / "table.py").write_text("".join(f"0x{n:04x}: 0x{n:04x},\n" for n in range(100)))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    skipped = Skipped()
+    assert [document.name for document in Source("stdlib").documents(skipped)] == ["code.py"]
+    assert "generated" in str(skipped)
+
+
+class FakeHub:
+    files = ["README.md", "sample/a-train-2.parquet", "sample/a-train-1.parquet", "other/train.parquet"]
+
+    def list_repo_files(self, name, repo_type, revision):
+        assert (name, repo_type, revision) == ("some/texts", "dataset", "main")
+        return self.files
+
+
+def test_a_folder_and_the_first_files_of_a_data_set_are_taken(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file, **rest: str(tmp_path / file))
+    found = hub.hub_files("hf:some/texts/sample[:1]", None)
+    assert found == [("sample/a-train-1.parquet", tmp_path / "sample/a-train-1.parquet")]
+    with pytest.raises(DataError, match="'hf:texts' is not a name on the hub"):
+        hub.hub_files("hf:texts", None)
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence_for_pretraining_too(monkeypatch):
+    import huggingface_hub
+
+    def refuse(self, *args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
+    with pytest.raises(NetworkError, match="could not be fetched from the hub: no route to host"):
+        Source("hf:some/texts")
