@@ -139,6 +139,22 @@ def test_an_old_function_call_is_a_tool_call(tmp_path):
     assert example.messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {}}}]
 
 
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (pyarrow.array([b"a", b"\xb5"], pyarrow.binary()).view(pyarrow.string()), "after row 0: a text that is not"),
+        (pyarrow.array([1, 2**60]).cast(pyarrow.timestamp("ms")), "not a readable Parquet file"),
+    ],
+    ids=["text", "date"],
+)
+def test_cells_of_parquet_that_python_cannot_hold_are_a_sentence(tmp_path, values, sentence):
+    file = tmp_path / "rows.parquet"
+    table = pyarrow.table({"prompt": ["a", "b"], "completion": ["c", "d"], "more": values})
+    pyarrow.parquet.write_table(table, file)
+    with pytest.raises(DataError, match=sentence):
+        read(file)
+
+
 def test_parquet_adds_no_nulls_to_arguments_and_schemas(tmp_path):
     def call(**arguments):
         return {"type": "function", "function": {"name": "f", "arguments": arguments}}

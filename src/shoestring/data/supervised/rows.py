@@ -212,7 +212,9 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
                 for row in part.to_pylist():
                     number += 1
                     yield f"{file}: row {number}", functools.partial(_given, without_nulls(row))
-    except pyarrow.ArrowException as error:
+    except UnicodeDecodeError as error:
+        raise DataError("a text that is not UTF-8", f"{file}: after row {number}", "make the file anew") from error
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # a date that Python's calendar lacks
         raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", str(file)) from error
 
 
