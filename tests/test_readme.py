@@ -77,7 +77,7 @@ def test_every_block_of_the_readme_runs(desk, monkeypatch, capsys):
     for language, content in blocks(README, "sh", "python"):
         if language == "python":
             shown = io.StringIO()
-            content = content.replace('"quickstart", train__time="2m"', '"quickstart-smoke", data__source="my-texts"')
+            content = content.replace('"quickstart", time="2m"', '"quickstart-smoke", data__source="my-texts"')
             with contextlib.redirect_stdout(shown):
                 exec(compile(content, "README.md", "exec"), names)
             said.append(shown.getvalue())
