@@ -1,6 +1,8 @@
 """`import shoestring`: its names, their signatures, and the short names of settings in Python."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +53,18 @@ def test_two_names_of_one_setting_may_not_say_different_things():
 def test_other_tools_names_are_suggested_in_python_too():
     with pytest.raises(ConfigError, match="did you mean adapter.rank"):
         shoestring.finetune("nowhere", "mine.jsonl", lora_r=8)
+
+
+def test_an_extra_brings_only_what_the_package_imports():
+    root = Path(__file__).parents[1]
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    extras = dict(re.findall(r"^(\w+) = \[(.*?)\]$", section, re.DOTALL | re.MULTILINE))
+    assert set(extras) == {"train", "memory", "dev"}
+    sources = "".join(file.read_text(encoding="utf-8") for file in (root / "src").rglob("*.py"))
+    for extra in set(extras) - {"dev"}:
+        for package in re.findall(r'"([\w-]+)', extras[extra]):
+            module = package.removesuffix("-cpu")
+            assert re.search(rf"import .*\b{module}\b|from [\w.]*{module} import|import_module\(\"{module}\"", sources), package
+    promised = re.search(r'^description = "(.*)"$', project, re.MULTILINE)[1]
+    assert not re.search("compress|serve|quantize|export", promised)

@@ -21,24 +21,24 @@ Model = Annotated[str, Parameter(help="a model folder, a run, a .gguf file, or a
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SamplingFlags:
-    """None: the model's own advice, else the default in brackets."""
+    """None: the model's own advice, else what stands in brackets."""
 
-    max_tokens: Annotated[int | None, Parameter(help="new tokens at most (256)")] = None
+    max_tokens: Annotated[int | None, Parameter(help="new tokens at most [256]")] = None
     temperature: Annotated[
-        float | None, Parameter(help="0: always the likeliest token (the model's own advice, else 0.7)")
+        float | None, Parameter(help="0: always the likeliest token [the model's own advice, else 0.7]")
     ] = None
-    top_k: Annotated[int | None, Parameter(help="choose among this many likeliest tokens; 0: all")] = None
-    top_p: Annotated[float | None, Parameter(help="choose among the likeliest with this total probability (0.95)")] = (
+    top_k: Annotated[int | None, Parameter(help="choose among this many likeliest tokens; 0: all [0]")] = None
+    top_p: Annotated[float | None, Parameter(help="choose among the likeliest with this total probability [0.95]")] = (
         None
     )
     repetition_penalty: Annotated[
-        float | None, Parameter(help="above 1: tokens seen before become less likely")
+        float | None, Parameter(help="above 1: tokens seen before become less likely [1]")
     ] = None
     stop: Annotated[
         list[str] | None,
         Parameter(help="a string that ends the text; may be given several times", allow_leading_hyphen=True),
     ] = None
-    seed: Annotated[int | None, Parameter(help="same seed, same text (0)")] = None
+    seed: Annotated[int | None, Parameter(help="same seed, same text [0]")] = None
 
     def options(self) -> dict[str, Any]:
         """As `LanguageModel` takes them. Raises ConfigError for a wrong one, before torch is imported."""

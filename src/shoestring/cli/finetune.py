@@ -67,7 +67,7 @@ def finetune(
         Literal["float32", "bfloat16", "int8"] | None,
         Parameter(help="products; int8 is faster and rounds the frozen weights (precision.compute) [float32]"),
     ] = None,
-    out: Annotated[str | None, Parameter(help="the run's folder (out); runs/finetune-N if not given")] = None,
+    out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/finetune-N]")] = None,
     resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
     json: Json = False,
     overrides: Overrides = None,

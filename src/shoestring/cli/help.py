@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 _COLUMN = 26
+# What stands for a flag's value, where that says more than its type.
+_VALUES = {
+    "--time": "TIME", "--finetune-time": "TIME", "--memory": "SIZE", "--out": "PATH", "--model": "MODEL",
+    "--recipe": "RECIPE", "--data": "DATA", "--preserve": "DATA", "--columns": "FIELD=NAME", "--device": "DEVICE",
+    "--dtype": "DTYPE", "--tokenizer": "MODEL", "--template": "FILE", "--text-field": "NAME",
+}  # fmt: skip
 
 
 def page(command: App, chain: tuple[str, ...]) -> str:
@@ -62,6 +68,8 @@ def _label(argument: Any) -> str:
         return name
     if argument.get_choices():
         return f"{name} {'|'.join(argument.get_choices())}"
+    if argument.names[0] in _VALUES:
+        return f"{name} {_VALUES[argument.names[0]]}"
     hint = str(argument.hint)
     for kind, word in (("int", "N"), ("float", "X"), ("Path", "PATH"), ("str", "TEXT")):
         if kind in hint:
@@ -71,6 +79,8 @@ def _label(argument: Any) -> str:
 
 def _explanation(argument: Any) -> str:
     text, default = argument.parameter.help or "", argument.field_info.default
+    if argument.get_choices() and not argument.names[0].startswith("-"):
+        return f"{text}: {', '.join(argument.get_choices())}"
     if argument.required and argument.names[0].startswith("-"):
         return f"{text} [required]"
     if default in (inspect.Parameter.empty, None, False, ()):

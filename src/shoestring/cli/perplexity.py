@@ -39,7 +39,7 @@ def perplexity(
     ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto",
-    on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used")] = "stop",
+    on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used; skip counts")] = "stop",
     json: Json = False,
 ) -> None:
     from shoestring.evaluate.perplexity import check_windows

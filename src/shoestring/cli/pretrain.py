@@ -34,7 +34,7 @@ def pretrain(
         str | None,
         Parameter(help="the whole process at most, as 2GB; blocks are computed again if they must (budget.memory)"),
     ] = None,
-    out: Annotated[str | None, Parameter(help="the run's folder (out); runs/RECIPE-N if not given")] = None,
+    out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/RECIPE-N]")] = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:

@@ -37,8 +37,8 @@ SUM = "47 + 38 = ?"
 @app.default
 def quickstart(
     *,
-    out: Annotated[str | None, Parameter(help="the run's folder; runs/RECIPE-N if not given")] = None,
-    time: Annotated[str | None, Parameter(help="how long to train (the recipe says 2m)")] = None,
+    out: Annotated[str | None, Parameter(help="the run's folder [runs/RECIPE-N]")] = None,
+    time: Annotated[str | None, Parameter(help="how long to train [as the recipe says: 2m]")] = None,
     recipe: Annotated[str, Parameter(help="what to train: a built-in recipe or a YAML file")] = "quickstart",
     model: Annotated[str, Parameter(help="who is asked a question, and fine-tuned")] = INSTRUCT_MODEL,
     finetune_time: Annotated[str, Parameter(help="how long to fine-tune")] = "2m",

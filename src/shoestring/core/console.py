@@ -94,19 +94,29 @@ def progress(transient: bool = True) -> Progress:
     )
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> Table:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = (), stream: str = "out"
+) -> Table | str:
     """A plain table without borders; columns named in `right` are right-aligned.
 
-    Print it with `out.print`.
+    Print it with `out.print`, or that of another `stream`. Outside a terminal a row is one line, however long.
     """
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not __getattr__(stream).is_terminal:
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        lines = []
+        for row in (columns, *cells):
+            placed = zip(row, widths, (column in right for column in columns), strict=True)
+            lines.append("  ".join(f"{cell:>{width}}" if end else f"{cell:<{width}}" for cell, width, end in placed))
+        return "\n".join(line.rstrip() for line in lines)
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+    for row in cells:
+        grid.add_row(*map(Text, row))
     return grid
 
 

@@ -58,7 +58,7 @@ def tell(choice: Choice, shape: JobShape, budget: int) -> None:
     spec, prediction = choice.spec, choice.prediction
     rows = [(line, format_bytes(size)) for line, size in prediction.lines]
     rows += [("predicted peak", format_bytes(prediction.total)), ("budget", format_bytes(budget))]
-    console.err.print(console.table(("memory", ""), rows, right=("",)))
+    console.err.print(console.table(("memory", ""), rows, right=("",), stream="err"))
     for other, its in choice.others:
         fits = "fits too" if its.total <= budget * SPARE else "does not fit"
         console.say(
