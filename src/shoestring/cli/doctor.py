@@ -50,7 +50,7 @@ def doctor(*, json: Json = False) -> None:
     for name, text in describe(found).items():
         console.show(f"{name:<11}{text}")
     for line in matmul_table(found["matmul"]):
-        console.out.print(line)
+        console.show(line)
 
 
 def measure() -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _print(name: str, model: ModelConfig, figures: dict[str, Any]) -> None:
     ]
     console.out.print()
     for label, text in lines:
-        console.show(f"{label:<17}{text}")
+        console.show(f"{label:<16}{text}")
 
 
 def _kinds(model: ModelConfig) -> str:
