@@ -48,7 +48,8 @@ def commands(page: Path) -> list[tuple[str, str]]:
 def smaller(tokens: list[str]) -> list[str]:
     """The same command, on what a test has."""
     written = list(tokens)
-    tokens = [FEWER.get(before, REPLACED.get(token, token)) for before, token in zip(["", *tokens], tokens, strict=False)]
+    pairs = zip(["", *tokens], tokens, strict=False)
+    tokens = [FEWER.get(before, REPLACED.get(token, token)) for before, token in pairs]
     verb = tokens[0]
     if verb == "pretrain" and "--resume" not in tokens:
         if "--time" in tokens:
