@@ -155,8 +155,9 @@ def test_epochs_decide_the_steps_and_time_ends_a_run(base: Path, examples: Path,
 
 def test_a_resume_with_other_settings_is_refused(base: Path, examples: Path, tmp_path: Path) -> None:
     run(base, examples, tmp_path / "run")
-    with pytest.raises(RunError, match="adapter.rank"):
+    with pytest.raises(RunError, match="adapter.rank") as caught:
         finetune(resume=tmp_path / "run", overrides={"adapter.rank": 4})
+    assert "model.init" not in str(caught.value)  # a setting of pretraining alone
 
 
 def test_mistakes_leave_no_run_folder(base: Path, examples: Path, tmp_path: Path) -> None:
