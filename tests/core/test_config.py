@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from shoestring.core.config import Config, dump_yaml, load_config, nearest_key, setting_keys
 from shoestring.core.errors import ConfigError
+from shoestring.core.given import GIVEN
 from shoestring.core.units import Bytes, Seconds
-from shoestring.core.yaml_document import GIVEN, YamlDocument
+from shoestring.core.yaml_document import YamlDocument
 
 
 class GQA(Config):

@@ -22,7 +22,7 @@ from shoestring.cli.overrides import split_overrides
 from shoestring.cli.verbs import VERBS, overview
 from shoestring.core import console, interrupt
 from shoestring.core.errors import ConfigError, ShoestringError
-from shoestring.core.yaml_document import GIVEN
+from shoestring.core.given import GIVEN
 
 if TYPE_CHECKING:
     from cyclopts import App

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from shoestring.core.config import setting_keys
 from shoestring.train.other_names import meant
 
 # Their flags, without hyphens before and with underscores -> ours, of which a verb has at most one.
@@ -106,6 +105,7 @@ def flag_hint(name: str, chain: tuple[str, ...], flags: Collection[str], takes_s
 
 def _settings(verb: str) -> tuple[set[str], dict[str, str]]:
     """The settings of a verb's recipes, and those with a flag of their own."""
+    from shoestring.core.config import setting_keys
     from shoestring.finetuning.config import SHORT as FINETUNE_SHORT
     from shoestring.finetuning.config import FinetuneRecipe
     from shoestring.pretraining.config import SHORT as PRETRAIN_SHORT

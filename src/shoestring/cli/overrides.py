@@ -22,8 +22,6 @@ def split_overrides(
     other tools have is here, None for other words. Everything after a lone `--` is the verb's. Raises ConfigError for a
     setting without a value, one given twice, another tool's flag, or what looks like a misspelt flag of the verb.
     """
-    from shoestring.train.recipe import RunRecipe  # here, because the overview needs no parser
-
     own: list[str] = []
     overrides: dict[str, str] = {}
     position = 0

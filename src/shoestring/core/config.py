@@ -20,8 +20,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from shoestring.core.errors import ConfigError
+from shoestring.core.given import GIVEN
 from shoestring.core.units import Bytes, Seconds
-from shoestring.core.yaml_document import GIVEN, YamlDocument, apply_overrides, read_document
+from shoestring.core.yaml_document import YamlDocument, apply_overrides, read_document
 
 C = TypeVar("C", bound="Config")
 _LARGEST = 2**63 - 1

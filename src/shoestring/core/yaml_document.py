@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import yaml
 
 from shoestring.core.errors import ConfigError
 from shoestring.core.foreign import MOST_DEPTH, whole_number
+from shoestring.core.given import GIVEN
 
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _DEFAULT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
@@ -30,8 +30,6 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)
 _CONSTANTS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _CONSTANTS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _CONSTANTS |= {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
-# Where settings that stand in no file are given, as an error says it; the command line puts its own name here.
-GIVEN: ContextVar[str] = ContextVar("given", default="(in the call)")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from shoestring.core.config import Config, load_config
-from shoestring.core.yaml_document import GIVEN, YamlDocument
+from shoestring.core.given import GIVEN
+from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.supervised.config import SupervisedDataConfig
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config

@@ -49,5 +49,5 @@ def test_the_graph_is_made_again_once_a_tenth_is_new():
 
 def test_without_faiss_a_larger_store_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ConfigError, match=r"more entries than are searched exactly.*\n.*pip install faiss-cpu"):
+    with pytest.raises(ConfigError, match=r"more entries than are searched exactly.*\n.*pip install .*memory\]"):
         bank(exact=1000).persistent_index(0)

@@ -1,0 +1,7 @@
+"""Where settings that stand in no file are given, as an error says it. Standard library only, as the overview is."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+GIVEN: ContextVar[str] = ContextVar("given", default="(in the call)")  # the command line puts its own name here
