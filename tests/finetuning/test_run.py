@@ -153,6 +153,28 @@ def test_epochs_decide_the_steps_and_time_ends_a_run(base: Path, examples: Path,
     assert timed.steps > 0 and timed.seconds < 4
 
 
+def test_small_steps_are_as_small_as_asked_for_or_told(base: Path, examples: Path, tmp_path: Path, capsys) -> None:
+    """Rows had 256 tokens at least, and so had steps."""
+
+    def steps(asked: int) -> tuple[list[int], str]:
+        out = tmp_path / str(asked)
+        run(base, examples, out, **{"train.steps": 2, "train.batch_tokens": asked, "train.sequence_length": None})
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        tokens = [0, *(line["tokens"] for line in lines if "loss" in line)]
+        return [b - a for a, b in zip(tokens, tokens[1:], strict=False)], capsys.readouterr().err
+
+    taken, told = steps(100)
+    assert taken and max(taken) <= 100 and "batch  " not in told
+    taken, told = steps(16)
+    assert max(taken) > 16 and "batch     a step has up to " in told and "not 16 (train.batch_tokens)" in told
+
+
+def test_a_longer_run_goes_on_with_its_adapter(base: Path, examples: Path, tmp_path: Path) -> None:
+    first = run(base, examples, tmp_path / "run")
+    longer = finetune(resume=tmp_path / "run", overrides={"train.steps": 9})
+    assert (longer.steps, longer.loss_before) == (9, first.loss_before) and longer.loss_after <= first.loss_after
+
+
 def test_a_resume_with_other_settings_is_refused(base: Path, examples: Path, tmp_path: Path) -> None:
     run(base, examples, tmp_path / "run")
     with pytest.raises(RunError, match="adapter.rank") as caught:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from shoestring.core import console
 from shoestring.core.errors import DataError, TokenizerError
 from shoestring.core.files import atomic_folder, atomic_write, exclusive
 from shoestring.core.foreign import read_json
+from shoestring.core.waiting import Waiting, waiting
 from shoestring.data.config import DataConfig, NewTokenizerConfig
 from shoestring.data.shards import FORMAT, INDEX, SPLITS, Shard, ShardFolder, check_size, index_checksum
 from shoestring.data.sources import Document, Skipped, Source
@@ -190,7 +192,11 @@ def _write(source: Source, tokenizer: Tokenizer, out: Path, journal: dict[str, A
     dtype = np.dtype("<u2" if size <= 2**16 else "<u4")
     writers = {split: _Writer(out, split, dtype, tokenizer, journal) for split in SPLITS}
     skipped = Skipped()
-    with console.progress() as progress:
+    plain: AbstractContextManager[Waiting | None] = nullcontext()
+    if not console.err.is_terminal:
+        plain = waiting("preparing text, in MB", round(source.size() / 1e6))
+    done = 0
+    with console.progress() as progress, plain as told:
         bar = progress.add_task("preparing (MB)", total=source.size() / 1e6)
         for batch in _batches(source.documents(skipped), writers):
             for (number, document), ids in zip(
@@ -199,6 +205,9 @@ def _write(source: Source, tokenizer: Tokenizer, out: Path, journal: dict[str, A
                 written = len(document.text.encode())
                 writers[document.split].add(number, ids, written)
                 progress.advance(bar, written / 1e6)
+                done += written
+                if told is not None:
+                    told.done = done // 10**6
         for writer in writers.values():
             writer.close()
     if skipped.counts:

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
+from shoestring.core.waiting import waiting
 from shoestring.data.tokenizer import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -49,7 +50,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, min_frequency:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    with waiting(f"training a tokenizer of {vocabulary:,} tokens"):
+        backend.train_from_iterator(texts, trainer)
     backend.pre_tokenizer = pre_tokenizers.Sequence(words)
     # Documents begin with the separator in training, so a prompt must begin with it as well, in any tool.
     first = (END_OF_TEXT, backend.token_to_id(END_OF_TEXT))

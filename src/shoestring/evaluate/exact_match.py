@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoestring.core.waiting import Waiting, waiting
 from shoestring.data.synthetic.arithmetic import is_right
 from shoestring.generate.language_model import LanguageModel
 
@@ -31,11 +32,16 @@ class Reply:
 
 def ask(model: LanguageModel, problems: Sequence[tuple[str, str]]) -> list[Reply]:
     """The model's replies to problems (question, result), in order. Raises TokenizerError without a chat template."""
+    with waiting("asking    problems", len(problems)) as told:
+        return _asked(model, problems, told)
+
+
+def _asked(model: LanguageModel, problems: Sequence[tuple[str, str]], told: Waiting) -> list[Reply]:
     replies = []
     for first in range(0, len(problems), _AT_ONCE):
         some = problems[first : first + _AT_ONCE]
         prompts = [model.encode_chat([{"role": "user", "content": question}]) for question, _ in some]
-        said = model.complete_ids(prompts, temperature=0.0, repetition_penalty=1.0, max_tokens=_LONGEST)
+        said = model.complete_ids(prompts, told.advance, temperature=0.0, repetition_penalty=1.0, max_tokens=_LONGEST)
         replies += [
             Reply(question, result, completion.text.strip())
             for (question, result), completion in zip(some, said, strict=True)

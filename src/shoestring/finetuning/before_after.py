@@ -14,6 +14,7 @@ from shoestring.core.device import resolve_device
 from shoestring.core.errors import RunError
 from shoestring.core.files import atomic_write
 from shoestring.core.foreign import read_json
+from shoestring.core.waiting import waiting
 from shoestring.data.sources import Skipped
 from shoestring.data.supervised.config import SupervisedDataConfig
 from shoestring.data.supervised.dataset import SupervisedDataset
@@ -87,7 +88,7 @@ class Interview:
         self._questions = choose_questions(dataset, config, count)
 
     def before(self, decoder: Decoder, out: Path) -> None:
-        said = self._ask(decoder)
+        said = self._ask(decoder, "before")
         answers = [
             Answer(question.text, question.expected, text) for question, text in zip(self._questions, said, strict=True)
         ]
@@ -100,12 +101,12 @@ class Interview:
             return answers
         if best != run.checkpoint:
             decoder = as_at(best, run.recipe, decoder, resolve_device(run.recipe.device))
-        for one, said in zip(answers, self._ask(decoder), strict=False):
+        for one, said in zip(answers, self._ask(decoder, "after"), strict=False):
             one.after = said
         save_answers(answers, out)
         return answers
 
-    def _ask(self, decoder: Decoder) -> list[str]:
+    def _ask(self, decoder: Decoder, when: str) -> list[str]:
         """Greedy answers, a few dozen tokens each. The decoder's training mode is put back."""
         if not self._questions:
             return []
@@ -114,9 +115,10 @@ class Interview:
             model = LanguageModel(decoder, self._dataset.tokenizer, defaults=self._defaults)
             room = max(decoder.config.context - ANSWER, 1)
             prompts = [question.ids[-room:] for question in self._questions]
-            done = model.complete_ids(
-                prompts, temperature=0.0, repetition_penalty=1.0, max_tokens=self._longest, seed=0
-            )
+            with waiting(f"{when:<9} answers to held-out questions", len(prompts)) as told:
+                done = model.complete_ids(
+                    prompts, told.advance, temperature=0.0, repetition_penalty=1.0, max_tokens=self._longest, seed=0
+                )
         finally:
             decoder.train(training)
         return [completion.text.strip() for completion in done]

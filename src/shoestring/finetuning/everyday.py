@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 from shoestring.core.files import atomic_write
+from shoestring.core.waiting import Waiting, waiting
 from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.finetuning.config import PreserveConfig
@@ -60,13 +61,19 @@ def everyday_examples(config: PreserveConfig, material: Material, decoder: Decod
 
 def _ask(model: LanguageModel) -> list[list[dict[str, str]]]:
     asked = random.Random(1).sample([ask.format(thing) for thing in _THINGS for ask in _ASKS], _COUNT)
+    with waiting("preserve  answers to everyday questions", _COUNT) as told:
+        return _asked(model, asked, told)
+
+
+def _asked(model: LanguageModel, asked: list[str], told: Waiting) -> list[list[dict[str, str]]]:
     rows = []
     for first in range(0, _COUNT, _AT_ONCE):
         questions = asked[first : first + _AT_ONCE]
         prompts = [model.encode_chat([{"role": "user", "content": question}]) for question in questions]
         answers = model.complete_ids(
-            prompts, max_tokens=_LONGEST, temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0, seed=first
-        )
+            prompts, told.advance, max_tokens=_LONGEST, temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0,
+            seed=first,
+        )  # fmt: skip
         for question, answer in zip(questions, answers, strict=True):
             said = answer.text.strip()
             if answer.reason == "max_tokens":  # nothing stops in mid-sentence

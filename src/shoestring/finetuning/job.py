@@ -12,6 +12,7 @@ from typing import Any
 
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
+from shoestring.core.waiting import waiting
 from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
 from shoestring.data.supervised.rows import Rows
 from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, load_answers
@@ -131,7 +132,8 @@ class FinetuneJob:
 
         compute = resolve_dtype(recipe.precision.dtype)
         self.engine = StreamedEngine(make, compute) if self.streams else ResidentEngine(make, compute, spec.recompute)
-        decoder = self.engine.load()
+        with waiting("loading   the model"):
+            decoder = self.engine.load()
         rows, length = material.rows, material.length
         stream = SupervisedStream(
             material.dataset, length, spec.microbatch, rows * world, recipe.data.layout, recipe.seed, "train",
@@ -161,7 +163,9 @@ class FinetuneJob:
         callbacks: list[Callback] = []
         if material.held_out:
             if start.checkpoint is None:
-                before = measure(decoder, self._held_out(), self.engine.compute)
+                text = self._held_out()
+                with waiting("before    loss on held-out examples, in tokens", text.tokens) as told:
+                    before = measure(decoder, text, self.engine.compute, told=told)
                 start.state.events.append({"event": "started", "step": 0, "before": before.loss})
             held_out, tokens = self._held_out(), material.rows * parallel.world_size() * material.length
             evaluation = Evaluation(

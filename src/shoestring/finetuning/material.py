@@ -8,7 +8,7 @@ from pathlib import Path
 from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.data.supervised.batches import padded_length, row_sizes
 from shoestring.data.supervised.dataset import SupervisedDataset
-from shoestring.finetuning.config import EVERYDAY, FinetuneRecipe
+from shoestring.finetuning.config import EVERYDAY, FinetuneRecipe, FinetuneTrainSection
 from shoestring.finetuning.examples import prepare_dataset
 from shoestring.finetuning.preserve import ordinary_examples
 from shoestring.models.config import ModelConfig
@@ -77,7 +77,7 @@ def open_material(start: Start) -> Material:
     held = recipe.preserve.source
     ordinary = None if held in (None, EVERYDAY) else ordinary_examples(str(held), recipe.preserve, base)
     check_rows(dataset.tokenizer, config, base)
-    length = settings.sequence_length or min(max(dataset.counts.longest, _SHORTEST_ROW), longest)
+    length = settings.sequence_length or min(max(dataset.counts.longest, _shortest_row(settings)), longest)
     tokens = settings.batch_tokens if settings.batch_rows is None else settings.batch_rows * length
     rows = max(-(-tokens // (length * parallel.world_size())), 1)
     if settings.microbatch is not None and rows % settings.microbatch:
@@ -88,6 +88,14 @@ def open_material(start: Start) -> Material:
     _check_weights(base, start)
     generation = read_generation_config(base)
     return Material(base, config, generation, dataset, ordinary, rows, length, lengths, documents)
+
+
+def _shortest_row(settings: FinetuneTrainSection) -> int:
+    """Tokens of a row where examples are shorter: a step is not to be larger for it."""
+    if settings.batch_rows is not None:
+        return _SHORTEST_ROW
+    fitting = [tokens for tokens in range(1, _SHORTEST_ROW + 1) if padded_length(tokens) <= settings.batch_tokens]
+    return max(fitting, default=1)
 
 
 def _check_weights(base: Path, start: Start) -> None:

@@ -13,6 +13,7 @@ from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.finetuning.material import Material
 from shoestring.finetuning.write import best_checkpoint
 from shoestring.models.decoder import Decoder
+from shoestring.train import parallel
 from shoestring.train.result import RunResult
 from shoestring.train.run import Run
 
@@ -77,9 +78,15 @@ def model_and_data(recipe: FinetuneRecipe, decoder: Decoder, material: Material)
         method += f", rank {section.rank}" + (f" on {section.base}" if method == "qlora" else "")
     size = format_count(decoder.config.parameter_count())
     counts = material.dataset.counts
+    step, asked = material.rows * parallel.world_size() * material.length, recipe.train.batch_tokens
+    longer = [
+        f"batch     a step has up to {step:,} tokens, not {asked:,} (train.batch_tokens): a row must hold the longest"
+        f" example ({counts.longest:,}), or train.sequence_length cuts it"
+    ]
     return [
         f"model     {recipe.model}: {size} parameters, {format_count(trained)} trained ({method})",
         f"data      {header_line(material.dataset)}",
         *(f"note      {note}" for note in material.dataset.notes),
         f"split     {counts.train:,} to learn from, {counts.validation:,} held out",
+        *(longer if recipe.train.batch_rows is None and material.rows == 1 and step > asked else []),
     ]

@@ -7,7 +7,7 @@ model's generation_config.json recommends stands in for those not given.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -146,14 +146,18 @@ class LanguageModel:
         """`generate`, with the tokens and the reason why each text ended; `speed` holds the figures."""
         return self.complete_ids([self.encode_prompt(prompt, special_tokens) for prompt in prompts], **options)
 
-    def complete_ids(self, prompts: list[list[int]], **options: Any) -> list[Completion]:
-        """The same for prompts that are token ids already."""
+    def complete_ids(
+        self, prompts: list[list[int]], finished: Callable[[], object] | None = None, **options: Any
+    ) -> list[Completion]:
+        """The same for prompts that are token ids already. finished: called when a text has come to its end."""
         completions = [Completion(len(ids)) for ids in prompts]
         for event in self.events(prompts, self.sampling(**options)):
             completion = completions[event.row]
             completion.text += event.text
             completion.tokens.append(event.token)
             completion.reason = event.reason or completion.reason
+            if event.reason and finished is not None:
+                finished()
         return completions
 
     def encode_prompt(self, text: str, special_tokens: SpecialTokens = "read") -> list[int]:

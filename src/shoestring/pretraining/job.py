@@ -11,6 +11,7 @@ from typing import Any
 
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
+from shoestring.core.waiting import waiting
 from shoestring.data.loader import PackedLoader, SequentialPass
 from shoestring.evaluate.xz import xz_bytes
 from shoestring.models.folder import read_config
@@ -70,7 +71,8 @@ def pretrain(
     run = execute(job, start)
     held_out, xz = run.state.held_out, None
     if run.opened is not None and held_out is not None and parallel.rank() == 0:
-        xz = xz_bytes(job.material.shards, held_out)
+        with waiting("xz -9e    on the held-out text"):
+            xz = xz_bytes(job.material.shards, held_out)
     return PretrainResult(
         **run.figures(),
         parameters=read_config(run.checkpoint).parameter_count(),
@@ -114,7 +116,8 @@ class PretrainJob:
         recipe, choice = settle(recipe, shape, options, this_machine(recipe))
         spec = choice.spec
         self.engine = ResidentEngine(material.make, resolve_dtype(recipe.precision.dtype), spec.recompute)
-        self.engine.load()
+        with waiting("loading   the model"):
+            self.engine.load()
         self.stream = PackedLoader(
             material.shards, "train", length, spec.microbatch, recipe.seed, parallel.rank(), world,
             recipe.data.separate_documents, recipe.data.prefetch, material.external.get("train"),

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from shoestring.core.waiting import Waiting
 from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
 from shoestring.train import parallel
@@ -36,8 +37,14 @@ class HeldOutText(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-def measure(model: Decoder, text: HeldOutText, compute: torch.dtype = torch.float32, step: int = 0) -> HeldOut:
-    """The model's loss on every label of `text`, summed over ranks."""
+def measure(
+    model: Decoder,
+    text: HeldOutText,
+    compute: torch.dtype = torch.float32,
+    step: int = 0,
+    told: Waiting | None = None,
+) -> HeldOut:
+    """The model's loss on every label of `text`, summed over ranks. told: what is shown meanwhile, in labels."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -48,6 +55,8 @@ def measure(model: Decoder, text: HeldOutText, compute: torch.dtype = torch.floa
                 loss, _ = forward_loss(model, next_token, batch.to(device), compute)
                 total += float(loss.sum)
                 count += loss.count
+                if told is not None:
+                    told.advance(loss.count * parallel.world_size())
     finally:
         model.train(training)
     total, labels = parallel.sum_numbers(total, count)

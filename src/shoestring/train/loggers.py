@@ -45,6 +45,13 @@ def run_id(out: Path) -> str:
     return file.read_text(encoding="utf-8").strip()
 
 
+def as_curves(values: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl with a name for each curve: a sample's loss does not go on in the whole text's."""
+    if values.get("held_out_set") != "sample":
+        return values
+    return {f"sample_{name}" if name in ("held_out_loss", "bits_per_byte") else name: v for name, v in values.items()}
+
+
 class TensorBoard:
     def __init__(self, folder: Path):
         need("tensorboard", "log.tensorboard", "train")
@@ -53,7 +60,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder))
 
     def add(self, values: dict[str, Any]) -> None:
-        for name, value in values.items():
+        for name, value in as_curves(values).items():
             if name != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, values["step"])
 
@@ -77,7 +84,8 @@ class WeightsAndBiases:
             raise RunError(f"Weights & Biases cannot be reached: {reason}", hint=hint) from error
 
     def add(self, values: dict[str, Any]) -> None:
-        self._run.log({name: value for name, value in values.items() if name != "step"}, step=values["step"])
+        curves = as_curves(values)
+        self._run.log({name: value for name, value in curves.items() if name != "step"}, step=values["step"])
 
     def close(self) -> None:
         self._run.finish()

@@ -1,7 +1,8 @@
 """Pictures of a run from its metrics.jsonl: loss.png, and a small plot of characters for the terminal.
 
 Training and held-out loss share one axis, in nats per token, so that they can be compared; the axis at the
-right is the same scale in bits per byte of held-out text, and `xz -9e` is a line on it.
+right is the same scale in bits per byte of held-out text, and `xz -9e` is a line on it. A sample of the held-out text
+and all of it are two curves with two names: other text has another loss.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from shoestring.core.units import format_count
 from shoestring.train.metrics import read_metrics
 
-_TRAINING, _HELD_OUT, _XZ = "#1f5fa8", "#c2571a", "#5a5a5a"
+_TRAINING, _HELD_OUT, _WHOLE, _XZ = "#1f5fa8", "#c2571a", "#7a2048", "#5a5a5a"
 
 
 def column(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
@@ -35,8 +36,8 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(tokens, loss, color=_TRAINING, linewidth=0.8, alpha=0.35)
-    alone = "o" if len(loss) == 1 else ""  # a line of one point would not be seen
-    axes.plot(tokens, running_mean(loss), color=_TRAINING, linewidth=1.8, marker=alone, markersize=5, label="training")
+    point = "o" if len(loss) == 1 else None  # a line through one point is not seen
+    axes.plot(tokens, running_mean(loss), color=_TRAINING, linewidth=1.8, label="training", marker=point, markersize=4)
     axes.set_xlabel("tokens trained on")
     axes.set_ylabel("loss, nats per token")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: format_count(count)))
@@ -45,21 +46,29 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
     axes.spines["top"].set_visible(False)
     if held_out:
         last = held_out[-1]
-        # Text of another size is other text: its loss does not continue the line. A point says the end's.
-        samples = [line for line in held_out if line["held_out_tokens"] != last["held_out_tokens"]]
-        whole = [line for line in held_out if line["held_out_tokens"] == last["held_out_tokens"]]
-        bits = f"held out, all of it: {last['bits_per_byte']:.2f} bits per byte at the end"
-        for part, size, label in ((samples, 3, "held out, a sample of the text"), (whole, 6, bits)):
+        for part, colour, marker in zip(curves(held_out), (_HELD_OUT, _WHOLE), "oD", strict=True):
             if part:
                 axes.plot(
                     column(part, "tokens"), column(part, "held_out_loss"),
-                    color=_HELD_OUT, marker="o", markersize=size, linewidth=1.2, label=label,
+                    color=colour, marker=marker, markersize=5, linewidth=1.2, label=_named(part[-1]),
                 )  # fmt: skip
         _bits_per_byte_axis(axes, last["bits_per_byte"] / (last["held_out_loss"] or math.inf), xz_bits_per_byte)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)  # beside the lines, which it would cross
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)  # no line crosses it there
     axes.set_title(title, loc="left")
     figure.savefig(file, dpi=120)
     return file
+
+
+def curves(held_out: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines with a held-out loss that are of a sample, and those of all held-out text."""
+    samples = [line for line in held_out if line.get("held_out_set") == "sample"]
+    return samples, [line for line in held_out if line.get("held_out_set") != "sample"]
+
+
+def _named(line: dict[str, Any]) -> str:
+    part = "a sample" if line.get("held_out_set") == "sample" else "all"
+    tokens, bits = format_count(line["held_out_tokens"]), line["bits_per_byte"]
+    return f"held out, {part} of {tokens} tokens: {bits:.2f} bits per byte"
 
 
 def _bits_per_byte_axis(axes: Any, bits_per_nat: float, xz_bits_per_byte: float | None) -> None:
@@ -71,7 +80,7 @@ def _bits_per_byte_axis(axes: Any, bits_per_nat: float, xz_bits_per_byte: float 
         label = f"xz -9e, {xz_bits_per_byte:.2f} bits per byte"
         axes.axhline(height, color=_XZ, linewidth=1.2, linestyle="--", label=label)
     scales = (lambda nats: nats * bits_per_nat), (lambda bits: bits / bits_per_nat)
-    axes.secondary_yaxis("right", functions=scales).set_ylabel("the same in bits per byte of held-out text")
+    axes.secondary_yaxis("right", functions=scales).set_ylabel("held-out loss in bits per byte")
 
 
 def running_mean(values: Sequence[float], share: float = 0.03) -> list[float]:
@@ -96,7 +105,8 @@ def text_plot(values: Sequence[float], width: int = 60, height: int = 8, name: s
     edges = [round(i * len(finite) / columns) for i in range(columns + 1)]
     means = [sum(finite[a:b]) / (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     low, high = min(means), max(means)
-    step = (high - low) / (height - 1)
+    height = height if high > low else 1
+    step = (high - low) / max(height - 1, 1)
     rows = [[" "] * columns for _ in range(height)]
     for x, mean in enumerate(means):
         level = round((mean - low) / step) if step else 0

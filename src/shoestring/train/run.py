@@ -189,23 +189,19 @@ def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
     told = len(start.state.events)  # in metrics.jsonl already
     try:
         opened = job.open(start)
-        recipe, out, stood = opened.recipe, start.out, []
+        recipe, out = opened.recipe, start.out
         if out is None:
             place = Path("runs") if recipe.out is None else Path(recipe.out)
             stood = [path for path in (place, *place.parents) if path.exists()]
             recipe, out, owned = claim(recipe, start.name)
+            ending.callback(_leave_no_trace, out, stood, start.state)
             ending.callback(disown, owned)
         opened.recipe = recipe
         say("\n".join([f"recipe    {start.origin}", f"out       {out}", opened.header]))
         run = Run(recipe, out, start.state, opened)
-        try:
-            if start.out is not None:
-                _go_on(start, opened, out)
-            _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint, told)
-        except BaseException:
-            if start.out is None and parallel.rank() == 0 and not run.state.step and not checkpoints(out):
-                abandon(out, stood)
-            raise
+        if start.out is not None:
+            _go_on(start, opened, out)
+        _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint, told)
     except RuntimeError as error:
         if (refusal := allocator.refused(error)) is None:
             raise
@@ -215,6 +211,12 @@ def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
         allocator.limit()  # a cap is of this run, not of the process
     run.peak_memory, run.allocated = peak_rss_bytes(), allocator.counts()
     return run
+
+
+def _leave_no_trace(out: Path, stood: list[Path], state: TrainerState) -> None:
+    """Of a new run that could do no step, once the folder is given up."""
+    if parallel.rank() == 0 and not state.step and not checkpoints(out):
+        abandon(out, stood)
 
 
 def _go_on(start: Start, opened: Opened, out: Path) -> None:

@@ -25,7 +25,7 @@ from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
-_MAY_CHANGE = ("description", "base", "out", "train.keep", "budget.memory")
+_MAY_CHANGE = ("description", "base", "out", "train.keep", "train.most_epochs", "budget.memory")
 _MAY_CHANGE_SECTION = "log."
 # (section, setting, what leaves it to the run)
 _SETTLED = (
