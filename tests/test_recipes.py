@@ -47,6 +47,13 @@ def test_the_shapes_are_those_of_the_design():
     assert compact.model_copy(update={"sharing": None}).parameter_count() >= 100_000_000
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("quickstart")])
+def test_a_recipe_with_a_budget_of_tokens_names_a_corpus_that_has_them(name):
+    """stdlib has a few million; the smoke twins read no more of it."""
+    recipe = load_pretrain_recipe(name)
+    assert (recipe.data.source == "stdlib") == name.endswith("-smoke")
+
+
 def test_quickstart_is_a_model_small_enough_for_two_minutes():
     assert 1e6 < load_pretrain_recipe("quickstart").model.parameter_count() < 2e6
 

@@ -3,11 +3,13 @@
 import sysconfig
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from shoestring.core.errors import DataError, NetworkError
 from shoestring.data import hub
-from shoestring.data.sources import Skipped, Source
+from shoestring.data.sources import Skipped, Source, documents, split
 from shoestring.data.standard_library import is_generated, share_of_numbers, share_repeated
 
 
@@ -58,3 +60,25 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence_for_pretraining_too(monkeypa
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
     with pytest.raises(NetworkError, match="could not be fetched from the hub: no route to host"):
         Source("hf:some/texts")
+
+
+def test_rows_of_parquet_are_documents_alone_and_in_a_folder(tmp_path):
+    rows = [{"content": f"text {n}", "id": f"page{n}", "url": "x"} for n in range(300)]
+    file = tmp_path / "data" / "part.parquet"
+    file.parent.mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    found = list(documents(file, "content"))
+    assert [document.text for document in found] == [row["content"] for row in rows]
+    assert [document.split for document in found] == [split(row["id"], 0.05) for row in rows]
+    (file.parent / "note.txt").write_text("a note")
+    (file.parent / "other.txt").write_text("another")
+    assert len(list(documents(file.parent, "content"))) == 302
+    with pytest.raises(DataError, match="row 1: no field 'text'; it has 'content', 'id', 'url'"):
+        list(documents(file))
+
+
+def test_a_page_of_parquet_that_is_no_text_is_a_sentence(tmp_path):
+    texts = pyarrow.array([b"a", b"\xb5"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "pages.parquet")
+    with pytest.raises(DataError, match="after row 0: a text that is not UTF-8"):
+        list(documents(tmp_path / "pages.parquet"))

@@ -11,6 +11,7 @@ from shoestring.pretraining.epochs import check_epochs, epochs, told
 from shoestring.pretraining.job import pretrain
 from shoestring.train.checkpoint import checkpoints, read_state
 from shoestring.train.metrics import read_metrics
+from shoestring.train.run_folder import save_recipe
 from tests.train import tiny
 
 
@@ -50,6 +51,48 @@ def test_a_finished_run_is_made_longer_with_its_optimizer_and_the_schedule_is_to
     assert yaml.safe_load((out / "recipe.yaml").read_text())["train"]["steps"] == 7
     with pytest.raises(RunError, match="the run has done 7 steps already"):
         pretrain(resume=out, overrides={"train.steps": "5"})
+
+
+def rates(out):
+    return {line["step"]: line["lr"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line}
+
+
+def test_a_run_under_way_takes_the_longer_runs_schedule(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    pretrain(recipe, out=str(out))
+    (checkpoints(out)[-1] / "trainer" / "state.json").unlink()  # as if it had been killed after step 3
+    pretrain(resume=out, train__steps=8)
+    assert "from step 4 on the schedule is that of the longer run" in capsys.readouterr().err
+    pretrain(recipe, out=str(tmp_path / "whole"), train__steps=8)
+    longer, whole = rates(out), rates(tmp_path / "whole")
+    assert {step: longer[step] for step in range(4, 9)} == {step: whole[step] for step in range(4, 9)}
+
+
+def test_a_run_may_go_on_for_a_time_that_is_not_used_up(recipe, tmp_path):
+    out = tmp_path / "run"
+    first = pretrain(recipe, out=str(out))
+    with pytest.raises(RunError, match="of training already"):
+        pretrain(resume=out, time=0.001)
+    longer = pretrain(resume=out, time=first.seconds + 1.5)
+    assert longer.steps > 4 and longer.seconds < first.seconds + 3
+    assert load_pretrain_recipe(out / "recipe.yaml").train.steps is None
+
+
+def test_before_its_first_checkpoint_a_run_takes_other_settings(recipe, tmp_path):
+    """It was killed there: nothing depends on the old ones."""
+    out = tmp_path / "run"
+    out.mkdir()
+    save_recipe(load_pretrain_recipe(recipe, {"out": str(out)}), out)
+    assert pretrain(resume=out, overrides={"optimizer.learning_rate": "1e-4", "seed": "3"}).steps == 4
+    assert load_pretrain_recipe(out / "recipe.yaml").seed == 3
+
+
+def test_a_folder_that_was_there_stays(recipe, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr("shoestring.train.run.build_loggers", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pretrain(recipe, out=str(tmp_path / "mine"))
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_a_run_says_what_it_began_with_and_not_what_its_recipe_was_about(recipe, tmp_path):

@@ -25,7 +25,12 @@ def drawn(tmp_path, monkeypatch):
     def draw(*lines):
         figures = []
         save = Figure.savefig
-        monkeypatch.setattr(Figure, "savefig", lambda self, *args, **more: figures.append(self) or save(self, *args, **more))
+
+        def saved(self, *args, **more):
+            figures.append(self)
+            return save(self, *args, **more)
+
+        monkeypatch.setattr(Figure, "savefig", saved)
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         write_plot(tmp_path / "metrics.jsonl", tmp_path / "loss.png", "a run", 1.5)
         return figures[-1]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from shoestring.train.config import CosineConfig, WSDConfig
+from shoestring.train.config import CosineConfig, CosineRestartsConfig, WSDConfig
 from shoestring.train.schedule import build_schedule
 from shoestring.train.state import TrainerState, is_due, times_left
 
@@ -61,3 +61,15 @@ def test_what_is_due_a_number_of_times_is_done_that_often():
             assert times_left(step, total, None, 4) == sum(d > step and d != total for d in done)
             every = [s for s in range(1, total + 1) if is_due(s, total, 3, 4)]
             assert times_left(step, total, 3, 4) == sum(d > step and d != total for d in every)
+
+
+def test_restarts_begin_at_the_highest_rate_and_each_cycle_is_longer():
+    config = CosineRestartsConfig(warmup=10, cycles=3, growth=2.0, final=0.1)
+    shares = [build_schedule(config)(step, 80) for step in range(80)]
+    tops = [step for step in range(10, 80) if shares[step] == pytest.approx(1.0)]
+    assert tops == [10, 20, 40], "cycles of 10, 20 and 40 steps"
+    assert [shares[step] for step in (19, 39, 79)] == pytest.approx([0.1] * 3)
+    assert shares[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    once = build_schedule(CosineRestartsConfig(warmup=10, cycles=1))
+    plain = build_schedule(CosineConfig(warmup=10))
+    assert all(once(step, 80) == plain(step, 80) for step in range(80))

@@ -25,18 +25,16 @@ from shoestring.core import console
 from shoestring.core.errors import DataError
 from shoestring.core.foreign import parse_json
 from shoestring.data.hub import HUB, hub_files
+from shoestring.data.parquet import parquet_rows
 from shoestring.data.standard_library import MOST_NUMBERS, MOST_REPEATED, is_generated, standard_library
 from shoestring.data.tables import is_json, is_table, json_list, table_names, table_rows
+from shoestring.data.utf8 import UTF8_HINT, not_utf8, rest_of_character
 
 PIECE_BYTES = 4 * 2**20
 LINE_LIMIT = 64 * 2**20  # a JSONL line longer than this is not a line of text
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 Row = tuple[int, str, Callable[[], Any]]  # number, place, and what gives its content or raises DataError
-_UTF8_HINT = (
-    "the text must be UTF-8; iconv -f LATIN1 -t UTF-8 FILE converts a Latin-1 file\n"
-    "--on-bad-line skip leaves it out"
-)
 _SKIP_HINT = "--on-bad-line skip leaves such lines out and counts them"
 
 
@@ -219,7 +217,7 @@ class Source:
                 if len(piece) == size:
                     # To the end of the line, but a file without line ends must not come in whole.
                     piece += content.readline(PIECE_BYTES)
-                    piece += _rest_of_character(content, piece)
+                    piece += rest_of_character(content, piece)
                 if not piece:
                     return
                 try:
@@ -228,7 +226,7 @@ class Source:
                     if self.on_bad_line == "skip":
                         skipped.add("files that are not UTF-8", str(file))
                         return
-                    raise _not_utf8(error, file, offset, piece) from error
+                    raise not_utf8(error, file, offset, piece) from error
                 if text.strip():
                     yield offset, text
                 offset += len(piece)
@@ -245,7 +243,7 @@ class Source:
         if _is_parquet(file):
             return (
                 (number, f"{file}: row {number}", functools.partial(_given, row))
-                for number, row in enumerate(_parquet_rows(file, self.text_field), 1)
+                for number, row in enumerate(parquet_rows(file, (self.text_field, "id")), 1)
             )
         if is_json(file) and (entries := _objects(file, alone)) is not None:
             if alone or all(isinstance(entry.get(self.text_field), str) for entry in entries):
@@ -312,7 +310,7 @@ def _parse(line: bytes, where: str) -> Any:
         return parse_json(line)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, _UTF8_HINT
+            f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}", where, UTF8_HINT
         ) from error
     except json.JSONDecodeError as error:
         message = f"not a JSON object: {error.msg.removesuffix(' at')} at column {error.colno}"
@@ -342,21 +340,6 @@ def _text_of(entry: Any, text_field: str, where: str) -> tuple[str, str | None]:
     return text, str(identity) if isinstance(identity, (str, int)) else None
 
 
-def _parquet_rows(file: Path, text_field: str) -> Iterator[dict[str, Any]]:
-    """Each row's text and `id`; of a file without the field, its columns by name, so that a message can tell them."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file) as content:
-            names = content.schema_arrow.names
-            columns = [name for name in (text_field, "id") if name in names] if text_field in names else names
-            for part in content.iter_batches(batch_size=256, columns=columns):
-                yield from part.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", str(file)) from error
-
-
 def jsonl_lines(file: Path) -> Iterator[bytes]:
     """Lines of a plain, gzip or zstd file; one that is longer than LINE_LIMIT comes cut off there."""
     try:
@@ -373,33 +356,6 @@ def jsonl_lines(file: Path) -> Iterator[bytes]:
                     line = content.readline(LINE_LIMIT + 1)
     except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(f"damaged compression: {error}", str(file)) from error
-
-
-def _rest_of_character(content: IO[bytes], piece: bytes) -> bytes:
-    """Up to three bytes that complete a UTF-8 character at the end of a piece cut without a line end."""
-    rest = b""
-    if not piece.endswith(b"\n"):
-        while len(rest) < 3 and (following := content.read(1)):
-            if following[0] & 0xC0 != 0x80:
-                content.seek(-1, os.SEEK_CUR)
-                break
-            rest += following
-    return rest
-
-
-def _not_utf8(error: UnicodeDecodeError, file: Path, offset: int, piece: bytes) -> DataError:
-    at = offset + error.start
-    with open(file, "rb") as content:
-        line = 1 + sum(block.count(b"\n") for block in _blocks(content, at))
-    return DataError(
-        f"not UTF-8: byte 0x{piece[error.start]:02x} at offset {at:,}", f"{file}:{line}", _UTF8_HINT
-    )
-
-
-def _blocks(content: IO[bytes], size: int) -> Iterator[bytes]:
-    while size > 0 and (block := content.read(min(size, 1 << 20))):
-        size -= len(block)
-        yield block
 
 
 def _is_jsonl(file: Path) -> bool:

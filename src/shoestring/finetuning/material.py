@@ -79,7 +79,7 @@ def open_material(start: Start) -> Material:
     check_rows(dataset.tokenizer, config, base)
     length = settings.sequence_length or min(max(dataset.counts.longest, _shortest_row(settings)), longest)
     tokens = settings.batch_tokens if settings.batch_rows is None else settings.batch_rows * length
-    small = settings.batch_rows is None and settings.sequence_length is None and length < _SHORTEST_ROW
+    small = settings.batch_rows is None and settings.sequence_length is None and tokens < _SHORTEST_ROW
     each = length * parallel.world_size()  # a step is rounded up to whole rows, but a small one is kept to
     rows = max(tokens // each if small else -(-tokens // each), 1)
     if settings.microbatch is not None and rows % settings.microbatch:

@@ -18,6 +18,7 @@ from typing import Any
 from shoestring.core.errors import DataError
 from shoestring.core.foreign import parse_json
 from shoestring.data.hub import HUB, hub_files
+from shoestring.data.parquet import parquet_rows
 from shoestring.data.sources import JSONL_SUFFIXES, LINE_LIMIT, Skipped, jsonl_lines
 from shoestring.data.supervised import columns as naming
 from shoestring.data.supervised.config import Format, OnBadLine
@@ -138,7 +139,8 @@ def without_nulls(value: Any) -> Any:
 def _rows(file: Path) -> Iterator[tuple[str, Row]]:
     try:
         if file.name.lower().endswith(".parquet"):
-            yield from _parquet_rows(file)
+            for number, content in enumerate(parquet_rows(file), 1):
+                yield f"{file}: row {number}", functools.partial(_given, without_nulls(content))
         elif is_json(file):
             for number, entry in enumerate(json_list(file), 1):
                 yield f"{file}: entry {number}", functools.partial(_given, entry)
@@ -199,23 +201,6 @@ def _parse(line: bytes, where: str) -> Any:
         except UnicodeEncodeError as error:
             raise DataError("the text holds half of a surrogate pair", where, SKIP) from error
     return row
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(file) as content:
-            for part in content.iter_batches(batch_size=256):
-                for row in part.to_pylist():
-                    number += 1
-                    yield f"{file}: row {number}", functools.partial(_given, without_nulls(row))
-    except UnicodeDecodeError as error:
-        raise DataError("a text that is not UTF-8", f"{file}: after row {number}", "make the file anew") from error
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # a date that Python's calendar lacks
-        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", str(file)) from error
 
 
 def _files(path: Path) -> list[Path]:
