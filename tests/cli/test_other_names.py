@@ -7,7 +7,7 @@ import pytest
 from shoestring.cli.main import main
 from shoestring.cli.other_names import _FLAGS, OTHER_VERBS
 from shoestring.cli.verbs import VERBS
-from shoestring.core.config import setting_keys
+from shoestring.core.config_keys import setting_keys
 from shoestring.core.errors import ConfigError
 from shoestring.finetuning.config import FinetuneRecipe, finetune_recipe
 from shoestring.pretraining.config import PretrainRecipe, load_pretrain_recipe

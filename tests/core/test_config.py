@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from shoestring.core.config import Config, dump_yaml, load_config, nearest_key, setting_keys
+from shoestring.core.config import Config, dump_yaml, load_config
+from shoestring.core.config_keys import nearest_key, setting_keys
 from shoestring.core.errors import ConfigError
 from shoestring.core.given import GIVEN
 from shoestring.core.units import Bytes, Seconds

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shoestring.core import files
+from shoestring.core import files, temporaries
 from shoestring.core.errors import RunError
 from shoestring.core.files import (
     atomic_folder,
@@ -91,7 +91,7 @@ def test_writing_in_place_would_be_caught_by_the_kill_test(tmp_path):
 
 def test_the_old_folder_comes_back_when_the_process_died_between_two_renames(tmp_path):
     folder, dead = tmp_path / "model", 2**22 + 1
-    aside = tmp_path / f".model.{files._host()}-{dead}-0123abcd.old"
+    aside = tmp_path / f".model.{temporaries.host()}-{dead}-0123abcd.old"
     aside.mkdir()
     (aside / "weights").write_text("old")
     remove_stale(folder)  # must not delete the only copy
@@ -110,9 +110,9 @@ def test_a_link_to_a_folder_is_replaced_and_what_it_named_stays(tmp_path):
 
 
 def test_temporaries_of_living_processes_are_left_alone(tmp_path):
-    living = tmp_path / f".a.{files._host()}-{os.getppid()}-0123abcd.tmp"
-    dead = tmp_path / f".a.{files._host()}-{2**22 + 1}-0123abcd.tmp"
-    other_name = tmp_path / f".ab.{files._host()}-{2**22 + 1}-0123abcd.tmp"
+    living = tmp_path / f".a.{temporaries.host()}-{os.getppid()}-0123abcd.tmp"
+    dead = tmp_path / f".a.{temporaries.host()}-{2**22 + 1}-0123abcd.tmp"
+    other_name = tmp_path / f".ab.{temporaries.host()}-{2**22 + 1}-0123abcd.tmp"
     for path in (living, dead, other_name):
         path.write_text("")
     with atomic_write(tmp_path / "a") as file:

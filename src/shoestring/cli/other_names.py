@@ -105,7 +105,7 @@ def flag_hint(name: str, chain: tuple[str, ...], flags: Collection[str], takes_s
 
 def _settings(verb: str) -> tuple[set[str], dict[str, str]]:
     """The settings of a verb's recipes, and those with a flag of their own."""
-    from shoestring.core.config import setting_keys
+    from shoestring.core.config_keys import setting_keys
     from shoestring.finetuning.config import SHORT as FINETUNE_SHORT
     from shoestring.finetuning.config import FinetuneRecipe
     from shoestring.pretraining.config import SHORT as PRETRAIN_SHORT

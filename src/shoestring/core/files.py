@@ -3,8 +3,7 @@
 Everything is written to a temporary sibling (same disk), flushed to the disk, then renamed. A folder that
 replaces another is exchanged with it in one system call where there is one (Linux renameat2, macOS
 renamex_np); elsewhere the old one is moved aside first and `recover_folder` brings it back if the process
-died in between. Temporaries carry the host and process id of their writer, so those of dead processes are
-recognised and removed.
+died in between. Temporaries of dead processes are recognised and removed (`core.temporaries`).
 """
 
 from __future__ import annotations
@@ -13,26 +12,16 @@ import ctypes
 import errno
 import hashlib
 import os
-import platform
 import re
-import secrets
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from shoestring.core import temporaries
 from shoestring.core.errors import RunError, ShoestringError
-
-_TEMPORARY = re.compile(
-    r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})\.(?P<kind>tmp|old)"
-)
-_FOREIGN_AGE = (
-    7 * 86400.0
-)  # temporaries of other hosts (a shared disk, a past container) are stale after a week
-_live_tokens: set[str] = set()
 
 
 def cache_dir() -> Path:
@@ -77,7 +66,7 @@ def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None)
     with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path)
-        temporary = _temporary(path, "tmp")
+        temporary = temporaries.new(path, "tmp")
         try:
             text: dict[str, Any] = {"encoding": encoding or "utf-8", "newline": ""} if mode == "w" else {}
             with open(temporary, mode.replace("w", "x"), **text) as file:
@@ -88,7 +77,7 @@ def atomic_write(path: str | Path, mode: str = "w", encoding: str | None = None)
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-            _forget(temporary)
+            temporaries.forget(temporary)
 
 
 @contextmanager
@@ -141,7 +130,7 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
         recover_folder(path)
         remove_stale(path)
         _check_replaceable(path, replace)
-        temporary = _temporary(path, "tmp")
+        temporary = temporaries.new(path, "tmp")
         try:
             temporary.mkdir()
             yield temporary
@@ -153,7 +142,7 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
             if temporary.is_symlink():  # `path` was a link to a folder elsewhere, which stays
                 temporary.unlink()
             shutil.rmtree(temporary, ignore_errors=True)
-            _forget(temporary)
+            temporaries.forget(temporary)
 
 
 def recover_folder(path: str | Path) -> None:
@@ -162,7 +151,7 @@ def recover_folder(path: str | Path) -> None:
     if os.path.exists(path) or not os.path.isdir(path.parent):
         return
     moved = [
-        found for found, match in _temporaries(path) if match["kind"] == "old" and _is_stale(found, match)
+        found for found, match in temporaries.of(path) if match["kind"] == "old" and temporaries.is_stale(found, match)
     ]
     if moved:
         os.rename(max(moved, key=lambda folder: folder.stat().st_mtime), path)
@@ -174,8 +163,8 @@ def remove_stale(path: str | Path) -> None:
     An old folder goes only once `path` exists.
     """
     path = Path(path)
-    for found, match in _temporaries(path):
-        if _is_stale(found, match) and (match["kind"] == "tmp" or path.exists()):
+    for found, match in temporaries.of(path):
+        if temporaries.is_stale(found, match) and (match["kind"] == "tmp" or path.exists()):
             if found.is_dir() and not found.is_symlink():
                 shutil.rmtree(found, ignore_errors=True)
             else:
@@ -191,7 +180,7 @@ def replace_symlink_or_pointer(link: str | Path, target: str) -> None:
     link = Path(link)
     with clear_errors(link):
         remove_stale(link)
-        temporary = _temporary(link, "tmp")
+        temporary = temporaries.new(link, "tmp")
         try:
             try:
                 os.symlink(target, temporary, target_is_directory=True)
@@ -203,7 +192,7 @@ def replace_symlink_or_pointer(link: str | Path, target: str) -> None:
             _sync_folder(link.parent)
         finally:
             temporary.unlink(missing_ok=True)
-            _forget(temporary)
+            temporaries.forget(temporary)
 
 
 def resolve_pointer(link: str | Path) -> Path:
@@ -230,6 +219,8 @@ def check_place(path: str | Path) -> None:
             read_only = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
             number = errno.EROFS if read_only else errno.EACCES
             raise OSError(number, os.strerror(number), str(parent))
+
+
 LFS_POINTER = "this is a Git LFS pointer, a note of where the file is, and not the file"
 LFS_HINT = "fetch the files themselves: git lfs pull, in the folder that was cloned"
 
@@ -251,68 +242,6 @@ def sha256_file(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def process_alive(pid: int) -> bool:
-    """Whether a process with this id runs on this machine."""
-    if pid <= 0:
-        return False
-    if sys.platform == "win32":  # os.kill(pid, 0) would end the process there
-        kernel = ctypes.windll.kernel32
-        handle = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
-        if not handle:
-            return kernel.GetLastError() == 5  # access denied: it exists
-        code = ctypes.c_ulong()
-        kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-        kernel.CloseHandle(handle)
-        return code.value == 259  # STILL_ACTIVE
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-# --- temporaries --------------------------------------------------------------------------------------------
-
-
-def _host() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-
-
-def _temporary(path: Path, kind: str) -> Path:
-    token = secrets.token_hex(4)
-    _live_tokens.add(token)
-    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{token}.{kind}")
-
-
-def _forget(temporary: Path) -> None:
-    match = _TEMPORARY.fullmatch(temporary.name)
-    assert match is not None
-    _live_tokens.discard(match["token"])
-
-
-def _temporaries(path: Path) -> list[tuple[Path, re.Match[str]]]:
-    found = []
-    for name in os.listdir(path.parent):
-        match = _TEMPORARY.fullmatch(name)
-        if match is not None and match["name"] == path.name:
-            found.append((path.with_name(name), match))
-    return found
-
-
-def _is_stale(found: Path, match: re.Match[str]) -> bool:
-    if match["host"] != _host():
-        try:
-            return time.time() - found.lstat().st_mtime > _FOREIGN_AGE
-        except FileNotFoundError:
-            return False
-    pid = int(match["pid"])
-    if pid == os.getpid():  # ids are reused, in containers above all
-        return match["token"] not in _live_tokens
-    return not process_alive(pid)
 
 
 # --- renaming and flushing ----------------------------------------------------------------------------------
@@ -352,12 +281,12 @@ def _put_in_place(new: Path, path: Path) -> None:
         return
     if _exchange(new, path):
         return  # `new` is the old folder now; the caller deletes it
-    aside = _temporary(path, "old")
+    aside = temporaries.new(path, "old")
     os.rename(path, aside)
     os.rename(new, path)
     _sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
-    _forget(aside)
+    temporaries.forget(aside)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -446,7 +375,7 @@ def _concerns(error: OSError, path: Path) -> bool:
     for name in (error.filename, error.filename2):
         if isinstance(name, (str, os.PathLike)):
             failed, parent = Path(os.path.abspath(name)), Path(os.path.abspath(path)).parent
-            match = _TEMPORARY.fullmatch(failed.name)
+            match = temporaries.PATTERN.fullmatch(failed.name)
             if (
                 failed == parent / path.name
                 or parent.is_relative_to(failed)

@@ -9,11 +9,10 @@ close a conversation.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,21 @@ import tokenizers
 
 from shoestring.core.errors import TokenizerError
 from shoestring.core.files import LFS_HINT, LFS_POINTER, clear_errors, is_lfs_pointer
-from shoestring.core.foreign import parse_json, read_json, repeats_repetition
 from shoestring.data.chat import render_chat
+from shoestring.data.tokenizer_files import (
+    add_missing_tokens,
+    chat_templates,
+    check_patterns,
+    no_tokenizer,
+    panics,
+    read_object,
+)
 from shoestring.data.tool_calls import CallForm, call_form
 
 _ROLES = ("bos_token", "eos_token", "pad_token")
-# Of the tokens that separate documents in known families this one is used by all that have it.
 _PROBE = "a b\u00e9 1"  # a tokenizer that fails at this is told as broken when it is loaded
 _MOST_UNUSED = 2**20  # ids without a token: real vocabularies have some hundreds
+# Of the tokens that separate documents in known families this one is used by all that have it.
 _SEPARATOR_NAME = "<|endoftext|>"
 
 
@@ -80,22 +86,22 @@ class Tokenizer:
         folder = Path(folder)
         file = folder / "tokenizer.json"
         if not file.is_file():
-            raise _no_tokenizer(folder)
+            raise no_tokenizer(folder)
         try:
-            with _panics():
+            with panics():
                 backend = tokenizers.Tokenizer.from_file(str(file))
-                _check_patterns(backend)
+                check_patterns(backend)
                 backend.decode(backend.encode(_PROBE).ids)
         except Exception as error:  # the library raises bare Exception
             if is_lfs_pointer(file):
                 raise TokenizerError(LFS_POINTER, str(file), LFS_HINT) from error
             raise TokenizerError(f"not a readable tokenizer: {error}", str(file)) from error
-        config = _read_object(folder / "tokenizer_config.json")
-        for role, name in _read_object(folder / "special_tokens_map.json").items():
+        config = read_object(folder / "tokenizer_config.json")
+        for role, name in read_object(folder / "special_tokens_map.json").items():
             config.setdefault(role, name)
         try:
-            _add_missing_tokens(backend, config.pop("added_tokens_decoder", None), folder)
-            return cls(backend, config, _chat_templates(folder, config.pop("chat_template", None)))
+            add_missing_tokens(backend, config.pop("added_tokens_decoder", None), folder)
+            return cls(backend, config, chat_templates(folder, config.pop("chat_template", None)))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, OSError) as error:
             where = str(folder / "tokenizer_config.json")
             raise TokenizerError(
@@ -129,13 +135,13 @@ class Tokenizer:
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Ids of a text. specials: whether names of special tokens in it become their ids."""
-        with self._switch, _panics():
+        with self._switch, panics():
             self.backend.encode_special_tokens = not specials
             return self.backend.encode(_scalars(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
         """Ids of several texts, encoded on all cores."""
-        with self._switch, _panics():
+        with self._switch, panics():
             self.backend.encode_special_tokens = not specials
             encodings = self.backend.encode_batch_fast(
                 [_scalars(text) for text in texts], add_special_tokens=False
@@ -148,7 +154,7 @@ class Tokenizer:
         A token that begins in the middle of a character has that character's index; one that takes in white
         space before a word begins with it.
         """
-        with self._switch, _panics():
+        with self._switch, panics():
             self.backend.encode_special_tokens = not specials
             encodings = self.backend.encode_batch([_scalars(text) for text in texts], add_special_tokens=False)
         return [(np.array(e.ids, np.int64), self._starts(e.offsets)) for e in encodings]
@@ -164,7 +170,7 @@ class Tokenizer:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
         for i in ids:
             self._check_id(i)
-        with _panics():
+        with panics():
             return self.backend.decode(list(ids), skip_special_tokens=skip_specials)
 
     def stream(self, skip_specials: bool = True) -> DecodeStream:
@@ -306,32 +312,6 @@ class Tokenizer:
             raise TokenizerError(f"token id {i} is outside the vocabulary of {self.vocabulary_size:,}")
 
 
-@contextlib.contextmanager
-def _panics() -> Iterator[None]:
-    """A panic in the Rust library as a TokenizerError: it is no Exception, and its class cannot be imported."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise TokenizerError(f"the tokenizer cannot be used: {error}", "tokenizer.json") from error
-
-
-def _check_patterns(backend: tokenizers.Tokenizer) -> None:
-    """Raises ValueError for a regular expression that repeats what repeats: a line can take minutes."""
-    for part in (backend.normalizer, backend.pre_tokenizer, backend.decoder):
-        waiting = [parse_json(part.__getstate__())] if part is not None else []
-        while waiting:
-            item = waiting.pop()
-            if isinstance(item, dict):
-                waiting += item.values()
-                pattern = item.get("Regex")
-                if isinstance(pattern, str) and repeats_repetition(pattern):
-                    raise ValueError(f"its pattern {pattern!r:.80} repeats what repeats, which can take for ever")
-            elif isinstance(item, list):
-                waiting += item
-
-
 class DecodeStream:
     """Text as ids arrive: `add` returns what is certain, and never half a UTF-8 character."""
 
@@ -399,65 +379,3 @@ def _scalars(text: str) -> str:
 def _content(token: Any) -> str | None:
     """A token given as a string or as an AddedToken dictionary."""
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _no_tokenizer(folder: Path) -> TokenizerError:
-    older = ("vocab.json", "merges.txt"), ("tokenizer.model",), ("vocab.txt",)
-    there = next((names for names in older if all((folder / name).is_file() for name in names)), None)
-    if there is None:
-        return TokenizerError(
-            "no tokenizer.json in this folder", str(folder), "give a folder written by Hugging Face tools or by us"
-        )
-    return TokenizerError(
-        f"the tokenizer is here in an older form ({' and '.join(there)}), and there is no tokenizer.json", str(folder),
-        "have transformers write one: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-    )  # fmt: skip
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = read_json(file)
-    except ValueError as error:
-        raise TokenizerError(f"not valid JSON: {error}", str(file)) from error
-    except OSError as error:
-        raise TokenizerError(f"cannot be read: {error.strerror}", str(file)) from error
-    if not isinstance(content, dict):
-        raise TokenizerError("not a JSON object", str(file))
-    return content
-
-
-def _add_missing_tokens(backend: tokenizers.Tokenizer, added: Any, folder: Path) -> None:
-    """Tokens that only tokenizer_config.json lists (added_tokens_decoder: id -> AddedToken)."""
-    if not isinstance(added, dict):
-        return
-    for key, token in sorted(added.items(), key=lambda item: int(item[0])):
-        if backend.token_to_id(token["content"]) is not None:
-            continue
-        options = {
-            k: token[k] for k in ("single_word", "lstrip", "rstrip", "normalized", "special") if k in token
-        }
-        backend.add_tokens([tokenizers.AddedToken(token["content"], **options)])
-        if backend.token_to_id(token["content"]) != int(key):
-            raise TokenizerError(
-                f"added token {token['content']!r} cannot have the id {key}",
-                str(folder / "tokenizer_config.json"),
-            )
-
-
-def _chat_templates(folder: Path, configured: Any) -> dict[str, str]:
-    """Templates by name, from chat_template.jinja (newer transformers) or the config (one, or a list)."""
-    templates: dict[str, str] = {}
-    if isinstance(configured, str):
-        templates["default"] = configured
-    elif isinstance(configured, list):
-        templates = {entry["name"]: entry["template"] for entry in configured}
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        templates["default"] = file.read_text(encoding="utf-8")
-    for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        templates[extra.stem] = extra.read_text(encoding="utf-8")
-    if not all(isinstance(template, str) for template in templates.values()):
-        raise ValueError("a chat template that is not text")
-    return templates

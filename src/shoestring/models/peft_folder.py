@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from shoestring.core.config import expected_of
+from shoestring.core.config_errors import expected_of
 from shoestring.core.device import resolve_dtype
 from shoestring.core.errors import ModelFileError, NetworkError, RunError
 from shoestring.core.files import atomic_folder
