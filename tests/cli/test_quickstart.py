@@ -53,6 +53,7 @@ def test_its_report_says_what_the_run_measured_and_where_everything_is(recipe, n
     assert report["peak_memory"] >= training["peak_memory"] > 0
 
 
+@pytest.mark.long
 def test_the_smoke_recipe_goes_the_whole_way_to_paris(tmp_path, monkeypatch, capsys):
     get("smollm2-135m")
     monkeypatch.chdir(tmp_path)
@@ -91,7 +92,8 @@ def test_the_model_that_is_asked_learns_sums_and_its_answers_are_counted(recipe,
     assert 0.5 < tuned["peak_memory"] / tuned["predicted_memory"] < 2 and tuned["peak_memory"] < 1e9
 
 
-def test_what_is_told_of_the_lesson_are_answers_side_by_side_and_commands_that_work(recipe, capsys):
+def test_what_is_told_of_the_lesson_are_answers_side_by_side_and_commands_that_work(recipe, monkeypatch, capsys):
+    monkeypatch.setattr("shoestring.cli.quickstart_finetune.EXERCISES", 600)  # all that one second learns
     model = str(chats.chat_model(Path("chats")))
     words = ["--recipe", str(recipe), "--model", model, "--finetune-time", "1s", "--problems", "2"]
     assert main(["quickstart", *words]) == 0

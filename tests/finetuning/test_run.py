@@ -76,6 +76,7 @@ def test_the_adapter_of_a_run_gives_the_same_logits_in_peft_and_merged(
 # One process that imports torch, and forks of it in which nothing has run yet: each is killed at a step.
 _KILLED = """
 import os, signal, sys, traceback
+import torch._dynamo  # by the first optimizer: here once, not in each fork
 from shoestring.finetuning.job import finetune
 from shoestring.train import checkpoint
 base, data, out = sys.argv[1:4]
@@ -99,7 +100,9 @@ for step in (2, 4):
 """
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "full", "streamed"])
+@pytest.mark.parametrize(
+    "method", ["qlora", "full", "streamed", *(pytest.param(name, marks=pytest.mark.long) for name in ("lora", "dora"))]
+)
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(
     method: str, base: Path, examples: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import types
 from pathlib import Path
 
 import torch
+import torch._dynamo  # by the first optimizer: here once, not in each fork
 
 from shoestring.pretraining.job import pretrain
 from shoestring.train import checkpoint
