@@ -19,10 +19,10 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: .venv/core-installed
 	$(BIN)/python -m shoestring quickstart
 
-test: lint
+test: .venv/dev-installed
 	$(BIN)/python -m pytest -q -n 2 tests
 
-test-all: lint
+test-all: .venv/dev-installed
 	$(BIN)/python -m pytest -q -n 2 -m "long or not long" tests
 
 lint: .venv/dev-installed
