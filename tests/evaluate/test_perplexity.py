@@ -114,6 +114,22 @@ def test_of_a_conversation_the_assistants_words_are_scored(judge, tmp_path):
     assert perplexity(model, file, examples=1).documents == 1
 
 
+def test_special_tokens_are_read_in_rows_of_text_and_are_letters_in_a_text(judge, tmp_path):
+    theirs, folder = judge
+    tokenizer = chatml(QWEN25)
+    model = LanguageModel(load_model(folder), tokenizer)
+    text = "one<|im_end|>two"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"body": text}) + "\n")
+    (tmp_path / "text.txt").write_text(text)
+    opening = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    for file, columns, read in (("rows.jsonl", {"text": "body"}, True), ("text.txt", None, False)):
+        expected = losses(theirs, [opening, *tokenizer.encode(text, specials=read)])
+        result = perplexity(model, tmp_path / file, columns=columns)
+        assert result.tokens == len(expected) and result.loss == pytest.approx(float(expected.mean()), rel=1e-5)
+    with pytest.raises(ConfigError, match="no columns"):
+        perplexity(model, tmp_path / "text.txt", columns={"text": "body"})
+
+
 def test_only_the_first_texts_are_read_when_so_many_are_asked_for(judge, tmp_path):
     file = write_texts(tmp_path)
     assert perplexity(judge[1], file, examples=2).bytes == len(TEXTS[0]) + len(TEXTS[1])

@@ -189,6 +189,7 @@ def test_mistakes_leave_no_run_folder(base: Path, examples: Path, tmp_path: Path
     mistakes = [
         ({"budget.memory": "1MB"}, BudgetError, "too little"),
         ({"adapter.rnak": 4}, ConfigError, "did you mean adapter.rank"),
+        ({"train.batch_rows": 2, "train.batch_tokens": 64}, ConfigError, "both sizes of a step"),
         ({"train.time": "3m"}, ConfigError, "exactly one of steps, epochs and time"),
         ({"adapter.method": "lroa"}, ConfigError, "did you mean lora"),
     ]

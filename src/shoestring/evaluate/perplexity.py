@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from shoestring.data.batch import IGNORED, Batch
 from shoestring.data.supervised.batches import SupervisedPass
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.supervised.supervise import ModelSide, build_dataset
-from shoestring.evaluate.text import text_windows, texts_of
+from shoestring.evaluate.text import rows_of, text_windows, texts_of
 from shoestring.generate.language_model import LanguageModel
 from shoestring.kernels import allocator
 from shoestring.models.resolve import Say
@@ -88,13 +88,15 @@ def perplexity(
     dtype: str | torch.dtype = "auto",
     on_bad_line: OnBadLine = "stop",
     say: Say | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Perplexity:
     """The perplexity of `model` on a text file, a folder, "stdlib", or rows of text or conversations (JSONL, Parquet).
 
     context: tokens that the model sees at most (2,048, or what it can). stride: tokens between the windows of a long
     text, half the context if not given; smaller is exacter and slower. examples: only the first so many texts, or so
-    many rows. In a budget: perplexity(load(MODEL, memory="2GB", scoring=True), data). Progress goes to stderr. Raises
-    ConfigError, DataError and ModelFileError.
+    many rows. columns: what the fields of rows are called, as {"prompt": "Q"}. Names of special tokens are read as them
+    in rows of text, as fine-tuning reads them, and are letters in a text. In a budget: perplexity(load(MODEL,
+    memory="2GB", scoring=True), data). Progress goes to stderr. Raises ConfigError, DataError and ModelFileError.
     """
     check_windows(context, stride, examples)
     allocator.install()
@@ -109,13 +111,16 @@ def perplexity(
     context = context or min(longest, largest)
     stride, at_once = stride or max(context // 2, 1), max(largest // context, 1)
     external = language.external_vectors()
-    texts, rows = texts_of(str(data), on_bad_line, say)
-    if rows is None:
-        some = itertools.islice(texts, examples)
-        dataset, documents = text_windows(some, language.tokenizer, str(data), context, stride)
+    rows = rows_of(str(data), on_bad_line, say, columns)
+    if rows is None or rows.form == "text":
+        some = itertools.islice(texts_of(str(data), rows, on_bad_line), examples)
+        read = rows is not None
+        dataset, documents = text_windows(some, language.tokenizer, str(data), context, stride, specials=read)
         batches = SupervisedPass(dataset, "train", context, at_once, external=external)
     else:
-        settings = {"format": rows.form, "validation": 0.0, "on_bad_line": on_bad_line}
+        settings = {
+            "format": rows.form, "validation": 0.0, "on_bad_line": on_bad_line, "columns": dict(columns or {}),
+        }  # fmt: skip
         dataset = build_dataset(data, ModelSide.of(language.tokenizer), context, say, **settings)
         batches = SupervisedPass(dataset, "train", context, at_once, max_examples=examples, external=external)
         documents = batches.documents

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from shoestring.core.errors import DataError
+from shoestring.core.errors import ConfigError, DataError
 from shoestring.data.sources import Skipped, Source
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.supervised.dataset import DatasetBuilder, SupervisedDataset
@@ -36,15 +36,18 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, 
 
 
 def text_windows(
-    texts: Iterator[str], tokenizer: Tokenizer, source: str, context: int, stride: int
+    texts: Iterator[str], tokenizer: Tokenizer, source: str, context: int, stride: int, specials: bool = False
 ) -> tuple[SupervisedDataset, int]:
-    """The windows of all texts as one dataset, and the number of texts. Raises DataError when nothing is left."""
+    """The windows of all texts as one dataset, and the number of texts. Raises DataError when nothing is left.
+
+    specials: whether names of special tokens in a text become these tokens.
+    """
     opening = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
     prefix = [] if opening is None else [opening]
     builder = DatasetBuilder(source, "text", tokenizer, frozenset(), context)
     documents = 0
     while some := list(itertools.islice(texts, _AT_ONCE)):
-        for ids in tokenizer.encode_batch(some):
+        for ids in tokenizer.encode_batch(some, specials):
             ids_N = np.array([*prefix, *ids], np.int64)
             documents += 1
             for begin, first, end in windows(len(ids_N) - 1, context, stride):
@@ -56,17 +59,29 @@ def text_windows(
     return dataset, documents
 
 
-def texts_of(
-    source: str, on_bad_line: OnBadLine = "stop", say: Callable[[str], None] | None = None
-) -> tuple[Iterator[str], ExampleSource | None]:
-    """The texts of a source; or, where its rows are conversations or questions, the source of these examples."""
-    if not _has_rows(source):
-        return (document.text for document in Source(source, validation=0.0, on_bad_line=on_bad_line).documents()), None
-    rows = ExampleSource(source, "auto", on_bad_line, say)
-    if rows.form != "text":
-        return iter(()), rows
+def rows_of(
+    source: str,
+    on_bad_line: OnBadLine = "stop",
+    say: Callable[[str], None] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> ExampleSource | None:
+    """Of a source that is made of rows: texts, conversations or questions. None of one that is text itself.
+
+    columns: as in fine-tuning. Raises ConfigError for columns of what has no rows.
+    """
+    if _has_rows(source):
+        return ExampleSource(source, "auto", on_bad_line, say, columns)
+    if columns:
+        raise ConfigError(f"{source} has no columns: it is text, not rows", hint="leave columns out")
+    return None
+
+
+def texts_of(source: str, rows: ExampleSource | None, on_bad_line: OnBadLine = "stop") -> Iterator[str]:
+    """The texts of a source, or of its rows where they are texts."""
+    if rows is None:
+        return (document.text for document in Source(source, validation=0.0, on_bad_line=on_bad_line).documents())
     plain = (example.plain for example in rows.examples(Skipped()))
-    return (pair[0] + pair[1] for pair in plain if pair is not None), None
+    return (pair[0] + pair[1] for pair in plain if pair is not None)
 
 
 def _has_rows(source: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from shoestring.core.config import Config, load_config
+from shoestring.core.errors import ConfigError
 from shoestring.core.given import GIVEN
 from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.supervised.config import SupervisedDataConfig
@@ -174,6 +175,10 @@ def finetune_recipe(model: str, source: str | None = None, settings: dict[str, A
     model: or a recipe, by name or file, which the source and the settings change.
     """
     settings = {key: value for key, value in (settings or {}).items() if value is not None}
+    if "train.batch_rows" in settings and "train.batch_tokens" in settings:
+        raise ConfigError(
+            f"train.batch_rows and train.batch_tokens are both sizes of a step {GIVEN.get()}", hint="give one of them"
+        )
     if is_finetune_recipe(model):
         if source is not None:
             settings["data.source"] = json.dumps(source)  # a string, whatever else it looks like in YAML
