@@ -267,6 +267,7 @@ def test_the_first_exercises_of_a_seed_are_those_they_have_always_been():
         ("arithmetic", {"operations": ["divide"]}, "unknown operation divide"),
         ("arithmetic", {"digits": 0}, "digits 0"),
         ("arithmetic", {"n": 0}, "cannot make 0 exercises"),
+        ("arithmetic", {"n": 10**13}, "cannot make 10,000,000,000,000 exercises"),
         ("arithmetic", {"test": 1.0}, "share of 1.0"),
     ],
 )

@@ -18,6 +18,7 @@ from typing import Any
 from shoestring.core.errors import ConfigError
 from shoestring.core.files import atomic_folder
 
+MOST = 10_000_000  # they are made in memory, a kilobyte or so each
 _TRIES = 1000  # draws without a new exercise, after which the space is taken to be used up
 
 
@@ -72,8 +73,9 @@ def collect(draw: Draw, n: int, seed: int, test: float) -> ExerciseSet:
 
     A kind that has fewer repeats those to train on. Raises ConfigError for numbers that cannot be.
     """
-    if n < 1 or not 0 <= test < 1:
-        raise ConfigError(f"cannot make {n:,} exercises with a share of {test} held out", hint="n >= 1, 0 <= test < 1")
+    if not 1 <= n <= MOST or not 0 <= test < 1:
+        hint = f"1 <= n <= {MOST:,}, 0 <= test < 1"
+        raise ConfigError(f"cannot make {n:,} exercises with a share of {test} held out", hint=hint)
     wanted = {True: round(n * test), False: n - round(n * test)}
     sides: dict[bool, list[Exercise]] = {}
     for held_out, count in wanted.items():
