@@ -15,9 +15,11 @@ EFFICIENCY = 0.7
 
 # What a process takes beside tensors, once the libraries are loaded (`train.first_use`), from before a model is opened
 # to its peak: Python's objects and what threads and files keep. Peak resident set less the allocator's peak, less the
-# resident set before: of generation (7 and 8 MB), perplexity (20 MB), training (11 to 30 MB); `benchmarks.prediction`.
+# resident set before: of generation (7 to 11 MB, of prompts of 2,048 tokens 20), perplexity (20 MB), training (11 to
+# 30 MB); `benchmarks.prediction`. MKL keeps a buffer for each size class of products that it has met.
 USE = 8_000_000
-SCORING = 12_000_000  # more
+LARGE_PASS = 12_000_000  # more, for scoring, and for prompts of more than so many tokens
+LARGE_PASS_TOKENS = 1024
 TRAINING = 17_000_000  # more
 
 # What oneDNN keeps for every further number of tokens that it has met.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
-from shoestring.plan.constants import BITS, SCORING
+from shoestring.plan.constants import BITS, LARGE_PASS, LARGE_PASS_TOKENS
 from shoestring.plan.model import Model
 from shoestring.plan.passes import decode
 from shoestring.plan.peak import Walk, walked
@@ -55,7 +55,9 @@ def predict_use(
         cache = int(cache_numbers(config) * use.rows * use.capacity * size)
         lines.append(("cache of keys and values", cache))
     lines.append((phase.name, int(phase.peak)))
-    return Prediction(tuple(lines), beside(machine.process, SCORING * use.scored, use.rows * use.prompt), 0.0)
+    tokens = use.rows * use.prompt
+    more = LARGE_PASS if use.scored or tokens > LARGE_PASS_TOKENS else 0
+    return Prediction(tuple(lines), beside(machine.process, more, tokens), 0.0)
 
 
 @functools.lru_cache(maxsize=512)
