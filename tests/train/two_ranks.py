@@ -22,9 +22,14 @@ from shoestring.data.batch import Batch  # noqa: E402
 from shoestring.data.sources import Source  # noqa: E402
 from shoestring.pretraining.job import pretrain  # noqa: E402
 from shoestring.train import parallel, planning  # noqa: E402
+from shoestring.train.config import AdamWConfig, CosineConfig  # noqa: E402
 from shoestring.train.engine import LocalEngine  # noqa: E402
+from shoestring.train.loop import train  # noqa: E402
 from shoestring.train.objective import NextToken, next_token  # noqa: E402
+from shoestring.train.pace import FixedSteps  # noqa: E402
 from shoestring.train.resident import ResidentEngine  # noqa: E402
+from shoestring.train.schedule import build_schedule  # noqa: E402
+from shoestring.train.state import TrainerState  # noqa: E402
 from tests.train import tiny  # noqa: E402
 
 facts = {}
@@ -71,8 +76,21 @@ def decisions() -> None:
         facts["refused"] = [type(error).__name__, error.message]
 
 
+class Rows:
+    """A stream that gives one batch again and again."""
+
+    def __next__(self) -> Batch:
+        return tiny.batch(1)
+
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, state: dict) -> None:
+        pass
+
+
 def refusal() -> None:
-    """Of a tensor, by the second process alone, in the middle of a step."""
+    """Of a tensor, by the second process alone: in the middle of a step, and in the optimizer's part of one."""
 
     class Refused(NextToken):
         def __call__(self, hidden_BTD, head, batch):
@@ -83,7 +101,22 @@ def refusal() -> None:
     try:
         ResidentEngine.around(tiny.model(), Refused()).forward_backward([tiny.batch(1)])
     except RuntimeError as error:
-        facts["stopped"] = type(error).__name__
+        facts["stopped"] = [type(error).__name__]
+
+    engine = ResidentEngine.around(tiny.model(), next_token)
+    engine.begin(next_token, AdamWConfig(learning_rate=1e-3))
+    step = engine.optimizer_step
+
+    def optimizer_step(clip, rate):
+        if rank:
+            raise RuntimeError("no room for a tensor of 40 bytes: 5 live of at most 12")
+        return step(clip, rate)
+
+    engine.optimizer_step = optimizer_step
+    try:
+        train(engine, Rows(), 1e-3, build_schedule(CosineConfig()), FixedSteps(2), TrainerState())
+    except RuntimeError as error:
+        facts["stopped"].append(type(error).__name__)
 
 
 def timed_run() -> None:

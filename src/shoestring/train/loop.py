@@ -109,7 +109,8 @@ def train(
         try:
             group = [next(stream) for _ in range(microbatches)]
             loss = engine.forward_backward(group)
-            result = engine.optimizer_step(clip, share)
+            with parallel.together():
+                result = engine.optimizer_step(clip, share)
         except RuntimeError as error:
             if allocator.refused(error) is not None or isinstance(error, parallel.Elsewhere):
                 traceback.clear_frames(error.__traceback__)  # which hold the step's activations
