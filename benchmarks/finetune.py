@@ -81,9 +81,9 @@ def _shoestring(arguments: argparse.Namespace) -> dict:
     from shoestring.models.folder import load_model
     from shoestring.models.peft_folder import find_base, load_adapter
     from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
-    from shoestring.train.config import AdamWConfig
     from shoestring.train.metrics import flops_per_token
     from shoestring.train.objective import next_token
+    from shoestring.train.optimizer_config import AdamWConfig
     from shoestring.train.resident import ResidentEngine
 
     allocator.install()

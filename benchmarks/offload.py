@@ -201,8 +201,8 @@ def _streamed(arguments: argparse.Namespace, integers: bool = False) -> dict[str
     from shoestring.nn.lora_config import LoRAConfig
     from shoestring.offload.engine import StreamedEngine
     from shoestring.offload.model import StreamedDecoder, open_streamed
-    from shoestring.train.config import AdamWConfig
     from shoestring.train.objective import next_token
+    from shoestring.train.optimizer_config import AdamWConfig
 
     allocator.install()
     weights = "int8" if integers else arguments.weights

@@ -67,9 +67,9 @@ def _shoestring(folder: Path, steps: int, compute: str) -> dict:
     from shoestring.core.speeds import matrix_peak
     from shoestring.kernels import allocator
     from shoestring.models.folder import load_model
-    from shoestring.train.config import AdamWConfig
     from shoestring.train.metrics import flops_per_token
     from shoestring.train.objective import next_token
+    from shoestring.train.optimizer_config import AdamWConfig
     from shoestring.train.resident import ResidentEngine
 
     allocator.install()

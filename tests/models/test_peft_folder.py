@@ -113,9 +113,9 @@ def test_loss_gradients_and_weights_stay_equal_to_pefts_for_twenty_steps(
     family: str, kind: str, tmp_path: Path
 ) -> None:
     from shoestring.data.batch import Batch
-    from shoestring.train.config import AdamWConfig
     from shoestring.train.objective import next_token
     from shoestring.train.optimizer import build_optimizer
+    from shoestring.train.optimizer_config import AdamWConfig
     from shoestring.train.resident import ResidentEngine
 
     base = save(family, tmp_path / "base")

@@ -11,8 +11,8 @@ from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.folder import load_model, save_model
 from shoestring.nn.config import SharingConfig, block_order
-from shoestring.train.config import AdamWConfig
 from shoestring.train.optimizer import build_optimizer
+from shoestring.train.optimizer_config import AdamWConfig
 
 
 def config(**changes) -> ModelConfig:

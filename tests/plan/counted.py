@@ -20,9 +20,9 @@ from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine, Prediction, Training
-from shoestring.train.config import AdamWConfig
 from shoestring.train.engine import LocalEngine
 from shoestring.train.objective import Objective, next_token
+from shoestring.train.optimizer_config import AdamWConfig
 
 SCALARS = 2500  # bytes of numbers that stand alone (losses, step counts, wavelengths of positions), left out
 RANK = 4

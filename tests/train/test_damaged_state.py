@@ -11,9 +11,9 @@ from shoestring.core.seeds import restore_rng_state, rng_state
 from shoestring.data.loader import resumed_sample
 from shoestring.pretraining.job import pretrain
 from shoestring.train.checkpoint import OPTIMIZER, RANDOM, STATE, read_state, restore, write_checkpoint
-from shoestring.train.config import AdamWConfig
 from shoestring.train.metrics import read_metrics, truncate_metrics
 from shoestring.train.objective import next_token
+from shoestring.train.optimizer_config import AdamWConfig
 from shoestring.train.plot import write_plot
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.state import TrainerState

@@ -16,8 +16,8 @@ from shoestring.finetuning.config import finetune_recipe
 from shoestring.models.builder import build
 from shoestring.models.folder import load_model, save_model
 from shoestring.pretraining.job import pretrain
-from shoestring.train.config import PrecisionConfig
 from shoestring.train.exact_weights import EXACT, load_trained, saved_dtypes, write_trained
+from shoestring.train.precision_config import PrecisionConfig
 from tests.finetuning.tiny import SHORT, chat_model, sums
 from tests.train import tiny
 

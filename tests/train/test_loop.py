@@ -13,13 +13,14 @@ from shoestring.data.loader import PackedLoader
 from shoestring.data.prepare import prepare
 from shoestring.data.shards import ShardFolder
 from shoestring.models.folder import save_model
-from shoestring.train.config import AdamWConfig, CosineConfig
 from shoestring.train.loop import Callback, NonFiniteLoss, train
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import NextToken, next_token
+from shoestring.train.optimizer_config import AdamWConfig
 from shoestring.train.pace import FixedSteps
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.schedule import build_schedule
+from shoestring.train.schedule_config import CosineConfig
 from shoestring.train.state import TrainerState
 from tests.train import tiny
 

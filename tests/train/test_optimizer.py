@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from shoestring.train.config import AdamWConfig
 from shoestring.train.objective import next_token
 from shoestring.train.optimizer import build_optimizer, parameter_groups
+from shoestring.train.optimizer_config import AdamWConfig
 from shoestring.train.resident import ResidentEngine
 from tests.train import tiny
 

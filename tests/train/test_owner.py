@@ -13,17 +13,18 @@ from shoestring.offload.load import load
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train import evaluation
-from shoestring.train.config import AdamWConfig, CosineConfig
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.loop import Callback, train
 from shoestring.train.memory_guard import MemoryGuard
 from shoestring.train.metrics import read_metrics
 from shoestring.train.objective import next_token
+from shoestring.train.optimizer_config import AdamWConfig
 from shoestring.train.pace import FixedSteps
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.run import beside_its_budget
 from shoestring.train.run_folder import LOCK
 from shoestring.train.schedule import build_schedule
+from shoestring.train.schedule_config import CosineConfig
 from shoestring.train.state import TrainerState
 from tests.train import tiny
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from shoestring.train.config import CosineConfig, CosineRestartsConfig, WSDConfig
 from shoestring.train.schedule import build_schedule
+from shoestring.train.schedule_config import CosineConfig, CosineRestartsConfig, WSDConfig
 from shoestring.train.state import TrainerState, is_due, times_left
 
 

@@ -22,13 +22,14 @@ from shoestring.data.batch import Batch  # noqa: E402
 from shoestring.data.sources import Source  # noqa: E402
 from shoestring.pretraining.job import pretrain  # noqa: E402
 from shoestring.train import parallel, planning  # noqa: E402
-from shoestring.train.config import AdamWConfig, CosineConfig  # noqa: E402
 from shoestring.train.engine import LocalEngine  # noqa: E402
 from shoestring.train.loop import train  # noqa: E402
 from shoestring.train.objective import NextToken, next_token  # noqa: E402
+from shoestring.train.optimizer_config import AdamWConfig  # noqa: E402
 from shoestring.train.pace import FixedSteps  # noqa: E402
 from shoestring.train.resident import ResidentEngine  # noqa: E402
 from shoestring.train.schedule import build_schedule  # noqa: E402
+from shoestring.train.schedule_config import CosineConfig  # noqa: E402
 from shoestring.train.state import TrainerState  # noqa: E402
 from tests.train import tiny  # noqa: E402
 

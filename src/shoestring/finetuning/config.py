@@ -19,9 +19,10 @@ from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.supervised.config import SupervisedDataConfig
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
-from shoestring.train.config import BudgetConfig, CosineConfig, ScheduleConfig
+from shoestring.train.config import BudgetConfig
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import is_built_in, load_run_recipe, recipe_job
+from shoestring.train.schedule_config import CosineConfig, ScheduleConfig
 
 Method = Literal["lora", "dora", "qlora", "full"]
 Base = Literal["nf4", "int4", "int8"]

@@ -15,7 +15,7 @@ from shoestring.core.extras import need
 from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.config import DataConfig
 from shoestring.models.config import ModelConfig
-from shoestring.train.config import AdamWConfig, OptimizerConfig
+from shoestring.train.optimizer_config import AdamWConfig, OptimizerConfig
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
 

@@ -22,9 +22,9 @@ from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
 from shoestring.models.weights import TensorFile
 from shoestring.train import parallel
-from shoestring.train.config import OptimizerConfig
 from shoestring.train.objective import Loss, Objective
 from shoestring.train.optimizer import build_optimizer
+from shoestring.train.optimizer_config import OptimizerConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -15,7 +15,7 @@ from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import Dtypes, GenerationDefaults, dtype_of, load_model, stored_dtypes, write_model_files
 from shoestring.models.weights import TensorFile, save_file
-from shoestring.train.config import PrecisionConfig
+from shoestring.train.precision_config import PrecisionConfig
 
 EXACT = Path("trainer", "weights.safetensors")
 

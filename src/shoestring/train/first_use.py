@@ -16,8 +16,8 @@ from shoestring.core.matmul_choice import LAYOUTS, Kind
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.nn.head_loss import head_loss
-from shoestring.train.config import AdamWConfig
 from shoestring.train.optimizer import build_optimizer
+from shoestring.train.optimizer_config import AdamWConfig
 
 _TINY = {
     "vocabulary": 512, "width": 64, "layers": 1, "context": 64,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from shoestring.nn.moe import expert_biases, update_expert_biases
-from shoestring.train.config import OptimizerConfig
+from shoestring.train.optimizer_config import OptimizerConfig
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -14,15 +14,11 @@ from shoestring.core.config import Config
 from shoestring.core.extras import need
 from shoestring.core.units import Seconds
 from shoestring.nn.config import Recompute
-from shoestring.train.config import (
-    BudgetConfig,
-    CosineConfig,
-    LogConfig,
-    OptimizerConfig,
-    PrecisionConfig,
-    ScheduleConfig,
-)
+from shoestring.train.config import BudgetConfig, LogConfig
+from shoestring.train.optimizer_config import OptimizerConfig
 from shoestring.train.other_names import meant
+from shoestring.train.precision_config import PrecisionConfig
+from shoestring.train.schedule_config import CosineConfig, ScheduleConfig
 
 
 def _recompute(value: Any) -> Any:

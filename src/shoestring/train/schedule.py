@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 
-from shoestring.train.config import CosineConfig, CosineRestartsConfig, WSDConfig
+from shoestring.train.schedule_config import CosineConfig, CosineRestartsConfig, WSDConfig
 
 Schedule = Callable[[float, int], float]
 
