@@ -29,6 +29,14 @@ os.environ["NO_COLOR"] = "1"
 os.environ.pop("FORCE_COLOR", None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _float32_where_nothing_is_asked() -> None:
+    """On every processor: what is promised bit for bit, or compared with float32, is of one format."""
+    from shoestring.train import precision
+
+    precision.GAIN = float("inf")
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that chats."""

@@ -29,7 +29,7 @@ FINETUNE = "finetune smollm2-135m --data mine.jsonl"
         (f"{FINETUNE} --num_train_epochs 3", "did you mean --epochs?"),
         (f"{FINETUNE} --max-seq-length 512", "did you mean --train.sequence_length?"),
         (f"{FINETUNE} --num-gpus 2", "several processes are started by torchrun: torchrun --nproc"),
-        (f"{FINETUNE} --fp16", "did you mean --compute?\n  precision.compute: auto, float32 or bfloat16"),
+        (f"{FINETUNE} --fp16", "did you mean --compute?\n  precision.compute: auto, float32, bfloat16"),
         (f"{FINETUNE} --output_dir there", "did you mean --out?"),
         (f"{FINETUNE} --resume_from_checkpoint there", "did you mean --resume?"),
         (f"{FINETUNE} --load_in_4bit", "did you mean --adapter.base?\n  adapter.base: int4, nf4 or int8"),

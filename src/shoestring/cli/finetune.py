@@ -64,8 +64,8 @@ def finetune(
         Parameter(help="the whole process at most, as 1GB; layers stream from disk if they must (budget.memory)"),
     ] = None,
     compute: Annotated[
-        Literal["float32", "bfloat16", "int8"] | None,
-        Parameter(help="products; int8 is faster and rounds the frozen weights (precision.compute) [float32]"),
+        Literal["auto", "float32", "bfloat16", "float16", "int8"] | None,
+        Parameter(help="products; int8 is faster and rounds the frozen weights (precision.compute) [auto]"),
     ] = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/finetune-N]")] = None,
     resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,

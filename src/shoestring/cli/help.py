@@ -64,7 +64,8 @@ def _row(label: str, text: str, width: int) -> list[str]:
 
 def _label(argument: Any) -> str:
     name = ", ".join(argument.names)
-    if not name.startswith("-") or argument.token_count()[0] == 0:
+    switch = "bool" in str(argument.hint)  # cyclopts counts a value for one that may be left out
+    if not name.startswith("-") or argument.token_count()[0] == 0 or switch:
         return name
     if argument.get_choices():
         return f"{name} {'|'.join(argument.get_choices())}"

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import typing
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,8 @@ def _flags(command: App) -> dict[str, bool]:
     flags = {"--help": False, "-h": False}
     for argument in command.assemble_argument_collection():
         if argument.parse:
-            takes_value = argument.token_count()[0] > 0
+            switch = bool in (argument.hint, *typing.get_args(argument.hint))  # or left out: `bool | None`
+            takes_value = argument.token_count()[0] > 0 and not switch
             negatives = set(argument.negatives)
             flags |= {
                 name: takes_value and name not in negatives for name in argument.names if name.startswith("-")

@@ -34,13 +34,19 @@ def pretrain(
         str | None,
         Parameter(help="the whole process at most, as 2GB; blocks are computed again if they must (budget.memory)"),
     ] = None,
+    fp8: Annotated[
+        bool | None,
+        Parameter(
+            help="products of blocks in FP8, on a GPU that has units for it (precision.fp8)", negative="--no-fp8"
+        ),
+    ] = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/RECIPE-N]")] = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
     if recipe is None and resume is None:
         raise ConfigError("pretrain needs a recipe", hint="shoestring recipe list shows the built-in ones")
-    settings = with_short(overrides, SHORT, {"time": time, "memory": memory, "out": out}, flags=True)
+    settings = with_short(overrides, SHORT, {"time": time, "memory": memory, "fp8": fp8, "out": out}, flags=True)
     if recipe is not None:
         load_pretrain_recipe(recipe, settings)  # a mistake is reported before torch is imported
     from shoestring.pretraining.job import pretrain as train

@@ -137,6 +137,10 @@ class FinetuneRecipe(RunRecipe):
             raise ValueError("preserve.tokens must be 96 or more for everyday questions and answers")
         if method != "full" and self.precision.saved != "auto":
             raise ValueError("precision.saved is for whole models (adapter.method full); merge has its own --dtype")
+        if self.precision.fp8 is not None and method != "full":
+            raise ValueError(f"precision.fp8 is for weights that are trained, and adapter.method {method} freezes them")
+        if self.precision.compute == "float16" and streams:
+            raise ValueError("precision.compute float16 is for models in memory: streamed layers take bfloat16")
         if self.precision.compute == "int8" and self.frozen_kind() != "int8":
             raise ValueError("precision.compute int8 needs frozen weights in int8: not full, nor another adapter.base")
         return self

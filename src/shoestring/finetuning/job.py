@@ -40,6 +40,7 @@ from shoestring.train.loop import Callback
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import Objective, next_token
 from shoestring.train.planning import settle, this_machine
+from shoestring.train.precision import loss_scale, prepared
 from shoestring.train.recipe_files import begun_with, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
@@ -130,8 +131,12 @@ class FinetuneJob:
         def make() -> Any:
             return adapted_model(recipe, spec, material, start.checkpoint, device)
 
-        compute = resolve_dtype(recipe.precision.dtype)
-        self.engine = StreamedEngine(make, compute) if self.streams else ResidentEngine(make, compute, spec.recompute)
+        compute, scale = resolve_dtype(recipe.precision.dtype), loss_scale(recipe.precision)
+        if self.streams:
+            self.engine = StreamedEngine(make, compute)
+        else:
+            made = prepared(make, recipe.precision)
+            self.engine = ResidentEngine(made, compute, spec.recompute, loss_scale=scale)
         with waiting("loading   the model"):
             decoder = self.engine.load()
         rows, length = material.rows, material.length

@@ -41,6 +41,8 @@ class _SiluProduct(torch.autograd.Function):
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, keeping nothing but its inputs."""
+    if torch.compiler.is_compiling():
+        return silu_product_plain(gate, up)
     return _SiluProduct.apply(gate, up)
 
 
@@ -97,6 +99,13 @@ class _SquaredReLU(torch.autograd.Function):
         return F.relu(inner).mul_(2).mul_(gradients[0])
 
 
+def squared_relu(inner: Tensor) -> Tensor:
+    """max(inner, 0)², keeping nothing but its input."""
+    if torch.compiler.is_compiling():
+        return F.relu(inner).square()
+    return _SquaredReLU.apply(inner)
+
+
 class SquaredReLU(nn.Module):
     """down(max(up(x), 0)²) (Primer, arXiv 2109.08668)."""
 
@@ -107,6 +116,6 @@ class SquaredReLU(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Aux]:
         inner_BTF = self.up(x_BTD)
-        active_BTF = _SquaredReLU.apply(inner_BTF)
+        active_BTF = squared_relu(inner_BTF)
         with recomputing(active_BTF, _squared_relu, inner_BTF):
             return self.down(active_BTF), {}

@@ -6,6 +6,7 @@ A head says how it is kept: dense here, in int8 in `nn.quantized.int8_head`, on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -16,6 +17,28 @@ from shoestring.core.matmul import matmul
 from shoestring.nn.head_blocks import block_rows
 from shoestring.nn.linear import linear
 from shoestring.nn.norm import wide
+
+_LIFT = 1024.0  # of gradients in float16
+_ROOM = 16384.0  # for a sum of so many rows, each of them up to 4
+
+
+def lifted(gradient_NV: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of logits in the dtype of products. float16 would lose what a softmax has under 6e-8, so there it is
+    larger, in place, and its product with weights is `lowered`."""
+    return gradient_NV.mul_(_LIFT).to(dtype) if dtype == torch.float16 else gradient_NV.to(dtype)
+
+
+def lowered(x: Tensor) -> Tensor:
+    """A product with a `lifted` gradient, as it would be without."""
+    return x.float().div_(_LIFT) if x.dtype == torch.float16 else x
+
+
+def weight_share(gradient_NV: Tensor, rows_ND: Tensor) -> Tensor:
+    """gradientᵀ · rows -> [V, D] of a `lifted` gradient, in float16 so that sums over many rows fit into it."""
+    if rows_ND.dtype != torch.float16:
+        return matmul(gradient_NV.t(), rows_ND.t())
+    factor = 2.0 ** math.floor(math.log2(_ROOM / max(len(rows_ND), 1)))
+    return matmul(gradient_NV.t(), (rows_ND * (factor / _LIFT)).t()).float().div_(factor)
 
 
 class Block(Protocol):
@@ -49,7 +72,7 @@ class DenseBlock:
         return wide(matmul(x, self._weight_VD))
 
     def backward(self, gradient_NV: Tensor) -> Tensor:
-        return wide(matmul(gradient_NV.to(self._weight_VD.dtype), self._weight_VD.t()))
+        return wide(lowered(matmul(lifted(gradient_NV, self._weight_VD.dtype), self._weight_VD.t())))
 
     def rows(self, numbers: Tensor) -> Tensor:
         return wide(self._weight_VD[numbers])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shoestring.core.matmul import matmul
 from shoestring.nn.frozen_head_loss import FrozenHeadLoss
-from shoestring.nn.head import OutputHead
+from shoestring.nn.head import OutputHead, lifted, lowered, weight_share
 from shoestring.nn.head_blocks import chunk_rows
 
 IGNORED = -100
@@ -89,11 +89,11 @@ def _forward(
         if not (wants_rows or wants_weight):
             continue
         logits.scatter_add_(1, labels, torch.full_like(labelled, -1.0))
-        gradient = (logits if slope is None else logits.mul_(slope)).to(rows.dtype)
+        gradient = lifted(logits if slope is None else logits.mul_(slope), rows.dtype)
         if rows_gradient is not None:
-            rows_gradient[start : start + step] = matmul(gradient, weight_VD.t())
+            rows_gradient[start : start + step] = lowered(matmul(gradient, weight_VD.t()))
         if wants_weight:
-            share_VD = matmul(gradient.t(), rows.t()).to(parameter.dtype)
+            share_VD = weight_share(gradient, rows).to(parameter.dtype)
             weight_gradient = share_VD if weight_gradient is None else weight_gradient.add_(share_VD)
     ctx.gradients = (rows_gradient, weight_gradient)
     return total

@@ -141,6 +141,9 @@ class LoRALinear(nn.Module):
             return self.base(x)
         adapter = self.adapters[self.active]
         assert isinstance(adapter, LoRA)
+        if torch.compiler.is_compiling() and isinstance(self.base, nn.Linear) and adapter.magnitude is None:
+            inner = F.linear(F.dropout(x, adapter.config.dropout, self.training), adapter.lora_A)
+            return self.base(x) + F.linear(inner, adapter.lora_B) * adapter.scale
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             # The low-precision products happen in the function, which autocast does not reach into.

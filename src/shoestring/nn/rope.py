@@ -109,6 +109,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
 
 def rotate(x_BHTC: Tensor, tables: RotaryTables) -> Tensor:
     """Turn each head of x by its token's position; same shape, dtype and strides."""
+    if torch.compiler.is_compiling():
+        return rotate_plain(x_BHTC, tables)
     if not torch.is_grad_enabled():
         return _turn(x_BHTC, tables.cos, tables.sin, +1)
     return _Rotate.apply(x_BHTC, tables.cos, tables.sin)

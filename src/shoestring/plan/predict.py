@@ -63,7 +63,7 @@ def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: in
         frozen: WeightFormat = "float32" if spec.weights in _DENSE else spec.weights
         training = replace(training, frozen=frozen)
     model = Model(tape, config, training)
-    compute = HALF if shape.compute == "bfloat16" else FLOAT
+    compute = HALF if shape.compute in ("bfloat16", "float16") else FLOAT
     rows, length = spec.microbatch, shape.length
     microbatches = -(-shape.rows // rows)
     if spec.engine == "streamed":

@@ -51,7 +51,7 @@ class JobShape:
     training: Training = Training()
     source: str = "float32"
     ignored: bool = False
-    compute: Literal["float32", "bfloat16", "int8"] = "float32"
+    compute: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     documents: bool = False
     compared: int = 0
     kept: int = 0

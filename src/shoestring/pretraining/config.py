@@ -20,7 +20,7 @@ from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
 
 # Settings that are given often have a flag, and a keyword in Python, of their own.
-SHORT = {"time": "train.time", "memory": "budget.memory", "out": "out"}
+SHORT = {"time": "train.time", "memory": "budget.memory", "fp8": "precision.fp8", "out": "out"}
 
 
 class InitFrom(Config):

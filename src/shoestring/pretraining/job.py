@@ -28,6 +28,7 @@ from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
 from shoestring.train.planning import engines, settle, this_machine
+from shoestring.train.precision import loss_scale, prepared
 from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
@@ -43,17 +44,18 @@ def pretrain(
     *,
     time: str | float | None = None,
     memory: str | int | None = None,
+    fp8: bool | None = None,
     out: str | Path | None = None,
     **settings: Any,
 ) -> PretrainResult:
     """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out).
 
-    time, memory, out: the flags of `shoestring pretrain`; a recipe's other settings are keywords too, with two
+    time, memory, fp8, out: the flags of `shoestring pretrain`; a recipe's other settings are keywords too, with two
     underscores for a dot: `pretrain("quickstart", time="2m", optimizer__learning_rate=1e-3)`. overrides: the same by
     their dotted names. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError,
     and Interrupted when the user stopped the run.
     """
-    short = {"time": time, "memory": memory, "out": None if out is None else str(out)}
+    short = {"time": time, "memory": memory, "fp8": fp8, "out": None if out is None else str(out)}
     changed = with_short(dotted(overrides, settings), SHORT, short)
     parallel.start()
     given = load_pretrain_recipe(recipe, changed) if recipe is not None else None
@@ -115,7 +117,10 @@ class PretrainJob:
         options = Options(engines(recipe), rows // world, settings.microbatch, settings.activation_checkpointing)
         recipe, choice = settle(recipe, shape, options, this_machine(recipe))
         spec = choice.spec
-        self.engine = ResidentEngine(material.make, resolve_dtype(recipe.precision.dtype), spec.recompute)
+        self.engine = ResidentEngine(
+            prepared(material.make, recipe.precision), resolve_dtype(recipe.precision.dtype), spec.recompute,
+            loss_scale=loss_scale(recipe.precision),
+        )  # fmt: skip
         with waiting("loading   the model"):
             self.engine.load()
         self.stream = PackedLoader(

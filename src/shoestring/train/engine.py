@@ -21,7 +21,9 @@ from shoestring.core.errors import RunError
 from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
 from shoestring.models.weights import TensorFile
-from shoestring.train import parallel
+from shoestring.train import parallel, transformer_engine
+from shoestring.train.loss_scale import STATE as LOSS_SCALE
+from shoestring.train.loss_scale import LossScale
 from shoestring.train.objective import Loss, Objective
 from shoestring.train.optimizer import build_optimizer
 from shoestring.train.optimizer_config import OptimizerConfig
@@ -88,13 +90,16 @@ class Engine(Protocol):
 class LocalEngine:
     """Parameters, gradients and moments in this process; each rank has them all, and gradients are summed.
 
-    make: gives the model in memory. compute: the dtype that matmuls run in (autocast).
+    make: gives the model in memory. compute: the dtype that matmuls run in (autocast). loss_scale: of float16.
     """
 
     name = ""
 
-    def __init__(self, make: Callable[[], Decoder], compute: torch.dtype = torch.float32):
+    def __init__(
+        self, make: Callable[[], Decoder], compute: torch.dtype = torch.float32, loss_scale: LossScale | None = None
+    ):
         self.compute = compute
+        self.loss_scale = loss_scale
         self.decoder: Decoder
         self.optimizer: torch.optim.Optimizer
         self.objective: Objective
@@ -121,12 +126,18 @@ class LocalEngine:
         self.decoder.train()
 
     def optimizer_step(self, clip: float | None, rate: float) -> StepResult:
-        norm = _clip(self.parameters(), clip)
+        parameters, scale = self.parameters(), self.loss_scale
+        if scale is not None:
+            scale.unscale(p.grad for p in parameters if p.grad is not None)
+        norm = _clip(parameters, clip)
         self.steps += 1
         if not (self._finite and math.isfinite(norm)):
             self.abandon()
+            overflow = scale.overflowed() if scale is not None and self._finite else None
             what = "the gradient's norm" if self._finite else "the loss"
-            return StepResult(norm, True, f"{what} is not a finite number")
+            return StepResult(norm, True, overflow or f"{what} is not a finite number")
+        if scale is not None:
+            scale.fits()
         for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * rate
         self.optimizer.step()
@@ -153,7 +164,9 @@ class LocalEngine:
                     tensors[f"{name}/{key}"] = value.detach().to("cpu").contiguous()
                 else:
                     numbers.setdefault(name, {})[key] = value
-        return EngineState(tensors, numbers)
+        if self.loss_scale is not None:
+            numbers[LOSS_SCALE] = self.loss_scale.state()
+        return EngineState(tensors | transformer_engine.state(self.decoder), numbers)
 
     def restore(self, file: TensorFile, numbers: dict[str, dict[str, float]]) -> None:
         names = {id(parameter): name for name, parameter in self.decoder.named_parameters()}
@@ -167,6 +180,9 @@ class LocalEngine:
                 have = "has an unknown" if differing[0] in restored else "lacks"
                 raise RunError(f"the optimizer's state {have} {name}/{differing[0]}", str(file.path))
             self.optimizer.state[parameter] = restored
+        if self.loss_scale is not None:
+            self.loss_scale.restore(numbers.get(LOSS_SCALE), str(file.path))
+        transformer_engine.restore(self.decoder, file)
 
     def agree(self, value: Any) -> Any:
         return parallel.from_first(value)
@@ -182,9 +198,13 @@ class LocalEngine:
         with parallel.together(), autocast:
             for penalty in self.objective.penalties(self.steps):
                 mean = penalty.value / parallel.world_size()
-                (penalty.weight * mean).backward()
+                self.scaled(penalty.weight * mean).backward()
                 found[penalty.name] = float(mean.detach())
         return parallel.sum_named(found)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What goes backward: the loss, in float16 larger by the scale."""
+        return loss if self.loss_scale is None else loss * self.loss_scale.scale
 
     def finish(self, summed: float, count: int, metrics: dict[str, float], penalties: dict[str, float]) -> Loss:
         """Gradients and loss over all ranks, of a step whose `count` is that already."""

@@ -56,6 +56,9 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("use_dora dora use_lora lora use_peft peft qlora finetuning_type full_finetuning tuner", ("adapter.method",)),
     ("load_in_4bit load_in_8bit quantization quantization_bit quantize bits", ("adapter.base",)),
     ("fp16 bf16 mixed_precision dtype torch_dtype amp half float16 bfloat16", ("precision.compute",)),
+    ("float8 use_fp8 fp8_recipe", ("precision.fp8",)),
+    ("torch_compile use_compile", ("precision.compile",)),
+    ("loss_scaling initial_scale init_scale grad_scaler initial_loss_scale", ("precision.loss_scale.initial",)),
     ("max_memory memory_limit gpu_memory", ("budget.memory",)),
     ("cpu_offload offload deepspeed fsdp low_vram", ("budget.engine",)),
     (
@@ -100,7 +103,7 @@ _REMARKS = {
     "schedule.final": "the last learning rate as a share of the highest",
     "adapter.method": "lora, dora, qlora or full",
     "adapter.base": "int4, nf4 or int8, with adapter.method qlora",
-    "precision.compute": "auto, float32 or bfloat16; there is no float16",
+    "precision.compute": "auto, float32, bfloat16, float16 or int8",
     "budget.engine": "or budget.memory: layers come from disk when they must",
     "data.supervise": "assistant, last or all",
 }

@@ -75,6 +75,13 @@ class RunRecipe(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(None, gt=0, le=1024, description="CPU threads; null: torch's own choice")
 
+    @model_validator(mode="after")
+    def _predicted(self) -> RunRecipe:
+        if self.budget.memory is not None and (self.precision.fp8 is not None or self.precision.compile):
+            what = "compile" if self.precision.compile else "fp8"
+            raise ValueError(f"budget.memory cannot be promised with precision.{what}, whose memory is not predicted")
+        return self
+
     @classmethod
     def called_elsewhere(cls, name: str, keys: list[str]) -> str | None:
         found = meant(name, keys)

@@ -19,6 +19,7 @@ from shoestring.nn.memory.bank import MemoryBank
 from shoestring.train import parallel
 from shoestring.train.dropout import microbatch_seeds
 from shoestring.train.engine import LocalEngine
+from shoestring.train.loss_scale import LossScale
 from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.objective import Loss, label_count
 
@@ -55,9 +56,9 @@ class ResidentEngine(LocalEngine):
 
     def __init__(
         self, make: Callable[[], Decoder], compute: torch.dtype = torch.float32, recompute: Recompute | None = None,
-        banks: MemoryBanks | None = None,
+        banks: MemoryBanks | None = None, loss_scale: LossScale | None = None,
     ):  # fmt: skip
-        super().__init__(make, compute)
+        super().__init__(make, compute, loss_scale)
         self.name = "checkpointed" if recompute == "full" else "resident"
         self.banks = banks
         self._recompute = recompute
@@ -84,7 +85,7 @@ class ResidentEngine(LocalEngine):
                 loss.metrics.update({name: float(extra.detach()) * loss.count for name, extra in aux.items()})
                 for name, value in loss.metrics.items():
                     metrics[name] = metrics.get(name, 0.0) + value
-                ((loss.sum + sum(aux.values()) * loss.count) / total).backward()
+                self.scaled((loss.sum + sum(aux.values()) * loss.count) / total).backward()
                 del loss, aux  # before the next microbatch's are made
         if self.banks is not None:
             self.banks.commit()

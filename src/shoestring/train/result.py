@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shoestring.core.device import resolve_device
 from shoestring.core.machine import total_memory_bytes
 from shoestring.core.units import counted, format_bytes, format_seconds
 from shoestring.plan.shapes import Prediction
+from shoestring.train.precision import told
 from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
 
@@ -56,6 +58,7 @@ def common_header(recipe: RunRecipe, prediction: Prediction, length: str, state:
     lines = [
         f"memory    {format_bytes(prediction.total)} predicted for the whole process ({recipe.budget.engine});"
         f" {format_bytes(total_memory_bytes())} here",
+        f"precision {told(recipe.precision, resolve_device(recipe.device))}",
         f"time      {length}",
     ]
     if state.step:
