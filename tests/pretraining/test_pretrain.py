@@ -104,7 +104,7 @@ def test_a_run_continues_from_another_models_weights_and_tokenizer(recipe, tmp_p
         ({"model.vocabulary": "260"}, ConfigError, "ids and the model rows for 260"),
         ({"budget.memory": "1MB"}, BudgetError, "1.0 MB of memory are too little"),
         ({"budget.engine": "streamed"}, ConfigError, "streamed layers are frozen"),
-        ({"precision.compute": "int8"}, ConfigError, "int8 is for frozen weights"),
+        ({"precision.compute": "int8", "budget.memory": "1GB"}, ConfigError, "cannot be promised with trained weights"),
         ({"train.checkpoint_blocks": "true"}, ConfigError, "is now called train.activation_checkpointing"),
         ({"train.sequence_length": "128", "train.microbatch": "1"}, ConfigError, "longer than model.context"),
     ],

@@ -85,6 +85,11 @@ def test_float16_keeps_what_a_softmax_has_little_of(frozen):
         assert rare.sum() > 20 and (half - exact)[rare].norm() < 0.05 * exact[rare].norm()
 
 
+def test_int8_products_learn_as_float32_does():
+    exact, rounded = losses(begun(), 20), losses(begun({"compute": "int8"}), 20)
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.01)
+
+
 class Overflowing(NextToken):
     """A gradient that is infinite where it is asked to be."""
 
@@ -178,7 +183,7 @@ def test_fp8_that_this_machine_cannot_is_refused(settings, says):
         ({"precision.fp8": {"history": 4}}, "history is for recipe delayed"),
         ({"precision.fp8": {"recipe": "delayed", "emulate": True}}, "emulate is for torchao's recipes"),
         ({"precision.loss_scale.initial": 8.0, "precision.compute": "bfloat16"}, "loss_scale is for compute float16"),
-        ({"precision.compile": True, "budget.memory": "1GB"}, "budget.memory cannot be promised with precision.compile"),
+        ({"precision.compile": True, "budget.memory": "1GB"}, "cannot be promised with precision.compile"),
         ({"precision.fp8": True, "budget.memory": "1GB"}, "budget.memory cannot be promised with precision.fp8"),
     ],
 )

@@ -53,9 +53,8 @@ static void quantize_row(
 // The R2 sequence of two dimensions as a threshold for each place (Roberts 2018, "The unreasonable effectiveness of
 // quasirandom sequences"). In integers with 16 binary places, so that no compiler rounds otherwise than the twin.
 static void dither_row(
-    const float* x, const float* columns, int64_t width, uint32_t row, int8_t* codes, float* scale, int32_t* sum) {
+    const float* x, const float* columns, int64_t width, uint32_t start, int8_t* codes, float* scale, int32_t* sum) {
     const float highest = largest<true>(x, columns, width), inverse = inverse_scale(highest) * 65536.0f;
-    const uint32_t start = row * 3242174889u;
     int32_t total = 0;
     for (int64_t k = 0; k < width; ++k) {
         int32_t value = (int32_t)__builtin_rintf(x[k] * columns[k] * inverse);
@@ -118,11 +117,12 @@ extern "C" void quantize_rows(
 
 extern "C" void dither_rows(
     const float* x, int64_t x_stride, const float* columns, int64_t rows, int64_t width, int8_t* codes,
-    int64_t codes_stride, float* scale, int32_t* sums, int threads) {
+    int64_t codes_stride, float* scale, int32_t* sums, uint32_t offset, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t m = 0; m < rows; ++m) {
         int8_t* out = codes + m * codes_stride;
-        dither_row(x + m * x_stride, columns, width, (uint32_t)m, out, scale + m, sums + m);
+        const uint32_t start = (uint32_t)m * 3242174889u + offset;
+        dither_row(x + m * x_stride, columns, width, start, out, scale + m, sums + m);
         memset(out + width, 0, codes_stride - width);
     }
 }

@@ -87,15 +87,16 @@ def quantize_rows_plain(x_MK: Tensor, columns_K: Tensor | None = None, keep: int
     return Rows((x * inverse.unsqueeze(1)).round_().to(torch.int8), largest / 127, None, kept, values)
 
 
-def dither_rows(x_MK: Tensor, columns_K: Tensor) -> Rows:
+def dither_rows(x_MK: Tensor, columns_K: Tensor, offset: int = 0) -> Rows:
     """x ⊙ columns rounded up or down, more often to the nearer side: sums of many are right, as of a softmax's tail.
 
     To nearest, all that is under a 254th of the row's largest would be gone. The pattern is a fixed one, that of the R2
-    sequence, so that the same numbers are rounded alike again.
+    sequence, so that the same numbers are rounded alike again. offset: 0 … 2³² − 1, where it begins; from one drawn
+    evenly, each number is right in the mean.
     """
     kernels = _kernels(x_MK.device)
     if kernels is None:
-        return dither_rows_plain(x_MK, columns_K)
+        return dither_rows_plain(x_MK, columns_K, offset)
     assert x_MK.dtype == torch.float32 and x_MK.stride(1) == 1
     rows, width = x_MK.shape
     stride = _odd_lines(width)
@@ -104,19 +105,19 @@ def dither_rows(x_MK: Tensor, columns_K: Tensor) -> Rows:
     columns_K = columns_K.float().contiguous()
     kernels.dither_rows(
         _at(x_MK), x_MK.stride(0), _at(columns_K), rows, width, _at(codes), stride, _at(scale), _at(sums),
-        torch.get_num_threads(),
+        offset, torch.get_num_threads(),
     )  # fmt: skip
     return Rows(codes[:, :width], scale, sums)
 
 
-def dither_rows_plain(x_MK: Tensor, columns_K: Tensor) -> Rows:
+def dither_rows_plain(x_MK: Tensor, columns_K: Tensor, offset: int = 0) -> Rows:
     """The definition."""
     x = x_MK.float() * columns_K.float()
     largest = x.abs().amax(1)
     inverse = torch.where(largest > _SMALLEST, torch.full_like(largest, 127) / largest, 0) * 65536
     value = (x * inverse.unsqueeze(1)).round_().to(torch.int32).clamp_(-127 << 16, 127 << 16)
     row, column = (torch.arange(size, device=x.device) for size in x.shape)
-    threshold = (row.unsqueeze(1) * 3242174889 + column * 2447445413).bitwise_and_(0xFFFFFFFF) >> 16
+    threshold = (row.unsqueeze(1) * 3242174889 + column * 2447445413 + offset).bitwise_and_(0xFFFFFFFF) >> 16
     return Rows(((value + threshold) >> 16).to(torch.int8), largest / 127)
 
 
@@ -199,7 +200,7 @@ def _typed_kernel(*macros: str) -> ctypes.CDLL | None:
     if found is not None:
         at, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         found.quantize_rows.argtypes = [at, size, at, size, size, at, size, at, at, size, at, at, number]
-        found.dither_rows.argtypes = [at, size, at, size, size, at, size, at, at, number]
+        found.dither_rows.argtypes = [at, size, at, size, size, at, size, at, at, ctypes.c_uint32, number]
         found.product_rows.argtypes = [
             at, size, at, at, size, size, at, size, number, size, at, at, size, at, size, size, at, at, size, at, size,
             number, number,

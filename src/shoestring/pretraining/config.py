@@ -85,8 +85,8 @@ class PretrainRecipe(RunRecipe):
 
     @model_validator(mode="after")
     def _possible(self) -> PretrainRecipe:
-        if self.precision.compute == "int8":
-            raise ValueError("precision.compute: int8 is for frozen weights, and pretraining trains them all")
+        if self.precision.compute == "int8" and self.budget.memory is not None:
+            raise ValueError("budget.memory cannot be promised with trained weights in int8: codes are not counted")
         if self.budget.engine == "streamed":
             raise ValueError("budget.engine: streamed layers are frozen, and pretraining trains them all")
         if isinstance(self.model, ModelConfig) and self.train.sequence_length > self.model.context:

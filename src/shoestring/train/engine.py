@@ -141,6 +141,7 @@ class LocalEngine:
         for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * rate
         self.optimizer.step()
+        torch.autograd.graph.increment_version(parameters)  # which fused optimizers forget: what is made of them is old
         self.abandon()
         return StepResult(norm)
 

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from shoestring.core.device import resolve_device
 from shoestring.core.errors import ConfigError
 from shoestring.core.speeds import matrix_peak
 from shoestring.kernels.compiled import compiler
+from shoestring.kernels.int8 import LONGEST
 from shoestring.models.decoder import Decoder
 from shoestring.nn.config import GQAConfig
+from shoestring.nn.quantized.int8_trained import Int8TrainedLinear
 from shoestring.train import fp8, parallel
 from shoestring.train.loss_scale import LossScale
 from shoestring.train.precision_config import PrecisionConfig
@@ -47,11 +50,21 @@ def prepared(make: Callable[[], Decoder], precision: PrecisionConfig) -> Callabl
         decoder = make()
         if precision.fp8 is not None:
             fp8.convert(decoder, precision.fp8)
+        if precision.compute == "int8":
+            _round_products(decoder)
         if precision.compile:
             _compile(decoder)
         return decoder
 
     return made
+
+
+def _round_products(decoder: Decoder) -> None:
+    """Have the blocks' linears that are trained multiply integers; frozen ones do already."""
+    for owner in list(decoder.blocks.modules()):
+        for name, linear in list(owner.named_children()):
+            if isinstance(linear, nn.Linear) and linear.weight.requires_grad and max(linear.weight.shape) <= LONGEST:
+                setattr(owner, name, Int8TrainedLinear.around(linear))
 
 
 def _compile(decoder: Decoder) -> None:
