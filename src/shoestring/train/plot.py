@@ -41,6 +41,10 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
     axes.set_xlabel("tokens trained on")
     axes.set_ylabel("loss, nats per token")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: format_count(count)))
+    for change in (line for line in lines if line.get("event") == "stage" and "tokens" in line):
+        axes.axvline(change["tokens"], color=_XZ, linewidth=0.8, linestyle=":")
+        top = axes.get_xaxis_transform()
+        axes.text(change["tokens"], 0.98, f" {stage_name(change)}", transform=top, fontsize=7, color=_XZ, va="top")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.2)
     axes.spines["top"].set_visible(False)
@@ -57,6 +61,12 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
     axes.set_title(title, loc="left")
     figure.savefig(file, dpi=120)
     return file
+
+
+def stage_name(change: dict[str, Any]) -> str:
+    """Of a line of metrics.jsonl that tells of a new stage, such as: 8.2k tokens, rows of 512, 12 layers."""
+    batch, length = format_count(change.get("batch_tokens", 0)), change.get("sequence_length")
+    return f"{batch} tokens, rows of {length}, {change.get('layers')} layers"
 
 
 def curves(held_out: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
