@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 
 from shoestring.core.errors import ConfigError, RunError
+from shoestring.finetuning.config import load_finetune_recipe
 from shoestring.kernels import allocator
 from shoestring.models.folder import load_model, read_config
 from shoestring.models.weights import TensorFile
@@ -90,7 +91,8 @@ def whole(tmp_path_factory, source):
 
 
 def lines(out: Path):
-    return [{name: line.get(name) for name in ("event", "step", "stage", "loss")} for line in read_metrics(out / "metrics.jsonl")]
+    found = read_metrics(out / "metrics.jsonl")
+    return [{name: line.get(name) for name in ("event", "step", "stage", "loss")} for line in found]
 
 
 def test_a_run_killed_behind_a_boundary_crosses_it_again_and_tells_it_once(tmp_path, whole):
@@ -238,6 +240,11 @@ def test_models_and_runs_that_cannot_have_stages_are_refused_with_the_reason(tmp
     stages = stage if "until" in stage else stage.replace("{", "{until: 0.5, ")
     with pytest.raises(ConfigError, match=sentence):
         load_pretrain_recipe(recipe_of(tmp_path, Path("text"), f"[{stages}]"), changes)
+
+
+def test_fine_tuning_has_no_stages():
+    with pytest.raises(ConfigError, match=r"(?s)train\.stages.*stages are of pretraining recipes"):
+        load_finetune_recipe("lazy-finetune-smoke", {"train.stages": "[{until: 0.5, sequence_length: 64}]"})
 
 
 def test_a_model_to_continue_from_has_its_layers_and_may_have_stages_of_length(tmp_path, whole, source):

@@ -1,4 +1,4 @@
-"""Depth stacking: a trained decoder of L layers becomes one of n·L, whose new layers begin as copies (arXiv 2405.15319).
+"""Depth stacking: a trained decoder of L layers becomes one of n·L, whose new layers are copies (arXiv 2405.15319).
 
     blocks 0 .. L−1  ->  0 .. L−1, then copies of 0 .. L−1, again and again: layer i is a copy of layer i mod L
 
@@ -32,8 +32,9 @@ def grown(decoder: Decoder, layers: int, growth: Growth = "stack") -> tuple[Deco
     config = decoder.config
     assert layers % config.layers == 0 and (growth == "stack" or config.sharing is None)
     shape = build(ModelConfig.model_validate({**config.model_dump(), "layers": layers}), device="meta")
-    shape.embedding, shape.inputs, shape.norm, shape.head = decoder.embedding, decoder.inputs, decoder.norm, decoder.head
-    shape.rotary, shape.activation_checkpointing = decoder.rotary, decoder.activation_checkpointing
+    shape.embedding, shape.inputs, shape.rotary = decoder.embedding, decoder.inputs, decoder.rotary
+    shape.norm, shape.head = decoder.norm, decoder.head
+    shape.activation_checkpointing = decoder.activation_checkpointing
     blocks = list(decoder.blocks)
     origins: dict[str, str] = {}
     for index in range(len(blocks), len(shape.blocks)):

@@ -15,7 +15,8 @@ from shoestring.core.extras import need
 from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.config import DataConfig
 from shoestring.models.config import ModelConfig
-from shoestring.pretraining.stages_config import Portion, StageConfig, check_depth, check_order, check_portions, portions
+from shoestring.pretraining import stages_config
+from shoestring.pretraining.stages_config import Portion, StageConfig
 from shoestring.train.optimizer_config import AdamWConfig, OptimizerConfig
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
@@ -68,8 +69,8 @@ class PretrainTrainSection(TrainSection):
         if self.microbatch is not None and self.rows % self.microbatch:
             raise ValueError(f"microbatch ({self.microbatch}) must divide the {self.rows} rows of a batch")
         if self.stages:
-            check_portions(self.stages, self.portions[-1])
-            check_order(self.stages, self.planned_steps)
+            stages_config.check_portions(self.stages, self.portions[-1])
+            stages_config.check_order(self.stages, self.planned_steps)
         return self
 
     @property
@@ -80,7 +81,8 @@ class PretrainTrainSection(TrainSection):
     @property
     def portions(self) -> list[Portion]:
         """What each stage takes, the recipe's own last; that one alone where there are no others."""
-        return portions(self.stages, Portion(self.sequence_length, self.batch_tokens, self.microbatch, None))
+        own = Portion(self.sequence_length, self.batch_tokens, self.microbatch, None)
+        return stages_config.portions(self.stages, own)
 
     @property
     def stage_ends(self) -> tuple[float, ...]:
@@ -125,13 +127,15 @@ class PretrainRecipe(RunRecipe):
                 f" ({self.model.context})"
             )
         if self.train.stages:
-            check_depth(self.train.stages, self.model if isinstance(self.model, ModelConfig) else None)
+            stages_config.check_depth(self.train.stages, self.model if isinstance(self.model, ModelConfig) else None)
             self._stages_possible()
         return self
 
     def _stages_possible(self) -> None:
         if self.data.continue_documents:
-            raise ValueError("data.continue_documents keeps each document in its row, and stages change the rows: use one")
+            raise ValueError(
+                "data.continue_documents keeps each document in its row, and train.stages change the rows: use one"
+            )
         memory = self.model.memory if isinstance(self.model, ModelConfig) else None
         if memory is not None and memory.scope == "persistent":
             raise ValueError("a persistent model.memory is kept for rows that stay the same: leave out train.stages")

@@ -1,6 +1,6 @@
 """The stages of a pretraining run, planned and entered: model, rows and engine of each, the recipe's own last.
 
-Every stage has the same engine and the microbatch that its own plan chooses; what a run is predicted to take is what its
+Every stage has the same engine, and the microbatch that its own plan chooses; a run is predicted to take what its
 largest stage takes. Between stages the loader cuts its rows anew and the engine's model grows.
 """
 
@@ -125,10 +125,10 @@ def stages(planned: Planned, stream: PackedLoader, engine: ResidentEngine) -> St
         return None
 
     def enter(number: int) -> None:
-        layers = models[number].layers
-        if layers != engine.decoder.config.layers:
-            growth = next(p.growth for p, m in zip(portions, models, strict=True) if m.layers == engine.decoder.config.layers)
-            engine.grow(layers, growth)
+        layers, now = models[number].layers, engine.decoder.config.layers
+        if layers != now:  # as the last stage of this depth says
+            growths = [p.growth for p, m in zip(portions, models, strict=True) if m.layers == now]
+            engine.grow(layers, growths[-1])
         cut(stream, portions[number])
 
     every = [

@@ -3,8 +3,8 @@
     stages: [{until: 0.3, sequence_length: 256, batch_tokens: 2048, layers: 6}, {until: 0.6, sequence_length: 512}]
 
 The last stage stands nowhere: it is the recipe as it is, from the last `until` to the end. What a stage does not say is
-the recipe's own. Shorter rows first: arXiv 2108.06084; smaller batches first: arXiv 1711.00489; fewer layers first, then
-copies of them stacked: arXiv 2405.15319.
+the recipe's own. Shorter rows first: arXiv 2108.06084; smaller batches first: arXiv 1711.00489; fewer layers first and
+copies of them stacked later: arXiv 2405.15319.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def check_portions(stages: Sequence[StageConfig], own: Portion) -> None:
         if said == (None, None, None) and stage.learning_rate_scale == 1:
             raise ValueError(f"stage {number} changes nothing: give its sequence_length, batch_tokens or layers")
         if own.sequence_length % length:
-            longer = length > own.sequence_length
+            wrong = "is longer than" if length > own.sequence_length else "does not divide"
             raise ValueError(
-                f"stage {number}: sequence_length ({length}) {'is longer than' if longer else 'does not divide'} that of"
-                f" the recipe ({own.sequence_length}), of whose rows it reads pieces"
+                f"stage {number}: sequence_length ({length}) {wrong} that of the recipe ({own.sequence_length}), of"
+                " whose rows it reads pieces"
             )
         if batch % length:
             raise ValueError(
@@ -124,7 +124,9 @@ def check_depth(stages: Sequence[StageConfig], model: ModelConfig | None) -> Non
             raise ValueError("growth of a stage says how its layers grow: give its layers as well")
         return
     if model is None:
-        raise ValueError("stages with layers of their own begin with fresh weights: leave out model.init, or the layers")
+        raise ValueError(
+            "stages with layers of their own begin with fresh weights: leave out model.init, or the layers"
+        )
     depths = [stage.layers or model.layers for stage in stages] + [model.layers]
     for number, (stage, depth, following) in enumerate(zip(stages, depths, depths[1:], strict=False), 1):
         if following < depth:
@@ -144,7 +146,9 @@ def check_kinds(stages: Sequence[StageConfig], model: ModelConfig) -> None:
     sharing = model.sharing
     if sharing is None:
         if model.memory is not None:
-            raise ValueError("model.memory names the layers that search it, and stacking would move them: use one depth")
+            raise ValueError(
+                "model.memory names the layers that search it, and stacking would move them: use one depth"
+            )
         return
     for number, stage in enumerate(stages, 1):
         if stage.layers is None:

@@ -137,7 +137,8 @@ def _tell(values: dict, event: StepEvent) -> str | None:
         return f"skipped   step {values['step']:,} changed nothing: {values['reason']}"
     if values["event"] == "stage":
         portion = f"{counted(values['batch_tokens'], 'token')} in rows of {values['sequence_length']:,}"
-        return f"stage     {values['stage']} from step {values['step']:,}: {portion}, {counted(values['layers'], 'layer')}"
+        begin = f"stage     {values['stage']} from step {values['step']:,}"
+        return f"{begin}: {portion}, {counted(values['layers'], 'layer')}"
     if values["event"] == "planned":
         portion = "" if event.stage is not None else f" of {counted(event.tokens, 'token')}"
         return f"time      fits {counted(values['steps'], 'step')}{portion}"

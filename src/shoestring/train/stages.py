@@ -1,4 +1,4 @@
-"""Stages of a run (progressive learning): the first steps are cheaper ones, of shorter rows, fewer of them, fewer layers.
+"""Stages of a run (progressive learning): its first steps are cheaper, of shorter rows, fewer of them, fewer layers.
 
 Which stage a step belongs to follows from where the schedule stands and from nothing else, so a resumed run changes at
 the same step as an uninterrupted one; a run whose end moves walks through its stages faster, as through its schedule.
