@@ -1,11 +1,12 @@
 """Shapes of the learning rate, and what a run that is shortened walks through."""
 
+import functools
 import math
 
 import pytest
 
 from shoestring.train.schedule import build_schedule
-from shoestring.train.schedule_config import CosineConfig, CosineRestartsConfig, WSDConfig
+from shoestring.train.schedule_config import CosineConfig, CosineRestartsConfig, LinearConfig, WSDConfig
 from shoestring.train.state import TrainerState, is_due, times_left
 
 
@@ -31,8 +32,12 @@ def test_wsd_is_flat_and_then_falls_in_a_straight_line():
 
 
 @pytest.mark.parametrize(
-    "config", [CosineConfig(warmup=0.0), WSDConfig(warmup=0.5, decay=0.9), CosineConfig(warmup=50)]
-)
+    "config",
+    [
+        CosineConfig(warmup=0.0), WSDConfig(warmup=0.5, decay=0.9), CosineConfig(warmup=50), LinearConfig(warmup=0.5),
+        WSDConfig(warmup=0.0, decay=0.9, shape="sqrt"), CosineRestartsConfig(warmup=0.3, cycles=3),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("total", [1, 2, 7])
 def test_runs_of_a_few_steps_have_shares_above_zero(config, total):
     assert all(0 < value <= 1 for value in shares(config, total))
@@ -73,3 +78,32 @@ def test_restarts_begin_at_the_highest_rate_and_each_cycle_is_longer():
     once = build_schedule(CosineRestartsConfig(warmup=10, cycles=1))
     plain = build_schedule(CosineConfig(warmup=10))
     assert all(once(step, 80) == plain(step, 80) for step in range(80))
+
+
+def test_wsd_with_shape_sqrt_falls_as_one_minus_the_root_of_what_is_done():
+    values = shares(WSDConfig(warmup=10, decay=40, shape="sqrt", final=0.1), 100)
+    assert values[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert set(values[10:60]) == {1.0}
+    plain = [0.1 + 0.9 * (1 - ((step - 59) / 41) ** 0.5) for step in range(60, 100)]
+    assert values[60:] == pytest.approx(plain)
+    straight = shares(WSDConfig(warmup=10, decay=40, final=0.1), 100)
+    assert all(root < line for root, line in zip(values[60:], straight[60:], strict=True)), "it falls faster at first"
+
+
+def test_linear_goes_from_the_highest_rate_in_equal_steps_to_nothing_after_the_last():
+    values = shares(LinearConfig(warmup=20), 100)
+    assert values[:20] == pytest.approx([(step + 1) / 21 for step in range(20)])
+    assert values[20:] == pytest.approx([(100 - step) / 80 for step in range(20, 100)])
+    ends_higher = shares(LinearConfig(warmup=0.2, final=0.5), 100)
+    assert ends_higher[20:] == pytest.approx([0.5 + 0.5 * (100 - step) / 80 for step in range(20, 100)])
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 1, 7, 0.5])
+@pytest.mark.parametrize(
+    "kind", [CosineConfig, CosineRestartsConfig, LinearConfig, WSDConfig, functools.partial(WSDConfig, shape="sqrt")]
+)
+def test_every_schedule_rises_in_a_line_to_the_highest_rate_and_never_passes_its_bounds(kind, warmup):
+    config, total = kind(warmup=warmup, final=0.2), 60
+    values, steps = shares(config, total), round(warmup * total) if warmup < 1 else warmup
+    assert values[:steps] == pytest.approx([(step + 1) / (steps + 1) for step in range(steps)])
+    assert values[steps] == 1.0 and all(0.2 <= value <= 1 for value in values[steps:])

@@ -6,6 +6,10 @@ separator, the label of its last token. The cuts are permuted as well, because n
 document, and a batch of them is nearly one example: its gradient is so noisy that training barely moves. A
 batch takes the next samples of this global order, so nothing but (seed, epoch, next_sample) has to be kept,
 and any number of ranks continues where any other number stopped.
+
+A run whose first stages have shorter rows reads the same cuts piece by piece (`PackedLoader.cut`): each row of a step
+opens a cut of its own, the next step has the cuts' second pieces, and so on. So a batch still comes from as many places
+as it has rows, no token is read twice, and where the length changes, only what is left of the open cuts is passed over.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ class PackedLoader:
     prefetch: batches made ahead by a thread. external: gives Batch.external_BTE. lanes: rows of one optimizer
     step; each then reads its own stretch of the stream from cut to cut, so a document goes on in the same row of
     the next step, and so do its positions. Raises DataError when the split has fewer tokens than one sample (of
-    each lane).
+    each lane). `cut` gives shorter rows.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class PackedLoader:
                 "use more text or a shorter train.sequence_length",
             )
         self._next = 0  # the next sample, counted over all epochs
+        self._pieces = self._group = 1  # of a sample that is cut; samples whose pieces are read in turn
+        self._taken = 0  # pieces of the open group
         self._epochs: dict[int, tuple[_Stream, np.ndarray]] = {}
         self._prefetch = prefetch
         self._ahead: deque[Future[Batch]] = deque()
@@ -77,20 +83,39 @@ class PackedLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self
 
+    def cut(self, sequence_length: int, rows: int, microbatch: int) -> None:
+        """From the next batch on, give batches [microbatch, sequence_length], a divisor of the whole length.
+
+        rows: of an optimizer step, over all ranks: so many samples are open at a time. Between steps alone; what is
+        left of samples that were open is passed over.
+        """
+        assert self._length % sequence_length == 0 and self._lanes is None
+        for future in self._ahead:  # the thread must not see the change halfway
+            if not future.cancel():
+                future.result()
+        self._ahead.clear()
+        if self._taken:  # the rest of the open group
+            self._next, self._taken = self._next + self._group, 0
+        self._rows, self._pieces = microbatch, self._length // sequence_length
+        self._group = rows if self._pieces > 1 else 1
+
     def __next__(self) -> Batch:
         step = self._rows * self._world
         if self._thread is None:
-            batch = self._batch(self._next)
+            batch = self._batch(self._next, self._taken)
         else:
             while len(self._ahead) <= self._prefetch:
-                self._ahead.append(self._thread.submit(self._batch, self._next + len(self._ahead) * step))
+                taken = self._taken + len(self._ahead) * step
+                self._ahead.append(self._thread.submit(self._batch, self._next, taken))
             batch = self._ahead.popleft().result()
-        self._next += step
+        groups, self._taken = divmod(self._taken + step, self._group * self._pieces)
+        self._next += groups * self._group
         return batch
 
     def state(self) -> dict[str, Any]:
         """JSON: where the next batch begins. It depends on batches taken, not on batches made ahead."""
         epoch, sample = divmod(self._next, self.samples_per_epoch)
+        pieces = {"pieces": self._pieces, "group": self._group, "taken": self._taken} if self._pieces > 1 else {}
         return {
             "seed": self._seed,
             "epoch": epoch,
@@ -98,22 +123,24 @@ class PackedLoader:
             "sequence_length": self._length,
             "samples_per_epoch": self.samples_per_epoch,
             "lanes": self._lanes,
+            **pieces,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken, with any microbatch and number of ranks.
+        """Continue where `state` was taken, with any microbatch and number of ranks, and the same `cut`.
 
         Raises DataError for other data.
         """
         own = self.state()
-        for key in ("seed", "sequence_length", "samples_per_epoch", "lanes"):
-            if state.get(key) != own[key]:
+        for key in ("seed", "sequence_length", "samples_per_epoch", "lanes", "pieces", "group"):
+            if state.get(key) != own.get(key):
                 raise DataError(
-                    f"the stream to resume has {key} {state.get(key)}, this one {own[key]}",
+                    f"the stream to resume has {key} {state.get(key)}, this one {own.get(key)}",
                     hint="resume with the data, seed and sequence length of the run",
                 )
         self._ahead.clear()
         self._next = resumed_sample(state, self.samples_per_epoch)
+        self._taken = _resumed_piece(state, self._pieces * self._group) if self._pieces > 1 else 0
 
     def close(self) -> None:
         """End the prefetch thread."""
@@ -121,20 +148,25 @@ class PackedLoader:
             self._thread.shutdown(wait=True, cancel_futures=True)
             self._ahead.clear()
 
-    def _batch(self, first: int) -> Batch:
-        shape = (self._rows, self._length + 1)
+    def _batch(self, first: int, taken: int) -> Batch:
+        """first: sample of the open group. taken: pieces of it, and of groups behind it, that were read before."""
+        length = self._length // self._pieces
+        shape = (self._rows, length + 1)
         tokens, starts = np.empty(shape, np.int64), np.zeros(shape, bool)
         external: list[np.ndarray] = []
         offsets = np.zeros(self._rows, np.int64)
         for row in range(self._rows):
-            epoch, sample = divmod(first + row * self._world + self._rank, self.samples_per_epoch)
+            number = taken + row * self._world + self._rank
+            group, within = divmod(number, self._group * self._pieces)
+            piece, member = divmod(within, self._group)
+            epoch, sample = divmod(first + group * self._group + member, self.samples_per_epoch)
             stream, cuts = self._epoch(epoch)
-            position = int(cuts[sample]) * self._length
+            position = int(cuts[sample]) * self._length + piece * length
             stream.read(position, tokens[row], starts[row])
             if self._lanes is not None:  # a document cut by the lane's beginning starts at position 0 as well
                 offsets[row] = min(stream.offset(position), sample // self._lanes * self._length)
             if self._external is not None:
-                external.append(stream.external(position, self._length, self._external))
+                external.append(stream.external(position, length, self._external))
         return _to_batch(tokens, starts, self._separate, external=external, offsets=offsets)
 
     def _epoch(self, epoch: int) -> tuple[_Stream, np.ndarray]:
@@ -314,6 +346,13 @@ def resumed_sample(state: dict[str, Any], samples_per_epoch: int) -> int:
     if epoch < 0 or not 0 <= sample < samples_per_epoch:
         raise DataError("the stream to resume says no place in its data", hint="remove this checkpoint folder")
     return epoch * samples_per_epoch + sample
+
+
+def _resumed_piece(state: dict[str, Any], pieces: int) -> int:
+    taken = state.get("taken")
+    if type(taken) is not int or not 0 <= taken < pieces:
+        raise DataError("the stream to resume says no place in its samples", hint="remove this checkpoint folder")
+    return taken
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:

@@ -121,6 +121,12 @@ class FinetuneRecipe(RunRecipe):
     adapter: AdapterSection = AdapterSection()
     preserve: PreserveConfig = PreserveConfig()
 
+    @classmethod
+    def called_elsewhere(cls, name: str, keys: list[str]) -> str | None:
+        if name == "stages":
+            return "stages are of pretraining recipes: fine-tuning reads whole examples, with a model that is there"
+        return super().called_elsewhere(name, keys)
+
     @model_validator(mode="after")
     def _possible(self) -> FinetuneRecipe:
         method, budget = self.adapter.method, self.budget

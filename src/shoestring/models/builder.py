@@ -205,7 +205,7 @@ def _assemble(config: ModelConfig) -> Decoder:
 # What begins by adding nothing: a fresh adapter changes no output.
 _ZERO = re.compile(r"inputs\.adapter\.up|blocks\.\d+\.\w+_bottleneck\.up")
 # Projections into the residual stream, of whatever linear kind.
-_INTO_RESIDUAL = re.compile(r"blocks\.\d+\.(attention\.output|feed_forward\.(.+\.)?down)")
+INTO_RESIDUAL = re.compile(r"blocks\.\d+\.(attention\.output|feed_forward\.(.+\.)?down)")
 
 
 @torch.no_grad()
@@ -221,7 +221,7 @@ def initialize(decoder: Decoder, seed: int) -> None:
     narrow = 0.0 if config.zero_init_output else config.initializer_range / math.sqrt(2 * config.layers)
     filled: set[int] = set()
     for name, module in decoder.named_modules():
-        std = narrow if _INTO_RESIDUAL.fullmatch(name) else config.initializer_range
+        std = narrow if INTO_RESIDUAL.fullmatch(name) else config.initializer_range
         std = 0.0 if _ZERO.fullmatch(name) else std
         own = getattr(module, "initialize", None)
         if own is not None:

@@ -15,9 +15,12 @@ from shoestring.core.extras import need
 from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.config import DataConfig
 from shoestring.models.config import ModelConfig
+from shoestring.pretraining import stages_config
+from shoestring.pretraining.stages_config import Portion, StageConfig
 from shoestring.train.optimizer_config import AdamWConfig, OptimizerConfig
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
+from shoestring.train.stages import stage_steps, steps_for
 
 # Settings that are given often have a flag, and a keyword in Python, of their own.
 SHORT = {"time": "train.time", "memory": "budget.memory", "fp8": "precision.fp8", "out": "out"}
@@ -52,6 +55,10 @@ class PretrainTrainSection(TrainSection):
     final_evaluate_tokens: int | None = Field(
         None, gt=0, description="held-out tokens read after the last step; null: all"
     )
+    stages: tuple[StageConfig, ...] = Field(
+        (),
+        description="first stages, cheaper ones: [{until: 0.3, sequence_length: 256, batch_tokens: 2048, layers: 6}]",
+    )
 
     @model_validator(mode="after")
     def _portions(self) -> PretrainTrainSection:
@@ -61,6 +68,9 @@ class PretrainTrainSection(TrainSection):
             )
         if self.microbatch is not None and self.rows % self.microbatch:
             raise ValueError(f"microbatch ({self.microbatch}) must divide the {self.rows} rows of a batch")
+        if self.stages:
+            stages_config.check_portions(self.stages, self.portions[-1])
+            stages_config.check_order(self.stages, self.planned_steps)
         return self
 
     @property
@@ -69,9 +79,31 @@ class PretrainTrainSection(TrainSection):
         return self.batch_tokens // self.sequence_length
 
     @property
+    def portions(self) -> list[Portion]:
+        """What each stage takes, the recipe's own last; that one alone where there are no others."""
+        own = Portion(self.sequence_length, self.batch_tokens, self.microbatch, None)
+        return stages_config.portions(self.stages, own)
+
+    @property
+    def stage_ends(self) -> tuple[float, ...]:
+        """As `train.stages` takes them."""
+        return tuple(stage.until for stage in self.stages)
+
+    @property
     def planned_steps(self) -> int | None:
         """Optimizer steps of a run bounded by steps or tokens; None for one bounded by time."""
-        return self.steps if self.tokens is None else -(-self.tokens // self.batch_tokens)
+        if self.tokens is None:
+            return self.steps
+        return steps_for(self.tokens, self.stage_ends, [portion.batch_tokens for portion in self.portions])
+
+    @property
+    def planned_tokens(self) -> int | None:
+        """All that is read in these steps."""
+        steps = self.planned_steps
+        if steps is None:
+            return None
+        counts = stage_steps(self.stage_ends, steps)
+        return sum(n * portion.batch_tokens for n, portion in zip(counts, self.portions, strict=True))
 
 
 class PretrainRecipe(RunRecipe):
@@ -94,7 +126,19 @@ class PretrainRecipe(RunRecipe):
                 f"train.sequence_length ({self.train.sequence_length}) is longer than model.context"
                 f" ({self.model.context})"
             )
+        if self.train.stages:
+            stages_config.check_depth(self.train.stages, self.model if isinstance(self.model, ModelConfig) else None)
+            self._stages_possible()
         return self
+
+    def _stages_possible(self) -> None:
+        if self.data.continue_documents:
+            raise ValueError(
+                "data.continue_documents keeps each document in its row, and train.stages change the rows: use one"
+            )
+        memory = self.model.memory if isinstance(self.model, ModelConfig) else None
+        if memory is not None and memory.scope == "persistent":
+            raise ValueError("a persistent model.memory is kept for rows that stay the same: leave out train.stages")
 
     def check_packages(self) -> None:
         """Also what searches a memory larger than what is searched exactly."""

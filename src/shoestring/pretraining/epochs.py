@@ -17,8 +17,8 @@ from shoestring.pretraining.config import PretrainTrainSection
 
 def epochs(settings: PretrainTrainSection, tokens: int) -> float | None:
     """Passes over `tokens` of text to train on; None for a run that its time bounds."""
-    steps = settings.planned_steps
-    return None if steps is None else steps * settings.batch_tokens / max(tokens, 1)
+    planned = settings.planned_tokens
+    return None if planned is None else planned / max(tokens, 1)
 
 
 def told(passes: float | None) -> str:
@@ -36,7 +36,7 @@ def check_epochs(settings: PretrainTrainSection, tokens: int, source: str) -> No
     passes = epochs(settings, tokens)
     if passes is None or passes <= settings.most_epochs:
         return
-    budget = format_count((settings.planned_steps or 0) * settings.batch_tokens)
+    budget = format_count(settings.planned_tokens or 0)
     sentence = f"{budget} tokens are {passes:,.0f} epochs of {source}, which has {format_count(tokens)} to train on"
     if sys.stdin is not None and sys.stdin.isatty() and console.err.is_terminal:
         console.err.print(f"{sentence}; go on? [y/N] ", end="")

@@ -15,19 +15,18 @@ from shoestring.core.waiting import waiting
 from shoestring.data.loader import PackedLoader, SequentialPass
 from shoestring.evaluate.xz import xz_bytes
 from shoestring.models.folder import read_config
-from shoestring.plan.shapes import JobShape, Options
 from shoestring.pretraining.config import SHORT, PretrainRecipe, load_pretrain_recipe
 from shoestring.pretraining.epochs import check_epochs, epochs, told
 from shoestring.pretraining.example_prompt import first_words
 from shoestring.pretraining.material import open_material
 from shoestring.pretraining.result import PretrainResult, model_and_data
+from shoestring.pretraining.staged import cut, plan, stages
 from shoestring.train import parallel
 from shoestring.train.evaluation import Evaluation
 from shoestring.train.exact_weights import saved_dtypes, write_trained
 from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
-from shoestring.train.planning import engines, settle, this_machine
 from shoestring.train.precision import loss_scale, prepared
 from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
@@ -102,21 +101,14 @@ class PretrainJob:
 
     def open(self, start: Start) -> Opened:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
-        rows, world = recipe.train.rows, parallel.world_size()
-        if rows % world:
-            raise ConfigError(f"the {rows} rows of a batch cannot be shared by {world} processes")
         self.material = material = open_material(start, device)
-        config, length = material.config, recipe.train.sequence_length
+        config, world = material.config, parallel.world_size()
         tokens = material.shards.token_count("train")
         if start.checkpoint is None or start.another_length:
             parallel.by_first(lambda: check_epochs(recipe.train, tokens, recipe.data.source))
-        shape = JobShape(
-            config, rows // world, length, compute=recipe.precision.settled, documents=recipe.data.separate_documents
-        )
+        planned = plan(recipe, config)
+        recipe, spec = planned.recipe, planned.choices[-1].spec
         settings = recipe.train
-        options = Options(engines(recipe), rows // world, settings.microbatch, settings.activation_checkpointing)
-        recipe, choice = settle(recipe, shape, options, this_machine(recipe))
-        spec = choice.spec
         self.engine = ResidentEngine(
             prepared(material.make, recipe.precision), resolve_dtype(recipe.precision.dtype), spec.recompute,
             loss_scale=loss_scale(recipe.precision),
@@ -124,19 +116,23 @@ class PretrainJob:
         with waiting("loading   the model"):
             self.engine.load()
         self.stream = PackedLoader(
-            material.shards, "train", length, spec.microbatch, recipe.seed, parallel.rank(), world,
+            material.shards, "train", settings.sequence_length, spec.microbatch, recipe.seed, parallel.rank(), world,
             recipe.data.separate_documents, recipe.data.prefetch, material.external.get("train"),
-            rows if recipe.data.continue_documents else None,
+            settings.rows if recipe.data.continue_documents else None,
         )  # fmt: skip
-        steps = recipe.train.planned_steps
-        length_of_run = length_line(recipe, steps, f"{recipe.train.batch_tokens:,} tokens")
+        if settings.stages:
+            cut(self.stream, settings.portions[start.state.stage])
+        steps = settings.planned_steps
+        portion = f"{settings.batch_tokens:,} tokens" if not settings.stages else "several sizes"
         header = [
             *model_and_data(config, recipe.data.source + told(epochs(recipe.train, tokens)), material.shards),
-            *common_header(recipe, choice.prediction, length_of_run, start.state),
+            *common_header(recipe, planned.prediction, length_line(recipe, steps, portion), start.state),
+            *planned.lines(),
         ]
         return Opened(
-            recipe, self.engine, self.stream, rows // world // spec.microbatch, steps, flops_per_token(config, length),
-            choice.prediction, "\n".join(header),
+            recipe, self.engine, self.stream, settings.rows // world // spec.microbatch, steps,
+            flops_per_token(config, settings.sequence_length), planned.prediction, "\n".join(header),
+            stages(planned, self.stream, self.engine),
         )  # fmt: skip
 
     def wire(self, out: Path, start: Start) -> Wiring:
@@ -146,6 +142,8 @@ class PretrainJob:
         banks = MemoryBanks.of(
             decoder, recipe.data.continue_documents, settings.microbatch, microbatches, out, world
         )
+        if banks is not None and settings.stages:
+            raise ConfigError("a memory that outlives a batch needs rows that stay the same: leave out train.stages")
         if banks is not None and start.checkpoint is not None:
             banks.read(start.checkpoint)
         self.engine.banks = banks

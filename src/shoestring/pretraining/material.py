@@ -18,6 +18,8 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, read_config
 from shoestring.pretraining.config import InitFrom, PretrainRecipe
 from shoestring.pretraining.dataset import external_vectors, open_dataset
+from shoestring.pretraining.staged import last_model
+from shoestring.pretraining.stages_config import stage_model
 from shoestring.train.exact_weights import load_trained
 from shoestring.train.run import find_once, say
 from shoestring.train.run_folder import Start
@@ -26,7 +28,8 @@ from shoestring.train.run_folder import Start
 @dataclass(frozen=True)
 class Material:
     """make: the model in float32, fresh, from a model to continue from, or from the checkpoint of a run that goes on.
-    origin: the folder of these two, None for a fresh one.
+    origin: the folder of these two, None for a fresh one. config: as it is at the end of the run; what `make` gives may
+    have fewer layers, where a run of stages grows.
 
     external: for each split the vectors that the model's input adapter takes, {} where it takes none.
     """
@@ -63,11 +66,14 @@ def open_material(start: Start, device: torch.device) -> Material:
         config = recipe.model
     else:
         config = read_config(folder)
+        if start.checkpoint is not None:
+            config = last_model(recipe, config, start.state)
     _check_sizes(recipe, config, shards)
 
     def make() -> Decoder:
         if folder is None:
-            return build(config, device=device, seed=recipe.seed)
+            first = stage_model(config, recipe.train.portions[0].layers)
+            return build(first, device=device, seed=recipe.seed)
         if start.checkpoint is not None:
             return load_trained(folder, device)
         return load_model(folder, device=device, dtype=torch.float32)

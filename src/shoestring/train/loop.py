@@ -24,6 +24,7 @@ from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.objective import Loss
 from shoestring.train.pace import Clock, Pace
 from shoestring.train.schedule import Schedule
+from shoestring.train.stages import Stage, Stages
 from shoestring.train.state import TrainerState
 
 MOST_SKIPPED = 10  # steps in a row
@@ -46,7 +47,7 @@ class StepEvent:
     """What callbacks see after a step.
 
     seconds: of this step alone. last: no step follows; stopping: why the run is to be saved and left before its end,
-    "" if not. A callback may set both.
+    "" if not. A callback may set both. stage: of this step, where the run has several.
     """
 
     state: TrainerState
@@ -58,6 +59,7 @@ class StepEvent:
     last: bool
     stopping: str
     pace: Pace
+    stage: Stage | None = None
 
 
 class Callback:
@@ -80,6 +82,7 @@ def train(
     state: TrainerState,
     *,
     microbatches: int = 1,
+    stages: Stages | None = None,
     clip: float | None = 1.0,
     callbacks: Sequence[Callback] = (),
     stop: StopRequest | None = None,
@@ -87,12 +90,13 @@ def train(
 ) -> TrainerState:
     """Train until `pace` says so. `state` is advanced in place and returned.
 
-    learning_rate: the highest, for the log. microbatches: batches of one optimizer step. Raises NonFiniteLoss when ten
-    steps in a row were skipped, and Interrupted once the callbacks have run after the step during which the user asked
-    to stop. When memory is refused in the middle of a step, everything is as after the step before, and the refusal
-    goes on.
+    learning_rate: the highest, for the log. microbatches: batches of one optimizer step; stages: what else they are,
+    where that changes over the run. Raises NonFiniteLoss when ten steps in a row were skipped, and Interrupted once the
+    callbacks have run after the step during which the user asked to stop. When memory is refused in the middle of a
+    step, everything is as after the step before (but for a stage that was reached), and the refusal goes on.
     """
     clock = clock or Clock()
+    stages = stages or Stages((Stage(microbatches),))
     clock.start(state.seconds)
     pace.start(state)
 
@@ -102,12 +106,17 @@ def train(
 
     while not pace.is_finished(state):
         started = time.perf_counter()
-        position, random = stream.state(), rng_state()
         planned = pace.expected_steps(state)
         where = state.schedule_position() if state.planned_steps is not None else float(state.step)
         share = schedule(where - state.schedule_step, planned - state.schedule_step)
+        position, random = stream.state(), rng_state()
         try:
-            group = [next(stream) for _ in range(microbatches)]
+            if (number := stages.of(state, where)) != state.stage:
+                stages.change(state, number)
+                position = stream.state()
+            stage = stages.all[state.stage]
+            share *= stage.rate
+            group = [next(stream) for _ in range(stage.microbatches)]
             loss = engine.forward_backward(group)
             with parallel.together():
                 result = engine.optimizer_step(clip, share)
@@ -130,8 +139,9 @@ def train(
         asked = stop is not None and bool(parallel.sum_numbers(stop.requested)[0])
         stopping = f"stopped after step {state.step}" if asked else ""
         event = StepEvent(
-            state, loss, learning_rate * share, result, seconds, tokens, pace.is_finished(state), stopping, pace
-        )
+            state, loss, learning_rate * share, result, seconds, tokens, pace.is_finished(state), stopping, pace,
+            stage if len(stages.all) > 1 else None,
+        )  # fmt: skip
         for callback in callbacks:
             callback.after_step(event)
             state.seconds = clock()

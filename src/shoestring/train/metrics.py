@@ -1,7 +1,8 @@
 """metrics.jsonl: what happened, one JSON object a line, each with its `step`.
 
 A training line has tokens, loss (nats per label), lr, grad_norm, tokens_per_second (of all processes), share_of_peak,
-memory (of this process), tensors (live, as the allocator counts) and seconds; an evaluation line has held_out_loss and
+memory (of this process), tensors (live, as the allocator counts) and seconds, and stage (counted from 1) where the run
+has several; an evaluation line has held_out_loss and
 bits_per_byte; an event line has event. Lines after the checkpoint that a run resumes from are cut off, so no step
 appears twice.
 """
@@ -76,7 +77,8 @@ class Metrics(Callback):
             self._write(values)
         self._events = len(state.events)
         if state.step % self.every == 0 or event.last or event.stopping:
-            rate, tensors = event.tokens / event.seconds, counts()
+            rate, tensors, stage = event.tokens / event.seconds, counts(), event.stage
+            token_flops = self.token_flops if stage is None else stage.flops_per_token
             # The count of each metric is the loss's: they are sums over the same labels.
             extra = {name: _finite(value / max(event.loss.count, 1)) for name, value in event.loss.metrics.items()}
             self._write(
@@ -87,10 +89,11 @@ class Metrics(Callback):
                     "lr": event.learning_rate,
                     "grad_norm": _finite(event.result.norm),
                     "tokens_per_second": round(rate, 1),
-                    "share_of_peak": round(share_of_peak(rate, self.token_flops, self.peak), 4),
+                    "share_of_peak": round(share_of_peak(rate, token_flops, self.peak), 4),
                     "memory": memory_bytes(self.device),
                     **({} if tensors is None else {"tensors": tensors.live}),
                     "seconds": round(state.seconds, 3),
+                    **({} if stage is None else {"stage": state.stage + 1}),
                     **extra,
                 }
             )

@@ -5,6 +5,9 @@ Evaluations and checkpoints still to come are paid for in advance. If the machin
 moves forward, and back towards the planned one when it is fast again; the schedule always finishes there, and
 each change is an event in the trainer's state.
 
+In a run of stages a step of one takes longer than a step of another: what has not been measured yet is taken from what
+was, in the proportion that the plan predicts.
+
 Every rank has a clock of its own, and would plan otherwise by it: what is settled here is what the first one says.
 """
 
@@ -17,6 +20,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shoestring.train import parallel
+from shoestring.train.stages import Stage, Stages
 from shoestring.train.state import TrainerState
 
 WARM_STEPS = 2  # of each session, not measured
@@ -28,7 +32,8 @@ LEISURE = 0.95  # a shortened run that would end before this share grows again
 WINDOW = 0.05  # of the budget: how far back the present speed is measured
 _GUESS = 1000  # steps of the run before the first one has been measured
 
-Reserve = Callable[[int, int, float], float]  # (step, total, seconds of a step) -> seconds of what is still to be paid
+# (step, total, seconds of a step of the last stage) -> seconds of what is still to be paid
+Reserve = Callable[[int, int, float], float]
 
 
 class Pace(Protocol):
@@ -56,12 +61,39 @@ class Clock:
         return self._before + self._now() - self._start
 
 
+class _Seconds:
+    """How long a step of each stage takes: as measured, or by the proportions that were predicted."""
+
+    def __init__(self, stages: Stages | None):
+        self.stages = stages or Stages((Stage(1),))
+        self._left: dict[int, float] = {}  # of stages that are over
+
+    def leave(self, number: int, seconds: float) -> None:
+        self._left[number] = seconds
+
+    def of_each(self, number: int, seconds: float) -> list[float]:
+        """seconds: of a step of stage `number`."""
+        per_unit = seconds / self.stages.all[number].seconds
+        found = [self._left.get(n, stage.seconds * per_unit) for n, stage in enumerate(self.stages.all)]
+        found[number] = seconds
+        return found
+
+    def expected(self, number: int) -> float | None:
+        """Of a stage that has just begun, by the one before it, where that was measured."""
+        before = max((n for n in self._left if n < number), default=None)
+        if before is None:
+            return None
+        return self._left[before] * self.stages.all[number].seconds / self.stages.all[before].seconds
+
+
 class FixedSteps:
     """Ends after `total` steps."""
 
-    def __init__(self, total: int):
+    def __init__(self, total: int, stages: Stages | None = None):
         self.total = total
         self._recent: deque[float] = deque(maxlen=20)
+        self._stage = 0
+        self._seconds = _Seconds(stages)
 
     def start(self, state: TrainerState) -> None:
         if state.total_steps is None:
@@ -74,14 +106,18 @@ class FixedSteps:
         return self.total
 
     def after_step(self, state: TrainerState, seconds: float, reserve: Reserve) -> None:
+        if state.stage != self._stage:
+            self._recent.clear()
+            self._stage = state.stage
         self._recent.append(seconds)
         self._reserve = reserve
 
     def seconds_left(self, state: TrainerState) -> float | None:
         if not self._recent:
             return None
-        each = statistics.fmean(self._recent)
-        return (self.total - state.step) * each + self._reserve(state.step, self.total, each)
+        each = self._seconds.of_each(self._stage, statistics.fmean(self._recent))
+        ahead = self._seconds.stages.seconds_ahead(state, self.total - state.step, self.total, each)
+        return ahead + self._reserve(state.step, self.total, each[-1])
 
 
 class TimeBudget:
@@ -90,9 +126,11 @@ class TimeBudget:
     The number of steps is fixed from the first ones and kept in the state.
     """
 
-    def __init__(self, budget: float):
+    def __init__(self, budget: float, stages: Stages | None = None):
         self.budget = budget
-        self._session_steps = 0
+        self._seconds = _Seconds(stages)
+        self._stage: int | None = None
+        self._steps = 0  # of this session, and of this stage
         self._estimate = _GUESS
         self._measured: deque[float] = deque(maxlen=400)
 
@@ -108,14 +146,21 @@ class TimeBudget:
         return self._estimate if state.planned_steps is None else state.planned_steps
 
     def after_step(self, state: TrainerState, seconds: float, reserve: Reserve) -> None:
-        self._session_steps += 1
+        if self._stage is not None and state.stage != self._stage:
+            self._seconds.leave(self._stage, self._recent_seconds_per_step())
+            self._measured.clear()
+            self._steps = 0
+        self._stage = state.stage
+        self._steps += 1
         # Until something better is known, a cold step counts: a single step may take most of the budget.
-        if self._session_steps == WARM_STEPS + 1:
+        if self._steps == WARM_STEPS + 1:
             self._measured.clear()
         self._measured.append(seconds)
         if state.total_steps is None:
             left = max(self.budget - state.seconds, 0.0)
-            estimate = max(state.step + 1, state.step + int(left / self._seconds_per_step()))
+            each = self._seconds.of_each(state.stage, self._seconds_per_step())
+            mean = self._seconds.stages.seconds_ahead(state, 1, max(self._estimate, state.step + 1), each)
+            estimate = max(state.step + 1, state.step + int(left / mean))
             total, self._estimate = parallel.from_first((self._first_plan(state, reserve), estimate))
             if total is not None:
                 state.plan(total)
@@ -136,11 +181,12 @@ class TimeBudget:
         """How many steps the run has, None while that is not known."""
         each, used = self._seconds_per_step(), state.seconds
         looked = sum(self._measured)
-        warm = self._session_steps >= WARM_STEPS + MEASURED_STEPS
+        warm = self._steps >= WARM_STEPS + MEASURED_STEPS
         long_enough = warm and looked >= min(MEASURED_SHARE * self.budget, 20 * each)
         # Very few steps fit: decide with what is known rather than never. What a cold step says about the
         # evaluations to come is far too much, and a plan is not taken back.
-        later = reserve(state.step, state.step + 2, each) if self._session_steps > WARM_STEPS else 0.0
+        last = self._seconds.of_each(state.stage, each)[-1]
+        later = reserve(state.step, state.step + 2, last) if self._steps > WARM_STEPS else 0.0
         pressed = used + 2 * each + later > TARGET * self.budget
         if not (long_enough or looked >= MEASURED_SHARE * self.budget and warm or pressed):
             return None
@@ -149,8 +195,11 @@ class TimeBudget:
     def _changed_plan(self, state: TrainerState, reserve: Reserve) -> int:
         """The same number of steps, or another where the run would end late, or early after it was shortened."""
         assert state.total_steps is not None and state.planned_steps is not None
-        left, recent = state.total_steps - state.step, self._recent_seconds_per_step()
-        projected = state.seconds + left * recent + reserve(state.step, state.total_steps, recent)
+        recent = self._recent_seconds_per_step()
+        if self._steps <= WARM_STEPS and (expected := self._seconds.expected(state.stage)) is not None:
+            recent = expected  # the first steps of a stage are slow as those of a session are
+        ahead, total = self._ahead(state, recent, state.planned_steps), state.total_steps
+        projected = state.seconds + ahead(total) + self._reserve(state, recent, total, reserve)
         late = projected > PATIENCE * self.budget
         early = projected < LEISURE * self.budget and state.total_steps < state.planned_steps
         if not (late or early):
@@ -160,6 +209,19 @@ class TimeBudget:
 
     def seconds_left(self, state: TrainerState) -> float | None:
         return max(self.budget - state.seconds, 0.0)
+
+    def _ahead(self, state: TrainerState, each: float, planned: int | None) -> Callable[[int], float]:
+        """What the steps up to a total take. each: seconds of a step of this stage. planned: None for that total."""
+        seconds = self._seconds.of_each(state.stage, each)
+
+        def ahead(total: int) -> float:
+            walked = planned or max(total, 1)
+            return self._seconds.stages.seconds_ahead(state, total - state.step, walked, seconds)
+
+        return ahead
+
+    def _reserve(self, state: TrainerState, each: float, total: int, reserve: Reserve) -> float:
+        return reserve(state.step, max(total, 1), self._seconds.of_each(state.stage, each)[-1])
 
     def _seconds_per_step(self) -> float:
         return statistics.fmean(self._measured)
@@ -180,11 +242,13 @@ class TimeBudget:
 
         At least the steps done.
         """
-        low, high = state.step, state.step + max(int((self.budget - used) / max(each, 1e-9)), 0)
+        least = min(self._seconds.of_each(state.stage, each))
+        low, high = state.step, state.step + max(int((self.budget - used) / max(least, 1e-9)), 0)
+        ahead = self._ahead(state, each, state.planned_steps)
         if highest is not None:
             high = min(high, highest)
         while low < high:  # the reserve grows with the total, so bisection is right
             middle = (low + high + 1) // 2
-            cost = used + (middle - state.step) * each + reserve(state.step, max(middle, 1), each)
+            cost = used + ahead(middle) + self._reserve(state, each, middle, reserve)
             low, high = (middle, high) if cost <= TARGET * self.budget else (low, middle - 1)
         return low

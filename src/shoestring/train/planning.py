@@ -60,6 +60,12 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
 
     Raises BudgetError when nothing fits, and without a budget what no memory of this machine could hold.
     """
+    choice = chosen(recipe, shape, options, machine)
+    return applied(recipe, choice, shape, machine), choice
+
+
+def chosen(recipe: RunRecipe, shape: JobShape, options: Options, machine: Machine) -> Choice:
+    """By the first process, for all."""
     budget = recipe.budget.memory
     made: list[Choice] = []
 
@@ -68,7 +74,12 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
         return asdict(made[0].spec)
 
     spec = EngineSpec(**parallel.by_first(by_this_process))
-    choice = made[0] if made else Choice(spec, predict(shape, spec, machine))
+    return made[0] if made else Choice(spec, predict(shape, spec, machine))
+
+
+def applied(recipe: R, choice: Choice, shape: JobShape, machine: Machine) -> R:
+    """The recipe with what was chosen; the allocator knows it, and a budget's sum has been shown."""
+    budget, spec = recipe.budget.memory, choice.spec
     if budget is None and resolve_device(recipe.device).type == "cpu":
         _check_possible(choice.prediction.total, machine.total)
     if budget is not None:
@@ -85,7 +96,7 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
             "budget": recipe.budget.model_copy(update=chosen),
             "train": recipe.train.model_copy(update={"microbatch": spec.microbatch}),
         }
-    ), choice
+    )
 
 
 def _check_possible(needed: int, total: int) -> None:

@@ -41,6 +41,10 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
     axes.set_xlabel("tokens trained on")
     axes.set_ylabel("loss, nats per token")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: format_count(count)))
+    for change in stage_changes(lines):
+        axes.axvline(change["tokens"], color=_XZ, linewidth=0.8, linestyle=":")
+        top = axes.get_xaxis_transform()
+        axes.text(change["tokens"], 0.98, f" {stage_name(change)}", transform=top, fontsize=7, color=_XZ, va="top")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.2)
     axes.spines["top"].set_visible(False)
@@ -57,6 +61,19 @@ def write_plot(metrics: Path, file: Path, title: str = "", xz_bits_per_byte: flo
     axes.set_title(title, loc="left")
     figure.savefig(file, dpi=120)
     return file
+
+
+def stage_changes(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that tell of a new stage, whole ones."""
+    needed = ("tokens", "batch_tokens", "sequence_length", "layers")
+    found = [line for line in lines if line.get("event") == "stage"]
+    return [line for line in found if all(type(line.get(name)) is int and line[name] < 1e18 for name in needed)]
+
+
+def stage_name(change: dict[str, Any]) -> str:
+    """Such as: 8.2k tokens, rows of 512, 12 layers."""
+    batch, length = format_count(change["batch_tokens"]), change["sequence_length"]
+    return f"{batch} tokens, rows of {length}, {change['layers']} layers"
 
 
 def curves(held_out: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

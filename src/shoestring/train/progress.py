@@ -39,6 +39,7 @@ class ProgressLine(Callback):
         """held_out: "bits/byte" or "loss", how a held-out measurement is shown."""
         self.token_flops, self.peak, self.device, self.held_out = token_flops, peak, device, held_out
         self._recent: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._stage = 0
         self._last_line = 0.0
         self._events: int | None = None
         self._live: Live | None = None
@@ -52,8 +53,11 @@ class ProgressLine(Callback):
     def after_step(self, event: StepEvent) -> None:
         if parallel.rank() != 0:
             return
-        self._recent.append((event.tokens, event.seconds))
         state = event.state
+        if state.stage != self._stage:
+            self._recent.clear()
+            self._stage = state.stage
+        self._recent.append((event.tokens, event.seconds))
         if self._events is None:  # those of earlier sessions have been told
             self._events = sum(values["step"] < state.step for values in state.events)
         for values in state.events[self._events :]:
@@ -85,6 +89,8 @@ class ProgressLine(Callback):
         left = event.pace.seconds_left(state)
         if left is not None and not event.last:
             parts.append((f"{format_seconds(left)} left",))
+        if event.stage is not None:
+            parts.append((f"stage {state.stage + 1}",))
         parts.append((f"loss {event.loss.mean:.2f}",))
         if state.held_out is not None:
             bits, loss = state.held_out.bits_per_byte, state.held_out.loss
@@ -93,7 +99,8 @@ class ProgressLine(Callback):
             parts.append((f"{short} bits/byte", short) if self.held_out == "bits/byte" else (f"{text} {loss:.3f}",))
         parts.append((f"{format_count(rate)} tok/s",))
         parts.append((format_bytes(memory_bytes(self.device)),))
-        parts.append((f"{share_of_peak(rate, self.token_flops, self.peak):.0%} of matrix peak",))
+        token_flops = self.token_flops if event.stage is None else event.stage.flops_per_token
+        parts.append((f"{share_of_peak(rate, token_flops, self.peak):.0%} of matrix peak",))
         if width is None:
             return "  ".join(forms[0] for forms in parts)
         text = parts[0][0]
@@ -128,8 +135,13 @@ def _tell(values: dict, event: StepEvent) -> str | None:
         return f"stopped   the held-out loss has not fallen since step {values['best_step']:,}"
     if values["event"] == "skipped":
         return f"skipped   step {values['step']:,} changed nothing: {values['reason']}"
+    if values["event"] == "stage":
+        portion = f"{counted(values['batch_tokens'], 'token')} in rows of {values['sequence_length']:,}"
+        begin = f"stage     {values['stage']} from step {values['step']:,}"
+        return f"{begin}: {portion}, {counted(values['layers'], 'layer')}"
     if values["event"] == "planned":
-        return f"time      fits {counted(values['steps'], 'step')} of {counted(event.tokens, 'token')}"
+        portion = "" if event.stage is not None else f" of {counted(event.tokens, 'token')}"
+        return f"time      fits {counted(values['steps'], 'step')}{portion}"
     return None  # where the end moves to and fro with the machine's load stands in metrics.jsonl
 
 

@@ -8,12 +8,14 @@ gradient does not depend on how the batch was cut. Only one microbatch's activat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
+from shoestring.models.growth import Growth, become, grown
 from shoestring.nn.config import Recompute
 from shoestring.nn.memory.bank import MemoryBank
 from shoestring.train import parallel
@@ -21,7 +23,8 @@ from shoestring.train.dropout import microbatch_seeds
 from shoestring.train.engine import LocalEngine
 from shoestring.train.loss_scale import LossScale
 from shoestring.train.memory_banks import MemoryBanks
-from shoestring.train.objective import Loss, label_count
+from shoestring.train.objective import Loss, Objective, label_count
+from shoestring.train.optimizer_config import OptimizerConfig
 
 
 def forward_loss(
@@ -69,6 +72,32 @@ class ResidentEngine(LocalEngine):
             decoder.activation_checkpointing = self._recompute
         return decoder
 
+    def begin(self, objective: Objective, optimizer: OptimizerConfig, step: int = 0) -> None:
+        self._settings = optimizer
+        super().begin(objective, optimizer, step)
+
+    def grow(self, layers: int, growth: Growth) -> None:
+        """Between steps: stack layers on the model, as `models.growth` does; all is as it was where memory is refused.
+
+        A copied layer has the optimizer's state of the one that it is a copy of: moments that know the size of such a
+        layer's gradients, where zeros would make its first steps the largest.
+        """
+        decoder, optimizer, before = self.decoder, self.optimizer, dict(self.decoder.__dict__)
+        deeper, origins = grown(decoder, layers, growth)
+        old = {name: optimizer.state.get(parameter) for name, parameter in decoder.named_parameters()}
+        try:
+            become(decoder, deeper)
+            self.begin(self.objective, self._settings, self.steps)
+            for name, parameter in decoder.named_parameters():
+                state = old[origins.get(name, name)]
+                if state is not None:
+                    self.optimizer.state[parameter] = {}  # what begins as zeros goes before the copy is made
+                    self.optimizer.state[parameter] = _copied(state) if name in origins else state
+        except RuntimeError:
+            decoder.__dict__.update(before)
+            self.optimizer = optimizer
+            raise
+
     def forward_backward(self, microbatches: Sequence[Batch]) -> Loss:
         counts = [label_count(batch) for batch in microbatches]
         total = int(parallel.sum_numbers(sum(counts))[0])
@@ -93,3 +122,7 @@ class ResidentEngine(LocalEngine):
 
     def _forward(self, batch: Batch, memory: MemoryBank | None, seed: int | None) -> tuple[Loss, dict[str, Tensor]]:
         return forward_loss(self.decoder, self.objective, batch, self.compute, memory, seed)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}

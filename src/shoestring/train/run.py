@@ -42,6 +42,7 @@ from shoestring.train.precision import settled
 from shoestring.train.progress import ProgressLine
 from shoestring.train.run_folder import METRICS, Start, abandon, check_free, claim, disown, save_recipe
 from shoestring.train.schedule import build_schedule
+from shoestring.train.stages import Stages
 from shoestring.train.state import TrainerState
 
 PLOT = "loss.png"
@@ -52,7 +53,8 @@ class Opened:
     """Data and model, ready to train. recipe: with all that was measured and chosen, as it will be saved.
 
     microbatches: of an optimizer step. steps: of the run, None where `train.time` bounds it. flops_per_token: of
-    training, for the share of the matrix peak. header: lines for a person.
+    training, for the share of the matrix peak. header: lines for a person. stages: where a run has several; what stands
+    beside is of the last one.
     """
 
     recipe: Any
@@ -63,6 +65,7 @@ class Opened:
     flops_per_token: float
     prediction: Prediction
     header: str
+    stages: Stages | None = None
 
 
 @dataclass
@@ -186,7 +189,8 @@ def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
     seed_everything(recipe.seed)
     allocator.reset_peaks()
     start = replace(start, recipe=recipe)
-    told = len(start.state.events)  # in metrics.jsonl already
+    # Those in metrics.jsonl already; one of a stage that a refused step had reached is still to be written.
+    told = sum(event["step"] <= start.state.step for event in start.state.events)
     try:
         opened = job.open(start)
         recipe, out = opened.recipe, start.out
@@ -256,7 +260,11 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     recipe, settings, state, out = run.recipe, run.recipe.train, run.state, run.out
     engine, stream = opened.engine, opened.stream
     engine.begin(wiring.objective, recipe.optimizer, state.step)
-    pace: Pace = TimeBudget(settings.time) if opened.steps is None else FixedSteps(opened.steps)
+    pace: Pace = (
+        TimeBudget(settings.time, opened.stages)
+        if opened.steps is None
+        else FixedSteps(opened.steps, opened.stages)
+    )
     seed_everything(recipe.seed + 1)
     if checkpoint is not None:
         stream.restore(state.data)
@@ -281,6 +289,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
                 pace,
                 state,
                 microbatches=opened.microbatches,
+                stages=opened.stages,
                 clip=settings.clip,
                 callbacks=[*wiring.evaluations, metrics, guard, saving, line],
                 stop=stop,

@@ -208,6 +208,15 @@ def _as_settled(wanted: Any, saved: Any) -> Any:
         if name in type(settings).model_fields and getattr(settings, name) == left_open:
             settled = settings.model_copy(update={name: getattr(getattr(saved, section), name)})
             wanted = wanted.model_copy(update={section: settled})
+    stages, were = (getattr(recipe.train, "stages", ()) for recipe in (wanted, saved))
+    if len(stages) == len(were):
+        settled = [
+            stage.model_copy(update={"microbatch": was.microbatch}) if stage.microbatch is None else stage
+            for stage, was in zip(stages, were, strict=True)
+        ]
+        if settled:
+            train = wanted.train.model_copy(update={"stages": tuple(settled)})
+            wanted = wanted.model_copy(update={"train": train})
     return wanted
 
 

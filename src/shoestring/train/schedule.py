@@ -10,18 +10,20 @@ import functools
 import math
 from collections.abc import Callable
 
-from shoestring.train.schedule_config import CosineConfig, CosineRestartsConfig, WSDConfig
+from shoestring.train.schedule_config import CosineConfig, CosineRestartsConfig, LinearConfig, ScheduleConfig, WSDConfig
 
 Schedule = Callable[[float, int], float]
 
 
-def build_schedule(config: CosineConfig | CosineRestartsConfig | WSDConfig) -> Schedule:
+def build_schedule(config: ScheduleConfig) -> Schedule:
     """The share for the step that starts at `step` of `total`: up to 1, then towards `final`."""
     after: Callable[[float, int, float], float]
     if isinstance(config, CosineConfig):
         after = functools.partial(_cosine, config)
     elif isinstance(config, CosineRestartsConfig):
         after = functools.partial(_restarts, config)
+    elif isinstance(config, LinearConfig):
+        after = functools.partial(_linear, config)
     else:
         after = functools.partial(_wsd, config)
 
@@ -54,7 +56,15 @@ def _wsd(config: WSDConfig, step: float, total: int, warmup: float) -> float:
     left = total - step  # the last step has 1 left: it still moves when `final` is 0
     if left > decay:
         return 1.0
+    if config.shape == "sqrt":
+        done = 1 - max(left, 0.0) / (decay + 1)
+        return config.final + (1 - config.final) * (1 - math.sqrt(done))
     return config.final + (1 - config.final) * max(left, 0.0) / (decay + 1)
+
+
+def _linear(config: LinearConfig, step: float, total: int, warmup: float) -> float:
+    left = max(total - step, 0.0) / max(total - warmup, 1e-9)  # 1 at first; the last step still moves
+    return config.final + (1 - config.final) * min(left, 1.0)
 
 
 def _steps(length: float, total: int) -> float:

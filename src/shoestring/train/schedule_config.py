@@ -28,14 +28,27 @@ class CosineRestartsConfig(Config):
 
 
 class WSDConfig(Config):
-    """Warmup, stable, decay (MiniCPM, arXiv 2404.06395), built by `train.schedule`."""
+    """Warmup, stable, decay (MiniCPM, arXiv 2404.06395), built by `train.schedule`.
+
+    shape sqrt: 1 - sqrt(share of the decay that is done), which falls fast at first (arXiv 2405.18392).
+    """
 
     kind: Literal["wsd"] = "wsd"
     warmup: float = Field(0.02, ge=0, description="steps, or a share of the run when below 1")
     decay: float = Field(0.2, ge=0, description="steps, or a share of the run when below 1")
+    shape: Literal["linear", "sqrt"] = Field("linear", description="of the decay: a straight line, or 1 - sqrt")
     final: float = Field(0.0, ge=0, le=1, description="last learning rate as a share of the highest")
 
 
+class LinearConfig(Config):
+    """Linear warmup, then a straight line down to `final` (arXiv 2502.15938), built by `train.schedule`."""
+
+    kind: Literal["linear"] = "linear"
+    warmup: float = Field(0.02, ge=0, description="steps, or a share of the run when below 1")
+    final: float = Field(0.0, ge=0, le=1, description="where the line ends, a step after the last, as a share")
+
+
 ScheduleConfig = Annotated[
-    Annotated[CosineConfig | CosineRestartsConfig | WSDConfig, Field(discriminator="kind")], usual_kind("cosine")
+    Annotated[CosineConfig | CosineRestartsConfig | WSDConfig | LinearConfig, Field(discriminator="kind")],
+    usual_kind("cosine"),
 ]

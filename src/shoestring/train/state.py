@@ -38,8 +38,9 @@ class TrainerState:
     the schedule is made for; it began at schedule_step, 0 unless a finished run was made longer. When the end moves at
     step `turn_step`, where the schedule stood at `turn_position`, the rest of the schedule is walked in strides that
     finish it there. best_loss: the lowest held-out loss, at step best_step, kept where a run looks for it
-    (`train.early_stopping`). skipped_in_a_row: steps that changed nothing, up to the last one (`train.loop`). matmul:
-    which library multiplied which matrices (`core.matmul_choice`), for the last bits of what follows.
+    (`train.early_stopping`). skipped_in_a_row: steps that changed nothing, up to the last one (`train.loop`). stage: of
+    the last step, counted from 0 (`train.stages`). matmul: which library multiplied which matrices
+    (`core.matmul_choice`), for the last bits of what follows.
     """
 
     step: int = 0
@@ -56,6 +57,7 @@ class TrainerState:
     best_step: int | None = None
     evaluations_since_best: int = 0
     skipped_in_a_row: int = 0
+    stage: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     matmul: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
@@ -132,6 +134,7 @@ class TrainerState:
             first = error.errors(include_url=False)[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         counts = [state.step, state.tokens, state.turn_step, state.evaluations_since_best, state.skipped_in_a_row]
+        counts.append(state.stage)
         counts += [n for n in (state.total_steps, state.planned_steps, state.best_step) if n is not None]
         if not all(0 <= count < _MOST for count in counts) or state.step > (state.total_steps or _MOST):
             raise ValueError("counts of steps or tokens that no run has")

@@ -1,0 +1,147 @@
+"""The stages of a pretraining run, planned and entered: model, rows and engine of each, the recipe's own last.
+
+Every stage has the same engine, and the microbatch that its own plan chooses; a run is predicted to take what its
+largest stage takes. Between stages the loader cuts its rows anew and the engine's model grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shoestring.core.errors import ConfigError, RunError
+from shoestring.core.units import counted
+from shoestring.data.loader import PackedLoader
+from shoestring.models.config import ModelConfig
+from shoestring.plan.choose import Choice
+from shoestring.plan.shapes import EngineName, JobShape, Options, Prediction
+from shoestring.pretraining.config import PretrainRecipe
+from shoestring.pretraining.stages_config import Portion, shown, stage_model
+from shoestring.train import parallel
+from shoestring.train.metrics import flops_per_token
+from shoestring.train.planning import applied, chosen, engines, this_machine
+from shoestring.train.resident import ResidentEngine
+from shoestring.train.stages import Stage, Stages, stage_steps
+from shoestring.train.state import TrainerState
+
+
+@dataclass(frozen=True)
+class Planned:
+    """recipe: with what was chosen. models, portions, choices: of every stage. largest: the stage that takes most."""
+
+    recipe: PretrainRecipe
+    models: list[ModelConfig]
+    portions: list[Portion]
+    choices: list[Choice]
+    largest: int
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.choices[self.largest].prediction
+
+    def lines(self) -> list[str]:
+        """Of the header; none for a run of one stage."""
+        if len(self.portions) == 1:
+            return []
+        until, steps = self.recipe.train.stage_ends, self.recipe.train.planned_steps
+        if steps is not None:
+            ends = [counted(n, "step") for n in stage_steps(until, steps)]
+        else:
+            ends = [f"until {share:.0%}" for share in until] + ["to the end"]
+        found = []
+        for number, (model, portion, end) in enumerate(zip(self.models, self.portions, ends, strict=True), 1):
+            name = "stages" if number == 1 else ""
+            largest = "; takes most memory" if number - 1 == self.largest else ""
+            found.append(
+                f"{name:<10}{number}: {end} of {portion.batch_tokens:,} tokens in rows of {portion.sequence_length:,},"
+                f" {counted(model.layers, 'layer')}{largest}"
+            )
+        return found
+
+
+def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
+    """config: of the last stage. Raises ConfigError for rows that processes cannot share, and BudgetError."""
+    world, portions = parallel.world_size(), recipe.train.portions
+    for portion in portions:
+        if portion.rows % world:
+            raise ConfigError(f"the {portion.rows} rows of a batch cannot be shared by {world} processes")
+    models = [stage_model(config, portion.layers) for portion in portions]
+    settings, machine = recipe.train, this_machine(recipe)
+
+    def shape(number: int) -> JobShape:
+        return JobShape(
+            models[number], portions[number].rows // world, portions[number].sequence_length,
+            compute=recipe.precision.settled, documents=recipe.data.separate_documents,
+        )  # fmt: skip
+
+    def choose(number: int, left_open: tuple[EngineName, ...]) -> Choice:
+        portion = portions[number]
+        options = Options(left_open, portion.rows // world, portion.microbatch, settings.activation_checkpointing)
+        return chosen(recipe, shape(number), options, machine)
+
+    last = choose(-1, engines(recipe))
+    choices = [choose(number, (last.spec.engine,)) for number in range(len(portions) - 1)] + [last]
+    choices = [choices[0], *(_growing(before, one) for before, one in zip(choices, choices[1:], strict=False))]
+    largest = max(range(len(choices)), key=lambda number: choices[number].prediction.total)
+    recipe = applied(recipe, choices[largest], shape(largest), machine)
+    microbatches = [choice.spec.microbatch for choice in choices]
+    stages = tuple(
+        stage.model_copy(update={"microbatch": rows})
+        for stage, rows in zip(recipe.train.stages, microbatches, strict=False)
+    )
+    train = recipe.train.model_copy(update={"microbatch": microbatches[-1], "stages": stages})
+    return Planned(recipe.model_copy(update={"train": train}), models, train.portions, choices, largest)
+
+
+def _growing(before: Choice, choice: Choice) -> Choice:
+    """With the instant at which a model grows, where that takes more than a step: the old moments and the new ones."""
+    old, new = (dict(one.prediction.tensors) for one in (before, choice))
+    if old["moments"] == new["moments"]:
+        return choice
+    lines = (("weights", new["weights"]), ("moments", new["moments"]), ("moments before they grew", old["moments"]))
+    if sum(size for _, size in lines) <= choice.prediction.tensor_bytes:
+        return choice
+    return replace(choice, prediction=replace(choice.prediction, tensors=lines))
+
+
+def last_model(recipe: PretrainRecipe, config: ModelConfig, state: TrainerState) -> ModelConfig:
+    """The model of the last stage, by that of a checkpoint. Raises RunError where it is of none of the stages."""
+    if not recipe.train.stages:
+        return config
+    number, portions = state.stage, recipe.train.portions
+    if number >= len(portions):
+        raise RunError(f"the checkpoint is of stage {number + 1}, and the run has {len(portions)}")
+    if not isinstance(recipe.model, ModelConfig):
+        return config
+    expected = portions[number].layers or recipe.model.layers
+    if config.layers != expected:
+        raise RunError(f"stage {number + 1} has {expected} layers, and the checkpoint {config.layers}")
+    return stage_model(config, recipe.model.layers)
+
+
+def stages(planned: Planned, stream: PackedLoader, engine: ResidentEngine) -> Stages | None:
+    """What the loop takes; None for a run of one stage."""
+    portions, models, world = planned.portions, planned.models, parallel.world_size()
+    if len(portions) == 1:
+        return None
+
+    def enter(number: int) -> None:
+        layers, now = models[number].layers, engine.decoder.config.layers
+        if layers != now:  # as the last stage of this depth says
+            growths = [p.growth for p, m in zip(portions, models, strict=True) if m.layers == now]
+            engine.grow(layers, growths[-1])
+        cut(stream, portions[number])
+
+    every = [
+        Stage(
+            portion.rows // world // choice.spec.microbatch, flops_per_token(model, portion.sequence_length),
+            choice.prediction.seconds, portion.learning_rate_scale, shown(portion, model.layers),
+        )
+        for portion, model, choice in zip(portions, models, planned.choices, strict=True)
+    ]  # fmt: skip
+    return Stages(tuple(every), planned.recipe.train.stage_ends, enter)
+
+
+def cut(stream: PackedLoader, portion: Portion) -> None:
+    """Rows as this stage has them."""
+    assert portion.microbatch is not None
+    stream.cut(portion.sequence_length, portion.rows, portion.microbatch)
