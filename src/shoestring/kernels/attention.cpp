@@ -17,15 +17,18 @@ struct Place {  // of x[row][head][token][·], in numbers; the last is contiguou
     int64_t row, head, token;
 };
 
-extern "C" struct Attention {
+struct Numbers {
     int64_t heads, groups;        // query heads; key and value heads
     int64_t width, value_width;   // of a head: multiples of 8
     int64_t window, spans;        // documents: how many
-    const int64_t* span;          // [spans, 3]: row, first token, token after the last
-    int64_t parts, tokens;        // of a document's keys going backward; tokens of a row
-    float scale;
-    int32_t threads;
+    int64_t parts, rows, tokens;  // of a document's keys, going backward; all rows, and the tokens of each
+    int64_t threads;
     Place q, k, v, y, dy, dq, dk, dv;
+};
+
+struct Attention : Numbers {
+    const int64_t* span;  // [spans, 3]: row, first token, token after the last
+    float scale;
 };
 
 namespace {
@@ -172,8 +175,7 @@ struct Backward {
     const Attention& of;
     const T *q, *k, *v, *y, *dy;
     const float* log_sums;
-    float* dq;          // [parts, ...], zeros
-    int64_t dq_part;    // numbers of each part
+    float *dq, *other_dq;  // zeros: of the first part, and of each other one, [rows, tokens, heads, width] all
     T *dk, *dv;
 
     void run(int64_t span, int64_t group, int64_t part) const;
@@ -188,7 +190,8 @@ void Backward<T>::run(int64_t span, int64_t group, int64_t part) const {
     const T *q = this->q + row * of.q.row, *dy = this->dy + row * of.dy.row, *y = this->y + row * of.y.row;
     const T* k = this->k + row * of.k.row + group * of.k.head;
     const T* v = this->v + row * of.v.row + group * of.v.head;
-    float* dq = this->dq + part * dq_part + row * of.dq.row;
+    const int64_t size = of.rows * of.tokens * of.heads * of.width;
+    float* dq = (part == 0 ? this->dq : other_dq + (part - 1) * size) + row * of.dq.row;
     float* panels = room.keys.of(KEYS * of.width);
     float* value_panels = room.values.of(KEYS * of.value_width);
     float* key_rows = room.key_rows.of(KEYS * wide);
@@ -316,23 +319,27 @@ void attend_backward(const Backward<T>& all) {
 }  // namespace
 
 extern "C" void attention_float(
-    const Attention* of, const float* q, const float* k, const float* v, float* y, float* log_sums) {
-    attend(*of, q, k, v, y, log_sums);
+    const Numbers* of, const int64_t* span, float scale, const float* q, const float* k, const float* v, float* y,
+    float* log_sums) {
+    attend(Attention{*of, span, scale}, q, k, v, y, log_sums);
 }
 
 extern "C" void attention_bfloat(
-    const Attention* of, const Bfloat* q, const Bfloat* k, const Bfloat* v, Bfloat* y, float* log_sums) {
-    attend(*of, q, k, v, y, log_sums);
+    const Numbers* of, const int64_t* span, float scale, const Bfloat* q, const Bfloat* k, const Bfloat* v, Bfloat* y,
+    float* log_sums) {
+    attend(Attention{*of, span, scale}, q, k, v, y, log_sums);
 }
 
 extern "C" void attention_backward_float(
-    const Attention* of, const float* q, const float* k, const float* v, const float* y, const float* dy,
-    const float* log_sums, float* dq, int64_t dq_part, float* dk, float* dv) {
-    attend_backward(Backward<float>{*of, q, k, v, y, dy, log_sums, dq, dq_part, dk, dv});
+    const Numbers* of, const int64_t* span, float scale, const float* q, const float* k, const float* v,
+    const float* y, const float* dy, const float* log_sums, float* dq, float* other_dq, float* dk, float* dv) {
+    const Attention all{*of, span, scale};
+    attend_backward(Backward<float>{all, q, k, v, y, dy, log_sums, dq, other_dq, dk, dv});
 }
 
 extern "C" void attention_backward_bfloat(
-    const Attention* of, const Bfloat* q, const Bfloat* k, const Bfloat* v, const Bfloat* y, const Bfloat* dy,
-    const float* log_sums, float* dq, int64_t dq_part, Bfloat* dk, Bfloat* dv) {
-    attend_backward(Backward<Bfloat>{*of, q, k, v, y, dy, log_sums, dq, dq_part, dk, dv});
+    const Numbers* of, const int64_t* span, float scale, const Bfloat* q, const Bfloat* k, const Bfloat* v,
+    const Bfloat* y, const Bfloat* dy, const float* log_sums, float* dq, float* other_dq, Bfloat* dk, Bfloat* dv) {
+    const Attention all{*of, span, scale};
+    attend_backward(Backward<Bfloat>{all, q, k, v, y, dy, log_sums, dq, other_dq, dk, dv});
 }

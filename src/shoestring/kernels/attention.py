@@ -20,21 +20,22 @@ from torch import Tensor
 
 from shoestring.kernels.compiled import kernel
 
-WIDEST = 256  # of a head; widths are multiples of 8
+NARROWEST, WIDEST = 16, 256  # of a head; widths are multiples of 8
+SHORTEST = 48  # rows: in shorter ones a call costs more than it saves
 KEYS = 96  # of a block: see attention_tiles.h
 EVERYTHING = 1 << 40  # a window that hides nothing
 Spans = Sequence[tuple[int, int, int]]
 
 
-def fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernel takes these."""
+def fits(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the kernel takes these, as `dtype` if that is given, and gains."""
     widths = (q.shape[-1], v.shape[-1])
     return (
         q.device.type == k.device.type == v.device.type == "cpu"
-        and q.dtype == k.dtype == v.dtype
-        and q.dtype in (torch.float32, torch.bfloat16)
-        and q.shape[2] == k.shape[2]
-        and all(width % 8 == 0 and 16 <= width <= WIDEST for width in widths)
+        and (q.dtype if dtype is None else dtype) in (torch.float32, torch.bfloat16)
+        and (dtype is not None or q.dtype == k.dtype == v.dtype)
+        and SHORTEST <= q.shape[2] == k.shape[2]
+        and all(width % 8 == 0 and NARROWEST <= width <= WIDEST for width in widths)
         and _typed_kernel() is not None
     )
 
@@ -44,7 +45,12 @@ def attention(
 ) -> Tensor:
     """-> [B, H, T, C']. documents: they cover all tokens; None: one in each row. Only for what `fits`."""
     spans = [number for span in documents or () for number in span]
-    return _attention(q, k, v, scale, spans, EVERYTHING if window is None else window)[0]
+    window = EVERYTHING if window is None else window
+    if torch.compiler.is_compiling():
+        return _operator(q, k, v, scale, spans, window)[0]
+    if not torch.is_grad_enabled():
+        return _forward(q, k, v, scale, spans, window)[0]
+    return _Attention.apply(q, k, v, scale, spans, window)
 
 
 def attention_plain(
@@ -62,53 +68,38 @@ def attention_plain(
     return scores.softmax(-1) @ v, scores.logsumexp(-1)
 
 
-# As operators of torch, so that compiled graphs hold them as they are.
-
-
-@torch.library.custom_op("shoestring::attention", mutates_args=())
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, spans: list[int], window: int
-) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: list[int], window: int) -> tuple[Tensor, Tensor]:
+    """-> the result and the logarithm of each query's sum."""
     q, k, v = _rows(q), _rows(k), _rows(v)
     y, log_sums = _results(q, k, v, scale, spans, window)
-    of, held = _arguments(q, k, v, scale, spans, window)
-    of.y = _Place.of(y)
     run = _function("attention", q.dtype)
-    run(ctypes.byref(of), *(x.data_ptr() for x in (q, k, v, y, log_sums)))
-    del held
+    run(*_numbers(q, k, v, spans, window, y), scale, *(x.data_ptr() for x in (q, k, v, y, log_sums)))
     return y, log_sums
 
 
-@_attention.register_fake
 def _results(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: list[int], window: int) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, _ = q.shape
     y = q.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
     return y, q.new_empty(batch, heads, tokens, dtype=torch.float32)
 
 
-@torch.library.custom_op("shoestring::attention_backward", mutates_args=())
-def _attention_backward(
+def _backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, log_sums: Tensor, scale: float, spans: list[int], window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """-> the gradients of q, k and v."""
     q, k, v, y, dy = _rows(q), _rows(k), _rows(v), _rows(y), _rows(dy)
-    of, held = _arguments(q, k, v, scale, spans, window)
-    of.parts = parts_of(len(held) // 3 * k.shape[1], q.shape[2], of.threads)
-    dq = torch.zeros(of.parts, q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(2, 3)
+    parts = parts_of((len(spans) // 3 or len(q)) * k.shape[1], q.shape[2], torch.get_num_threads())
+    sums = _by_tokens(q, torch.float32).zero_()
+    others = sums.new_zeros(parts - 1, *sums.transpose(1, 2).shape)
     dk, dv = _by_tokens(k), _by_tokens(v)
-    of.y, of.dy, of.dq, of.dk, of.dv = (_Place.of(x) for x in (y, dy, dq[0], dk, dv))
     run = _function("attention_backward", q.dtype)
-    run(
-        ctypes.byref(of), *(x.data_ptr() for x in (q, k, v, y, dy, log_sums, dq)), dq.stride(0),
-        dk.data_ptr(), dv.data_ptr(),
-    )  # fmt: skip
-    total = dq[0]
-    for part in dq[1:]:
-        total.add_(part)
-    del held
-    return total.to(q.dtype), dk, dv
+    numbers = _numbers(q, k, v, spans, window, y, dy, sums, dk, dv, parts=parts)
+    run(*numbers, scale, *(x.data_ptr() for x in (q, k, v, y, dy, log_sums, sums, others, dk, dv)))
+    for other in others:
+        sums.add_(other.transpose(1, 2))
+    return sums.to(q.dtype), dk, dv
 
 
-@_attention_backward.register_fake
 def _gradients(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, log_sums: Tensor, scale: float, spans: list[int], window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,12 +111,27 @@ def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(q, k, v, *output)
 
 
-def _backward(ctx, dy: Tensor, _) -> tuple[Tensor | None, ...]:
-    gradients = _attention_backward(dy, *ctx.saved_tensors, ctx.scale, ctx.spans, ctx.window)
-    return (*gradients, None, None, None)
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _forward(*inputs)
+        _keep(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        return (*_backward(gradients[0], *ctx.saved_tensors, ctx.scale, ctx.spans, ctx.window), None, None, None)
 
 
-_attention.register_autograd(_backward, setup_context=_keep)
+# The same as operators of torch, which compiled graphs hold as they are; each call of one takes 0.1 ms more.
+_operator = torch.library.custom_op("shoestring::attention", _forward, mutates_args=())
+_operator.register_fake(_results)
+_operator_backward = torch.library.custom_op("shoestring::attention_backward", _backward, mutates_args=())
+_operator_backward.register_fake(_gradients)
+_operator.register_autograd(
+    lambda ctx, dy, _: (*_operator_backward(dy, *ctx.saved_tensors, ctx.scale, ctx.spans, ctx.window), None, None, None),
+    setup_context=_keep,
+)
 
 
 def parts_of(tasks: int, tokens: int, threads: int) -> int:
@@ -136,52 +142,26 @@ def parts_of(tasks: int, tokens: int, threads: int) -> int:
     return max(1, min(-(-threads // tasks), -(-tokens // KEYS)))
 
 
-def _by_tokens(x: Tensor) -> Tensor:
+def _by_tokens(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Room of x's shape, laid out [B, T, H, C]."""
     batch, heads, tokens, width = x.shape
-    return x.new_empty(batch, tokens, heads, width).transpose(1, 2)
+    return x.new_empty(batch, tokens, heads, width, dtype=dtype).transpose(1, 2)
 
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-class _Place(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("row", "head", "token")]
-
-    @staticmethod
-    def of(x: Tensor) -> _Place:
-        return _Place(*x.stride()[:3])
-
-
-_Numbers = ["heads", "groups", "width", "value_width", "window", "spans"]
-
-
-class _Arguments(ctypes.Structure):
-    """`Attention` of attention.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _Numbers),
-        ("span", ctypes.c_void_p),
-        ("parts", ctypes.c_int64),
-        ("tokens", ctypes.c_int64),
-        ("scale", ctypes.c_float),
-        ("threads", ctypes.c_int32),
-        *((name, _Place) for name in ("q", "k", "v", "y", "dy", "dq", "dk", "dv")),
-    ]
-
-
-def _arguments(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: list[int], window: int):
-    """-> the arguments, and the spans that they point at."""
+def _numbers(q: Tensor, k: Tensor, v: Tensor, spans: list[int], window: int, *others: Tensor, parts: int = 1):
+    """`Attention` of attention.cpp, and the spans. others: of y, dy, dq, dk and dv those that there are."""
     batch, heads, tokens, width = q.shape
     spans = spans or [number for row in range(batch) for number in (row, 0, tokens)]
-    held = (ctypes.c_int64 * len(spans))(*spans)
-    of = _Arguments(
-        heads=heads, groups=k.shape[1], width=width, value_width=v.shape[-1], window=window, spans=len(spans) // 3,
-        span=ctypes.addressof(held), parts=1, tokens=tokens, scale=scale, threads=torch.get_num_threads(),
-        q=_Place.of(q), k=_Place.of(k), v=_Place.of(v),
-    )  # fmt: skip
-    return of, held
+    numbers = [
+        heads, k.shape[1], width, v.shape[-1], window, len(spans) // 3, parts, batch, tokens, torch.get_num_threads()
+    ]  # fmt: skip
+    for x in (q, k, v, *others):
+        numbers += x.stride()[:3]
+    return (ctypes.c_int64 * 34)(*numbers), (ctypes.c_int64 * len(spans))(*spans)
 
 
 def _function(name: str, dtype: torch.dtype):
@@ -194,8 +174,8 @@ def _function(name: str, dtype: torch.dtype):
 def _typed_kernel(*macros: str) -> ctypes.CDLL | None:
     found = kernel("attention", *macros)
     if found is not None:
-        at, size = ctypes.c_void_p, ctypes.c_int64
+        at = ctypes.c_void_p
         for kind in ("float", "bfloat"):
-            getattr(found, f"attention_{kind}").argtypes = [at] * 6
-            getattr(found, f"attention_backward_{kind}").argtypes = [*[at] * 8, size, at, at]
+            getattr(found, f"attention_{kind}").argtypes = [at, at, ctypes.c_float, *[at] * 5]
+            getattr(found, f"attention_backward_{kind}").argtypes = [at, at, ctypes.c_float, *[at] * 10]
     return found
