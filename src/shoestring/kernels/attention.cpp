@@ -50,10 +50,11 @@ static inline Range seen(int64_t token, int64_t queries, int64_t key, int64_t co
 
 static inline Range panels_of(Range keys) { return {keys.first / PANEL, (keys.last + PANEL - 1) / PANEL}; }
 
-// Scores outside `keys`, within whole panels, become minus infinity.
+// Scores outside `keys`, within whole panels, become minus infinity: all of them where a row sees nothing there.
 static inline void hide(float* scores, Range keys, Range panels) {
-    for (int64_t n = panels.first * PANEL; n < keys.first; ++n) scores[n] = NOTHING;
-    for (int64_t n = std::max(keys.last, panels.first * PANEL); n < panels.last * PANEL; ++n) scores[n] = NOTHING;
+    const int64_t first = panels.first * PANEL, last = panels.last * PANEL;
+    for (int64_t n = first; n < std::min(keys.first, last); ++n) scores[n] = NOTHING;
+    for (int64_t n = std::max(keys.last, first); n < last; ++n) scores[n] = NOTHING;
 }
 
 struct Running {  // softmax of a row, over blocks of keys

@@ -36,7 +36,7 @@ def fits(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> b
         and (dtype is not None or q.dtype == k.dtype == v.dtype)
         and SHORTEST <= q.shape[2] == k.shape[2]
         and all(width % 8 == 0 and NARROWEST <= width <= WIDEST for width in widths)
-        and _typed_kernel() is not None
+        and _compiled()
     )
 
 
@@ -168,6 +168,11 @@ def _function(name: str, dtype: torch.dtype):
     found = _typed_kernel()
     assert found is not None
     return getattr(found, f"{name}_{'float' if dtype == torch.float32 else 'bfloat'}")
+
+
+@torch.compiler.assume_constant_result
+def _compiled() -> bool:
+    return _typed_kernel() is not None
 
 
 @functools.cache

@@ -11,7 +11,10 @@
 #include <limits>
 #include <vector>
 
-#if defined(__AVX512F__)
+// SHOESTRING_WIDE and SHOESTRING_NARROW, as macros, force a width: for tests.
+#if defined(SHOESTRING_NARROW)
+constexpr int LANES = 4, VECTORS = 4, ROWS = 6;
+#elif defined(__AVX512F__) || defined(SHOESTRING_WIDE)
 constexpr int LANES = 16, VECTORS = 2, ROWS = 12;
 #elif defined(__AVX2__) && defined(__FMA__)
 constexpr int LANES = 8, VECTORS = 2, ROWS = 6;
