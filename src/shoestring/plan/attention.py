@@ -12,17 +12,22 @@ from shoestring.plan.parts import Norm, Part, cast, cat, rotate, split
 from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
 
 _KEYS = 512  # that torch's kernel for CPUs reads at a time
+# What ours takes (`kernels.attention`), and the keys of one of its blocks.
+_NARROWEST, _WIDEST, _SHORTEST, _FUSED_KEYS = 16, 256, 48, 96
 _WINDOW_BLOCK = 256  # least queries of a block of sliding-window attention
 
 
 @dataclass
 class Context:
-    """rows × length tokens. tables: of rotary positions. documents: whether rows hold several."""
+    """rows × length tokens. tables: of rotary positions. documents: whether rows hold several. earlier: whether a
+    cache holds tokens before them.
+    """
 
     rows: int
     length: int
     tables: tuple[Tensor, Tensor] | None = None
     documents: bool = False
+    earlier: bool = False
     made: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -37,8 +42,46 @@ class Context:
 
 
 def attend(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> Tensor:
-    """Causal, document by document where rows hold several."""
+    """Causal, within documents where rows hold several."""
+    if fits(q, k, v, heads, context):
+        return fused(tape, q, k, v, heads, context)
     return by_document(tape, q, k, v, heads, context, flash)
+
+
+def fits(q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> bool:
+    """Whether our kernel takes these."""
+    width = q.numbers / (heads * context.tokens)
+    widths = (width, v.numbers / k.numbers * width)
+    return (
+        all(each % 8 == 0 and _NARROWEST <= each <= _WIDEST for each in widths)
+        and context.length >= _SHORTEST
+        and not context.earlier
+    )
+
+
+def fused(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> Tensor:
+    """Our kernel, whatever documents or windows there are."""
+    q, k, v = (cast(tape, x, tape.compute) if tape.compute != FLOAT else x for x in (q, k, v))
+    sums = heads * context.tokens
+    width = q.numbers / sums
+    groups = k.numbers / (context.tokens * width)
+    y, log_sums = tape.empty(v.numbers / groups * heads, v.size), tape.empty(sums)
+    if not tape.wants(q, k, v):
+        return y
+    saved = [tape.save(x) for x in (q, k, v, y, log_sums)]
+    # With several documents in a row there are more, and so fewer parts: none is the most that is left out.
+    parts = max(1, min(-(-tape.threads // (context.rows * groups)), -(-context.length // _FUSED_KEYS)))
+
+    def backward(gradient: Tensor) -> list[Tensor | None]:
+        q, k, v, *_ = held = [take() for take in saved]  # noqa: F841
+        made = tape.empty(q.numbers)
+        others = tape.empty((parts - 1) * q.numbers)
+        gradients: list[Tensor | None] = [tape.like(k), tape.like(v)]
+        del others
+        return [made if q.size == FLOAT else tape.like(q), *gradients]
+
+    tape.record([y], [q, k, v], backward)
+    return y
 
 
 def by_document(
@@ -112,7 +155,7 @@ class GroupedQueryAttention:
 
     def attend(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         window = self.config.window
-        if window is None or context.length <= window:
+        if window is None or context.length <= window or fits(q, k, v, self.config.heads, context):
             return attend(tape, q, k, v, self.config.heads, context)
 
         def in_blocks(tape: Tape, q: Tensor, k: Tensor, v: Tensor, sums: float, length: int) -> Tensor:

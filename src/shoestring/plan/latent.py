@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shoestring.nn.attention.config import MLAConfig, MTLAConfig
-from shoestring.plan.attention import Context, attend, backward_scratch
+from shoestring.plan.attention import Context, attend, backward_scratch, fits
 from shoestring.plan.parts import Norm, Part, activate, cast, cat, rotate, split
 from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
 
@@ -63,7 +63,7 @@ class LatentAttention:
         k, v = self.keys_and_values(tape, latent, key, context)
         q = cat(tape, [content, rotary])
         queries, width = config.content_width + config.rotary_width, config.value_width
-        if queries == width:
+        if queries == width or fits(q, k, v, config.heads, context):
             return attend(tape, q, k, v, config.heads, context)
         y = self._padded(tape, q, k, v, context)
         if width < queries:

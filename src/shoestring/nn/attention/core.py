@@ -1,8 +1,9 @@
 """Softmax attention of queries over keys and values, shared by the attention kinds.
 
-q: [B, H, T, C], k: [B, K, S, C], v: [B, K, S, C'], H a multiple of K. Everything goes through torch's
-`scaled_dot_product_attention`, which never holds the [T, S] scores on a CPU. Packed documents are attended one by
-one: exact, and cheaper than a mask, which would compute every pair and throw most away.
+q: [B, H, T, C], k: [B, K, S, C], v: [B, K, S, C'], H a multiple of K. Causal attention on a CPU, documents and windows
+included, goes through our kernel (`kernels.attention`); what that does not take, through torch's
+`scaled_dot_product_attention`, which never holds the [T, S] scores on a CPU either. There, packed documents are
+attended one by one: exact, and cheaper than a mask, which would compute every pair and throw most away.
 `attend_plain` is the twin that defines the result.
 """
 
@@ -14,11 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shoestring.kernels import attention as causal
 from shoestring.nn.context import Visibility
 
 
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen: Visibility, scale: float) -> Tensor:
     """-> [B, H, T, C'], laid out so that [B, T, H·C'] is a view where C' = C."""
+    fused = attend_fused(q_BHTC, k_BKSC, v_BKSC, seen, scale)
+    if fused is not None:
+        return fused
     width = v_BKSC.shape[-1]
     if q_BHTC.shape[-1] != width:
         # The kernels that never hold the scores want one width; the definition's way would be slower than the padding.
@@ -28,6 +33,21 @@ def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen: Visibility, sca
     if seen.documents is not None and seen.mask_B1TS is None:
         return by_document(q_BHTC, k_BKSC, v_BKSC, seen.documents, lambda q, k, v: _sdpa(q, k, v, None, True, scale))
     return _sdpa(q_BHTC, k_BKSC, v_BKSC, seen.mask_B1TS, seen.causal, scale)
+
+
+def attend_fused(
+    q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float, window: int | None = None
+) -> Tensor | None:
+    """Causal attention through our kernel, None where that does not take it."""
+    if seen.mask_B1TS is not None or not seen.causal:
+        return None
+    # Under autocast, as torch's own attention does.
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    if not causal.fits(q, k, v, dtype):
+        return None
+    if dtype is not None:
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+    return causal.attention(q, k, v, scale, seen.documents, window)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Sliding-window attention (Mistral, arXiv 2310.06825): a token sees itself and the window − 1 tokens before it.
 
-q: [B, H, T, C], k, v: [B, K, S, C]. Training goes block by block over the keys that a block can see, so time and
-memory are linear in T; documents of at most the window's length are plainly causal. Decoding reads the last window of
+q: [B, H, T, C], k, v: [B, K, S, C]. Training goes through our kernel, or else block by block over the keys that a
+block can see, so time and memory are linear in T; documents of at most the window's length are plainly causal. Decoding reads the last window of
 the cache, which keeps all tokens: it can then be truncated to any length. `attend_window_plain` is the twin.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shoestring.nn.attention.core import attend, attend_plain, by_document
+from shoestring.nn.attention.core import attend, attend_fused, attend_plain, by_document
 from shoestring.nn.context import Context, Visibility
 
 _BLOCK = 256  # least queries of a block: smaller ones cost more in calls than they save in work
@@ -19,6 +19,9 @@ _BLOCK = 256  # least queries of a block: smaller ones cost more in calls than t
 def attend_window(q: Tensor, k: Tensor, v: Tensor, context: Context, scale: float, window: int) -> Tensor:
     """-> [B, H, T, C]. k and v reach from each row's first token to its newest."""
     seen = context.visibility
+    fused = attend_fused(q, k, v, seen, scale, window)
+    if fused is not None:
+        return fused
     if seen.mask_B1TS is None and seen.causal:
         return by_document(q, k, v, seen.documents, lambda q, k, v: _in_blocks(q, k, v, scale, window))
     first, seen = context.once(("window", window), lambda: _last_window(seen, k.shape[2], window))
