@@ -49,7 +49,10 @@ def test_a_softcap_bounds_the_logits_and_changes_the_loss():
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("rows", [3, 100])
-def test_a_frozen_head_by_blocks_of_the_vocabulary_gives_the_definition(softcap, rows, monkeypatch):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_frozen_head_by_blocks_of_the_vocabulary_gives_the_definition(on_gpu, softcap, rows, monkeypatch):
+    if on_gpu:  # what runs there, on the CPU
+        monkeypatch.setattr(frozen_head_loss, "_Merged", frozen_head_loss._MergedOnGPU)
     monkeypatch.setattr(frozen_head_loss, "block_rows", lambda width: rows)
     layer = head(softcap).double().requires_grad_(False)
     random = torch.Generator().manual_seed(0)

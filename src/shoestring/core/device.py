@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from shoestring.core.errors import ConfigError
@@ -54,6 +56,19 @@ def resolve_dtype(name: str | torch.dtype) -> torch.dtype:
     if name not in _DTYPES:
         raise ConfigError(f"unknown number format {name!r}", hint=f"expected one of: {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """x on this device, not waited for: CUDA copies pinned memory beside its work, and any other after it."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
+def numbers_on(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`torch.tensor(values)` on this device, not waited for."""
+    made = torch.tensor(values, dtype=dtype, device="cpu")
+    return made if device.type == "cpu" else to_device(made, device)
 
 
 def check_memory_budget(memory: int | None, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shoestring.core.device import to_device
 from shoestring.data.batch import PADDING_SEGMENT, Batch
 from shoestring.data.supervised.batches import SupervisedStream
 from shoestring.data.supervised.dataset import SupervisedDataset
@@ -50,21 +51,26 @@ class Preserving:
         yield from self._objective.penalties(step)
         if step % self._every:
             return
-        batch = next(self._batches).to(self._model.embedding.weight.device)
-        base_BTD = self._base(batch)
-        with microbatch_seeds(self._model, 1) as (seed,):  # ranks have other rows, and draw other masks
-            hidden_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT, seed=seed)
+        device, batch = self._model.embedding.weight.device, next(self._batches)
+        name = b"".join(part.numpy().tobytes() for part in (batch.tokens_BT, batch.segments_BT))
         counted = batch.segments_BT != PADDING_SEGMENT
-        distance = base_distance(hidden_BTD[counted], base_BTD[counted], self._model.head)
-        yield Penalty("base_distance", distance / int(counted.sum()), self._weight)
+        count = int(counted.sum())  # all of it here: asking a GPU would wait for it
+        places = counted if device.type == "cpu" else tuple(to_device(i, device) for i in counted.nonzero().unbind(1))
+        batch = batch.to(device)
+        base_BTD = self._base(batch, name)
+        with microbatch_seeds(self._model, 1) as (seed,):  # ranks have other rows, and draw other masks
+            hidden_BTD, _ = self._model(
+                batch.tokens_BT, batch.positions_BT, batch.segments_BT, seed=seed, layout=batch.layout
+            )
+        distance = base_distance(hidden_BTD[places], base_BTD[places], self._model.head)
+        yield Penalty("base_distance", distance / count, self._weight)
 
     @torch.no_grad()
-    def _base(self, batch: Batch) -> Tensor:
-        name = b"".join(part.cpu().numpy().tobytes() for part in (batch.tokens_BT, batch.segments_BT))
+    def _base(self, batch: Batch, name: bytes) -> Tensor:
         if name in self._kept:
             return self._kept[name]
         with without_adapters(self._model):
-            base_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+            base_BTD, _ = self._model(batch.tokens_BT, batch.positions_BT, batch.segments_BT, layout=batch.layout)
         if sum(kept.nbytes for kept in self._kept.values()) + base_BTD.nbytes <= KEPT_BYTES:
             self._kept[name] = base_BTD
         return base_BTD

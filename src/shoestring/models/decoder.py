@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from shoestring.data.batch import Layout
 from shoestring.models.config import ModelConfig
 from shoestring.nn.cache import Cache, CacheRows
 from shoestring.nn.config import Recompute
@@ -63,15 +64,19 @@ class Decoder(nn.Module):
         external_BTE: Tensor | None = None,
         memory: MemoryBank | None = None,
         seed: int | None = None,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """-> hidden_BTD after the final norm, and the extra losses summed over the layers.
 
         positions_BT defaults to 0, 1, ... (after what the cache holds). segments_BT separates packed
         documents; −1 marks padding on the right. With a cache, all tokens that are not padding are appended
         to it, row b to slot b, or as its `rows` say. memory: entries of earlier passes; this pass's are
-        staged in it, for its `commit`. seed: of the layers' dropout.
+        staged in it, for its `commit`. seed: of the layers' dropout. layout: of the batch, see `data.batch`; without
+        it a pass of several documents waits for a GPU.
         """
-        context = make_context(tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed)
+        context = make_context(
+            tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed, layout
+        )
         x_BTD = self.embedding(tokens_BT)
         for add in self.inputs.values():
             x_BTD = add(x_BTD, context)

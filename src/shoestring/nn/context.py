@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoestring.core.device import numbers_on
+from shoestring.data.batch import Layout, Span, documents_of
+from shoestring.nn.attention.packed import Packed, usable
 from shoestring.nn.cache import Cache, CacheRows, NewTokens
 from shoestring.nn.memory.bank import MemoryBank
 from shoestring.nn.rope import RotaryEmbedding, RotaryTables
@@ -27,12 +30,15 @@ class Visibility:
 
     mask_B1TS: True where query t of row b sees key s; None when `causal` says it all, or when every key is seen.
     documents: (row, start, end) spans that cover all tokens, each causal within itself; None for one span per row.
-    Where both are given they say the same, and a kind takes the one that suits it.
+    packed: the documents as a GPU's kernel takes them. Where several are given they say the same, and a kind takes the
+    one that suits it. oldest: the least place of any query among the keys, where a mask does not say it in Python.
     """
 
     causal: bool
     mask_B1TS: Tensor | None = None
-    documents: tuple[tuple[int, int, int], ...] | None = None
+    documents: tuple[Span, ...] | None = None
+    packed: Packed | None = None
+    oldest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Context:
     """positions_BT: int64. counts: tokens that each row appends to the cache, empty without one.
 
     slot_ranges: the parts of a pass with a cache; who sees whom stands in their contexts, not in `visibility`.
-    seed: from which every layer's dropout is drawn; None leaves it to torch's global generator.
+    seed: from which every layer's dropout is drawn; None leaves it to torch's global generator. layout: of the batch.
     """
 
     positions_BT: Tensor
@@ -51,6 +57,7 @@ class Context:
     external_BTE: Tensor | None = None
     memory: MemoryBank | None = None
     seed: int | None = None
+    layout: Layout | None = None
     made: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -69,11 +76,13 @@ def make_context(
     external_BTE: Tensor | None = None,
     memory: MemoryBank | None = None,
     seed: int | None = None,
+    layout: Layout | None = None,
 ) -> Context:
     """Without a cache, tokens see earlier tokens of their own segment; with one, also all that their slot holds.
 
     segments_BT: any integers, equal within a document; PADDING marks the unused tail of a row. With a cache, rows may
-    differ only in their padding: a slot is one document. Raises ValueError for tokens behind padding there.
+    differ only in their padding: a slot is one document. Raises ValueError for tokens behind padding there. layout: of
+    the batch that segments and positions are of.
     """
     if memory is not None:
         memory.begin()
@@ -90,8 +99,10 @@ def make_context(
     if positions_BT is None:
         positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).unsqueeze(0)
     tables = rotary(positions_BT) if rotary is not None else None
-    visibility = _of_segments(segments_BT)
-    return Context(positions_BT, tables, visibility, external_BTE=external_BTE, memory=memory, seed=seed)
+    visibility = _of_segments(segments_BT, layout)
+    return Context(
+        positions_BT, tables, visibility, external_BTE=external_BTE, memory=memory, seed=seed, layout=layout
+    )
 
 
 def _rows(cache: Cache | CacheRows, tokens_BT: Tensor, segments_BT: Tensor | None) -> CacheRows:
@@ -115,14 +126,14 @@ def _after(rows: CacheRows, tokens_BT: Tensor) -> Tensor:
     if batch > 1 or len(rows.new) == 1:
         starts = rows.lengths[:1] if len(set(rows.lengths)) == 1 else rows.lengths
         offsets_T = torch.arange(tokens, device=tokens_BT.device)
-        return torch.tensor(starts, device=tokens_BT.device).unsqueeze(1) + offsets_T
+        return numbers_on(starts, tokens_BT.device).unsqueeze(1) + offsets_T
     pairs = zip(rows.lengths, rows.counts, strict=True)
-    return torch.tensor([[start + i for start, count in pairs for i in range(count)]], device=tokens_BT.device)
+    return numbers_on([[start + i for start, count in pairs for i in range(count)]], tokens_BT.device)
 
 
 def _range(cache: Cache, part: list[NewTokens], memory: MemoryBank | None, device: torch.device) -> SlotRange:
     lengths, count = [cache.lengths[new.slot] for new in part], part[0].count
-    starts = torch.tensor(lengths[:1] if len(set(lengths)) == 1 else lengths, device=device)
+    starts = numbers_on(lengths[:1] if len(set(lengths)) == 1 else lengths, device)
     positions_NT = starts.unsqueeze(1) + torch.arange(count, device=device)
     where = place(part)
     if len(positions_NT) > 1:  # a mask then hides what lies behind the shorter ones
@@ -131,22 +142,23 @@ def _range(cache: Cache, part: list[NewTokens], memory: MemoryBank | None, devic
     return SlotRange(**where, lengths=lengths, context=context)
 
 
-def _of_segments(segments_BT: Tensor | None) -> Visibility:
+def _of_segments(segments_BT: Tensor | None, layout: Layout | None) -> Visibility:
     if segments_BT is None or segments_BT.shape[1] == 1:
         return Visibility(causal=True)
-    borders = segments_BT[:, 1:] != segments_BT[:, :-1]
-    if segments_BT.device.type == "meta" or not bool(borders.any()):
-        return Visibility(causal=True)
-    spans = []
-    tokens = segments_BT.shape[1]
-    for row, cuts in enumerate(borders.cpu()):
-        edges = [0, *(cuts.nonzero().flatten() + 1).tolist(), tokens]
-        spans.extend((row, start, end) for start, end in zip(edges[:-1], edges[1:], strict=True))
-    mask = None
-    if segments_BT.device.type != "cpu":  # spans of unequal length are slow on a GPU
-        documents_BT = torch.nn.functional.pad(borders.cumsum(1), (1, 0))
-        mask = (documents_BT.unsqueeze(2) == documents_BT.unsqueeze(1)).tril().unsqueeze(1)
-    return Visibility(causal=True, mask_B1TS=mask, documents=tuple(spans))
+    if layout is not None:
+        documents = layout.documents
+    elif segments_BT.device.type == "meta":
+        documents = None
+    else:
+        documents = documents_of(segments_BT)
+    if documents is None or segments_BT.is_cpu:
+        return Visibility(causal=True, documents=documents)
+    # Spans of unequal length, one call each, are slow on a GPU.
+    packed = Packed.of(segments_BT)
+    if usable(segments_BT.device):
+        packed.block_mask()  # now: layers may be compiled
+        return Visibility(causal=True, documents=documents, packed=packed)
+    return Visibility(causal=True, documents=documents, mask_B1TS=packed.mask_B1TS())
 
 
 def _of_slots(lengths: list[int], positions_NT: Tensor) -> Visibility:
@@ -157,4 +169,5 @@ def _of_slots(lengths: list[int], positions_NT: Tensor) -> Visibility:
     if rows == 1 and lengths[0] == 0:
         return Visibility(causal=True)
     keys_S = torch.arange(max(lengths) + count, device=positions_NT.device)
-    return Visibility(causal=False, mask_B1TS=(keys_S <= positions_NT.unsqueeze(-1)).unsqueeze(1))
+    mask_B1TS = (keys_S <= positions_NT.unsqueeze(-1)).unsqueeze(1)
+    return Visibility(causal=False, mask_B1TS=mask_B1TS, oldest=min(lengths))

@@ -46,7 +46,7 @@ def _over_blocks(
     rows_ND: Tensor, head: OutputHead, labels_N: Tensor, wants_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """-> losses [N], and their gradients for the rows [N, D] (empty if they are not wanted)."""
-    merged = _Merged(rows_ND, labels_N, head.softcap, wants_gradient)
+    merged = (_Merged if rows_ND.is_cpu else _MergedOnGPU)(rows_ND, labels_N, head.softcap, wants_gradient)
     x = head.rounded(rows_ND)
     for first, block in head.blocks(block_rows(head.width), rows_ND.dtype):
         merged.add(x, first, block)
@@ -74,28 +74,62 @@ class _Merged:
             logits.div_(self.softcap).tanh_()
             slope = 1 - logits.square() if self.wants_gradient else None
             logits.mul_(self.softcap)
-        here = ((self.labels_N >= first) & (self.labels_N < first + len(block))).nonzero().flatten()
-        labels = self.labels_N[here] - first
-        self.labelled_N[here] = logits[here, labels]
+        self.find(first, len(block))
+        self.note(logits)
         highest_N = logits.amax(1)
         torch.softmax(logits, dim=1, out=logits)
         # log Σ exp(z) of the block: its largest logit is its largest probability too.
         block_N = highest_N - logits.amax(1).log_()
         normalizer_N = torch.logaddexp(self.normalizer_N, block_N)
         if self.wants_gradient:
-            if len(here):
-                label_rows = block.rows(labels)
-                self.label_rows_ND[here] = (
-                    label_rows if slope is None else label_rows * slope[here, labels].unsqueeze(1)
-                )
-                logits[here, labels] = 0
+            self.cut(logits, slope, block)
             if slope is not None:
                 logits.mul_(slope)
             self.mean_ND.mul_((self.normalizer_N - normalizer_N).exp_().unsqueeze(1))
             self.mean_ND.addcmul_(block.backward(logits), (block_N - normalizer_N).exp_().unsqueeze(1))
         self.normalizer_N = normalizer_N
 
+    def find(self, first: int, length: int) -> None:
+        """Which labels are rows of the block at hand, and which rows."""
+        self._here = ((self.labels_N >= first) & (self.labels_N < first + length)).nonzero().flatten()
+        self._labels = self.labels_N[self._here] - first
+
+    def note(self, logits: Tensor) -> None:
+        """Keep the logits of these labels."""
+        self.labelled_N[self._here] = logits[self._here, self._labels]
+
+    def cut(self, probabilities: Tensor, slope: Tensor | None, block: Block) -> None:
+        """Keep the rows of these labels, and leave them out of the weighted sum."""
+        if not len(self._here):
+            return
+        label_rows = block.rows(self._labels)
+        self.label_rows_ND[self._here] = (
+            label_rows if slope is None else label_rows * slope[self._here, self._labels].unsqueeze(1)
+        )
+        probabilities[self._here, self._labels] = 0
+
     def gradient(self) -> Tensor:
         """[N, D], when all blocks are merged."""
         certainty_N = (self.labelled_N - self.normalizer_N).expm1_()  # p_label − 1
         return self.mean_ND.addcmul_(self.label_rows_ND, certainty_N.unsqueeze(1))
+
+
+class _MergedOnGPU(_Merged):
+    """The same without asking how many labels are in a block, which would wait for the GPU: all are looked up, those of
+    other blocks at its nearest row, and only what is in it is kept. `_Merged` is the twin."""
+
+    def find(self, first: int, length: int) -> None:
+        self._inside_N1 = ((self.labels_N >= first) & (self.labels_N < first + length)).unsqueeze(1)
+        self._rows_N1 = (self.labels_N - first).clamp_(0, length - 1).unsqueeze(1)
+
+    def note(self, logits: Tensor) -> None:
+        found_N1 = logits.gather(1, self._rows_N1).to(self.labelled_N.dtype)
+        self.labelled_N = torch.where(self._inside_N1, found_N1, self.labelled_N.unsqueeze(1)).squeeze(1)
+
+    def cut(self, probabilities: Tensor, slope: Tensor | None, block: Block) -> None:
+        rows_ND = block.rows(self._rows_N1.squeeze(1)).to(self.label_rows_ND.dtype)
+        if slope is not None:
+            rows_ND = rows_ND * slope.gather(1, self._rows_N1)
+        self.label_rows_ND = torch.where(self._inside_N1, rows_ND, self.label_rows_ND)
+        left_N1 = probabilities.gather(1, self._rows_N1).masked_fill_(self._inside_N1, 0)
+        probabilities.scatter_(1, self._rows_N1, left_N1)

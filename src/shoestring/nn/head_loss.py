@@ -13,24 +13,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoestring.core.matmul import matmul
+from shoestring.data.batch import IGNORED, Layout
 from shoestring.nn.frozen_head_loss import FrozenHeadLoss
 from shoestring.nn.head import OutputHead, lifted, lowered, weight_share
 from shoestring.nn.head_blocks import chunk_rows
 
-IGNORED = -100
 
-
-def head_loss(hidden_BTD: Tensor, head: OutputHead, labels_BT: Tensor) -> tuple[Tensor, int]:
+def head_loss(
+    hidden_BTD: Tensor, head: OutputHead, labels_BT: Tensor, layout: Layout | None = None
+) -> tuple[Tensor, int]:
     """Sum of the cross-entropy in nats over labels that are not −100, as a float32 scalar, and their number.
 
     Differentiable in both; a frozen head costs no weight gradient. A head that is not has a `weight` [V, D].
+    layout: of the batch, where it is known: without it a GPU is waited for.
     """
     rows = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     labels = labels_BT.reshape(-1)
-    kept = labels != IGNORED
-    count = int(kept.sum())
-    if count < labels.numel():
-        rows, labels = rows[kept], labels[kept]
+    if layout is not None:
+        count = layout.count
+        if layout.counted_N is not None:
+            rows, labels = (x.index_select(0, layout.counted_N) for x in (rows, labels))
+    else:
+        kept = labels != IGNORED
+        count = int(kept.sum())
+        if count < labels.numel():
+            rows, labels = rows[kept], labels[kept]
     if head.frozen:
         return FrozenHeadLoss.apply(rows, head, labels), count
     return _HeadLoss.apply(rows, head.weight, labels, head.softcap), count

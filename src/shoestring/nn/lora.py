@@ -51,8 +51,8 @@ class _Adapted(torch.autograd.Function):
         y = base.forward(x, Thin(inner.flatten(end_dim=-2), lora_B.t(), scale))
         unscaled = None
         if ratio is not None:
-            # A row of length zero has c = 0, and its product cannot be had back from y.
-            if bias is None and bool((ratio != 0).all()):
+            # A row of length zero has c = 0, and its product cannot be had back from y; asking a GPU would wait for it.
+            if bias is None and ratio.is_cpu and bool((ratio != 0).all()):
                 y.mul_(ratio)
                 unscaled = y  # whatever comes next keeps y anyway; divided by c when it is needed
             else:
@@ -204,7 +204,8 @@ def dense(linear: Any) -> nn.Linear:
     """A dense copy of a linear of any kind, frozen or not; its own memory."""
     if not isinstance(linear, nn.Linear):
         return linear.to_linear()
-    copy = Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+    device = linear.weight.device  # made there: a copy would wait for a GPU
+    copy = Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device=device)
     copy.to(device=linear.weight.device, dtype=linear.weight.dtype)
     copy.weight.copy_(linear.weight)
     if linear.bias is not None:

@@ -48,6 +48,19 @@ class _ToTokens(torch.autograd.Function):
         return gradients[0].index_select(0, order), None, None
 
 
+def count_choices(chosen: Tensor, experts: int) -> Tensor:
+    """How many of the choices fell on each expert, int64 [E]."""
+    if chosen.is_cpu:
+        return torch.bincount(chosen, minlength=experts)
+    # bincount would wait for a GPU, to look for numbers that are too large.
+    return chosen.new_zeros(experts).scatter_add_(0, chosen, torch.ones_like(chosen))
+
+
+def read_sizes(counts_E: Tensor) -> list[int]:
+    """Into Python, since shapes depend on them: the one place in a layer's pass that waits for a GPU."""
+    return counts_E.tolist()
+
+
 class Router(nn.Module):
     """x [N, D] -> logits [N, E], float32 at least. No linear that could be adapted or quantized: small differences
     decide here."""
@@ -84,7 +97,7 @@ class MixtureOfExperts(nn.Module):
         order = flat.argsort(stable=True)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)
-        sizes = torch.bincount(flat, minlength=len(self.experts)).tolist()
+        sizes = replayed(lambda: read_sizes(count_choices(flat, len(self.experts))))
         parts = _ToExperts.apply(x_ND, order, inverse, self.config.active).split(sizes)
         # An expert without tokens still runs when training, on nothing: its gradients are zeros, not missing.
         outputs = [
@@ -115,7 +128,7 @@ class MixtureOfExperts(nn.Module):
         if self.config.balance == "none" or not len(chosen_Nk):
             return {}
         experts = len(self.experts)
-        counts_E = torch.bincount(chosen_Nk.flatten(), minlength=experts)
+        counts_E = count_choices(chosen_Nk.flatten(), experts)
         load_E = counts_E.to(probabilities_NE.dtype) / len(chosen_Nk)  # adds up to k
         if self.choice_bias is None:
             loss = experts * (load_E * probabilities_NE.mean(0)).sum()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shoestring.core.device import to_device
 from shoestring.nn.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from shoestring.nn.norm import wide
 
@@ -32,7 +33,7 @@ class RotaryEmbedding:
 
     def __call__(self, positions_BT: Tensor) -> RotaryTables:
         if self.frequencies_C.device != positions_BT.device:
-            self.frequencies_C = self.frequencies_C.to(positions_BT.device)
+            self.frequencies_C = to_device(self.frequencies_C, positions_BT.device)
         angles = (positions_BT.float().unsqueeze(-1) * self.frequencies_C).unsqueeze(1)
         return RotaryTables(angles.cos().mul_(self.temperature), angles.sin().mul_(self.temperature))
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from shoestring.core.device import numbers_on
+
 if TYPE_CHECKING:
     from shoestring.nn.cache import NewTokens
     from shoestring.nn.context import Context
@@ -78,7 +80,7 @@ class SlotRange:
         """Where each slot's next token goes: 0 .. n − 1, and their lengths."""
 
         def make() -> tuple[Tensor, Tensor]:
-            lengths_N = torch.tensor(self.lengths, device=device)
+            lengths_N = numbers_on(self.lengths, device)
             return torch.arange(len(self.lengths), device=device), lengths_N
 
         return self.context.once("ends", make)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shoestring.data.batch import Batch
+from shoestring.data.batch import Batch, one_row
 from shoestring.nn.context import Context, make_context
 from shoestring.nn.recompute import recomputing_nothing
 from shoestring.nn.replay import Replay
@@ -63,8 +63,8 @@ class StreamedEngine(LocalEngine):
                     summed, metrics = float(loss.sum), dict(loss.metrics)
                 self._down(parts, total)
         for part in parts:
-            for name, value in part.aux.items():
-                metrics[name] = metrics.get(name, 0.0) + value * part.count
+            for name, values in part.aux.items():
+                metrics[name] = metrics.get(name, 0.0) + sum(map(float, values)) * part.count
         return self.finish(summed, total, metrics, penalties)
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class StreamedEngine(LocalEngine):
         ends = [part.x_BTD.requires_grad_() for part in parts]
         hidden, batch = [self.decoder.norm(end) for end in ends], parts[0].batch
         if len(parts) > 1:  # as one long row, so that the head is read once
-            hidden, batch = [_row(hidden)], _merged([part.batch for part in parts])
+            hidden, batch = [_row(hidden)], one_row([part.batch for part in parts])
         loss = self.objective(hidden[0], self.decoder.head, batch)
         gradients = torch.autograd.grad(loss.sum / total, ends)
         for part, gradient in zip(parts, gradients, strict=True):
@@ -124,8 +124,9 @@ class _Part:
     def __init__(self, model: StreamedDecoder, batch: Batch, count: int, seed: int | None):
         self.batch, self.count = batch, count
         self.context: Context = make_context(
-            batch.tokens_BT, model.rotary, batch.positions_BT, batch.segments_BT, None, batch.external_BTE, None, seed
-        )
+            batch.tokens_BT, model.rotary, batch.positions_BT, batch.segments_BT, None, batch.external_BTE, None, seed,
+            batch.layout,
+        )  # fmt: skip
         with torch.no_grad():
             x_BTD = model.embedding(batch.tokens_BT)
             for add in model.inputs.values():
@@ -134,7 +135,7 @@ class _Part:
         self.gradient: Tensor = x_BTD.new_empty(0)  # of the loss for the output of the layer at hand
         self.kept: list[Kept] = []
         self.choices: list[Replay] = []
-        self.aux: dict[str, float] = {}
+        self.aux: dict[str, list[Tensor]] = {}  # read when all is queued: reading one waits for a GPU
 
     def through(self, block: torch.nn.Module, position: int, x_BTD: Tensor) -> tuple[Tensor, Aux]:
         draw_at(self.context, position)
@@ -143,20 +144,9 @@ class _Part:
 
     def add(self, aux: Aux) -> None:
         for name, value in aux.items():
-            self.aux[name] = self.aux.get(name, 0.0) + float(value)
+            self.aux.setdefault(name, []).append(value)
 
 
 def _row(tensors: list[Tensor]) -> Tensor:
     """[1, tokens of all, ...]."""
     return torch.cat([tensor.flatten(0, 1) for tensor in tensors]).unsqueeze(0)
-
-
-def _merged(batches: list[Batch]) -> Batch:
-    external = [batch.external_BTE for batch in batches]
-    return Batch(
-        _row([batch.tokens_BT for batch in batches]),
-        _row([batch.labels_BT for batch in batches]),
-        _row([batch.positions_BT.expand_as(batch.tokens_BT) for batch in batches]),
-        _row([batch.segments_BT for batch in batches]),
-        None if external[0] is None else _row([vectors for vectors in external if vectors is not None]),
-    )

@@ -151,7 +151,7 @@ def _merge(tape: Tape, count: float, rows: int, size: int, width: int, slope: bo
     if wants:
         found = tape.empty(count * width, size) if size != FLOAT else None
         labelled = tape.empty(count * width)  # noqa: F841
-        del found
+        del found, labelled
         gradient = logits if size == FLOAT else tape.empty(logits.numbers, size)
         share = matmul(tape, count, rows, width, size)
         del gradient

@@ -55,7 +55,7 @@ class NextToken:
     """Cross-entropy of each label that is not −100."""
 
     def __call__(self, hidden_BTD: Tensor, head: OutputHead, batch: Batch) -> Loss:
-        total, count = head_loss(hidden_BTD, head, batch.labels_BT)
+        total, count = head_loss(hidden_BTD, head, batch.labels_BT, batch.layout)
         return Loss(total, count)
 
     def penalties(self, step: int) -> Iterator[Penalty]:
@@ -67,4 +67,6 @@ next_token = NextToken()
 
 def label_count(batch: Batch) -> int:
     """Labels of a batch that count."""
+    if batch.layout is not None:
+        return batch.layout.count
     return int((batch.labels_BT != IGNORED).sum())

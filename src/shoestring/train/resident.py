@@ -44,7 +44,7 @@ def forward_loss(
         remembered = {} if memory is None else {"memory": memory}
         hidden_BTD, aux = model(
             batch.tokens_BT, batch.positions_BT, batch.segments_BT, external_BTE=batch.external_BTE, seed=seed,
-            **remembered,
+            layout=batch.layout, **remembered,
         )  # fmt: skip
         return objective(hidden_BTD, model.head, batch), aux
 
@@ -102,7 +102,9 @@ class ResidentEngine(LocalEngine):
         counts = [label_count(batch) for batch in microbatches]
         total = int(parallel.sum_numbers(sum(counts))[0])
         penalties = self.penalties()
-        summed, metrics = 0.0, dict[str, float]()
+        sums: list[Tensor] = []
+        extras: list[tuple[str, Tensor, int]] = []
+        metrics: dict[str, float] = {}
         device = self.decoder.embedding.weight.device
         with parallel.together(), microbatch_seeds(self.decoder, len(microbatches)) as seeds:
             for number, (batch, count, seed) in enumerate(zip(microbatches, counts, seeds, strict=True)):
@@ -110,15 +112,18 @@ class ResidentEngine(LocalEngine):
                     continue
                 memory = self.banks.of_microbatch(number) if self.banks is not None else None
                 loss, aux = self._forward(batch.to(device), memory, seed)
-                summed += float(loss.sum.detach())
-                loss.metrics.update({name: float(extra.detach()) * loss.count for name, extra in aux.items()})
+                sums.append(loss.sum.detach())
+                extras += [(name, extra.detach(), loss.count) for name, extra in aux.items()]
                 for name, value in loss.metrics.items():
                     metrics[name] = metrics.get(name, 0.0) + value
                 self.scaled((loss.sum + sum(aux.values()) * loss.count) / total).backward()
                 del loss, aux  # before the next microbatch's are made
         if self.banks is not None:
             self.banks.commit()
-        return self.finish(summed, total, metrics, penalties)
+        # Read when everything is queued: reading one waits for a GPU.
+        for name, extra, weight in extras:
+            metrics[name] = metrics.get(name, 0.0) + float(extra) * weight
+        return self.finish(sum(map(float, sums), 0.0), total, metrics, penalties)
 
     def _forward(self, batch: Batch, memory: MemoryBank | None, seed: int | None) -> tuple[Loss, dict[str, Tensor]]:
         return forward_loss(self.decoder, self.objective, batch, self.compute, memory, seed)

@@ -3,7 +3,8 @@
 q: [B, H, T, C], k: [B, K, S, C], v: [B, K, S, C'], H a multiple of K. Causal attention on a CPU, documents and windows
 included, goes through our kernel (`kernels.attention`); what that does not take, through torch's
 `scaled_dot_product_attention`, which never holds the [T, S] scores on a CPU either. There, packed documents are
-attended one by one: exact, and cheaper than a mask, which would compute every pair and throw most away.
+attended one by one: exact, and cheaper than a mask, which would compute every pair and throw most away; a GPU takes
+them all in one kernel (`packed`).
 `attend_plain` is the twin that defines the result.
 """
 
@@ -30,6 +31,8 @@ def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen: Visibility, sca
         common = max(q_BHTC.shape[-1], width)
         q, k, v = (F.pad(x, (0, common - x.shape[-1])) for x in (q_BHTC, k_BKSC, v_BKSC))
         return attend(q, k, v, seen, scale)[..., :width]
+    if seen.packed is not None:
+        return seen.packed.attend(q_BHTC, k_BKSC, v_BKSC, scale)
     if seen.documents is not None and seen.mask_B1TS is None:
         return by_document(q_BHTC, k_BKSC, v_BKSC, seen.documents, lambda q, k, v: _sdpa(q, k, v, None, True, scale))
     return _sdpa(q_BHTC, k_BKSC, v_BKSC, seen.mask_B1TS, seen.causal, scale)

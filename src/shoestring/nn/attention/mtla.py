@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shoestring.core.device import numbers_on, to_device
 from shoestring.nn.attention.config import MTLAConfig
 from shoestring.nn.attention.mla import LatentAttention
 from shoestring.nn.attention.temporal import Span, attend_chunks
@@ -114,11 +115,11 @@ class TemporalLatentAttention(LatentAttention):
             else:
                 made = _chunks_of(context.visibility.documents, batch, tokens, self.stride, self.rank)
             # Made on the CPU, where float64 is: late chunks of long documents need it.
-            places_BT = None if made.places_BT is None else made.places_BT.to(latent_BTR.device)
+            places_BT = None if made.places_BT is None else to_device(made.places_BT, latent_BTR.device)
             return replace(
                 made,
-                sines_PR=made.sines_PR.to(latent_BTR.device, latent_BTR.dtype),
-                chunk_BT=made.chunk_BT.to(latent_BTR.device),
+                sines_PR=to_device(made.sines_PR.to(latent_BTR.dtype), latent_BTR.device),
+                chunk_BT=to_device(made.chunk_BT, latent_BTR.device),
                 places_BT=places_BT,
             )
 
@@ -185,7 +186,8 @@ def _chunks_of(documents, batch: int, tokens: int, stride: int, rank: int) -> Ch
         places_BT[row, start:end] = filled[row] + index
         filled[row] += -(-(end - start) // stride) * stride
     spans = [(slice(row, row + 1), start, end) for row, start, end in documents]
-    return Chunks(sinusoids(torch.arange(int(chunk_BT.max()) + 1), rank), chunk_BT, spans, places_BT, max(filled))
+    longest = max(end - start for _, start, end in documents)
+    return Chunks(sinusoids(torch.arange(-(-longest // stride)), rank), chunk_BT, spans, places_BT, max(filled))
 
 
 def _chunks_after(lengths: list[int], tokens: int, stride: int, rank: int) -> Chunks:
@@ -202,7 +204,7 @@ def _seen_chunks(lengths: list[int], tokens: int, columns: int, stride: int, dev
     uniform = len(set(lengths)) == 1
     if tokens == 1 and uniform:
         return Visibility(causal=False)
-    starts = torch.tensor(lengths[:1] if uniform else lengths, device=device)
+    starts = numbers_on(lengths[:1] if uniform else lengths, device)
     chunk_BT1 = ((starts.unsqueeze(1) + torch.arange(tokens, device=device)) // stride).unsqueeze(-1)
     column_S = torch.arange(columns, device=device)
     if tokens == 1:

@@ -63,10 +63,11 @@ def attend_chunks_in_blocks(
 
 
 def _one_block(q, k, v, start: int, first: int, last: int, stride: int, scale: float) -> Tensor:
-    ends = range(start + stride - 1, last, stride)
-    columns = torch.tensor([*ends, *range(first, last)], device=q.device)
+    count = len(range(start + stride - 1, last, stride))  # torch's own arange takes no empty range
+    ends = torch.arange(count, device=q.device) * stride + (start + stride - 1)
+    columns = torch.cat([ends, torch.arange(first, last, device=q.device)])
     row = torch.arange(first, last, device=q.device).unsqueeze(1)
-    ahead = (columns[: len(ends)] - start) // stride < (row - start) // stride
+    ahead = (ends - start) // stride < (row - start) // stride
     own = torch.eye(last - first, dtype=torch.bool, device=q.device)
     mask = torch.cat([ahead, own], dim=1)
     return F.scaled_dot_product_attention(

@@ -7,6 +7,8 @@ the cache, which keeps all tokens: it can then be truncated to any length. `atte
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,9 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, context: Context, scale: floa
     fused = attend_fused(q, k, v, seen, scale, window)
     if fused is not None:
         return fused
+    if seen.documents is not None and not q.is_cpu:
+        narrow = context.once(("window", window), lambda: _packed_window(seen, window))
+        return attend(q, k, v, narrow, scale)
     if seen.mask_B1TS is None and seen.causal:
         return by_document(q, k, v, seen.documents, lambda q, k, v: _in_blocks(q, k, v, scale, window))
     first, seen = context.once(("window", window), lambda: _last_window(seen, k.shape[2], window))
@@ -45,8 +50,19 @@ def _last_window(seen: Visibility, keys: int, window: int) -> tuple[int, Visibil
     if seen.mask_B1TS is None:  # one query a row, after all keys
         return max(0, keys - window), seen
     mask_B1TS = _within(seen.mask_B1TS, window)
-    first = int(mask_B1TS.any(dim=2).flatten(0, 1).any(dim=0).int().argmax())
+    if seen.oldest is None:
+        first = int(mask_B1TS.any(dim=2).flatten(0, 1).any(dim=0).int().argmax())
+    else:  # asking a GPU would wait for it
+        first = max(0, seen.oldest - window + 1)
     return first, Visibility(causal=False, mask_B1TS=mask_B1TS[..., first:].contiguous())
+
+
+def _packed_window(seen: Visibility, window: int) -> Visibility:
+    """The window on packed documents, as a GPU takes them."""
+    if seen.packed is not None:
+        return replace(seen, packed=seen.packed.within(window))
+    assert seen.mask_B1TS is not None
+    return Visibility(causal=False, mask_B1TS=_within(seen.mask_B1TS, window))
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shoestring.core.device import numbers_on
 from shoestring.nn.attention.gqa import GroupedQueryAttention
 from shoestring.nn.cache import LayerCache
 from shoestring.nn.config import GQAConfig
@@ -81,7 +83,7 @@ class MemoryAttention(GroupedQueryAttention):
         recalled = iter([recall(part, u.sources, at, scale) for part, u, at in zip(parts, units, hits, strict=True)])
         recalled_BHTC = torch.cat([torch.cat([next(recalled) for _ in group], dim=2) for group in groups])
         found = [[float(bool(unit.sources)) for unit in group for _ in range(unit.count)] for group in groups]
-        found_B1T1 = torch.tensor(found, dtype=q.dtype, device=q.device).view(len(groups), 1, -1, 1)
+        found_B1T1 = numbers_on(found, q.device, q.dtype).view(len(groups), 1, -1, 1)
         gate_BHT1 = self.gate_bias.sigmoid().to(local.dtype).view(-1, 1, 1) * found_B1T1
         return torch.lerp(local, recalled_BHTC, gate_BHT1)
 
@@ -158,5 +160,8 @@ def _documents(context: Context, batch: int, tokens: int) -> Sequence[tuple[int,
 
 
 def _position(context: Context, row: int, column: int) -> int:
-    positions_BT = context.positions_BT
+    if context.layout is not None:
+        positions_BT: Any = context.layout.positions_BT  # asking a GPU would wait for it
+    else:
+        positions_BT = context.positions_BT
     return int(positions_BT[row if positions_BT.shape[0] > 1 else 0, column])
