@@ -231,6 +231,8 @@ KINDS = [
     (SHARED, "{layers: 1}", r"its layers \(1\) must be a multiple"),
     (SHARED, "{layers: 2, growth: zero}", "cannot add nothing where it is new"),
     ({"model.sharing": {"unique_layers": 2, "order": "repeat"}}, "{layers: 2}", "order cycle"),
+    ({"precision.compile": True}, "{layers: 2}", "precision.compile makes blocks that cannot be copied"),
+    ({"precision.fp8": {"recipe": "delayed"}}, "{layers: 2}", "precision.fp8 by TransformerEngine makes blocks"),
     ({"train.steps": None, "train.time": "1m"}, "{until: 2, layers: 2}", "give the ends of stages as shares"),
 ]
 
