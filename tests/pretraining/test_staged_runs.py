@@ -1,5 +1,6 @@
 """Runs of several stages: resumed bit for bit anywhere, told, measured alike, within their prediction; and refusals."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
-from shoestring.core.errors import ConfigError, RunError
+from shoestring.core.errors import BudgetError, ConfigError, RunError
 from shoestring.finetuning.config import load_finetune_recipe
 from shoestring.kernels import allocator
 from shoestring.models.folder import load_model, read_config
@@ -20,15 +21,17 @@ from shoestring.train.checkpoint import checkpoints, read_state
 from shoestring.train.interrupt import Interrupted
 from shoestring.train.metrics import read_metrics
 from shoestring.train.plot import write_plot
+from shoestring.train.resident import ResidentEngine
 from shoestring.train.run import execute
 from shoestring.train.run_folder import Start, resume
 from tests.train import tiny
-from tests.train.test_resume import assert_same_run, losses
+from tests.train.test_resume import assert_same_run, check_killed_runs, losses
 
 STAGES = (
     "[{until: 2, sequence_length: 8, batch_tokens: 64, layers: 1, learning_rate_scale: 0.5},"
     " {until: 4, sequence_length: 16, layers: 2, growth: zero}]"
 )
+REFUSAL = "no room for a tensor of 10 bytes: 5 live of at most 6"  # as the allocator says it
 OFTEN = "evaluate_every: 100\n  checkpoint_every: 1\n  keep: 100\n  final_evaluate_tokens: 64"
 
 
@@ -101,6 +104,42 @@ def test_a_run_killed_behind_a_boundary_crosses_it_again_and_tells_it_once(tmp_p
     shutil.copytree(whole.out, cut, symlinks=True)
     for path in checkpoints(cut)[1:]:
         shutil.rmtree(path)
+    go_on(cut)
+    assert_same_run(whole.out, cut)
+    assert lines(cut) == lines(whole.out)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_runs_of_stages_killed_at_random_instants(tmp_path, source, seed):
+    stages = "stages: [{until: 20, sequence_length: 8, layers: 1}, {until: 40, batch_tokens: 64, layers: 2}]"
+
+    def staged(text):
+        return text.replace("layers: 2", "layers: 4").replace("evaluate_every", f"{stages}\n  evaluate_every")
+
+    check_killed_runs(tmp_path, source, seed, staged)
+
+
+@pytest.mark.parametrize("where", ["forward_backward", "begin"])
+def test_memory_that_is_refused_at_a_boundary_leaves_a_checkpoint_to_go_on_from(
+    tmp_path, source, whole, monkeypatch, where
+):
+    """In the first step of a stage, or while the model grows."""
+    cut, calls, method = tmp_path / "cut", [], getattr(ResidentEngine, where)
+
+    def refuse(self, *arguments):
+        calls.append(where)
+        if len(calls) == {"forward_backward": 3, "begin": 2}[where]:
+            raise RuntimeError(REFUSAL)
+        return method(self, *arguments)
+
+    monkeypatch.setattr(ResidentEngine, where, refuse)
+    with pytest.raises(BudgetError, match="step 3 asked for"):
+        begin(recipe_of(tmp_path, source), cut)
+    state = read_state(checkpoints(cut)[-1])
+    reached = where == "forward_backward"  # the model had grown
+    assert (state.step, state.stage, read_config(checkpoints(cut)[-1]).layers) == (2, reached, 1 + reached)
+    monkeypatch.undo()
     go_on(cut)
     assert_same_run(whole.out, cut)
     assert lines(cut) == lines(whole.out)
@@ -190,6 +229,18 @@ def test_other_stages_may_not_be_resumed_and_the_same_recipe_may(tmp_path, sourc
         resume(cut, load_pretrain_recipe, {"train.stages": "[{until: 3, layers: 2}]"})
 
 
+def test_a_checkpoint_of_no_stage_is_refused(tmp_path, whole):
+    cut = tmp_path / "cut"
+    shutil.copytree(whole.out, cut, symlinks=True)
+    shutil.rmtree(checkpoints(cut)[-1])
+    file = checkpoints(cut)[-1] / "trainer" / "state.json"
+    state = json.loads(file.read_text())
+    for stage, sentence in ((9, "is of stage 10, and the run has 3"), (1, "stage 2 has 2 layers, and the checkpoint 4")):
+        file.write_text(json.dumps({**state, "stage": stage}))
+        with pytest.raises(RunError, match=sentence):
+            go_on(cut)
+
+
 def test_a_number_of_tokens_is_read_over_stages_of_different_batches():
     section = {"tokens": 10_000, "batch_tokens": 1000, "sequence_length": 10}
     settings = PretrainTrainSection.model_validate({**section, "stages": [{"until": 0.5, "batch_tokens": 100}]})
@@ -231,6 +282,8 @@ KINDS = [
     (SHARED, "{layers: 1}", r"its layers \(1\) must be a multiple"),
     (SHARED, "{layers: 2, growth: zero}", "cannot add nothing where it is new"),
     ({"model.sharing": {"unique_layers": 2, "order": "repeat"}}, "{layers: 2}", "order cycle"),
+    ({"precision.compile": True}, "{layers: 2}", "precision.compile makes blocks that cannot be copied"),
+    ({"precision.fp8": {"recipe": "delayed"}}, "{layers: 2}", "precision.fp8 by TransformerEngine makes blocks"),
     ({"train.steps": None, "train.time": "1m"}, "{until: 2, layers: 2}", "give the ends of stages as shares"),
 ]
 

@@ -65,8 +65,8 @@ def losses(run: Path):
     return [(line["step"], line.get("loss"), line.get("bits_per_byte")) for line in lines]
 
 
-def check_killed_runs(folder, source, seed):
-    (folder / "recipe.yaml").write_text(tiny.recipe_text(source, steps=60))
+def check_killed_runs(folder, source, seed, change=lambda text: text):
+    (folder / "recipe.yaml").write_text(change(tiny.recipe_text(source, steps=60)))
     script = [sys.executable, str(ROOT / "tests/train/killed_runs.py"), str(folder), str(seed)]
     done = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from shoestring.models.config import ModelConfig
 from shoestring.pretraining import stages_config
 from shoestring.pretraining.stages_config import Portion, StageConfig
 from shoestring.train.optimizer_config import AdamWConfig, OptimizerConfig
+from shoestring.train.precision_config import TRANSFORMER_ENGINE
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
 from shoestring.train.stages import stage_steps, steps_for
@@ -139,6 +140,11 @@ class PretrainRecipe(RunRecipe):
         memory = self.model.memory if isinstance(self.model, ModelConfig) else None
         if memory is not None and memory.scope == "persistent":
             raise ValueError("a persistent model.memory is kept for rows that stay the same: leave out train.stages")
+        grows = any(stage.layers is not None for stage in self.train.stages)
+        scaled = self.precision.fp8 is not None and self.precision.fp8.recipe in TRANSFORMER_ENGINE
+        if grows and (self.precision.compile or scaled):
+            what = "precision.compile" if self.precision.compile else "precision.fp8 by TransformerEngine"
+            raise ValueError(f"{what} makes blocks that cannot be copied: leave it out, or the layers of stages")
 
     def check_packages(self) -> None:
         """Also what searches a memory larger than what is searched exactly."""
