@@ -139,6 +139,8 @@ class FinetuneRecipe(RunRecipe):
         streams = budget.engine == "streamed" or budget.weights != "source"
         if self.preserve.source is not None and (method == "full" or streams):
             raise ValueError("preserve needs the base in memory beside an adapter: not full, nor streamed layers")
+        if self.preserve.source is not None and self.optimizer.in_backward:
+            raise ValueError("optimizer.in_backward takes one pass backward, and preserve adds another to a step")
         if self.preserve.source == EVERYDAY and self.preserve.tokens < 96:
             raise ValueError("preserve.tokens must be 96 or more for everyday questions and answers")
         if method != "full" and self.precision.saved != "auto":

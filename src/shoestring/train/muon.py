@@ -117,25 +117,34 @@ class Muon(torch.optim.Optimizer):
             for tensors in (parameters, gradients, momenta)
         )
         outputs = (rows, columns) if parameters[0].ndim == 2 else (columns, rows)
-        rate = group["lr"] * scale_of(group["scaling"], *outputs)
-        exact = torch.promote_types(parameters[0].dtype, torch.float32)
-        dtype = torch.bfloat16 if parameters[0].is_cuda else exact
-        tall = rows > columns
+        length = scale_of(group["scaling"], *outputs)
         for start, end in portions(len(weights), rows, columns):
-            shape = (end - start, columns, rows) if tall else (end - start, rows, columns)
-            x_nRC = torch.empty(shape, dtype=dtype, device=parameters[0].device)
-            for one, gradient, momentum in zip(x_nRC, gradients[start:end], momenta[start:end], strict=True):
-                towards = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-                one.copy_(towards.mT if tall else towards)
-            norms_n11 = torch.linalg.vector_norm(x_nRC, dim=(-2, -1), keepdim=True, dtype=exact)
-            x_nRC.div_(norms_n11.clamp_(min=1e-7))
-            x_nRC = newton_schulz(x_nRC, group["iterations"], group["coefficients"])
-            steps = (x_nRC.mT if tall else x_nRC).unbind()
+            steps = _orthogonal(group, gradients[start:end], momenta[start:end])
             for weight, step in zip(weights[start:end], steps, strict=True):
-                if group["weight_decay"]:
-                    decay = group["lr"] * group["weight_decay"]
-                    if group["cautious"]:
-                        weight.sub_(weight * (step * weight > 0), alpha=decay)
-                    else:
-                        weight.mul_(1 - decay)
-                weight.sub_(step, alpha=rate)
+                _apply(group, weight, step, length)
+            del steps, step  # before the next portion's are made
+
+
+def _orthogonal(group: dict[str, Any], gradients: list[Tensor], momenta: list[Tensor]) -> Sequence[Tensor]:
+    """The steps of matrices of one shape, before their length: views of one tensor."""
+    rows, columns = gradients[0].shape
+    tall, dtype = rows > columns, torch.promote_types(gradients[0].dtype, torch.float32)
+    shape = (len(gradients), *sorted((rows, columns)))
+    x_nRC = torch.empty(shape, dtype=torch.bfloat16 if gradients[0].is_cuda else dtype, device=gradients[0].device)
+    for one, gradient, momentum in zip(x_nRC, gradients, momenta, strict=True):
+        towards = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        one.copy_(towards.mT if tall else towards)
+        del towards
+    norms_n11 = torch.linalg.vector_norm(x_nRC, dim=(-2, -1), keepdim=True, dtype=dtype)
+    x_nRC.div_(norms_n11.clamp_(min=1e-7))
+    x_nRC = newton_schulz(x_nRC, group["iterations"], group["coefficients"])
+    return (x_nRC.mT if tall else x_nRC).unbind()
+
+
+def _apply(group: dict[str, Any], weight: Tensor, step: Tensor, length: float) -> None:
+    decay = group["lr"] * group["weight_decay"]
+    if decay and group["cautious"]:
+        weight.sub_(weight * (step * weight > 0), alpha=decay)
+    elif decay:
+        weight.mul_(1 - decay)
+    weight.sub_(step, alpha=group["lr"] * length)

@@ -7,18 +7,32 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from shoestring.core.config import Config, usual_kind
+from shoestring.plan.shapes import Moving
 
 Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
 
 
-class AdamWConfig(Config):
-    """AdamW (arXiv 1711.05101), built by `train.optimizer.build_optimizer`."""
+class AnyOptimizerConfig(Config):
+    """What every kind has. Built by `train.optimizer.build_optimizer`."""
+
+    in_backward: bool = Field(
+        False,
+        description="move each weight as soon as its gradient is there, and free that: for steps of one microbatch"
+        " in one process, with train.clip null",
+    )
+
+
+class AdamWConfig(AnyOptimizerConfig):
+    """AdamW (arXiv 1711.05101)."""
 
     kind: Literal["adamw"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms and biases are not decayed")
+    state: Literal["float32", "8bit"] = Field(
+        "float32", description="of both moments; 8bit takes a quarter of the memory (arXiv 2110.02861)"
+    )
 
 
 class BesideMuonConfig(Config):
@@ -34,7 +48,7 @@ class BesideMuonConfig(Config):
     weight_decay: float = Field(0.1, ge=0, description="on embedding, head and positions; norms and biases not")
 
 
-class MuonConfig(Config):
+class MuonConfig(AnyOptimizerConfig):
     """Muon for the matrices in blocks (`train.muon`), AdamW for everything else."""
 
     kind: Literal["muon"] = "muon"
@@ -65,6 +79,40 @@ class MuonConfig(Config):
         return {**values, "learning_rate": rate, "adamw": beside}
 
 
+class AdafactorConfig(AnyOptimizerConfig):
+    """Adafactor (arXiv 1804.04235, torch.optim.Adafactor): of second moments only the sums of rows and columns."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    learning_rate: float = Field(
+        0.01, gt=0, description="share of its root mean square that a step moves a weight; at most 1 / sqrt(step)"
+    )
+    beta2_decay: float = Field(-0.8, le=0, description="second moments forget 1 - step^this of themselves")
+    epsilon: float | None = Field(None, ge=0, description="under the square root; null: the dtype's")
+    least_scale: float = Field(1e-3, ge=0, description="for weights whose root mean square is smaller")
+    clip_update: float = Field(1.0, ge=1, description="largest root mean square of a step, before the rate")
+    weight_decay: float = Field(0.0, ge=0, description="on matrices only; norms and biases are not decayed")
+
+
+class LionConfig(AnyOptimizerConfig):
+    """Lion (arXiv 2302.06675, the package lion-pytorch): the sign of one moment.
+
+    Its authors take a third to a tenth of AdamW's rate, and as much more decay.
+    """
+
+    kind: Literal["lion"] = "lion"
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: Betas = (0.9, 0.99)
+    weight_decay: float = Field(0.3, ge=0, description="on matrices only; norms and biases are not decayed")
+
+
 OptimizerConfig = Annotated[
-    Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind")], usual_kind("adamw")
+    Annotated[AdamWConfig | MuonConfig | AdafactorConfig | LionConfig, Field(discriminator="kind")],
+    usual_kind("adamw"),
 ]
+
+
+def moving(config: OptimizerConfig) -> Moving:
+    """As the plan sees it."""
+    iterations = config.iterations if isinstance(config, MuonConfig) else Moving.iterations
+    eight_bits = isinstance(config, AdamWConfig) and config.state == "8bit"
+    return Moving(config.kind, eight_bits, iterations, config.in_backward)
