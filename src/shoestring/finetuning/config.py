@@ -201,10 +201,12 @@ def finetune_recipe(model: str, source: str | None = None, settings: dict[str, A
         "model": model,
         "data": {} if source is None else {"source": source},
         "train": {},
-        "optimizer": {
+        "optimizer": {},
+    }
+    if settings.get("optimizer.kind", "adamw") == "adamw":  # others have usual settings of their own
+        values["optimizer"] = {
             "learning_rate": _LEARNING_RATES.get(method, 5e-4), "betas": [0.9, 0.99], "weight_decay": 0.0,
-        },
-    }  # fmt: skip
+        }  # fmt: skip
     if not any(f"train.{name}" in settings for name in FinetuneTrainSection.lengths):
         values["train"]["epochs"] = DEFAULT_EPOCHS
     return load_config(FinetuneRecipe, YamlDocument(values, name=GIVEN.get()), settings)
