@@ -22,7 +22,7 @@ from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine, Prediction, Training
 from shoestring.train.engine import LocalEngine
 from shoestring.train.objective import Objective, next_token
-from shoestring.train.optimizer_config import AdamWConfig
+from shoestring.train.optimizer_config import AdamWConfig, OptimizerConfig
 
 SCALARS = 2500  # bytes of numbers that stand alone (losses, step counts, wavelengths of positions), left out
 RANK = 4
@@ -69,16 +69,19 @@ def adapt(decoder: Decoder, training: Training) -> None:
     attach(decoder, LoRAConfig(rank=RANK, dora=training.dora, dropout=0.1 * training.dropout), modules=modules)
 
 
-def counted(make: Callable[[], LocalEngine], parts: list[Batch], steps: int = 2) -> int:
+def counted(
+    make: Callable[[], LocalEngine], parts: list[Batch], steps: int = 2, optimizer: OptimizerConfig | None = None
+) -> int:
     """The most that tensors took in a few optimizer steps, the model's loading aside; nothing before counts."""
+    optimizer = optimizer or AdamWConfig()
     with _alone() as before:
         engine = make()
         engine.load()
-        engine.begin(objective(engine), AdamWConfig())
+        engine.begin(objective(engine), optimizer)
         allocator.reset_peaks()
         for _ in range(steps):
             engine.forward_backward(parts)
-            engine.optimizer_step(1.0, 1.0)
+            engine.optimizer_step(None if optimizer.in_backward else 1.0, 1.0)
         peak = allocator.counts().live_peak - before
         engine.close()
     return peak

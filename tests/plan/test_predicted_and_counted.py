@@ -16,6 +16,8 @@ from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
 from shoestring.plan.shapes import EngineSpec, JobShape, Training
 from shoestring.train.objective import next_token
+from shoestring.train.optimizer import build_optimizer
+from shoestring.train.optimizer_config import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig, moving
 from shoestring.train.resident import ResidentEngine
 from tests.models.test_count import KINDS
 from tests.plan import counted
@@ -148,3 +150,56 @@ def test_predictions_held_to_the_bases(monkeypatch):
     found = counted.counted(lambda: ResidentEngine(lambda: counted.model(config, training)), parts)
     shape = JobShape(config, 1, 64, training, compared=320, kept=320 * 64 * 4)
     check(counted.predicted(shape, EngineSpec("resident", 1)).tensor_bytes, found, 0.02)
+
+
+OPTIMIZERS = {
+    "adamw": AdamWConfig(),
+    "8bit": AdamWConfig(state="8bit"),
+    "muon": MuonConfig(),
+    "muon, cautious": MuonConfig(cautious=True, iterations=2),
+    "adafactor": AdafactorConfig(),
+    "lion": LionConfig(),
+}
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimizer(kind, in_backward):
+    """In steps whose activations take little, so that moving the weights takes the most; wide matrices, and a vector
+    for each."""
+    optimizer = OPTIMIZERS[kind].model_copy(update={"in_backward": in_backward})
+    config = counted.config(64, 256, tied_head=False, **KINDS["gelu"])
+    parts = counted.batches(1, 1, 8, config.vocabulary)
+    build_optimizer(optimizer, counted.model(config, Training()))  # tables that are made once in a process
+    found = counted.counted(
+        lambda: ResidentEngine(lambda: counted.model(config, Training())), parts, 3, optimizer=optimizer
+    )
+    shape = JobShape(config, 1, 8, moving=moving(optimizer))
+    predicted = counted.predicted(shape, EngineSpec("resident", 1))
+    check(predicted.tensor_bytes, found)
+    beside = kind not in ("adamw", "8bit") and not in_backward
+    assert ("moving the weights" in dict(predicted.tensors)) == beside
+
+
+@pytest.mark.parametrize("kind", ["8bit", "muon", "lion"])
+def test_optimizers_of_adapters(kind):
+    config, training = counted.config(64), ADAPTERS["lora"]
+    parts = counted.batches(1, 2, 200, config.vocabulary)
+    found = counted.counted(
+        lambda: ResidentEngine(lambda: counted.model(config, training)), parts, optimizer=OPTIMIZERS[kind]
+    )
+    shape = JobShape(config, 2, 200, training, moving=moving(OPTIMIZERS[kind]))
+    check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found)
+
+
+def test_gradients_that_are_freed_early_are_not_kept():
+    config = counted.config(64)
+    parts = counted.batches(1, 2, 200, config.vocabulary)
+    optimizer = AdamWConfig(in_backward=True)
+    found = counted.counted(
+        lambda: ResidentEngine(lambda: counted.model(config, Training()), recompute="full"), parts, optimizer=optimizer
+    )
+    spec, shape = EngineSpec("checkpointed", 2, "full"), JobShape(config, 2, 200, moving=moving(optimizer))
+    early, usual = counted.predicted(shape, spec), counted.predicted(JobShape(config, 2, 200), spec)
+    check(early.tensor_bytes, found)
+    assert early.tensor_bytes < usual.tensor_bytes

@@ -8,7 +8,7 @@ import math
 import typing
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from shoestring.core.config_keys import classes_at, nearest_key, setting_keys, tags_at
 from shoestring.core.errors import ConfigError
@@ -172,11 +172,21 @@ def _unknown(key: str, cls: type[Config], document: YamlDocument, overrides: dic
         section = key.rpartition(".")[0]
         chosen = _value_at(document.values, section.split("."))
         kind = chosen.get("kind") if isinstance(chosen, dict) else None
+        if kind is None:  # which one may be unknown to whoever wrote this
+            have = [str(owner.model_fields["kind"].default) for owner in _having(cls, section, name)]
+            hint = f"{section}.kind {' or '.join(have)} has it"
+            return _Problem(key, place, f"unknown setting {key} for the usual kind", hint)
         return _Problem(key, place, f"unknown setting {key} for kind {kind}")
     if hint := cls.called_elsewhere(name, keys):
         return _Problem(key, place, f"unknown setting {key}", hint)
     near = nearest_key(key, keys)
     return _Problem(key, place, f"unknown setting {key}", f"did you mean {near}?" if near else None)
+
+
+def _having(cls: type[Config], section: str, name: str) -> list[type[BaseModel]]:
+    """The kinds of a section that have this setting."""
+    owners = classes_at(cls, section.split("."))
+    return [owner for owner in owners if name in owner.model_fields and "kind" in owner.model_fields]
 
 
 def _path(found: Any, values: Any) -> list[str]:

@@ -139,6 +139,8 @@ class FinetuneRecipe(RunRecipe):
         streams = budget.engine == "streamed" or budget.weights != "source"
         if self.preserve.source is not None and (method == "full" or streams):
             raise ValueError("preserve needs the base in memory beside an adapter: not full, nor streamed layers")
+        if self.preserve.source is not None and self.optimizer.in_backward:
+            raise ValueError("optimizer.in_backward takes one pass backward, and preserve adds another to a step")
         if self.preserve.source == EVERYDAY and self.preserve.tokens < 96:
             raise ValueError("preserve.tokens must be 96 or more for everyday questions and answers")
         if method != "full" and self.precision.saved != "auto":
@@ -199,10 +201,12 @@ def finetune_recipe(model: str, source: str | None = None, settings: dict[str, A
         "model": model,
         "data": {} if source is None else {"source": source},
         "train": {},
-        "optimizer": {
+        "optimizer": {},
+    }
+    if settings.get("optimizer.kind", "adamw") == "adamw":  # others have usual settings of their own
+        values["optimizer"] = {
             "learning_rate": _LEARNING_RATES.get(method, 5e-4), "betas": [0.9, 0.99], "weight_decay": 0.0,
-        },
-    }  # fmt: skip
+        }  # fmt: skip
     if not any(f"train.{name}" in settings for name in FinetuneTrainSection.lengths):
         values["train"]["epochs"] = DEFAULT_EPOCHS
     return load_config(FinetuneRecipe, YamlDocument(values, name=GIVEN.get()), settings)

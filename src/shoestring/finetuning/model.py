@@ -26,6 +26,7 @@ from shoestring.plan.constants import MICROBATCH_TOKENS
 from shoestring.plan.shapes import EngineSpec, JobShape, Options, Training, WeightFormat
 from shoestring.plan.tape import FLOAT
 from shoestring.train.exact_weights import load_trained
+from shoestring.train.optimizer_config import moving
 from shoestring.train.planning import engines
 from shoestring.train.run import say
 
@@ -46,6 +47,7 @@ def job_shape(recipe: FinetuneRecipe, material: Material) -> JobShape:
         compute=recipe.precision.settled, documents=material.documents, compared=compared,
         kept=min(_kept_rows(recipe, material) * compared * config.width * FLOAT, KEPT_BYTES),
         measured=material.held_out, asked=_asked(recipe, material), lengths=material.lengths,
+        moving=moving(recipe.optimizer),
     )  # fmt: skip
 
 

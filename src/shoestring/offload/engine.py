@@ -61,7 +61,8 @@ class StreamedEngine(LocalEngine):
                 if parts:
                     loss = self._top(parts, total)
                     summed, metrics = float(loss.sum), dict(loss.metrics)
-                self._down(parts, total)
+                if self.goes_backward(summed):
+                    self._down(parts, total)
         for part in parts:
             for name, values in part.aux.items():
                 metrics[name] = metrics.get(name, 0.0) + sum(map(float, values)) * part.count
@@ -71,6 +72,7 @@ class StreamedEngine(LocalEngine):
         if self._inputs is not None:
             self._inputs.close()
         self.decoder.close()
+        super().close()
 
     @torch.no_grad()
     def _up(self, parts: list[_Part]) -> None:

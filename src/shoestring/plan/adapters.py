@@ -149,8 +149,9 @@ class Adapted:
     def __init__(self, tape: Tape, base: Base, rank: int, dora: bool = False, dropout: bool = False):
         self.base, self.rank, self.dropout = base, rank, dropout
         self.inputs, self.outputs = base.inputs, base.outputs
-        self.first, self.second = (parameter(tape, rank * side, True) for side in (base.inputs, base.outputs))
-        self.magnitude = parameter(tape, base.outputs, True) if dora else None
+        shapes = ((rank, base.inputs), (base.outputs, rank))
+        self.first, self.second = (parameter(tape, shape, True) for shape in shapes)
+        self.magnitude = parameter(tape, (base.outputs,), True) if dora else None
         tape.adapters += FLOAT * (rank * (base.inputs + base.outputs) + dora * base.outputs)
         tape.stored += FLOAT * dora * base.outputs  # lengths of W's rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,15 +27,15 @@ class Maker:
     def __init__(self, tape: Tape, config: ModelConfig, training: Training):
         self.tape, self.config, self.training = tape, config, training
 
-    def weight(self, numbers: float) -> Tensor:
+    def weight(self, *shape: int) -> Tensor:
         """One that is small, or outside blocks."""
-        self.tape.stored += numbers * FLOAT
-        return parameter(self.tape, numbers, self.training.full)
+        self.tape.stored += math.prod(shape) * FLOAT
+        return parameter(self.tape, shape, self.training.full)
 
-    def matrix(self, numbers: float) -> Tensor:
+    def matrix(self, outputs: int, inputs: int) -> Tensor:
         """One of a block, which may be streamed."""
-        self.tape.matrices += numbers * FLOAT
-        return parameter(self.tape, numbers, self.training.full)
+        self.tape.matrices += outputs * inputs * FLOAT
+        return parameter(self.tape, (outputs, inputs), self.training.full)
 
     def norm(self, width: int) -> Norm:
         return Norm(self.weight(width))
@@ -42,7 +43,7 @@ class Maker:
     def dense(self, name: str, inputs: int, outputs: int, bias: bool = False) -> Part:
         """A matrix that the config's kind of linear does not replace."""
         if self.training.full:
-            return Linear(inputs, outputs, self.matrix(inputs * outputs), self.weight(outputs) if bias else None)
+            return Linear(inputs, outputs, self.matrix(outputs, inputs), self.weight(outputs) if bias else None)
         return self._frozen(name, self._base(inputs, outputs, bias))
 
     def linear(self, name: str, inputs: int, outputs: int, bias: bool = False) -> Part:
@@ -51,8 +52,8 @@ class Maker:
             return self.dense(name, inputs, outputs, bias)
         if self.training.full:
             return LowRank(
-                Linear(inputs, rank, self.matrix(inputs * rank)),
-                Linear(rank, outputs, self.matrix(rank * outputs), self.weight(outputs) if bias else None),
+                Linear(inputs, rank, self.matrix(rank, inputs)),
+                Linear(rank, outputs, self.matrix(outputs, rank), self.weight(outputs) if bias else None),
             )
         if self.training.frozen in ("float32", "bfloat16"):
             base: Base = LowRankBase(Base(inputs, rank), Base(rank, outputs, bias=bias))
@@ -85,7 +86,7 @@ class Maker:
 
 
 def _plain(tape: Tape, base: Base) -> Linear:
-    weight, bias = (parameter(tape, numbers, False) for numbers in (base.inputs * base.outputs, base.outputs))
+    weight, bias = (parameter(tape, shape, False) for shape in ((base.outputs, base.inputs), (base.outputs,)))
     return Linear(base.inputs, base.outputs, weight, bias if base.bias else None)
 
 
@@ -149,7 +150,7 @@ def _activated(make: Maker, config: GELUConfig | SquaredReLUConfig) -> Activated
 
 def _experts(make: Maker, config: MoEConfig) -> MixtureOfExperts:
     width, expert = make.config.width, SwiGLUConfig(width=config.width)
-    router = Linear(width, config.experts, make.matrix(width * config.experts))
+    router = Linear(width, config.experts, make.matrix(config.experts, width))
     experts = [_swiglu(make, expert, f"feed_forward.experts.{n}") for n in range(config.experts)]
     shared = None
     if config.shared_width:
@@ -185,7 +186,7 @@ class Block:
     """x -> x, with whatever a kind passes on beside it."""
 
     def __init__(self, tape: Tape, config: ModelConfig, training: Training, index: int):
-        make, before = Maker(tape, config, training), len(tape.parameters)
+        make, before, tape.in_block = Maker(tape, config, training), len(tape.parameters), True
         build, kind = ATTENTION[type(config.attention)]
         if config.value_residual:
             kind = ValueResidualAttention
@@ -202,7 +203,7 @@ class Block:
         self.attention_bottleneck, self.feed_forward_bottleneck = (
             None if inner is None else Bottleneck(make, config.width, inner, name) for name in names
         )
-        self.weights = tape.parameters[before:]
+        self.weights, tape.in_block = tape.parameters[before:], False
 
     def __call__(self, tape: Tape, x: Tensor, context: Context) -> Tensor:
         normed = self.attention_norm(tape, x)

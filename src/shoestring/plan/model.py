@@ -20,12 +20,12 @@ class Model:
 
     def __init__(self, tape: Tape, config: ModelConfig, training: Training):
         make = Maker(tape, config, training)
-        table = config.vocabulary * config.width
+        table = config.vocabulary, config.width
         self.config, self.training = config, training
         self.integers = training.integers and not training.full  # of the head too
-        self.embedding = make.weight(table)
-        self.head = self.embedding if config.tied_head else make.weight(table)
-        self.positions = make.weight(config.context * config.width) if config.has_learned_positions else None
+        self.embedding = make.weight(*table)
+        self.head = self.embedding if config.tied_head else make.weight(*table)
+        self.positions = make.weight(config.context, config.width) if config.has_learned_positions else None
         self.adapter = None
         if config.input_adapter is not None:
             external, inner = config.input_adapter.external_width, config.input_adapter.width

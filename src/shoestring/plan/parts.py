@@ -8,11 +8,12 @@ Torch-free.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from shoestring.plan.tape import BYTE, FLOAT, Leaf, Tape, Tensor
+from shoestring.plan.tape import BYTE, FLOAT, Leaf, Tape, Tensor, Weight
 
 WORTHWHILE = 1 << 20  # multiply-adds of a product from which on `core.matmul` chooses a library
 # Of oneDNN's products of float32, for each thread: so many rows and columns of the left operand are copied at a time;
@@ -30,9 +31,13 @@ class Part(Protocol):
     def __call__(self, tape: Tape, x: Tensor) -> Tensor: ...
 
 
-def parameter(tape: Tape, numbers: float, trained: bool, size: int = FLOAT) -> Tensor:
+def parameter(tape: Tape, shape: tuple[int, ...], trained: bool, size: int = FLOAT) -> Tensor:
     """A weight. Its own bytes are counted elsewhere, its gradient's here."""
-    weight = Tensor(None, numbers, size, Leaf(tape.memory) if trained else None)
+    leaf = None
+    if trained:
+        tape.trained.append(Weight(shape, tape.in_block))
+        leaf = Leaf(tape.memory, None if tape.beside is None else tape.beside(tape.trained[-1]))
+    weight = Tensor(None, math.prod(shape), size, leaf)
     tape.parameters.append(weight)
     return weight
 

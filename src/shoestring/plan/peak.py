@@ -8,13 +8,14 @@ had from models of four and of five layers. Models whose layers differ are walke
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from shoestring.models.config import ModelConfig
-from shoestring.plan.tape import Phase
+from shoestring.plan.tape import Phase, Weight
 
 LAYER = "one block's work"  # the name of the phases that there are one of for each layer
 _SHALLOW = 4
@@ -22,12 +23,16 @@ _SHALLOW = 4
 
 @dataclass(frozen=True)
 class Walk:
-    """phases: what was live in each. matrices: bytes of a block's; adapters: of all; stored: of other weights."""
+    """phases: what was live in each. matrices: bytes of a block's; adapters: of all; stored: of other weights.
+
+    trained: how many weights of each shape are.
+    """
 
     phases: tuple[Phase, ...]
     matrices: float
     adapters: float
     stored: float
+    trained: Counter[Weight]
 
     @property
     def highest(self) -> Phase:
@@ -46,6 +51,7 @@ def walked(config: ModelConfig, walk: Callable[[ModelConfig], Walk]) -> Walk:
         tuple(_phases(four.phases, five.phases, further)),
         five.matrices,
         *(b + (b - a) * further for a, b in ((four.adapters, five.adapters), (four.stored, five.stored))),
+        Counter({weight: n + (n - four.trained[weight]) * further for weight, n in five.trained.items()}),
     )
 
 

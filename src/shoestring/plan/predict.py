@@ -8,6 +8,7 @@ tests/plan holds them to the bytes that the allocator counts, `benchmarks.predic
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import replace
 
 from shoestring.models.config import ModelConfig
@@ -15,13 +16,14 @@ from shoestring.models.count import cache_numbers
 from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.constants import BITS, LENGTH, TRAINING, USE
 from shoestring.plan.model import Model
+from shoestring.plan.moments import beside_step, kept_moments
 from shoestring.plan.passes import decode
 from shoestring.plan.peak import Walk, walked
 from shoestring.plan.shapes import EngineSpec, JobShape, Line, Machine, Prediction, WeightFormat
 from shoestring.plan.speed import seconds
 from shoestring.plan.step import compared_step, resident_step
 from shoestring.plan.streamed import measured_pass, streamed_blocks, streamed_step
-from shoestring.plan.tape import FLOAT, HALF, Leaf, Memory, Tape
+from shoestring.plan.tape import FLOAT, HALF, Leaf, Memory, Phase, Tape
 
 _DENSE = ("source", "float32", "bfloat16")
 _NUMBERS = 32  # bytes of a token in a batch: four integers
@@ -30,7 +32,7 @@ _NUMBERS = 32  # bytes of a token in a batch: four integers
 def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
     walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn)
-    lines = [*_weights(shape, spec, walk), *_highest(walk)]
+    lines = [*_weights(shape, spec, walk), *_highest(shape, walk)]
     lengths = (shape.lengths - 1) * LENGTH if machine.onednn else 0
     return Prediction(
         tuple(lines), beside(machine.process, TRAINING + lengths, shape.tokens), seconds(shape, spec, machine)
@@ -58,6 +60,8 @@ def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk
 
 def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk:
     tape = Tape(Memory(), onednn, threads)
+    if shape.moving.in_backward:
+        tape.beside = lambda weight: beside_step(shape.moving, Counter({weight: 1}))
     training = shape.training
     if spec.engine == "streamed":  # dense ones are float32 when they are used
         frozen: WeightFormat = "float32" if spec.weights in _DENSE else spec.weights
@@ -83,7 +87,7 @@ def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: in
     if shape.asked[0]:
         _answer(tape, model, shape, int(BITS[shape.source]) // 8 if spec.engine == "streamed" else 0)
     matrices = model.matrices
-    return Walk(tuple(tape.memory.phases[1:]), matrices, tape.adapters, tape.stored)
+    return Walk(tuple(tape.memory.phases[1:]), matrices, tape.adapters, tape.stored, Counter(tape.trained))
 
 
 def _answer(tape: Tape, model: Model, shape: JobShape, source: int) -> None:
@@ -106,9 +110,10 @@ def _weights(shape: JobShape, spec: EngineSpec, walk: Walk) -> list[Line]:
         if integers:
             head = config.vocabulary * (config.width * (1 if config.tied_head else 1 - FLOAT) + FLOAT)
         lines = [("weights", int(config.unique_layers * walk.matrices + walk.stored + head))]
+    state = kept_moments(shape.moving, walk.trained)
     if shape.training.full:
-        return [*lines, ("moments", 2 * lines[0][1])]
-    return [*lines, ("adapters and their moments", int(3 * walk.adapters))]
+        return [*lines, ("moments", state)]
+    return [*lines, ("adapters and their moments", int(walk.adapters) + state)]
 
 
 def streamed_weights(
@@ -130,9 +135,13 @@ def streamed_weights(
     ]
 
 
-def _highest(walk: Walk) -> list[Line]:
+def _highest(shape: JobShape, walk: Walk) -> list[Line]:
     """The phase that sets the peak: what was kept for it, and what it takes itself."""
     phase = walk.highest
+    every = 0 if shape.moving.in_backward else FLOAT * sum(n * weight.numbers for weight, n in walk.trained.items())
+    beside = 0 if shape.moving.in_backward else beside_step(shape.moving, walk.trained)
+    if shape.kept + every + beside > phase.peak:
+        phase = Phase("moving the weights", shape.kept + every, every, shape.kept + every + beside, every)
     gradients = phase.gradients_at_peak
     kept = min(phase.kept - phase.gradients, phase.peak - gradients)
     lines = [

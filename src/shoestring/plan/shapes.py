@@ -35,6 +35,19 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Moving:
+    """How weights are moved, as a recipe's `optimizer` has it. eight_bits: both moments of AdamW.
+
+    iterations: of Newton-Schulz. in_backward: each as soon as its gradient is there, which is freed then.
+    """
+
+    kind: Literal["adamw", "muon", "adafactor", "lion"] = "adamw"
+    eight_bits: bool = False
+    iterations: int = 5
+    in_backward: bool = False
+
+
+@dataclass(frozen=True)
 class JobShape:
     """One optimizer step of one process: rows × length tokens, padded.
 
@@ -42,7 +55,7 @@ class JobShape:
     that do are copied; as if all did. compute: what matmuls run in. documents: whether rows hold several, or end early.
     compared: how many tokens' predictions are compared with the base's in some steps, whose hidden states there are
     kept up to `kept` bytes. measured: whether there is a held-out pass. asked: questions that are answered before and
-    after, their longest and an answer's tokens. lengths: how many lengths of rows there are.
+    after, their longest and an answer's tokens. lengths: how many lengths of rows there are. moving: the optimizer.
     """
 
     config: ModelConfig
@@ -58,6 +71,7 @@ class JobShape:
     measured: bool = True
     asked: tuple[int, int, int] = (0, 0, 0)
     lengths: int = 1
+    moving: Moving = Moving()
 
     @property
     def tokens(self) -> int:

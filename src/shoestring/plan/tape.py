@@ -8,6 +8,7 @@ an operation needs going backward is what its `backward` refers to. `Memory` cou
 from __future__ import annotations
 
 import heapq
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -120,19 +121,37 @@ class Node:
         return made
 
 
+@dataclass(frozen=True)
+class Weight:
+    """One that is trained. in_block: of the decoder."""
+
+    shape: tuple[int, ...]
+    in_block: bool
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
+
+
 class Leaf(Node):
-    """Where a graph ends: a weight that is trained, or a tensor whose gradient is asked for. It adds gradients up."""
+    """Where a graph ends: a weight that is trained, or a tensor whose gradient is asked for. It adds gradients up.
 
-    __slots__ = ("grad", "memory")
+    beside: of a weight that moves as soon as its gradient is there, which is then gone: bytes that this takes.
+    """
 
-    def __init__(self, memory: Memory | None = None):
+    __slots__ = ("beside", "grad", "memory")
+
+    def __init__(self, memory: Memory | None = None, beside: float | None = None):
         super().__init__(FIRST_FREE, (), 1, None)
         self.grad: Tensor | None = None
         self.memory = memory  # counts gradients of weights
+        self.beside = beside
 
     def run(self) -> Gradients:
         (gradient,) = self.take()
-        if self.grad is None and gradient is not None:
+        if self.beside is not None and self.memory is not None:
+            self.memory.scratch(self.beside)
+        elif self.grad is None and gradient is not None:
             self.grad = gradient
             if self.memory is not None:
                 self.memory.gradients += gradient.bytes
@@ -144,7 +163,7 @@ class Tape:
 
     selective: cheap parts are made again going backward. compute: bytes of the numbers that products run in.
     parameters: all weights, whose bytes are not live here but are added up: matrices, of blocks; adapters; stored, of
-    everything else.
+    everything else. trained: those of them that are; beside: what moving one takes, where they move going backward.
     """
 
     def __init__(self, memory: Memory, onednn: bool = False, threads: int = 1):
@@ -153,6 +172,9 @@ class Tape:
         self.compute = FLOAT
         self.recorded = 0
         self.parameters: list[Tensor] = []
+        self.trained: list[Weight] = []
+        self.in_block = False
+        self.beside: Callable[[Weight], float] | None = None
         self.matrices = self.adapters = self.stored = 0.0
         self._save: Callable[[Tensor], Saved] = _keep
         self._cast: dict[int, Tensor] = {}

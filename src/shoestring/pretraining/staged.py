@@ -18,6 +18,7 @@ from shoestring.pretraining.config import PretrainRecipe
 from shoestring.pretraining.stages_config import Portion, shown, stage_model
 from shoestring.train import parallel
 from shoestring.train.metrics import flops_per_token
+from shoestring.train.optimizer_config import moving
 from shoestring.train.planning import applied, chosen, engines, this_machine
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.stages import Stage, Stages, stage_steps
@@ -71,6 +72,7 @@ def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
         return JobShape(
             models[number], portions[number].rows // world, portions[number].sequence_length,
             compute=recipe.precision.settled, documents=recipe.data.separate_documents,
+            moving=moving(recipe.optimizer),
         )  # fmt: skip
 
     def choose(number: int, left_open: tuple[EngineName, ...]) -> Choice:

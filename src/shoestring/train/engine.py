@@ -22,10 +22,11 @@ from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
 from shoestring.models.weights import TensorFile
 from shoestring.train import parallel, transformer_engine
+from shoestring.train.in_backward import InBackward
 from shoestring.train.loss_scale import STATE as LOSS_SCALE
 from shoestring.train.loss_scale import LossScale
 from shoestring.train.objective import Loss, Objective
-from shoestring.train.optimizer import build_optimizer
+from shoestring.train.optimizer import Chained, build_optimizer
 from shoestring.train.optimizer_config import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -34,11 +35,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """norm: of all gradients before clipping. skipped: the weights are as they were, because of `reason`."""
+    """norm: of all gradients before clipping. skipped: the weights are as they were, because of `reason`.
+
+    torn: some weights have moved and others have not, because of `reason`.
+    """
 
     norm: float
     skipped: bool = False
     reason: str = ""
+    torn: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,15 @@ class EngineState:
 
 
 class Engine(Protocol):
-    """name: as `budget.engine` says it. Losses and norms are those of all ranks together."""
+    """name: as `budget.engine` says it. Losses and norms are those of all ranks together.
+
+    torn: whether the weights are between two steps (`train.in_backward`), so that they are no state to save.
+    """
 
     name: str
+
+    @property
+    def torn(self) -> bool: ...
 
     def load(self) -> Decoder:
         """The model, ready to be adapted; what is trained is settled when `begin` is called."""
@@ -60,6 +71,10 @@ class Engine(Protocol):
 
     def begin(self, objective: Objective, optimizer: OptimizerConfig, step: int = 0) -> None:
         """Ready to train: `step` optimizer steps have been done."""
+        ...
+
+    def set_rate(self, rate: float) -> None:
+        """The next step's share of the highest learning rate, for weights that move while it goes backward."""
         ...
 
     def forward_backward(self, microbatches: Sequence[Batch]) -> Loss:
@@ -101,11 +116,12 @@ class LocalEngine:
         self.compute = compute
         self.loss_scale = loss_scale
         self.decoder: Decoder
-        self.optimizer: torch.optim.Optimizer
+        self.optimizer: Chained
         self.objective: Objective
         self.steps = 0
         self._make = make
         self._finite = True
+        self._in_backward: InBackward | None = None
 
     @classmethod
     def around(cls, decoder: Decoder, objective: Objective, *arguments: Any, **options: Any) -> Self:
@@ -123,13 +139,35 @@ class LocalEngine:
         self.objective, self.steps = objective, step
         self.optimizer = build_optimizer(optimizer, self.decoder)
         self._highest = [group["lr"] for group in self.optimizer.param_groups]
+        self.hook_up(optimizer.in_backward)
         self.decoder.train()
 
+    def hook_up(self, in_backward: bool) -> None:
+        """Have the optimizer move weights in the pass backward, or not."""
+        LocalEngine.close(self)
+        if in_backward:
+            names = {id(parameter): name for name, parameter in self.decoder.named_parameters()}
+            self._in_backward = InBackward(self.optimizer, names)
+
+    @property
+    def torn(self) -> bool:
+        return self._in_backward is not None and self._in_backward.torn
+
+    def set_rate(self, rate: float) -> None:
+        for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
+            group["lr"] = highest * rate
+
+    def goes_backward(self, loss: float | Tensor) -> bool:
+        """Whether a step of this loss does: not where it could not be undone. Waits for a GPU only there."""
+        return self._in_backward is None or math.isfinite(float(loss))
+
     def optimizer_step(self, clip: float | None, rate: float) -> StepResult:
+        if self._in_backward is not None and self._in_backward.failed:
+            return StepResult(math.nan, reason=self._in_backward.failed, torn=True)
         parameters, scale = self.parameters(), self.loss_scale
         if scale is not None:
             scale.unscale(p.grad for p in parameters if p.grad is not None)
-        norm = _clip(parameters, clip)
+        norm = _clip(parameters, clip) if self._in_backward is None else self._in_backward.finish()
         self.steps += 1
         if not (self._finite and math.isfinite(norm)):
             self.abandon()
@@ -138,8 +176,7 @@ class LocalEngine:
             return StepResult(norm, True, overflow or f"{what} is not a finite number")
         if scale is not None:
             scale.fits()
-        for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
-            group["lr"] = highest * rate
+        self.set_rate(rate)
         self.optimizer.step()
         torch.autograd.graph.increment_version(parameters)  # which fused optimizers forget: what is made of them is old
         self.abandon()
@@ -173,13 +210,13 @@ class LocalEngine:
         names = {id(parameter): name for name, parameter in self.decoder.named_parameters()}
         for parameter in self.parameters():
             name = names[id(parameter)]
+            state = self.optimizer.state[parameter]
             restored: dict[str, Any] = dict(numbers.get(name, {}))
-            for key in (key for key in file.infos if key.rpartition("/")[0] == name):
-                last = key.rpartition("/")[2]
-                restored[last] = _read(file, key, parameter, self.optimizer.state[parameter].get(last))
-            if differing := sorted(restored.keys() ^ self.optimizer.state[parameter].keys()):
-                have = "has an unknown" if differing[0] in restored else "lacks"
+            kept = {key.rpartition("/")[2]: key for key in file.infos if key.rpartition("/")[0] == name}
+            if differing := sorted((restored.keys() | kept.keys()) ^ state.keys()):
+                have = "lacks" if differing[0] in state else "has an unknown"
                 raise RunError(f"the optimizer's state {have} {name}/{differing[0]}", str(file.path))
+            restored |= {last: _read(file, key, parameter, state[last]) for last, key in kept.items()}
             self.optimizer.state[parameter] = restored
         if self.loss_scale is not None:
             self.loss_scale.restore(numbers.get(LOSS_SCALE), str(file.path))
@@ -189,7 +226,9 @@ class LocalEngine:
         return parallel.from_first(value)
 
     def close(self) -> None:
-        """Nothing is open."""
+        if self._in_backward is not None:
+            self._in_backward.close()
+            self._in_backward = None
 
     def penalties(self) -> dict[str, float]:
         """Send the objective's penalties backward; -> the mean of each over ranks, by name."""
@@ -233,9 +272,10 @@ def _read(file: TensorFile, key: str, parameter: Tensor, old: Tensor | None) -> 
     """
     info = file.infos[key]
     wanted = tuple(parameter.shape if old is None else old.shape)
-    if info.shape != wanted or not info.dtype.is_floating_point:
-        kind = str(info.dtype).removeprefix("torch.")
-        raise RunError(f"{key} is {kind} {list(info.shape)}, expected {list(wanted)} of floats", str(file.path))
+    codes = None if old is None or old.dtype.is_floating_point else old.dtype  # of moments in 8 bits
+    if info.shape != wanted or not (info.dtype.is_floating_point if codes is None else info.dtype == codes):
+        kind, expected = (str(each).removeprefix("torch.") for each in (info.dtype, codes or "floats"))
+        raise RunError(f"{key} is {kind} {list(info.shape)}, expected {list(wanted)} of {expected}", str(file.path))
     target = old
     if target is None or tuple(target.shape) != info.shape or target.dtype != info.dtype:
         like = info.shape == tuple(parameter.shape) or parameter.device.type != "cpu"

@@ -31,7 +31,7 @@ MOST_SKIPPED = 10  # steps in a row
 
 
 class NonFiniteLoss(RunError):
-    """Step after step, the loss or its gradient is no longer a number."""
+    """Step after step, the loss or its gradient is no longer a number; or once, where that cannot be undone."""
 
 
 class Stream(Protocol):
@@ -117,6 +117,7 @@ def train(
             stage = stages.all[state.stage]
             share *= stage.rate
             group = [next(stream) for _ in range(stage.microbatches)]
+            engine.set_rate(share)
             loss = engine.forward_backward(group)
             with parallel.together():
                 result = engine.optimizer_step(clip, share)
@@ -153,7 +154,9 @@ def train(
 
 
 def _count_skipped(state: TrainerState, result: StepResult) -> None:
-    """A step that was skipped is an event of the run; ten in a row end it."""
+    """A step that was skipped is an event of the run; ten in a row end it, as does one that was broken off."""
+    if result.torn:
+        raise NonFiniteLoss(f"step {state.step + 1} was broken off among its weights: {result.reason}")
     if not result.skipped:
         state.skipped_in_a_row = 0
         return

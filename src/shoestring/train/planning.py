@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import torch
 
 from shoestring.core.device import resolve_device
-from shoestring.core.errors import BudgetError
+from shoestring.core.errors import BudgetError, ConfigError
 from shoestring.core.machine import has_int8_instructions, rss_bytes, total_memory_bytes
 from shoestring.core.matmul import TABLE
 from shoestring.core.matmul_choice import LAYOUTS, Kind
@@ -58,7 +58,8 @@ def int8_gain() -> float:
 def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tuple[R, Choice]:
     """The recipe with engine and microbatch as chosen by the first process, and the choice; it shows a budget's sum.
 
-    Raises BudgetError when nothing fits, and without a budget what no memory of this machine could hold.
+    Raises BudgetError when nothing fits, and without a budget what no memory of this machine could hold; ConfigError
+    for weights that are to move in the pass backward and cannot.
     """
     choice = chosen(recipe, shape, options, machine)
     return applied(recipe, choice, shape, machine), choice
@@ -67,6 +68,8 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
 def chosen(recipe: RunRecipe, shape: JobShape, options: Options, machine: Machine) -> Choice:
     """By the first process, for all."""
     budget = recipe.budget.memory
+    if recipe.optimizer.in_backward:
+        options = _rows_at_once(options, shape)
     made: list[Choice] = []
 
     def by_this_process() -> dict[str, Any]:
@@ -97,6 +100,21 @@ def applied(recipe: R, choice: Choice, shape: JobShape, machine: Machine) -> R:
             "train": recipe.train.model_copy(update={"microbatch": spec.microbatch}),
         }
     )
+
+
+def _rows_at_once(options: Options, shape: JobShape) -> Options:
+    """For weights that move in the pass backward: each must get its whole gradient there."""
+    what = "optimizer.in_backward"
+    if parallel.world_size() > 1:
+        raise ConfigError(f"{what} is for one process, and gradients of {parallel.world_size()} are to be summed")
+    if options.microbatch not in (None, shape.rows):
+        raise ConfigError(
+            f"{what} needs all {shape.rows} rows of a step at once, and train.microbatch is {options.microbatch}",
+            hint=f"set train.microbatch null, or make a step of {options.microbatch} rows",
+        )
+    if shape.config.sharing is not None:
+        raise ConfigError(f"{what}: layers that share weights (model.sharing) give each several gradients")
+    return replace(options, usual=shape.rows, microbatch=shape.rows)
 
 
 def _check_possible(needed: int, total: int) -> None:

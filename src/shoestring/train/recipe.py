@@ -82,6 +82,19 @@ class RunRecipe(Config):
             raise ValueError(f"budget.memory cannot be promised with precision.{what}, whose memory is not predicted")
         return self
 
+    @model_validator(mode="after")
+    def _can_move_in_backward(self) -> RunRecipe:
+        if self.optimizer.in_backward and self.train.clip is not None:
+            raise ValueError(
+                "optimizer.in_backward moves weights before the norm of all gradients is known: set train.clip null"
+            )
+        if self.optimizer.in_backward and self.precision.compute == "float16":
+            raise ValueError(
+                "optimizer.in_backward: in float16 a step is skipped when any gradient overflows, and by then others"
+                " have moved"
+            )
+        return self
+
     @classmethod
     def called_elsewhere(cls, name: str, keys: list[str]) -> str | None:
         found = meant(name, keys)
@@ -93,3 +106,5 @@ class RunRecipe(Config):
             need("tensorboard", "log.tensorboard", "train")
         if self.log.wandb:
             need("wandb", "log.wandb", "train")
+        if self.optimizer.kind == "lion":
+            need("lion_pytorch", "optimizer.kind lion", "train")

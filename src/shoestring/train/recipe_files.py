@@ -10,10 +10,13 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shoestring.core import console
 from shoestring.core.config import load_config
+from shoestring.core.config_keys import classes_at
 from shoestring.core.errors import ConfigError
 from shoestring.core.yaml_document import YamlDocument, read_document
 from shoestring.train.recipe import RunRecipe, TrainSection
@@ -74,17 +77,42 @@ def load_run_recipe(
     if isinstance(name_or_path, cls):
         if not overrides:
             return name_or_path
-        plain = name_or_path.model_dump(mode="json", exclude_unset=True)
-        return load_config(cls, YamlDocument(plain, name="the recipe"), overrides)
+        plain = YamlDocument(name_or_path.model_dump(mode="json", exclude_unset=True), name="the recipe")
+        return load_config(cls, of_other_kinds(cls, plain, overrides), overrides)
     if isinstance(name_or_path, YamlDocument):
-        return load_config(cls, name_or_path, overrides)
+        return load_config(cls, of_other_kinds(cls, name_or_path, overrides), overrides)
     assert isinstance(name_or_path, (str, Path))
     document = read_recipe(name_or_path)
     job, mine = _job(document), cls.model_fields["job"].default
     if job != mine:
         raise ConfigError(f"{name_or_path} is a recipe of {job}", hint=f"shoestring {job} {name_or_path} runs it")
     hint = f"shoestring recipe show {name_or_path} lists all settings"
-    return load_config(cls, document, overrides, hint=hint)
+    return load_config(cls, of_other_kinds(cls, document, overrides), overrides, hint=hint)
+
+
+def of_other_kinds(cls: type[RunRecipe], document: YamlDocument, overrides: Mapping[str, Any]) -> YamlDocument:
+    """The recipe without what does not go with another `optimizer.kind` or `schedule.kind` that is given over it.
+
+    An optimizer's rates and decays are found for its kind, so another one begins from its own usual ones. A schedule
+    keeps what the other kind has too. What goes is told.
+    """
+    for section, kept in (("optimizer", {"in_backward"}), ("schedule", None)):
+        written, kind = document.values.get(section), overrides.get(f"{section}.kind")
+        if not isinstance(kind, str) or not isinstance(written, dict):
+            continue
+        kind = kind.strip()
+        fields = {
+            option.model_fields["kind"].default: set(option.model_fields) for option in classes_at(cls, [section])
+        }
+        before = written.get("kind", next(iter(fields)))
+        if kind == before or kind not in fields:
+            continue
+        goes = [key for key in written if key not in (fields[kind] if kept is None else {"kind", *kept})]
+        if goes:
+            console.say(f"{section} {kind}: without the recipe's {', '.join(goes)}, which {before} had")
+        values = {key: value for key, value in written.items() if key not in goes}
+        document = replace(document, values={**document.values, section: values})
+    return document
 
 
 def with_short(

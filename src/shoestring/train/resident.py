@@ -83,6 +83,7 @@ class ResidentEngine(LocalEngine):
         layer's gradients, where zeros would make its first steps the largest.
         """
         decoder, optimizer, before = self.decoder, self.optimizer, dict(self.decoder.__dict__)
+        highest = self._highest
         deeper, origins = grown(decoder, layers, growth)
         old = {name: optimizer.state.get(parameter) for name, parameter in decoder.named_parameters()}
         try:
@@ -95,7 +96,8 @@ class ResidentEngine(LocalEngine):
                     self.optimizer.state[parameter] = _copied(state) if name in origins else state
         except RuntimeError:
             decoder.__dict__.update(before)
-            self.optimizer = optimizer
+            self.optimizer, self._highest = optimizer, highest
+            self.hook_up(self._settings.in_backward)
             raise
 
     def forward_backward(self, microbatches: Sequence[Batch]) -> Loss:
@@ -116,6 +118,8 @@ class ResidentEngine(LocalEngine):
                 extras += [(name, extra.detach(), loss.count) for name, extra in aux.items()]
                 for name, value in loss.metrics.items():
                     metrics[name] = metrics.get(name, 0.0) + value
+                if not self.goes_backward(loss.sum.detach()):
+                    break
                 self.scaled((loss.sum + sum(aux.values()) * loss.count) / total).backward()
                 del loss, aux  # before the next microbatch's are made
         if self.banks is not None:

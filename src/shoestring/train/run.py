@@ -308,8 +308,13 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
             raise
         traceback.clear_frames(error.__traceback__)
         allocator.limit()
-        saving.save(state)
         what = "was too large for another process" if refusal is None else _beyond(refusal)
+        if engine.torn:
+            whole = checkpoints(out)
+            kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
+            why = "some weights had moved already (optimizer.in_backward), so nothing was saved"
+            raise BudgetError(f"step {state.step + 1} {what}; {why}; {kept}", hint=more) from None
+        saving.save(state)
         raise BudgetError(
             f"step {state.step + 1} {what}; saved in {out} after step {state.step}",
             hint=more,
