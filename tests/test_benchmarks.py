@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks import gpu
 from benchmarks.cgroup import memory_group, why_not
 from benchmarks.measure import run_worker
 from benchmarks.prediction import CASES
@@ -108,3 +109,45 @@ def test_the_cases_of_the_prediction_are_of_every_use_engine_and_format():
     assert {case.weights for case in CASES if case.engine == "streamed"} == {"source", "float32", "int8", "int4", "nf4"}
     assert {case.method for case in CASES if case.use == "finetune"} == {"lora", "full", "qlora"}
     assert {case.budget for case in CASES} == {True, False}
+
+
+def test_the_gpu_benchmark_has_a_twin_on_the_cpu(capsys):
+    cases = [name for name in gpu.LIMITS if "compiled" not in name and name != "elite-bf16-one-document"]
+    gpu.main(["--device", "cpu", "--cases", ",".join(cases)])
+    output, progress = capsys.readouterr()
+    figures = json.loads(output.splitlines()[-1])
+    assert [line.split()[0] for line in progress.splitlines() if line.split()[0] in gpu.LIMITS] == cases
+    assert not {name: figures[name] for name in cases if "not_available" in figures[name]}
+    assert all(figures[name]["agrees"] for name in ("packed-attention", "parity", "parity-streamed"))
+    assert len(figures["parity"]["kinds"]) == 16 and figures["parity-streamed"]["gradients"] > 20
+    # A streamed model is predicted as it runs on a CPU, in float32; here it is opened in bfloat16.
+    for name, near in {"elite-bf16": 0.03, "lora-0.5b": 0.03, "streamed-3b": 0.1}.items():
+        assert figures[name]["tokens_per_second"] > 0 and figures[name]["last_loss"] < figures[name]["first_loss"]
+        assert figures[name]["peak_mb"] == pytest.approx(figures[name]["predicted_mb"], rel=near)
+    assert figures["elite-fp8"]["first_loss"] == pytest.approx(figures["elite-bf16"]["first_loss"], rel=0.01)
+    assert figures["decode"]["tokens_per_second_at_8"] > figures["decode"]["tokens_per_second_at_1"] > 0
+
+
+def test_a_case_of_the_gpu_benchmark_that_fails_or_takes_long_is_told_and_the_rest_goes_on(monkeypatch, capsys):
+    def worker(module, flag, name, *rest, timeout):
+        assert timeout <= gpu.LIMITS[name]
+        if name == "parity":
+            raise TimeoutError("not done after 90 s")
+        if name == "decode":
+            raise RuntimeError("benchmarks.gpu failed:\nTraceback\n\ntorch.OutOfMemoryError: CUDA out of memory")
+        return {"tokens_per_second": 12345.678}
+
+    monkeypatch.setattr(gpu, "run_worker", worker)
+    found = gpu.run(["parity", "decode", "elite-fp8"], "cuda", 100)
+    assert found["parity"] == {"not_available": "TimeoutError: not done after 90 s"}
+    assert found["decode"] == {"not_available": "RuntimeError: torch.OutOfMemoryError: CUDA out of memory"}
+    assert found["elite-fp8"] == {"tokens_per_second": 12350.0}
+    assert gpu.run(["decode"], "cuda", 0) == {"decode": {"not_available": "the 0 s were over"}}
+    assert len(capsys.readouterr().err.splitlines()) == 4
+    assert sum(gpu.LIMITS.values()) > gpu.SECONDS <= 480  # limits are of each; together they are cut off
+
+
+def test_without_the_device_the_gpu_benchmark_says_so_at_once(capsys):
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(["--device", "cuda:7"])
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: device cuda")

@@ -13,11 +13,12 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from shoestring.core import torch_features
 from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch, layout_of, one_row
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
-from shoestring.nn import context, moe
+from shoestring.nn import moe
 from shoestring.nn.attention import packed
 from shoestring.nn.attention.core import attend_plain
 from shoestring.nn.lora_config import LoRAConfig
@@ -72,7 +73,7 @@ def gpu(monkeypatch):
         torch, "autocast",
         lambda kind, **given: contextlib.nullcontext() if kind == "meta" else autocast(kind, **given),
     )  # fmt: skip
-    monkeypatch.setattr(context, "usable", lambda device: device == GPU)
+    monkeypatch.setattr(torch_features, "flex_attention", lambda device: device == GPU)
     calls = []
 
     def kernel(q, k, v, block_mask, scale, enable_gqa):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from shoestring.core import torch_features
 from shoestring.core.errors import ConfigError
 
 _DTYPES = {
@@ -22,8 +23,9 @@ _DTYPES = {
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """The torch device for "auto", "cpu", "cuda", "cuda:1" or "mps".
 
-    Raises ConfigError if unknown or absent here.
+    Raises ConfigError if unknown or absent here, or if torch is too old.
     """
+    torch_features.require()
     if isinstance(name, torch.device):
         return name
     if name == "auto":

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoestring.core import torch_features
 from shoestring.core.device import numbers_on
 from shoestring.data.batch import Layout, Span, documents_of
-from shoestring.nn.attention.packed import Packed, usable
+from shoestring.nn.attention.packed import Packed
 from shoestring.nn.cache import Cache, CacheRows, NewTokens
 from shoestring.nn.memory.bank import MemoryBank
 from shoestring.nn.rope import RotaryEmbedding, RotaryTables
@@ -155,7 +156,7 @@ def _of_segments(segments_BT: Tensor | None, layout: Layout | None) -> Visibilit
         return Visibility(causal=True, documents=documents)
     # Spans of unequal length, one call each, are slow on a GPU.
     packed = Packed.of(segments_BT)
-    if usable(segments_BT.device):
+    if torch_features.flex_attention(segments_BT.device):
         packed.block_mask()  # now: layers may be compiled
         return Visibility(causal=True, documents=documents, packed=packed)
     return Visibility(causal=True, documents=documents, mask_B1TS=packed.mask_B1TS())

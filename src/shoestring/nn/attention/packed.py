@@ -10,7 +10,6 @@ through a dense mask. Written without a GPU: see docs/gpu.md for what has run.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +20,6 @@ from torch import Tensor
 BLOCK = 128  # FlexAttention's own
 _LEAST_WIDTH = 16  # of a head, that its kernel takes
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@functools.cache
-def usable(device: torch.device) -> bool:
-    """Whether FlexAttention has a kernel here that trains: on CUDA (or ROCm) with Triton, which makes it."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
