@@ -29,10 +29,12 @@ def softmax_rows(logits_NV: Tensor, labels_N: Tensor, first: int = 0, less_one: 
     return _call(kernels, logits_NV, labels_N, first, less_one, False)
 
 
-def log_sums(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """-> log Σ exp of each row, and the logit of its label, both [N]. The logits stay as they are, or not."""
+def log_sums(logits_NV: Tensor, labels_N: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    """The same two numbers where no gradient is wanted. What becomes of the logits is undefined."""
     kernels = _kernels(logits_NV)
-    return softmax_rows(logits_NV, labels_N) if kernels is None else _call(kernels, logits_NV, labels_N, 0, True, True)
+    if kernels is None:
+        return softmax_rows_plain(logits_NV, labels_N, first)
+    return _call(kernels, logits_NV, labels_N, first, True, True)
 
 
 def softmax_rows_plain(
@@ -47,7 +49,8 @@ def softmax_rows_plain(
     # log Σ exp(z) = z_max − log p_max: the largest logit is the largest probability too.
     normalizer_N = highest_N - logits_NV.amax(1).log_()
     p_N1 = logits_NV.gather(1, at_N1)
-    logits_NV.scatter_(1, at_N1, torch.where(labels_N1 == at_N1, p_N1 - 1 if less_one else torch.zeros_like(p_N1), p_N1))
+    own_N1 = p_N1 - 1 if less_one else torch.zeros_like(p_N1)
+    logits_NV.scatter_(1, at_N1, torch.where(labels_N1 == at_N1, own_N1, p_N1))
     return normalizer_N, labelled_N
 
 
