@@ -29,14 +29,45 @@ _FORMATS = (torch.float32, torch.bfloat16)
 _TENSORS = (Tensor, nn.Parameter)  # a traced, faked or distributed one has products of its own
 
 
-def matmul(rows_MK: Tensor, weight_NK: Tensor) -> Tensor:
+def matmul(rows_MK: Tensor, weight_NK: Tensor, out: Tensor | None = None) -> Tensor:
     """rows · weightᵀ -> [..., N]: a plain product without autograd, either operand may be a transposed view.
 
-    The same result as `torch.matmul(rows, weight.t())` up to the order of sums.
+    The same result as `torch.matmul(rows, weight.t())` up to the order of sums. out: [M, N], where the result may be
+    written, its rows as far apart as they like; only the tensor that is returned counts, since not every library can.
     """
+    if out is not None and _by_torch(rows_MK, weight_NK):
+        return torch.mm(rows_MK, weight_NK.t(), out=out)
     if not worthwhile(rows_MK, weight_NK):
         return torch.matmul(rows_MK, weight_NK.t())
     return TABLE.product(kind_of(rows_MK, weight_NK))(rows_MK, weight_NK)
+
+
+def add_matmul(total_MN: Tensor, rows_MK: Tensor, weight_NK: Tensor) -> None:
+    """total += rows · weightᵀ, in place, by a product that adds where the library has one."""
+    if _by_torch(rows_MK, weight_NK):
+        total_MN.addmm_(rows_MK, weight_NK.t())
+    else:
+        total_MN.add_(matmul(rows_MK, weight_NK))
+
+
+def writes_in_place(rows: int, outputs: int, inputs: int) -> bool:
+    """Whether a float32 linear of this shape has all three products from torch's own library, which can write anywhere.
+
+    Going forward [rows, inputs] · [outputs, inputs]ᵀ.
+    """
+    if rows * outputs * inputs < WORTHWHILE:
+        return True
+    shapes = {
+        (False, False): (rows, outputs, inputs),
+        (False, True): (rows, inputs, outputs),
+        (True, True): (outputs, inputs, rows),
+    }
+    return all(TABLE.product(_kind(torch.float32, lies, *shape)) is _torch for lies, shape in shapes.items())
+
+
+def _by_torch(rows_MK: Tensor, weight_NK: Tensor) -> bool:
+    """Whether torch's own library serves this product."""
+    return not worthwhile(rows_MK, weight_NK) or TABLE.product(kind_of(rows_MK, weight_NK)) is _torch
 
 
 def worthwhile(rows_MK: Tensor, weight_NK: Tensor) -> bool:

@@ -16,18 +16,6 @@ from torch import Tensor
 
 from shoestring.kernels.compiled import kernel
 
-_LINE = 64 // 4  # numbers of float32 in a line of a processor's cache
-
-
-def row_stride(vocabulary: int) -> int:
-    """Numbers from one row of float32 logits to the next where products and passes are fast.
-
-    Rows that are a multiple of 1 kB apart begin in the same few sets of a cache, where packing their columns for a
-    product evicts what it has just read: a fifth of the product's time on a Zen 3.
-    """
-    stride = -(-vocabulary // _LINE) * _LINE
-    return stride + _LINE if stride % (16 * _LINE) == 0 else stride
-
 
 def softmax_rows(logits_NV: Tensor, labels_N: Tensor, first: int = 0, less_one: bool = True) -> tuple[Tensor, Tensor]:
     """-> log Σ exp of each row, and the logit of each label that stands here, both [N]; elsewhere it is undefined.
@@ -41,25 +29,28 @@ def softmax_rows(logits_NV: Tensor, labels_N: Tensor, first: int = 0, less_one: 
     return _call(kernels, logits_NV, labels_N, first, less_one, False)
 
 
-def log_sums(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """-> log Σ exp of each row, and the logit of its label, both [N]. The logits stay as they are, or not."""
+def log_sums(logits_NV: Tensor, labels_N: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    """The same two numbers where no gradient is wanted. What becomes of the logits is undefined."""
     kernels = _kernels(logits_NV)
-    return softmax_rows(logits_NV, labels_N) if kernels is None else _call(kernels, logits_NV, labels_N, 0, True, True)
+    if kernels is None:
+        return softmax_rows_plain(logits_NV, labels_N, first)
+    return _call(kernels, logits_NV, labels_N, first, True, True)
 
 
 def softmax_rows_plain(
     logits_NV: Tensor, labels_N: Tensor, first: int = 0, less_one: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The definition."""
-    here = ((labels_N >= first) & (labels_N < first + logits_NV.shape[1])).nonzero().flatten()
-    labels = labels_N[here] - first
-    labelled_N = torch.empty_like(logits_NV[:, 0])
-    labelled_N[here] = logits_NV[here, labels]
+    labels_N1 = (labels_N - first).unsqueeze(1)
+    at_N1 = labels_N1.clamp(0, logits_NV.shape[1] - 1)
+    labelled_N = logits_NV.gather(1, at_N1).squeeze(1)
     highest_N = logits_NV.amax(1)
     torch.softmax(logits_NV, dim=1, out=logits_NV)
     # log Σ exp(z) = z_max − log p_max: the largest logit is the largest probability too.
     normalizer_N = highest_N - logits_NV.amax(1).log_()
-    logits_NV[here, labels] = logits_NV[here, labels] - 1 if less_one else 0.0
+    p_N1 = logits_NV.gather(1, at_N1)
+    own_N1 = p_N1 - 1 if less_one else torch.zeros_like(p_N1)
+    logits_NV.scatter_(1, at_N1, torch.where(labels_N1 == at_N1, own_N1, p_N1))
     return normalizer_N, labelled_N
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from shoestring.kernels.softmax import log_sums, softmax_rows
 from shoestring.nn.head import Block, OutputHead
 from shoestring.nn.head_blocks import STATES, block_rows
 
@@ -76,13 +77,13 @@ class _Merged:
             logits.mul_(self.softcap)
         self.find(first, len(block))
         self.note(logits)
-        highest_N = logits.amax(1)
-        torch.softmax(logits, dim=1, out=logits)
-        # log Σ exp(z) of the block: its largest logit is its largest probability too.
-        block_N = highest_N - logits.amax(1).log_()
+        if self.wants_gradient:  # the logits become probabilities, zero at the labels
+            block_N, _ = softmax_rows(logits, self.labels_N, first, less_one=False)
+        else:
+            block_N, _ = log_sums(logits, self.labels_N, first)
         normalizer_N = torch.logaddexp(self.normalizer_N, block_N)
         if self.wants_gradient:
-            self.cut(logits, slope, block)
+            self.keep_rows(slope, block)
             if slope is not None:
                 logits.mul_(slope)
             self.mean_ND.mul_((self.normalizer_N - normalizer_N).exp_().unsqueeze(1))
@@ -98,15 +99,14 @@ class _Merged:
         """Keep the logits of these labels."""
         self.labelled_N[self._here] = logits[self._here, self._labels]
 
-    def cut(self, probabilities: Tensor, slope: Tensor | None, block: Block) -> None:
-        """Keep the rows of these labels, and leave them out of the weighted sum."""
+    def keep_rows(self, slope: Tensor | None, block: Block) -> None:
+        """Keep the rows of these labels, which the weighted sum leaves out."""
         if not len(self._here):
             return
         label_rows = block.rows(self._labels)
         self.label_rows_ND[self._here] = (
             label_rows if slope is None else label_rows * slope[self._here, self._labels].unsqueeze(1)
         )
-        probabilities[self._here, self._labels] = 0
 
     def gradient(self) -> Tensor:
         """[N, D], when all blocks are merged."""
@@ -126,10 +126,8 @@ class _MergedOnGPU(_Merged):
         found_N1 = logits.gather(1, self._rows_N1).to(self.labelled_N.dtype)
         self.labelled_N = torch.where(self._inside_N1, found_N1, self.labelled_N.unsqueeze(1)).squeeze(1)
 
-    def cut(self, probabilities: Tensor, slope: Tensor | None, block: Block) -> None:
+    def keep_rows(self, slope: Tensor | None, block: Block) -> None:
         rows_ND = block.rows(self._rows_N1.squeeze(1)).to(self.label_rows_ND.dtype)
         if slope is not None:
             rows_ND = rows_ND * slope.gather(1, self._rows_N1)
         self.label_rows_ND = torch.where(self._inside_N1, rows_ND, self.label_rows_ND)
-        left_N1 = probabilities.gather(1, self._rows_N1).masked_fill_(self._inside_N1, 0)
-        probabilities.scatter_(1, self._rows_N1, left_N1)

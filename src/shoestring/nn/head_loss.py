@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoestring.core.matmul import matmul
+from shoestring.core.matmul import add_matmul, matmul, writes_in_place
 from shoestring.data.batch import IGNORED, Layout
+from shoestring.kernels.softmax import log_sums, softmax_rows
 from shoestring.nn.frozen_head_loss import FrozenHeadLoss
 from shoestring.nn.head import OutputHead, lifted, lowered, weight_share
-from shoestring.nn.head_blocks import chunk_rows
+from shoestring.nn.head_blocks import chunk_rows, even_rows, row_stride
 
 
 def head_loss(
@@ -78,29 +79,57 @@ def _forward(
     rows_gradient = torch.empty_like(rows_ND) if wants_rows else None
     weight_gradient = None
     total = torch.zeros((), dtype=torch.float32, device=rows_ND.device)
-    step = chunk_rows(weight_VD.shape[0])
+    step = even_rows(rows_ND.shape[0], chunk_rows(weight_VD.shape[0]))
+    buffer = _buffer(step, weight_VD)
     for start in range(0, rows_ND.shape[0], step):
         rows = rows_ND[start : start + step].to(weight_VD.dtype)
-        labels = labels_N[start : start + step].unsqueeze(1)
-        logits = matmul(rows, weight_VD).float()
+        labels = labels_N[start : start + step]
+        logits = _logits(rows, weight_VD, buffer)
         slope = None
         if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
             logits.div_(softcap).tanh_()
             slope = 1 - logits.square() if wants_rows or wants_weight else None
             logits.mul_(softcap)
-        highest, where = logits.max(dim=1, keepdim=True)
-        labelled = logits.gather(1, labels)
-        torch.softmax(logits, dim=1, out=logits)
-        # log Σ exp(z) = z_max − log p_max: exact where log p of an unlikely label would underflow.
-        total += (highest - logits.gather(1, where).log() - labelled).sum()
+        total += _losses(logits, labels, wants_rows or wants_weight)
         if not (wants_rows or wants_weight):
             continue
-        logits.scatter_add_(1, labels, torch.full_like(labelled, -1.0))
         gradient = lifted(logits if slope is None else logits.mul_(slope), rows.dtype)
+        del logits, slope
         if rows_gradient is not None:
-            rows_gradient[start : start + step] = lowered(matmul(gradient, weight_VD.t()))
+            here = rows_gradient[start : start + step]
+            same = here.dtype == gradient.dtype == torch.float32
+            here.copy_(matmul(gradient, weight_VD.t(), here) if same else lowered(matmul(gradient, weight_VD.t())))
         if wants_weight:
-            share_VD = weight_share(gradient, rows).to(parameter.dtype)
-            weight_gradient = share_VD if weight_gradient is None else weight_gradient.add_(share_VD)
+            weight_gradient = _with_share(weight_gradient, gradient, rows, parameter)
+        del gradient, rows  # before the next chunk's are made
     ctx.gradients = (rows_gradient, weight_gradient)
     return total
+
+
+def _buffer(rows: int, weight_VD: Tensor) -> Tensor | None:
+    """[rows, V], where all chunks' logits are made, if products can be: what follows reads them in place as well."""
+    vocabulary, width = weight_VD.shape
+    if weight_VD.dtype != torch.float32 or not writes_in_place(rows, vocabulary, width):
+        return None
+    return weight_VD.new_empty(rows, row_stride(vocabulary))[:, :vocabulary]
+
+
+def _logits(rows_ND: Tensor, weight_VD: Tensor, buffer: Tensor | None) -> Tensor:
+    if buffer is None:
+        return matmul(rows_ND, weight_VD).float()
+    return matmul(rows_ND, weight_VD, buffer[: len(rows_ND)])
+
+
+def _losses(logits_NV: Tensor, labels_N: Tensor, wants_gradient: bool) -> Tensor:
+    """-> the sum of the rows' losses; the logits become its gradient where that is wanted."""
+    normalizer_N, labelled_N = (softmax_rows if wants_gradient else log_sums)(logits_NV, labels_N)
+    return (normalizer_N - labelled_N).sum()
+
+
+def _with_share(total_VD: Tensor | None, gradient_NV: Tensor, rows_ND: Tensor, parameter: Tensor) -> Tensor:
+    """The weight's gradient with a chunk's added, in place; `parameter` has its dtype."""
+    if total_VD is not None and rows_ND.dtype == parameter.dtype == torch.float32:
+        add_matmul(total_VD, gradient_NV.t(), rows_ND.t())
+        return total_VD
+    share_VD = weight_share(gradient_NV, rows_ND).to(parameter.dtype)
+    return share_VD if total_VD is None else total_VD.add_(share_VD)

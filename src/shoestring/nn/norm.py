@@ -1,13 +1,15 @@
 """Root-mean-square norm (arXiv 1910.07467): y = x / sqrt(mean(x²) + ε) · weight, over the last dimension.
 
-Computed in float32 (float64 for float64 inputs), then cast back, as Llama does. The fast path keeps x and one
-number per row for the backward pass; `rms_norm_plain` is its twin and defines what it must compute.
+Computed in float32 (float64 for float64 inputs), then cast back, as Llama does. The fast path (`kernels.norm`) keeps x
+and one number per row for the backward pass; `rms_norm_plain` is its twin and defines what it must compute.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from shoestring.kernels import norm
 
 
 def wide(x: Tensor) -> Tensor:
@@ -33,32 +35,17 @@ def rms_norm_plain(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return normed.to(x.dtype) * weight
 
 
-def _normalize(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The normed x, and the factor of each row [..., 1]."""
-    x32 = wide(x)
-    scale = torch.rsqrt(row_dot(x32, x32).div_(x.shape[-1]).add_(epsilon)).unsqueeze(-1)
-    return (x32 * scale).to(x.dtype).mul_(weight), scale
-
-
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        y, scale = _normalize(x, weight, epsilon)
+        y, scale = norm.rms_norm(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
         return y
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         x, weight, scale = ctx.saved_tensors
-        gradient = wide(gradients[0])
-        normed = wide(x) * scale
-        weight_gradient = None
-        if ctx.needs_input_grad[1]:
-            weight_gradient = (gradient * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        inner = gradient * weight
-        correction = row_dot(inner, normed).div_(x.shape[-1]).unsqueeze(-1)
-        x_gradient = inner.sub_(normed.mul_(correction)).mul_(scale).to(x.dtype)
-        return x_gradient, weight_gradient, None
+        return *norm.rms_norm_backward(gradients[0], x, weight, scale, ctx.needs_input_grad[1]), None
 
 
 class RMSNorm(nn.Module):
@@ -73,5 +60,5 @@ class RMSNorm(nn.Module):
         if torch.compiler.is_compiling():
             return rms_norm_plain(x, self.weight, self.epsilon)
         if not torch.is_grad_enabled():  # decoding: the autograd wrapper would cost more than the norm
-            return _normalize(x, self.weight, self.epsilon)[0]
+            return norm.rms_norm(x, self.weight, self.epsilon)[0]
         return _RMSNorm.apply(x, self.weight, self.epsilon)

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from shoestring.nn.head_blocks import STATES, block_rows, chunk_rows, compared_rows
-from shoestring.plan.parts import matmul
+from shoestring.nn.head_blocks import STATES, block_rows, chunk_rows, compared_rows, even_rows, row_stride
+from shoestring.plan.parts import WORTHWHILE, matmul
 from shoestring.plan.tape import BYTE, FLOAT, INDEX, Tape, Tensor
-
-# nn.head_loss holds a chunk's tensors until those of the next are made.
-_CHUNKS_OVERLAP = True
 
 
 def trained_head_loss(
@@ -25,33 +22,33 @@ def trained_head_loss(
     wants = tape.wants(rows, weight)
     made: list[Tensor] = []
     with tape.recording(False):
-        small = rows if rows.size == tape.compute else tape.empty(rows.numbers, tape.compute)
         table = weight if weight.size == tape.compute else tape.empty(weight.numbers, tape.compute)
-        rows_gradient = tape.like(small) if wants else None
+        rows_gradient = tape.like(rows) if wants else None
         weight_gradient: Tensor | None = None
-        held: list[Tensor] = []
-        for start in range(0, -(-int(count) // 1), chunk_rows(vocabulary)):
-            here = min(chunk_rows(vocabulary), count - start)
-            if not _CHUNKS_OVERLAP:
-                held.clear()
-            logits = _logits(tape, here, width, vocabulary, softcap and wants)
-            held = logits
+        step = even_rows(int(count), chunk_rows(vocabulary))
+        foreign = tape.onednn and step * vocabulary * width >= WORTHWHILE  # products are tensors of their own
+        in_place = tape.compute == FLOAT and not foreign
+        buffer = tape.empty(step * row_stride(vocabulary)) if in_place else None
+        for start in range(0, int(count), step):
+            here = min(step, count - start)
+            small = rows if rows.size == tape.compute else tape.empty(here * width, tape.compute)
+            logits = _logits(tape, here, width, vocabulary, softcap and wants, buffer)
             if not wants:
+                del logits, small
                 continue
-            gradient = logits[0] if small.size == FLOAT else tape.empty(logits[0].numbers, small.size)
-            held = [*logits, gradient]
-            share = matmul(tape, here, vocabulary, width, small.size)
-            del share
-            share = matmul(tape, vocabulary, here, width, small.size, transposed=True)
-            if small.size != FLOAT:
-                share = tape.empty(share.numbers)
-            if weight_gradient is None:
-                weight_gradient = share
-            else:
-                held.append(share)
-            del share, gradient, logits
-        held.clear()
-        del small, table
+            gradient = logits[0] if tape.compute == FLOAT else tape.empty(logits[0].numbers, tape.compute)
+            del logits
+            if not in_place:
+                share = matmul(tape, here, vocabulary, width, tape.compute)
+                del share
+            if weight_gradient is None or not in_place:
+                share = matmul(tape, vocabulary, here, width, tape.compute, transposed=True)
+                if tape.compute != FLOAT:
+                    share = tape.empty(share.numbers)
+                weight_gradient = share if weight_gradient is None else weight_gradient
+                del share
+            del gradient, small
+        del table, buffer
     if wants:
         assert rows_gradient is not None and weight_gradient is not None
         made += [rows_gradient, weight_gradient]
@@ -67,18 +64,19 @@ def trained_head_loss(
     return loss
 
 
-def _logits(tape: Tape, rows: float, width: int, vocabulary: int, slope: bool) -> list[Tensor]:
-    """Of a chunk, with what goes with each row; and the cap's slope."""
-    logits = matmul(tape, rows, width, vocabulary, tape.compute)
+def _logits(
+    tape: Tape, rows: float, width: int, vocabulary: int, slope: bool, buffer: Tensor | None
+) -> list[Tensor]:
+    """Of a chunk, in the buffer where there is one, and the cap's slope."""
+    logits = matmul(tape, rows, width, vocabulary, tape.compute) if buffer is None else buffer
     if logits.size != FLOAT:
         logits = tape.empty(logits.numbers)
     held = [logits]
     if slope:
-        squares = tape.like(logits)
+        squares = tape.empty(rows * vocabulary)
         held.append(tape.like(squares))
         del squares
-    held += [tape.empty(rows), tape.empty(rows, INDEX), tape.empty(rows)]
-    tape.scratch(3 * rows)
+    tape.scratch(3 * rows)  # two numbers for each, and their difference
     return held
 
 

@@ -19,6 +19,7 @@ WORTHWHILE = 1 << 20  # multiply-adds of a product from which on `core.matmul` c
 # Of oneDNN's products of float32, for each thread: so many rows and columns of the left operand are copied at a time;
 # where both are many, sums wait in so many numbers.
 _PACKED_ROWS, _PACKED_COLUMNS, _SUMS = 64, 1024, 266_000
+_PARTS = 16  # of the rows of a norm, each with a gradient of the weight (`kernels.norm`)
 RANDOM_STATE = 5056  # bytes of torch's generator, which a checkpoint keeps
 
 
@@ -153,6 +154,9 @@ class Norm:
 
         def backward(gradient: Tensor) -> list[Tensor | None]:
             x, scale = (take() for take in saved)
+            gradient = gradient if gradient.ordered else tape.like(gradient)
+            if x.size == gradient.size == FLOAT:
+                return self._fused_backward(tape, x)
             g32 = wide(tape, gradient)  # noqa: F841
             normed = tape.empty(x.numbers)
             weight_gradient = None
@@ -167,16 +171,27 @@ class Norm:
         tape.record([y], [x, self.weight], backward)
         return y
 
+    def _fused_backward(self, tape: Tape, x: Tensor) -> list[Tensor | None]:
+        x_gradient = tape.empty(x.numbers)
+        if self.weight.node is None:
+            return [x_gradient, None]
+        sums = tape.empty(_PARTS * self.weight.numbers)
+        weight_gradient = tape.empty(self.weight.numbers)
+        del sums
+        return [x_gradient, weight_gradient]
+
     def again(self, tape: Tape, x: Tensor) -> Tensor:
         return self._normalize(tape, x)[0]
 
     def _normalize(self, tape: Tape, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.size == FLOAT:
+            return tape.empty(x.numbers), tape.empty(x.numbers / self.weight.numbers)
         x32 = wide(tape, x)
         squares = self._dot(tape, x32)
         scale = tape.like(squares)
         del squares
-        normed = tape.like(x32)
-        return normed if x.size == FLOAT else tape.like(x), scale
+        normed = tape.like(x32)  # noqa: F841
+        return tape.like(x), scale
 
     def _dot(self, tape: Tape, x: Tensor) -> Tensor:
         product = tape.like(x)  # torch's vecdot writes it

@@ -1,0 +1,50 @@
+// Random shapes through the kernels that pass over memory once, in blocks of exactly their size: for sanitizers.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <random>
+
+#include "exponential.h"
+namespace normed {
+#include "norm.cpp"
+}
+namespace gated {
+#include "swiglu.cpp"
+}
+#include "softmax.cpp"
+
+static std::mt19937 draw(0);
+static int64_t between(int64_t low, int64_t high) { return low + (int64_t)(draw() % (uint64_t)(high - low + 1)); }
+
+static std::unique_ptr<float[]> numbers(int64_t count) {
+    std::unique_ptr<float[]> made(new float[count]);
+    for (int64_t i = 0; i < count; ++i) made[i] = (float)between(-1000, 1000) / 50;
+    return made;
+}
+
+static void once() {
+    const int threads = (int)between(1, 2);
+    int64_t rows = between(0, 40), width = between(1, 300), parts = between(1, 16), count = rows * width;
+    auto x = numbers(count), weight = numbers(width), y = numbers(count), scale = numbers(rows);
+    auto dy = numbers(count), dx = numbers(count), dw = numbers(parts * width);
+    normed::rms_norm(x.get(), weight.get(), 1e-5f, y.get(), scale.get(), rows, width, threads);
+    normed::rms_norm_backward(
+        dy.get(), x.get(), weight.get(), scale.get(), dx.get(), between(0, 1) ? dw.get() : nullptr, parts, rows, width,
+        threads);
+    gated::silu_product(x.get(), dy.get(), y.get(), count, threads);
+    gated::silu_product_backward(dx.get(), x.get(), dy.get(), y.get(), dx.get(), count, threads);
+    const int64_t stride = width + between(0, 40), first = between(0, 200);
+    auto logits = numbers(rows ? (rows - 1) * stride + width : 0), sums = numbers(rows), labelled = numbers(rows);
+    std::unique_ptr<int64_t[]> labels(new int64_t[rows]);
+    for (int64_t i = 0; i < rows; ++i) labels[i] = between(0, 600);
+    softmax_rows(
+        logits.get(), rows, width, stride, labels.get(), first, sums.get(), labelled.get(), (int)between(0, 1),
+        (int)between(0, 1), threads);
+}
+
+int main(int, char** arguments) {
+    for (int i = std::atoi(arguments[1]); i > 0; --i) once();
+}
