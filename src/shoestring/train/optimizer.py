@@ -15,13 +15,14 @@ from torch import nn
 
 from shoestring.core.errors import ConfigError
 from shoestring.nn.moe import expert_biases, update_expert_biases
+from shoestring.train.adamw import AdamW, EagerOptimizer
 from shoestring.train.muon import Muon
 from shoestring.train.optimizer_config import AdamWConfig, BesideMuonConfig, MuonConfig, OptimizerConfig
 
 Group = dict[str, Any]
 
 
-class Chained(torch.optim.Optimizer):
+class Chained(EagerOptimizer):
     """Several optimizers as one: their groups, their state, one step."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
@@ -80,22 +81,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 
 
 def _adamw(config: AdamWConfig | BesideMuonConfig, groups: list[Group]) -> torch.optim.Optimizer:
-    """The fused kernel updates weights and both moments in one pass over memory."""
     groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        fused=True,
-    )
-    for parameter in [parameter for group in groups for parameter in group["params"]]:
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        }
-    return optimizer
+    return AdamW(groups, config.learning_rate, config.betas, config.epsilon)
 
 
 def _muon(
