@@ -174,8 +174,8 @@ def _unknown(key: str, cls: type[Config], document: YamlDocument, overrides: dic
         kind = chosen.get("kind") if isinstance(chosen, dict) else None
         if kind is None:  # which one may be unknown to whoever wrote this
             have = [str(owner.model_fields["kind"].default) for owner in _having(cls, section, name)]
-            hint = f"{section}.kind {' or '.join(have)} has it"
-            return _Problem(key, place, f"unknown setting {key} for the usual kind", hint)
+            told = f"{section}.kind {' or '.join(have)} has it"
+            return _Problem(key, place, f"unknown setting {key} for the usual kind", told)
         return _Problem(key, place, f"unknown setting {key} for kind {kind}")
     if hint := cls.called_elsewhere(name, keys):
         return _Problem(key, place, f"unknown setting {key}", hint)

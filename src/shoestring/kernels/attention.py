@@ -120,7 +120,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        return (*_backward(gradients[0], *ctx.saved_tensors, ctx.scale, ctx.spans, ctx.window), None, None, None)
+        q, k, v, y, log_sums = ctx.saved_tensors
+        return (*_backward(gradients[0], q, k, v, y, log_sums, ctx.scale, ctx.spans, ctx.window), None, None, None)
 
 
 # The same as operators of torch, which compiled graphs hold as they are; each call of one takes 0.1 ms more.

@@ -7,6 +7,7 @@ the cache has; then a token of each row at a time, which takes less. Scoring is 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
 
 from shoestring.models.config import ModelConfig
@@ -78,4 +79,4 @@ def _walk_of(config: ModelConfig, use: Use, source: str, weights: str, threads: 
         scored_pass(tape, model, use.rows, use.prompt, use.documents)
     else:
         decode(tape, model, use.rows, use.prompt, int(BITS[source]) // 8 if source else 0)
-    return Walk(tuple(tape.memory.phases[1:]), model.matrices, tape.adapters, tape.stored)
+    return Walk(tuple(tape.memory.phases[1:]), model.matrices, tape.adapters, tape.stored, Counter())

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from shoestring.kernels.adamw8bit import Eight, Step, adamw_8bit, make_tables
 from shoestring.plan.moments import in_eight_bits
+from shoestring.train.adamw import EagerOptimizer
 
 
-class AdamW8bit(torch.optim.Optimizer):
+class AdamW8bit(EagerOptimizer):
     """Parameters that `in_eight_bits` allows; their state is in memory from the start."""
 
     def __init__(

@@ -1,13 +1,14 @@
 """What the first step of a process loads, loaded beforehand: then it is measured with the process, not guessed.
 
-Matrix libraries read in code made for this processor and lay out tables for its threads, torch's optimizers import a
-compiler: tens of MB, others on each machine and with each version. One step of a tiny model brings them in; it costs
+Matrix libraries read in code made for this processor and lay out tables for its threads, torch's checkpointing imports
+a compiler: tens of MB, others on each machine and with each version. One step of a tiny model brings them in; it costs
 what the first real step would, and draws no random number.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 
 import torch
 
@@ -27,8 +28,10 @@ _USUAL = 768  # rows, outputs and sums of a product for which the libraries use 
 
 
 @functools.cache
-def first_use(training: bool = True) -> None:
-    """Once in a process. training: backward and an optimizer's step too."""
+def first_use(training: bool = True, checkpointing: bool = False) -> None:
+    """Once in a process. training: backward and an optimizer's step too. checkpointing: the compiler, 100 MB."""
+    if checkpointing:
+        importlib.import_module("torch._dynamo")
     with torch.no_grad():
         for product in libraries(torch.float32).values():
             product(*Kind.of(torch.float32, LAYOUTS[False, False], _USUAL, _USUAL, _USUAL).operands())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from shoestring.plan.moments import GRAM, portions
+from shoestring.train.adamw import EagerOptimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -66,7 +67,7 @@ def scale_of(scaling: str, rows: int, columns: int) -> float:
     return 0.2 * math.sqrt(max(rows, columns))
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(EagerOptimizer):
     """Parameters [out, in] and stacks [E, in, out] of them, with decoupled weight decay.
 
     cautious: only numbers that the step draws towards zero anyway decay. Momentum is in memory from the start.

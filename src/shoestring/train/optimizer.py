@@ -17,6 +17,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.core.extras import need
 from shoestring.nn.moe import expert_biases, update_expert_biases
 from shoestring.plan.moments import in_eight_bits
+from shoestring.train.adamw import AdamW, EagerOptimizer
 from shoestring.train.adamw8bit import AdamW8bit
 from shoestring.train.muon import Muon
 from shoestring.train.optimizer_config import (
@@ -31,7 +32,7 @@ from shoestring.train.optimizer_config import (
 Group = dict[str, Any]
 
 
-class Chained(torch.optim.Optimizer):
+class Chained(EagerOptimizer):
     """Several optimizers as one: their groups, their state, one step."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
@@ -100,22 +101,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Chained:
 
 
 def _adamw(config: AdamWConfig | BesideMuonConfig, groups: list[Group]) -> torch.optim.Optimizer:
-    """The fused kernel updates weights and both moments in one pass over memory."""
-    groups = _filled(groups)
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        fused=True,
+    return AdamW(
+        _filled(groups), lr=config.learning_rate, betas=config.betas, eps=config.epsilon, weight_decay=0.0
     )
-    for parameter in _of(groups):
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        }
-    return optimizer
 
 
 def _adamw_8bit(config: AdamWConfig, groups: list[Group]) -> list[torch.optim.Optimizer]:

@@ -37,7 +37,7 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
     flops, speed = parallel.by_first(
         lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), read_speed()]
     )
-    first_use()
+    first_use(checkpointing=_may_checkpoint(recipe))
     return Machine(
         process=rss_bytes() - allocator.kept(),
         flops=flops,
@@ -47,6 +47,11 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
         threads=torch.get_num_threads(),
         onednn=TABLE.choose(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn",
     )
+
+
+def _may_checkpoint(recipe: RunRecipe) -> bool:
+    """Whether whole blocks may be computed again: a budget may ask for it, which is not decided yet."""
+    return recipe.budget.memory is not None or engines(recipe)[0] != "resident"
 
 
 def int8_gain() -> float:
