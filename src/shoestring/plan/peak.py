@@ -50,7 +50,8 @@ def walked(config: ModelConfig, walk: Callable[[ModelConfig], Walk]) -> Walk:
     return Walk(
         tuple(_phases(four.phases, five.phases, further)),
         five.matrices,
-        *(b + (b - a) * further for a, b in ((four.adapters, five.adapters), (four.stored, five.stored))),
+        five.adapters + (five.adapters - four.adapters) * further,
+        five.stored + (five.stored - four.stored) * further,
         Counter({weight: n + (n - four.trained[weight]) * further for weight, n in five.trained.items()}),
     )
 
