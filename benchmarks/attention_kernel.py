@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="[9]")
     arguments = parser.parse_args()
     allocator.install()
-    figures = measure(list(CASES)[: QUICK if arguments.quick else None], arguments.rounds or (3 if arguments.quick else 9))
-    finish(figures)
+    rounds = arguments.rounds or (3 if arguments.quick else 9)
+    finish(measure(list(CASES)[: QUICK if arguments.quick else None], rounds))
 
 
 def measure(cases: list[str], rounds: int) -> dict[str, float]:

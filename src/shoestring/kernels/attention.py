@@ -1,6 +1,6 @@
 """Causal softmax attention of training and of reading a prompt, and its gradients, on CPUs.
 
-q: [B, H, T, C], k: [B, K, T, C], v: [B, K, T, C'], H a multiple of K: queries of a group of heads share keys and values.
+q: [B, H, T, C], k: [B, K, T, C], v: [B, K, T, C'], H a multiple of K: the heads of a group share keys and values.
 Documents are (row, start, end) spans, each causal within itself; a token sees itself and the `window` − 1 before it.
 The result is laid out [B, T, H, C'] and the gradients as well, so that projections need no copies.
 
@@ -84,8 +84,9 @@ def _results(q: Tensor, k: Tensor, v: Tensor, scale: float, spans: list[int], wi
 
 
 def _backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, log_sums: Tensor, scale: float, spans: list[int], window: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, log_sums: Tensor, scale: float, spans: list[int],
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """-> the gradients of q, k and v."""
     q, k, v, y, dy = _rows(q), _rows(k), _rows(v), _rows(y), _rows(dy)
     parts = parts_of((len(spans) // 3 or len(q)) * k.shape[1], q.shape[2], torch.get_num_threads())
@@ -101,8 +102,9 @@ def _backward(
 
 
 def _gradients(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, log_sums: Tensor, scale: float, spans: list[int], window: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, log_sums: Tensor, scale: float, spans: list[int],
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _by_tokens(q), _by_tokens(k), _by_tokens(v)
 
 
@@ -121,7 +123,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         q, k, v, y, log_sums = ctx.saved_tensors
-        return (*_backward(gradients[0], q, k, v, y, log_sums, ctx.scale, ctx.spans, ctx.window), None, None, None)
+        made = _backward(gradients[0], q, k, v, y, log_sums, ctx.scale, ctx.spans, ctx.window)
+        return (*made, None, None, None)
 
 
 # The same as operators of torch, which compiled graphs hold as they are; each call of one takes 0.1 ms more.
@@ -129,10 +132,13 @@ _operator = torch.library.custom_op("shoestring::attention", _forward, mutates_a
 _operator.register_fake(_results)
 _operator_backward = torch.library.custom_op("shoestring::attention_backward", _backward, mutates_args=())
 _operator_backward.register_fake(_gradients)
-_operator.register_autograd(
-    lambda ctx, dy, _: (*_operator_backward(dy, *ctx.saved_tensors, ctx.scale, ctx.spans, ctx.window), None, None, None),
-    setup_context=_keep,
-)
+
+
+def _operator_gradients(ctx, dy: Tensor, _) -> tuple[Tensor | None, ...]:
+    return (*_operator_backward(dy, *ctx.saved_tensors, ctx.scale, ctx.spans, ctx.window), None, None, None)
+
+
+_operator.register_autograd(_operator_gradients, setup_context=_keep)
 
 
 def parts_of(tasks: int, tokens: int, threads: int) -> int:

@@ -69,7 +69,7 @@ def fused(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Cont
     if not tape.wants(q, k, v):
         return y
     saved = [tape.save(x) for x in (q, k, v, y, log_sums)]
-    # With several documents in a row there are more, and so fewer parts: none is the most that is left out.
+    # Rows of several documents may be cut into fewer parts, which take less.
     parts = max(1, min(-(-tape.threads // (context.rows * groups)), -(-context.length // _FUSED_KEYS)))
 
     def backward(gradient: Tensor) -> list[Tensor | None]:

@@ -1,8 +1,9 @@
 """Sliding-window attention (Mistral, arXiv 2310.06825): a token sees itself and the window − 1 tokens before it.
 
 q: [B, H, T, C], k, v: [B, K, S, C]. Training goes through our kernel, or else block by block over the keys that a
-block can see, so time and memory are linear in T; documents of at most the window's length are plainly causal. Decoding reads the last window of
-the cache, which keeps all tokens: it can then be truncated to any length. `attend_window_plain` is the twin.
+block can see, so time and memory are linear in T; documents of at most the window's length are plainly causal.
+Decoding reads the last window of the cache, which keeps all tokens: it can then be truncated to any length.
+`attend_window_plain` is the twin.
 """
 
 from __future__ import annotations
