@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from shoestring.kernels import attention, compiled
+from shoestring.kernels.attention_limits import parts_of
 from shoestring.nn.attention.core import attend
 from shoestring.nn.attention.window import attend_window
 from shoestring.nn.context import Context, Visibility
@@ -99,9 +100,16 @@ def test_random_shapes_documents_windows_and_threads(seed: int) -> None:
 
 def test_more_threads_than_heads_share_a_documents_keys() -> None:
     torch.set_num_threads(8)
-    assert attention.parts_of(tasks=1, tokens=300, threads=8) == 4
+    assert parts_of(heads=1, tokens=300, threads=8) == 4
     *inputs, upstream = operands(1, 300, 2, 1, 32, 32)
     assert_defined(inputs, upstream)
+
+
+def test_parts_are_as_few_as_leave_no_thread_waiting() -> None:
+    assert parts_of(6, 1024, threads=1) == parts_of(6, 1024, threads=2) == 1
+    assert parts_of(3, 1024, threads=2) == 2
+    assert parts_of(6, 1024, threads=16) == 5
+    assert parts_of(3, 90, threads=2) == 1  # one block of keys
 
 
 def test_the_number_of_threads_does_not_change_results() -> None:

@@ -104,6 +104,20 @@ def test_rows_of_several_documents():
     check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found, 0.02)
 
 
+def test_more_threads_than_heads():
+    """Then attention's keys are cut into parts, each with a gradient of the queries of its own."""
+    config = counted.config(64)
+    parts = counted.batches(1, 1, 200, config.vocabulary)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = counted.counted(lambda: ResidentEngine(lambda: counted.model(config, Training())), parts)
+        predicted = counted.predicted(JobShape(config, 1, 200), EngineSpec("resident", 1))
+    finally:
+        torch.set_num_threads(threads)
+    check(predicted.tensor_bytes, found)
+
+
 @pytest.mark.parametrize("spilled", [False, True])
 @pytest.mark.parametrize(
     ("weights", "source"),

@@ -311,10 +311,15 @@ void Backward<T>::run(int64_t span, int64_t group, int64_t part) const {
 template <typename T>
 void attend_backward(const Backward<T>& all) {
     const Attention& of = all.of;
+    std::vector<int64_t> spans(of.spans);
+    for (int64_t i = 0; i < of.spans; ++i) spans[i] = i;
+    const auto length = [&](int64_t i) { return of.span[3 * i + 2] - of.span[3 * i + 1]; };
+    // The longest first, so that no thread begins one when the others are done.
+    std::stable_sort(spans.begin(), spans.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });
     const int64_t tasks = of.spans * of.groups * of.parts;
 #pragma omp parallel for num_threads(of.threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < tasks; ++i)
-        all.run(i / of.parts / of.groups, i / of.parts % of.groups, i % of.parts);
+        all.run(spans[i / of.parts / of.groups], i / of.parts % of.groups, i % of.parts);
 }
 
 }  // namespace

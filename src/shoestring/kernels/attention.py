@@ -18,24 +18,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shoestring.kernels.attention_limits import SHORTEST, parts_of, takes_width
 from shoestring.kernels.compiled import kernel
 
-NARROWEST, WIDEST = 16, 256  # of a head; widths are multiples of 8
-SHORTEST = 48  # rows: in shorter ones a call costs more than it saves
-KEYS = 96  # of a block: see attention_tiles.h
 EVERYTHING = 1 << 40  # a window that hides nothing
 Spans = Sequence[tuple[int, int, int]]
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the kernel takes these, as `dtype` if that is given, and gains."""
-    widths = (q.shape[-1], v.shape[-1])
     return (
         q.device.type == k.device.type == v.device.type == "cpu"
         and (q.dtype if dtype is None else dtype) in (torch.float32, torch.bfloat16)
         and (dtype is not None or q.dtype == k.dtype == v.dtype)
         and SHORTEST <= q.shape[2] == k.shape[2]
-        and all(width % 8 == 0 and NARROWEST <= width <= WIDEST for width in widths)
+        and takes_width(q.shape[-1])
+        and takes_width(v.shape[-1])
         and _compiled()
     )
 
@@ -89,7 +87,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """-> the gradients of q, k and v."""
     q, k, v, y, dy = _rows(q), _rows(k), _rows(v), _rows(y), _rows(dy)
-    parts = parts_of((len(spans) // 3 or len(q)) * k.shape[1], q.shape[2], torch.get_num_threads())
+    parts = parts_of(len(q) * k.shape[1], q.shape[2], torch.get_num_threads())
     sums = _by_tokens(q, torch.float32).zero_()
     others = sums.new_zeros(parts - 1, *sums.transpose(1, 2).shape)
     dk, dv = _by_tokens(k), _by_tokens(v)
@@ -139,14 +137,6 @@ def _operator_gradients(ctx, dy: Tensor, _) -> tuple[Tensor | None, ...]:
 
 
 _operator.register_autograd(_operator_gradients, setup_context=_keep)
-
-
-def parts_of(tasks: int, tokens: int, threads: int) -> int:
-    """Into how many parts a document's keys are cut going backward, so that every thread has work.
-
-    Each part has a gradient of the queries of its own, added up in the end.
-    """
-    return max(1, min(-(-threads // tasks), -(-tokens // KEYS)))
 
 
 def _by_tokens(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from shoestring.kernels.attention_limits import SHORTEST, parts_of, takes_width
 from shoestring.nn.config import GQAConfig
 from shoestring.nn.memory.config import MemoryBankConfig
 from shoestring.plan.adapters import bundled
@@ -12,8 +13,6 @@ from shoestring.plan.parts import Norm, Part, cast, cat, rotate, split
 from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
 
 _KEYS = 512  # that torch's kernel for CPUs reads at a time
-# What ours takes (`kernels.attention`), and the keys of one of its blocks.
-_NARROWEST, _WIDEST, _SHORTEST, _FUSED_KEYS = 16, 256, 48, 96
 _WINDOW_BLOCK = 256  # least queries of a block of sliding-window attention
 
 
@@ -51,12 +50,8 @@ def attend(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Con
 def fits(q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> bool:
     """Whether our kernel takes these."""
     width = q.numbers / (heads * context.tokens)
-    widths = (width, v.numbers / k.numbers * width)
-    return (
-        all(each % 8 == 0 and _NARROWEST <= each <= _WIDEST for each in widths)
-        and context.length >= _SHORTEST
-        and not context.earlier
-    )
+    wide_enough = takes_width(width) and takes_width(v.numbers / k.numbers * width)
+    return wide_enough and context.length >= SHORTEST and not context.earlier
 
 
 def fused(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> Tensor:
@@ -69,8 +64,7 @@ def fused(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Cont
     if not tape.wants(q, k, v):
         return y
     saved = [tape.save(x) for x in (q, k, v, y, log_sums)]
-    # Rows of several documents may be cut into fewer parts, which take less.
-    parts = max(1, min(-(-tape.threads // (context.rows * groups)), -(-context.length // _FUSED_KEYS)))
+    parts = parts_of(round(context.rows * groups), context.length, tape.threads)
 
     def backward(gradient: Tensor) -> list[Tensor | None]:
         q, k, v, *_ = held = [take() for take in saved]  # noqa: F841
