@@ -21,7 +21,7 @@ DOCS = ROOT / "docs"
 assert desk  # a fixture, shared with the README's tests
 REPLACED = {
     "smollm2-135m": "../chats", "qwen2.5-3b-folder": "../chats", "stdlib": "my-texts", "quickstart": "quickstart-smoke",
-    "lazy-finetune": "lazy-finetune-smoke",
+    "lazy-finetune": "lazy-finetune-smoke", "elite-112m": "elite-112m-smoke",
 }  # fmt: skip
 FEWER = {
     "--n": "60", "--steps": "2", "--train.steps": "3", "--max-tokens": "4", "--time": "1s", "--vocabulary": "512",
