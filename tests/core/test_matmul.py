@@ -42,6 +42,21 @@ def test_a_product_equals_float64(library, shape, transposed):
 
 @pytest.mark.parametrize("transposed", TRANSPOSED, ids=LAYOUTS.values())
 @pytest.mark.parametrize("shape", SHAPES)
+def test_a_product_in_given_memory_and_one_added_to_it_equal_float64(library, shape, transposed):
+    m, k, n = shape
+    rows, weight = lying(torch.randn(m, k), transposed[0]), lying(torch.randn(n, k), transposed[1])
+    expected = rows.double() @ weight.double().t()
+    place = torch.full((m, n + 5), 7.0)
+    y = matmul.matmul(rows, weight, place[:, :n])
+    assert (y.data_ptr() == place.data_ptr()) == matmul.writes_in_place(m, n, k) == (library == "torch")
+    assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
+    matmul.add_matmul(y, rows, weight)
+    assert_close(y.double(), 2 * expected, rtol=1e-5, atol=2e-4)
+    assert bool((place[:, n:] == 7).all())
+
+
+@pytest.mark.parametrize("transposed", TRANSPOSED, ids=LAYOUTS.values())
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", matmul.libraries(torch.bfloat16))
 def test_a_bfloat16_product_is_float64s_rounded(name, shape, transposed):
     m, k, n = shape

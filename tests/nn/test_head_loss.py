@@ -7,9 +7,11 @@ import torch
 from torch.testing import assert_close
 
 import shoestring.nn.head
+from shoestring.kernels import softmax
 from shoestring.nn import frozen_head_loss
 from shoestring.nn import head_loss as module
 from shoestring.nn.head import Head, SoftcappedHead
+from shoestring.nn.head_blocks import even_rows
 
 WIDTH, VOCABULARY = 12, 37
 
@@ -33,11 +35,30 @@ def results(function, softcap: float | None) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("rows", [3, 100])
-def test_the_chunked_loss_is_its_definition(softcap, rows, monkeypatch):
+@pytest.mark.parametrize("way", ["in place", "apart", "no kernel"])
+def test_the_chunked_loss_is_its_definition(softcap, rows, way, monkeypatch):
     monkeypatch.setattr(module, "chunk_rows", lambda vocabulary: rows)
+    if way == "apart":  # as where another library multiplies
+        monkeypatch.setattr(module, "writes_in_place", lambda *sizes: False)
+    if way == "no kernel":
+        monkeypatch.setattr(softmax, "_typed_kernel", lambda: None)
     fast, plain = results(module.head_loss, softcap), results(module.head_loss_plain, softcap)
     for one, other in zip(fast, plain, strict=True):
         assert_close(one, other)
+
+
+def test_a_head_that_is_trained_asks_for_no_gradient_where_none_is_wanted():
+    layer, labels_BT = head(None), torch.arange(6).view(1, 6)
+    hidden_BTD = torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        fast, plain = (f(hidden_BTD, layer, labels_BT)[0] for f in (module.head_loss, module.head_loss_plain))
+    assert_close(fast, plain)
+
+
+@pytest.mark.parametrize(("count", "most", "rows"), [(2048, 1025, 1024), (2049, 1024, 683), (5, 100, 5), (0, 7, 1)])
+def test_chunks_are_even_and_as_few_as_can_be(count, most, rows):
+    assert even_rows(count, most) == rows
+    assert -(-count // rows) == -(-count // most)
 
 
 def test_a_softcap_bounds_the_logits_and_changes_the_loss():

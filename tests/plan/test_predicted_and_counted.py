@@ -9,6 +9,7 @@ import torch
 
 from shoestring.finetuning.preserve import Preserving
 from shoestring.kernels import allocator
+from shoestring.nn import head_blocks
 from shoestring.nn.linear import Linear
 from shoestring.nn.quantized.config import Int4Config, NF4Config
 from shoestring.nn.replace import from_linear
@@ -72,6 +73,18 @@ def test_every_kind_trained_whole(kind, engine, size):
     )
     predicted = counted.predicted(JobShape(config, 2 * rows, length), EngineSpec(engine, rows, recompute))
     check(predicted.tensor_bytes, found, NEARLY.get(kind, 0.0))
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_a_trained_head_in_several_chunks(compute, cap, monkeypatch):
+    config = counted.config(48, 700, layers=1, logit_softcap=cap)
+    monkeypatch.setattr(head_blocks, "CHUNK_BYTES", 4 * 700 * 150)  # of 400 rows: 134, 134 and 132
+    parts = counted.batches(2, 2, 200, config.vocabulary)
+    dtype = getattr(torch, compute)
+    found = counted.counted(lambda: ResidentEngine(lambda: counted.model(config, Training()), dtype), parts)
+    shape = JobShape(config, 4, 200, compute=compute)
+    check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found)
 
 
 @pytest.mark.parametrize("engine", ["resident", "checkpointed"])
