@@ -1,4 +1,4 @@
-"""The character model that Shoestring trains as fast as it can: what the search behind `docs/performance.md` ended with.
+"""The character model that Shoestring trains as fast as it can: what the search in `docs/performance.md` ended with.
 
 Same interface as `benchmarks.plain_gpt.Training`: `step()`, `logits(tokens)`. Model, engine, optimizer and schedule are
 the package's own, and everything that is set stands in the three dictionaries. The schedule ends where the target is
@@ -33,7 +33,7 @@ OPTIMIZER: dict[str, Any] = {
         "weight_decay": 0.0,
     },
 }  # fmt: skip
-SCHEDULE: dict[str, Any] = {"warmup": 0.02, "decay": 1.0}
+SCHEDULE: dict[str, Any] = {"warmup": 0.02, "decay": 0.999}
 
 
 class Training:

@@ -31,6 +31,7 @@ from shoestring.nn.block import SequentialBlock
 from shoestring.nn.bottleneck import Bottleneck
 from shoestring.nn.cache import Cache, KVCache
 from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig, block_order
+from shoestring.nn.convolution import EmbeddingConvolution, Unmixed, holding_embeddings
 from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
 from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
 from shoestring.nn.head import Head, SoftcappedHead
@@ -177,6 +178,7 @@ def _assemble(config: ModelConfig) -> Decoder:
     if config.input_adapter is not None:
         inputs["adapter"] = InputAdapter(config.input_adapter, config.width)
     order = block_order(config.layers, config.sharing)
+    make_cache: Callable[..., Cache]
     make_cache, make_memory = CACHE[type(attention)](attention, config.layers), None
     if config.memory is not None:
         assert isinstance(attention, GQAConfig)
@@ -188,9 +190,14 @@ def _assemble(config: ModelConfig) -> Decoder:
         make_memory = functools.partial(
             MemoryBank, config.memory, slots=len(searching), kv_heads=kv_heads, head_width=head_width
         )
+    mix: nn.Module = Unmixed()
+    if config.embedding_convolution is not None:
+        mix = EmbeddingConvolution(config.embedding_convolution, config.width)
+        make_cache = functools.partial(_make_holding, make_cache, config.width)
     return Decoder(
         config,
         embedding=embedding,
+        mix=mix,
         inputs=inputs,
         blocks=[build_block(config, index) for index in range(config.unique_layers)],
         stack=(ValueResidualStack if config.value_residual else STACKS[config.block])(order),
@@ -200,6 +207,10 @@ def _assemble(config: ModelConfig) -> Decoder:
         make_cache=make_cache,
         make_memory=make_memory,
     )
+
+
+def _make_holding(make_cache: Callable[..., Cache], width: int, **settings: Any) -> Cache:
+    return holding_embeddings(make_cache(**settings), width)
 
 
 # What begins by adding nothing: a fresh adapter changes no output.
