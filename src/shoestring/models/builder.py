@@ -163,12 +163,11 @@ def linear_maker(config: LinearConfig) -> Callable[..., nn.Module]:
 
 def _assemble(config: ModelConfig) -> Decoder:
     attention = config.attention
-    # Given a weight, because drawing one on the meta device makes torch import its compiler: two seconds
-    # for nothing.
-    embedding = nn.Embedding(
-        config.vocabulary, config.width, _weight=torch.empty(config.vocabulary, config.width)
-    )
-    weight = embedding.weight if config.tied_head else nn.Parameter(torch.empty_like(embedding.weight))
+    # Given a weight, because drawing one on the meta device makes torch import its compiler: two seconds for nothing.
+    # `empty_like` there imports sympy, for half a second.
+    shape = config.vocabulary, config.width
+    embedding = nn.Embedding(*shape, _weight=torch.empty(shape))
+    weight = embedding.weight if config.tied_head else nn.Parameter(torch.empty(shape))
     rotary = None
     if isinstance(config.position, RopeConfig):
         rotary = RotaryEmbedding(config.position, attention.rotary_width)
