@@ -23,7 +23,7 @@ from shoestring.train.resident import ResidentEngine
 from shoestring.train.schedule import build_schedule
 from shoestring.train.schedule_config import WSDConfig
 
-CONTEXT, ROWS, STEPS = 64, 12, 190
+CONTEXT, ROWS, STEPS = 64, 12, 215
 MODEL: dict[str, Any] = {
     "width": 128, "layers": 1, "context": CONTEXT, "tied_head": False, "zero_init_output": True,
     "embedding_convolution": 4,
@@ -31,7 +31,7 @@ MODEL: dict[str, Any] = {
     "feed_forward": {"kind": "relu2", "width": 512}, "position": {"kind": "rope", "theta": 1000.0},
 }  # fmt: skip
 OPTIMIZER: dict[str, Any] = {
-    "learning_rate": 0.02, "momentum": 0.9, "weight_decay": 0.0, "adamw": {
+    "learning_rate": 0.03, "momentum": 0.9, "weight_decay": 0.0, "adamw": {
         "learning_rate": 0.03, "head_learning_rate": 0.006, "epsilon": 1e-10,
         "weight_decay": 0.0,
     },
