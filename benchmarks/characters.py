@@ -30,10 +30,13 @@ class Characters:
 
 def read_characters(path: Path) -> Characters:
     text = path.read_text(encoding="utf-8")
-    number = {character: i for i, character in enumerate(sorted(set(text)))}
-    numbers = torch.tensor([number[character] for character in text])
+    alphabet = sorted(set(text))
+    codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
+    numbers = torch.zeros(ord(alphabet[-1]) + 1, dtype=torch.int64)
+    numbers[[ord(character) for character in alphabet]] = torch.arange(len(alphabet))
+    numbers = numbers[codes]
     cut = int(len(text) * 0.9)
-    return Characters(numbers[:cut], numbers[cut:], len(number))
+    return Characters(numbers[:cut], numbers[cut:], len(alphabet))
 
 
 @torch.no_grad()

@@ -102,9 +102,10 @@ def _report(arguments: argparse.Namespace) -> None:
         return run_worker("benchmarks.time_to_loss", "--worker", who, *flags)
 
     who = [arguments.only] if arguments.only else list(WORKERS)
-    if "shoestring" in who:  # products are measured once on a machine, and the choices kept (`core.matmul_choice`)
-        print("once: which library multiplies", file=sys.stderr, flush=True)
-        run("shoestring", 0, 100.0)
+    first: dict[str, Any] | None = None
+    if "shoestring" in who:  # once on a machine products are measured (`core.matmul_choice`) and kernels are compiled
+        print("before: Shoestring's first steps", file=sys.stderr, flush=True)
+        first = run("shoestring", 0, 100.0)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in who}
     for seed in range(1, arguments.rounds + 1):
         for name in who:
@@ -116,6 +117,11 @@ def _report(arguments: argparse.Namespace) -> None:
         for seed, run in enumerate(results[name], 1)
     ]
     show(f"to {arguments.target} nats a character", ["", "seed", "s", "of it before", "steps", "loss"], rows)
+    if first is not None:
+        print(
+            f"before the rounds a run of {first['steps']} steps took {first['seconds']:.1f} s: the first one on a machine"
+            " measures matrix products and compiles kernels, which later ones read from its cache"
+        )
     short = {name: sum(not run["reached"] for run in results[name]) for name in who}
     for name, count in short.items():
         if count:

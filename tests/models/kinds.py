@@ -44,6 +44,7 @@ def _draw(rng: random.Random) -> dict[str, Any]:
         "input_adapter": rng.choice([None, None, {"external_width": 6, "width": 4}]),
         "bottleneck": rng.choice([None, None, {"width": 4}]),
         "memory": rng.choice([None, None, _memory(rng, layers)]),
+        "embedding_convolution": rng.choice([None, None, 2, 4]),
         "value_residual": rng.random() < 0.3,
         "tied_head": rng.random() < 0.5,
         "logit_softcap": rng.choice([None, None, 5.0]),

@@ -30,6 +30,7 @@ KINDS = {
     "relu2": {"feed_forward": {"kind": "relu2", "width": 80}},
     "moe": {"feed_forward": {"kind": "moe", "width": 80, "experts": 4, "shared_width": 40}},
     "low rank": {"linear": {"kind": "low_rank", "rank": 8}},
+    "convolution": {"embedding_convolution": 4},
     "value residual": {"value_residual": True},
     "bottlenecks": {"bottleneck": {"width": 10}},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from shoestring.models.builder import build, build_block
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.nn.cache import KVCache
+from tests.models.test_count import KINDS
+from tests.models.test_count import config as count_config
 
 VARIANTS = {
     "llama": {},
@@ -317,3 +320,12 @@ def test_one_block_can_be_built_on_meta_filled_and_run_alone():
         decoder(tokens(1, 6))
         (x_BTD, context, cache), (expected, _) = inputs[0]
         assert torch.equal(block(x_BTD, context, cache)[0], expected)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "own head"])
+def test_building_does_without_torchs_symbolic_shapes(kind, monkeypatch):
+    """`empty_like` on the meta device wants them, and they import sympy: half a second in each process."""
+    monkeypatch.setitem(sys.modules, "torch.fx.experimental.symbolic_shapes", None)
+    build(count_config(**{**KINDS, "own head": {"tied_head": False}}[kind]), seed=0)
+    with pytest.raises(ImportError), torch.device("meta"):
+        torch.empty_like(torch.empty(2))

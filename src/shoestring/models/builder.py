@@ -31,6 +31,7 @@ from shoestring.nn.block import SequentialBlock
 from shoestring.nn.bottleneck import Bottleneck
 from shoestring.nn.cache import Cache, KVCache
 from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig, block_order
+from shoestring.nn.convolution import EmbeddingConvolution, Unmixed, holding_embeddings
 from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
 from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
 from shoestring.nn.head import Head, SoftcappedHead
@@ -162,12 +163,11 @@ def linear_maker(config: LinearConfig) -> Callable[..., nn.Module]:
 
 def _assemble(config: ModelConfig) -> Decoder:
     attention = config.attention
-    # Given a weight, because drawing one on the meta device makes torch import its compiler: two seconds
-    # for nothing.
-    embedding = nn.Embedding(
-        config.vocabulary, config.width, _weight=torch.empty(config.vocabulary, config.width)
-    )
-    weight = embedding.weight if config.tied_head else nn.Parameter(torch.empty_like(embedding.weight))
+    # Given a weight, because drawing one on the meta device makes torch import its compiler: two seconds for nothing.
+    # `empty_like` there imports sympy, for half a second.
+    shape = config.vocabulary, config.width
+    embedding = nn.Embedding(*shape, _weight=torch.empty(shape))
+    weight = embedding.weight if config.tied_head else nn.Parameter(torch.empty(shape))
     rotary = None
     if isinstance(config.position, RopeConfig):
         rotary = RotaryEmbedding(config.position, attention.rotary_width)
@@ -177,6 +177,7 @@ def _assemble(config: ModelConfig) -> Decoder:
     if config.input_adapter is not None:
         inputs["adapter"] = InputAdapter(config.input_adapter, config.width)
     order = block_order(config.layers, config.sharing)
+    make_cache: Callable[..., Cache]
     make_cache, make_memory = CACHE[type(attention)](attention, config.layers), None
     if config.memory is not None:
         assert isinstance(attention, GQAConfig)
@@ -188,9 +189,14 @@ def _assemble(config: ModelConfig) -> Decoder:
         make_memory = functools.partial(
             MemoryBank, config.memory, slots=len(searching), kv_heads=kv_heads, head_width=head_width
         )
+    mix: nn.Module = Unmixed()
+    if config.embedding_convolution is not None:
+        mix = EmbeddingConvolution(config.embedding_convolution, config.width)
+        make_cache = functools.partial(_make_holding, make_cache, config.width)
     return Decoder(
         config,
         embedding=embedding,
+        mix=mix,
         inputs=inputs,
         blocks=[build_block(config, index) for index in range(config.unique_layers)],
         stack=(ValueResidualStack if config.value_residual else STACKS[config.block])(order),
@@ -200,6 +206,10 @@ def _assemble(config: ModelConfig) -> Decoder:
         make_cache=make_cache,
         make_memory=make_memory,
     )
+
+
+def _make_holding(make_cache: Callable[..., Cache], width: int, **settings: Any) -> Cache:
+    return holding_embeddings(make_cache(**settings), width)
 
 
 # What begins by adding nothing: a fresh adapter changes no output.

@@ -61,6 +61,11 @@ class ModelConfig(Config):
     memory: MemoryBankConfig | None = Field(
         None, description="some blocks search past keys and values (Memorizing Transformers, arXiv 2203.08913)"
     )
+    embedding_convolution: int | None = Field(
+        None, ge=2, le=16,
+        description="tokens, itself included, whose embeddings each token's is mixed from, component by component"
+        " (as in arXiv 2109.08668)",
+    )  # fmt: skip
     value_residual: bool = Field(
         False, description="the first layer's values join those of every other (arXiv 2410.17897)"
     )
@@ -79,6 +84,11 @@ class ModelConfig(Config):
         if self.sharing is not None and self.sharing.unique_layers > self.layers:
             raise ValueError(
                 f"sharing.unique_layers ({self.sharing.unique_layers}) must be at most layers ({self.layers})"
+            )
+        if self.embedding_convolution is not None and isinstance(self.attention, MTLAConfig):
+            raise ValueError(
+                "embedding_convolution keeps every token's embedding in the cache, where attention of kind mtla has one"
+                " place for several: use another kind"
             )
         if self.memory is not None:
             if not isinstance(self.attention, GQAConfig):
@@ -121,6 +131,7 @@ class ModelConfig(Config):
         parts = {
             "embedding": self.vocabulary * self.width,
             "positions": self.context * self.width * self.has_learned_positions,
+            "convolution": ((self.embedding_convolution or 1) - 1) * self.width,
             "input adapter": 0 if self.input_adapter is None else self.input_adapter.parameters(self.width),
             "attention": self.unique_layers * (self._part(self.attention) + self.value_residual),
             "feed-forward": self.unique_layers * self._part(self.feed_forward),
@@ -131,7 +142,7 @@ class ModelConfig(Config):
             "memory": 0 if self.memory is None else self.memory.parameters(self.attention.heads),
             "head": 0 if self.tied_head else self.vocabulary * self.width,
         }
-        optional = ("positions", "input adapter", "bottlenecks", "memory")
+        optional = ("positions", "convolution", "input adapter", "bottlenecks", "memory")
         return {name: count for name, count in parts.items() if count or name not in optional}
 
     def parameter_count(self) -> int:

@@ -120,11 +120,11 @@ def keys_per_query(attention: GQAConfig | MLAConfig | MTLAConfig, tokens: int) -
 
 def cache_numbers(config: ModelConfig) -> float:
     """Numbers that one token of context takes, over all layers; every position of a shared block has its own."""
-    attention = config.attention
+    attention, embeddings = config.attention, config.width * (config.embedding_convolution is not None)
     if isinstance(attention, GQAConfig):
         keys = attention.kv_heads * attention.head_width
-        return (2 * config.layers + len(config.searching_layers)) * keys
-    return config.layers * attention.cache_numbers()
+        return (2 * config.layers + len(config.searching_layers)) * keys + embeddings
+    return config.layers * attention.cache_numbers() + embeddings
 
 
 def activations(config: ModelConfig, recompute: Recompute = "selective") -> Activations:
@@ -136,6 +136,7 @@ def activations(config: ModelConfig, recompute: Recompute = "selective") -> Acti
     whole = _kept_by_block(config, "none")
     searching = len(config.searching_layers) * _kept_by_search(config)
     outside = 2 * config.width + 1  # the final norm's input and factor, the head's input
+    outside += config.width * (config.embedding_convolution is not None)  # the embedding
     if config.input_adapter is not None:
         outside += config.input_adapter.external_width + 2 * config.input_adapter.width
     if config.block == "reversible":

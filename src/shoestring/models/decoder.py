@@ -32,6 +32,7 @@ class Decoder(nn.Module):
         self,
         config: ModelConfig,
         embedding: nn.Embedding,
+        mix: nn.Module,
         inputs: dict[str, nn.Module],
         blocks: list[nn.Module],
         stack: Stack,
@@ -44,6 +45,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = embedding
+        self.mix = mix  # of the embeddings of neighbours: (x_BTD, context, cache) -> x_BTD
         self.inputs = nn.ModuleDict(inputs)  # what is added to the embedding: (x_BTD, context) -> x_BTD
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
@@ -77,7 +79,7 @@ class Decoder(nn.Module):
         context = make_context(
             tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed, layout
         )
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD = self.mix(self.embedding(tokens_BT), context, cache)
         for add in self.inputs.values():
             x_BTD = add(x_BTD, context)
         x_BTD, aux = self._stack(self.blocks, x_BTD, context, cache, self.activation_checkpointing)

@@ -89,6 +89,7 @@ def _check_kinds(config: ModelConfig, folder: str | Path) -> None:
         f"{config.block} blocks": config.block != "sequential",
         "a memory bank": config.memory is not None,
         "value residuals": config.value_residual,
+        "a convolution over the embedding": config.embedding_convolution is not None,
     }
     for kind, is_there in refused.items():
         if is_there:

@@ -9,6 +9,7 @@ from shoestring.nn.config import Recompute, RopeConfig, block_order
 from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.attention import Context
 from shoestring.plan.blocks import Block, Maker, Training
+from shoestring.plan.convolution import Convolution
 from shoestring.plan.heads import frozen_head_loss, trained_head_loss
 from shoestring.plan.parts import activate, add, checkpointed
 from shoestring.plan.reversible import run_reversible
@@ -25,6 +26,9 @@ class Model:
         self.integers = training.integers and not training.full  # of the head too
         self.embedding = make.weight(*table)
         self.head = self.embedding if config.tied_head else make.weight(*table)
+        self.convolution = None
+        if (reach := config.embedding_convolution) is not None:
+            self.convolution = Convolution(make.weight(reach - 1, config.width), config.width)
         self.positions = make.weight(config.context, config.width) if config.has_learned_positions else None
         self.adapter = None
         if config.input_adapter is not None:
@@ -61,8 +65,10 @@ class Model:
         return self._with_inputs(tape, x, context)
 
     def _with_inputs(self, tape: Tape, x: Tensor, context: Context) -> Tensor:
-        """With what is added to the embedding."""
+        """With its neighbours mixed in, and what is added to the embedding."""
         numbers = x.numbers
+        if self.convolution is not None:
+            x = self.convolution(tape, x, context.length)
         if self.positions is not None:
             places, size = tape.empty(numbers), self.positions.numbers
             tape.record([places], [self.positions], lambda gradient: [tape.empty(size)])
