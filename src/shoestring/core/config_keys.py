@@ -36,6 +36,7 @@ def nearest_key(unknown: str, keys: list[str]) -> str | None:
         alike = 0.9 if len(name) > 1 and name == initials else _similarity(name, candidate)
         whole = _similarity(unknown, key)
         score = max(alike, whole if whole >= 0.85 else 0.0) + 0.15 * _similarity(section, candidate_section)
+        score -= 0.05 * (key.count(".") > max(unknown.count("."), 1))  # a section within a section is seldom meant
         if max(alike, whole) >= 0.7 and score > best_score:
             best, best_score = key, score
     return best
