@@ -156,6 +156,8 @@ def test_each_stage_is_in_the_metrics_and_its_checkpoints_are_models_of_their_de
     assert steps[0]["lr"] == pytest.approx(0.5 * 3e-3 / 3) and steps[2]["lr"] == pytest.approx(3e-3)
     depths = [read_config(folder).layers for folder in checkpoints(whole.out)]
     assert depths == [1, 1, 2, 2, 4, 4]
+    train = load_pretrain_recipe(whole.out / "recipe.yaml").train
+    assert [portion.microbatch for portion in train.portions] == [8, 4, 2], "as many tokens at once in each stage"
     model = load_model(checkpoints(whole.out)[0])
     assert model(torch.zeros(1, 40, dtype=torch.int64))[0].shape == (1, 40, 32)
 
@@ -235,7 +237,7 @@ def test_a_checkpoint_of_no_stage_is_refused(tmp_path, whole):
     shutil.rmtree(checkpoints(cut)[-1])
     file = checkpoints(cut)[-1] / "trainer" / "state.json"
     state = json.loads(file.read_text())
-    for stage, sentence in ((9, "is of stage 10, and the run has 3"), (1, "stage 2 has 2 layers, and the checkpoint 4")):
+    for stage, sentence in ((9, "is of stage 10, and the run has 3"), (1, "stage 2 has 2 layers, the checkpoint 4")):
         file.write_text(json.dumps({**state, "stage": stage}))
         with pytest.raises(RunError, match=sentence):
             go_on(cut)
