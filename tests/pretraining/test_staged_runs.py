@@ -87,6 +87,27 @@ def test_a_run_stopped_in_any_stage_ends_as_one_that_was_not(tmp_path, source, m
     assert read_config(tmp_path / "cut" / "latest").layers == 4
 
 
+OPTIMIZERS = {
+    "muon": {"optimizer": {"kind": "muon", "cautious": True}},
+    "8 bits": {"optimizer": {"kind": "adamw", "state": "8bit"}},
+    "adafactor": {"optimizer": {"kind": "adafactor"}},
+    "lion": {"optimizer": {"kind": "lion"}},
+    "moved in backward": {"optimizer": {"in_backward": True}, "train.clip": None, "train.microbatch": None},
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimizer_goes_on_where_the_model_grows(tmp_path, source, kind):
+    recipe = recipe_of(tmp_path, source, "[{until: 2, sequence_length: 16, layers: 2}]", steps=4)
+    whole, cut = begin(recipe, tmp_path / "whole", **OPTIMIZERS[kind]), tmp_path / "cut"
+    shutil.copytree(whole.out, cut, symlinks=True)
+    for path in checkpoints(cut)[2:]:
+        shutil.rmtree(path)
+    go_on(cut)
+    assert_same_run(whole.out, cut)
+    assert read_metrics(cut / "metrics.jsonl")[-1]["step"] == 4 and whole.state.skipped_in_a_row == 0
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, source):
     folder = tmp_path_factory.mktemp("whole")
