@@ -33,6 +33,7 @@ STAGES = (
 )
 REFUSAL = "no room for a tensor of 10 bytes: 5 live of at most 6"  # as the allocator says it
 OFTEN = "evaluate_every: 100\n  checkpoint_every: 1\n  keep: 100\n  final_evaluate_tokens: 64"
+SELDOM = OFTEN.replace("checkpoint_every: 1", "checkpoint_every: 100")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def go_on(out: Path, **changes):
     ],
 )
 def test_a_run_stopped_in_any_stage_ends_as_one_that_was_not(tmp_path, source, monkeypatch, schedule, stops):
-    recipe = recipe_of(tmp_path, source, schedule=schedule)
+    recipe = recipe_of(tmp_path, source, schedule=schedule, rest=SELDOM)
     begin(recipe, tmp_path / "whole")
     guard = run_module.MemoryGuard
 
@@ -204,7 +205,7 @@ def test_held_out_text_is_read_in_the_last_stages_rows_whatever_the_stage(tmp_pa
         measure(self, event)
 
     monkeypatch.setattr(pretraining.Evaluation, "after_step", watched)
-    often = OFTEN.replace("evaluate_every: 100", "evaluate_every: 1")
+    often = SELDOM.replace("evaluate_every: 100", "evaluate_every: 1")
     run = begin(recipe_of(tmp_path, source, rest=often), tmp_path / "run")
     assert lengths == {32}
     assert len([line for line in read_metrics(run.out / "metrics.jsonl") if "held_out_loss" in line]) == 6
@@ -218,7 +219,7 @@ def test_each_change_is_a_line_in_the_plot(whole, tmp_path, monkeypatch):
 
 
 def test_the_header_names_every_stage_and_the_one_that_takes_most(tmp_path, source, capsys):
-    begin(recipe_of(tmp_path, source), tmp_path / "run")
+    begin(recipe_of(tmp_path, source, rest=SELDOM), tmp_path / "run")
     said = capsys.readouterr().err
     assert "stages    1: 2 steps of 64 tokens in rows of 8, 1 layer\n" in said
     assert "3: 2 steps of 128 tokens in rows of 32, 4 layers; takes most memory" in said
