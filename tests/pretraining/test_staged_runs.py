@@ -33,6 +33,7 @@ STAGES = (
 )
 REFUSAL = "no room for a tensor of 10 bytes: 5 live of at most 6"  # as the allocator says it
 OFTEN = "evaluate_every: 100\n  checkpoint_every: 1\n  keep: 100\n  final_evaluate_tokens: 64"
+SELDOM = OFTEN.replace("checkpoint_every: 1", "checkpoint_every: 100")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def go_on(out: Path, **changes):
     ],
 )
 def test_a_run_stopped_in_any_stage_ends_as_one_that_was_not(tmp_path, source, monkeypatch, schedule, stops):
-    recipe = recipe_of(tmp_path, source, schedule=schedule)
+    recipe = recipe_of(tmp_path, source, schedule=schedule, rest=SELDOM)
     begin(recipe, tmp_path / "whole")
     guard = run_module.MemoryGuard
 
@@ -85,6 +86,27 @@ def test_a_run_stopped_in_any_stage_ends_as_one_that_was_not(tmp_path, source, m
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
     assert read_config(tmp_path / "cut" / "latest").layers == 4
+
+
+OPTIMIZERS = {
+    "muon": {"optimizer": {"kind": "muon", "cautious": True}},
+    "8 bits": {"optimizer": {"kind": "adamw", "state": "8bit"}},
+    "adafactor": {"optimizer": {"kind": "adafactor"}},
+    "lion": {"optimizer": {"kind": "lion"}},
+    "moved in backward": {"optimizer": {"in_backward": True}, "train.clip": None, "train.microbatch": None},
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimizer_goes_on_where_the_model_grows(tmp_path, source, kind):
+    recipe = recipe_of(tmp_path, source, "[{until: 2, sequence_length: 16, layers: 2}]", steps=4)
+    whole, cut = begin(recipe, tmp_path / "whole", **OPTIMIZERS[kind]), tmp_path / "cut"
+    shutil.copytree(whole.out, cut, symlinks=True)
+    for path in checkpoints(cut)[2:]:
+        shutil.rmtree(path)
+    go_on(cut)
+    assert_same_run(whole.out, cut)
+    assert read_metrics(cut / "metrics.jsonl")[-1]["step"] == 4 and whole.state.skipped_in_a_row == 0
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +178,8 @@ def test_each_stage_is_in_the_metrics_and_its_checkpoints_are_models_of_their_de
     assert steps[0]["lr"] == pytest.approx(0.5 * 3e-3 / 3) and steps[2]["lr"] == pytest.approx(3e-3)
     depths = [read_config(folder).layers for folder in checkpoints(whole.out)]
     assert depths == [1, 1, 2, 2, 4, 4]
+    train = load_pretrain_recipe(whole.out / "recipe.yaml").train
+    assert [portion.microbatch for portion in train.portions] == [8, 4, 2], "as many tokens at once in each stage"
     model = load_model(checkpoints(whole.out)[0])
     assert model(torch.zeros(1, 40, dtype=torch.int64))[0].shape == (1, 40, 32)
 
@@ -181,7 +205,7 @@ def test_held_out_text_is_read_in_the_last_stages_rows_whatever_the_stage(tmp_pa
         measure(self, event)
 
     monkeypatch.setattr(pretraining.Evaluation, "after_step", watched)
-    often = OFTEN.replace("evaluate_every: 100", "evaluate_every: 1")
+    often = SELDOM.replace("evaluate_every: 100", "evaluate_every: 1")
     run = begin(recipe_of(tmp_path, source, rest=often), tmp_path / "run")
     assert lengths == {32}
     assert len([line for line in read_metrics(run.out / "metrics.jsonl") if "held_out_loss" in line]) == 6
@@ -195,7 +219,7 @@ def test_each_change_is_a_line_in_the_plot(whole, tmp_path, monkeypatch):
 
 
 def test_the_header_names_every_stage_and_the_one_that_takes_most(tmp_path, source, capsys):
-    begin(recipe_of(tmp_path, source), tmp_path / "run")
+    begin(recipe_of(tmp_path, source, rest=SELDOM), tmp_path / "run")
     said = capsys.readouterr().err
     assert "stages    1: 2 steps of 64 tokens in rows of 8, 1 layer\n" in said
     assert "3: 2 steps of 128 tokens in rows of 32, 4 layers; takes most memory" in said
@@ -235,7 +259,7 @@ def test_a_checkpoint_of_no_stage_is_refused(tmp_path, whole):
     shutil.rmtree(checkpoints(cut)[-1])
     file = checkpoints(cut)[-1] / "trainer" / "state.json"
     state = json.loads(file.read_text())
-    for stage, sentence in ((9, "is of stage 10, and the run has 3"), (1, "stage 2 has 2 layers, and the checkpoint 4")):
+    for stage, sentence in ((9, "is of stage 10, and the run has 3"), (1, "stage 2 has 2 layers, the checkpoint 4")):
         file.write_text(json.dumps({**state, "stage": stage}))
         with pytest.raises(RunError, match=sentence):
             go_on(cut)

@@ -1,7 +1,7 @@
 """The stages of a pretraining run, planned and entered: model, rows and engine of each, the recipe's own last.
 
-Every stage has the same engine, and the microbatch that its own plan chooses; a run is predicted to take what its
-largest stage takes. Between stages the loader cuts its rows anew and the engine's model grows.
+Every stage has the same engine, and its own plan chooses the rows at once, with no more tokens than the last stage's. A
+run is predicted to take what its largest stage takes. Between stages the loader cuts its rows anew and the model grows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.units import counted
 from shoestring.data.loader import PackedLoader
 from shoestring.models.config import ModelConfig
-from shoestring.plan.choose import Choice
+from shoestring.plan.choose import Choice, usual_microbatch
 from shoestring.plan.shapes import EngineName, JobShape, Options, Prediction
 from shoestring.pretraining.config import PretrainRecipe
 from shoestring.pretraining.stages_config import Portion, shown, stage_model
@@ -75,13 +75,17 @@ def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
             moving=moving(recipe.optimizer),
         )  # fmt: skip
 
-    def choose(number: int, left_open: tuple[EngineName, ...]) -> Choice:
+    def choose(number: int, left_open: tuple[EngineName, ...], tokens: int) -> Choice:
+        """tokens: of all rows at once, where the recipe does not say how many they are."""
         portion = portions[number]
-        options = Options(left_open, portion.rows // world, portion.microbatch, settings.activation_checkpointing)
+        rows = portion.rows // world
+        usual = usual_microbatch(rows, portion.sequence_length, tokens)
+        options = Options(left_open, usual, portion.microbatch, settings.activation_checkpointing)
         return chosen(recipe, shape(number), options, machine)
 
-    last = choose(-1, engines(recipe))
-    choices = [choose(number, (last.spec.engine,)) for number in range(len(portions) - 1)] + [last]
+    last = choose(-1, engines(recipe), portions[-1].batch_tokens)
+    tokens = last.spec.microbatch * portions[-1].sequence_length
+    choices = [choose(number, (last.spec.engine,), tokens) for number in range(len(portions) - 1)] + [last]
     choices = [choices[0], *(_growing(before, one) for before, one in zip(choices, choices[1:], strict=False))]
     largest = max(range(len(choices)), key=lambda number: choices[number].prediction.total)
     recipe = applied(recipe, choices[largest], shape(largest), machine)
@@ -116,7 +120,7 @@ def last_model(recipe: PretrainRecipe, config: ModelConfig, state: TrainerState)
         return config
     expected = portions[number].layers or recipe.model.layers
     if config.layers != expected:
-        raise RunError(f"stage {number + 1} has {expected} layers, and the checkpoint {config.layers}")
+        raise RunError(f"stage {number + 1} has {expected} layers, the checkpoint {config.layers}")
     return stage_model(config, recipe.model.layers)
 
 

@@ -25,7 +25,9 @@ class StageConfig(Config):
     until: float = Field(gt=0, description="where it ends: a share of the run's steps when below 1, else steps")
     sequence_length: int | None = Field(None, gt=0, description="tokens of one row; null: the recipe's")
     batch_tokens: int | None = Field(None, gt=0, description="tokens of one optimizer step; null: the recipe's")
-    microbatch: int | None = Field(None, gt=0, description="rows computed at once; null: as many as are fast")
+    microbatch: int | None = Field(
+        None, gt=0, description="rows computed at once; null: as many as have the tokens of the recipe's"
+    )
     layers: int | None = Field(None, gt=0, description="of a shallower model, whose layers grow; null: the recipe's")
     growth: Literal["stack", "zero"] = Field(
         "stack",
