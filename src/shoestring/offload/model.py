@@ -122,6 +122,7 @@ def _assemble(
     decoder = StreamedDecoder(
         config,
         embedding=DiskEmbedding(weight, places["embedding.weight"]),
+        mix=plain.mix,
         inputs=dict(plain.inputs.items()),
         blocks=list(blocks),
         stack=stack,

@@ -37,8 +37,8 @@ def read_kv_heads(fields: Fields, heads: int, usual: int) -> int:
 def is_ordinary(config: ModelConfig) -> bool:
     """Nothing that transformers has no field for: one plain stream, every block its own, rotary positions alone."""
     kinds = config.block == "sequential" and config.position.kind == "rope" and config.linear.kind == "dense"
-    extras = (config.sharing, config.logit_softcap, config.input_adapter, config.bottleneck, config.memory)
-    extras = (*extras, config.embedding_convolution)
+    extras: tuple[object, ...] = (config.sharing, config.logit_softcap, config.input_adapter, config.bottleneck)
+    extras = (*extras, config.memory, config.embedding_convolution)
     return kinds and not config.value_residual and all(extra is None for extra in extras)
 
 
