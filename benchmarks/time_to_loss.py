@@ -119,7 +119,7 @@ def _report(arguments: argparse.Namespace) -> None:
     show(f"to {arguments.target} nats a character", ["", "seed", "s", "of it before", "steps", "loss"], rows)
     if first is not None:
         print(
-            f"before the rounds a run of {first['steps']} steps took {first['seconds']:.1f} s: the first one on a machine"
+            f"before the rounds a run of {first['steps']} steps took {first['seconds']:.1f} s: the first on a machine"
             " measures matrix products and compiles kernels, which later ones read from its cache"
         )
     short = {name: sum(not run["reached"] for run in results[name]) for name in who}

@@ -19,6 +19,7 @@ KINDS = {
     },
     "bottlenecks": {"bottleneck": {"width": 4}},
     "value residual": {"value_residual": True},
+    "convolution": {"embedding_convolution": 3},
     "mla": {"attention": {"kind": "mla", **LATENT}},
     "mtla": {"attention": {"kind": "mtla", **LATENT, "stride": 2}},
 }
@@ -46,25 +47,26 @@ def logits(decoder):
 def test_layers_that_add_nothing_leave_the_function_as_it_was_to_the_last_bit(kind):
     decoder = model(**KINDS[kind])
     before = logits(decoder)
-    deeper, origins = grown(decoder, 6, "zero")
+    deeper = grown(decoder, 6, "zero")
     assert deeper.config.layers == len(deeper.blocks) == 6 and logits(deeper).equal(before)
     parameters = dict(deeper.named_parameters())
     logits(deeper).square().sum().backward()
-    moved = [name for name in origins if (g := parameters[name].grad) is not None and bool(g.any())]
-    assert {name.split(".")[1] for name in moved} == {"2", "3", "4", "5"}, "each new layer can learn"
+    moved = [name for name, p in parameters.items() if p.grad is not None and bool(p.grad.any())]
+    assert {name.split(".")[1] for name in moved} >= {"2", "3", "4", "5"}, "each new layer can learn"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stacked_layers_are_copies_of_those_below_in_memory_of_their_own(kind):
     decoder = model(**KINDS[kind])
-    deeper, origins = grown(decoder, 6)
+    deeper = grown(decoder, 6)
     parameters, old = dict(deeper.named_parameters()), dict(decoder.named_parameters())
-    assert parameters.keys() == old.keys() | origins.keys() and not old.keys() & origins.keys()
-    for name, origin in origins.items():
-        assert parameters[name].equal(old[origin]) and parameters[name].data_ptr() != old[origin].data_ptr()
-        index, source = int(name.split(".")[1]), int(origin.split(".")[1])
-        assert source == index % 2
     assert all(parameters[name] is old[name] for name in old)
+    new = parameters.keys() - old.keys()
+    assert {name.split(".")[1] for name in new} == {"2", "3", "4", "5"}
+    for name in new:
+        blocks, index, rest = name.split(".", 2)
+        origin = old[f"{blocks}.{int(index) % 2}.{rest}"]
+        assert parameters[name].equal(origin) and parameters[name].data_ptr() != origin.data_ptr()
     fresh = build(deeper.config, seed=1)
     assert list(dict(fresh.named_parameters())) == list(parameters), "in the order of a model that was built so"
     fresh.load_state_dict(deeper.state_dict())
@@ -75,8 +77,8 @@ def test_stacked_layers_are_copies_of_those_below_in_memory_of_their_own(kind):
 def test_shared_blocks_are_not_copied_but_run_once_more():
     sharing = {"sharing": {"unique_layers": 2, "order": "cycle"}, "block": "reversible"}
     decoder = model(layers=2, **sharing)
-    deeper, origins = grown(decoder, 4)
-    assert origins == {} and deeper.parameter_count() == decoder.parameter_count()
+    deeper = grown(decoder, 4)
+    assert deeper.parameter_count() == decoder.parameter_count()
     built = build(deeper.config, seed=1)
     built.load_state_dict(deeper.state_dict())
     assert logits(built).equal(logits(deeper)) and not logits(deeper).equal(logits(decoder))
@@ -84,8 +86,7 @@ def test_shared_blocks_are_not_copied_but_run_once_more():
 
 def test_whoever_holds_the_model_has_the_deeper_one_with_a_cache_of_its_depth():
     decoder = model()
-    deeper, _ = grown(decoder, 4, "zero")
-    become(decoder, deeper)
+    become(decoder, grown(decoder, 4, "zero"))
     assert decoder.config.layers == 4 and len(decoder.blocks) == 4
     tokens_BT, cache = torch.arange(10)[None], decoder.new_cache(1, 10)
     cached = torch.cat([decoder(tokens_BT[:, n : n + 1], cache=cache)[0] for n in range(10)], 1)

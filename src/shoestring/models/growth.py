@@ -23,30 +23,28 @@ Growth = Literal["stack", "zero"]
 
 
 @torch.no_grad()
-def grown(decoder: Decoder, layers: int, growth: Growth = "stack") -> tuple[Decoder, dict[str, str]]:
+def grown(decoder: Decoder, layers: int, growth: Growth = "stack") -> Decoder:
     """A decoder of `layers` layers, a multiple of the given one's, that shares that one's weights and has copies beside
-    them; and for each new parameter, by name, the one that it began as.
+    them.
 
     The given decoder is left as it is. Call `become` to put the result in its place.
     """
     config = decoder.config
     assert layers % config.layers == 0 and (growth == "stack" or config.sharing is None)
     shape = build(ModelConfig.model_validate({**config.model_dump(), "layers": layers}), device="meta")
-    shape.embedding, shape.inputs, shape.rotary = decoder.embedding, decoder.inputs, decoder.rotary
+    shape.embedding, shape.mix, shape.inputs = decoder.embedding, decoder.mix, decoder.inputs
+    shape.rotary = decoder.rotary
     shape.norm, shape.head = decoder.norm, decoder.head
     shape.activation_checkpointing = decoder.activation_checkpointing
     blocks = list(decoder.blocks)
-    origins: dict[str, str] = {}
     for index in range(len(blocks), len(shape.blocks)):
-        source = index % len(decoder.blocks)
-        block = copy.deepcopy(decoder.blocks[source])
+        block = copy.deepcopy(decoder.blocks[index % len(decoder.blocks)])
         if growth == "zero":
             _add_nothing(block)
         blocks.append(block)
-        origins |= {f"blocks.{index}.{name}": f"blocks.{source}.{name}" for name, _ in block.named_parameters()}
     shape.blocks = nn.ModuleList(blocks)
     shape.train(decoder.training)
-    return shape, origins
+    return shape
 
 
 def become(decoder: Decoder, other: Decoder) -> None:

@@ -133,8 +133,8 @@ def stages(planned: Planned, stream: PackedLoader, engine: ResidentEngine) -> St
     def enter(number: int) -> None:
         layers, now = models[number].layers, engine.decoder.config.layers
         if layers != now:  # as the last stage of this depth says
-            growths = [p.growth for p, m in zip(portions, models, strict=True) if m.layers == now]
-            engine.grow(layers, growths[-1])
+            growth = [p.growth for p, m in zip(portions, models, strict=True) if m.layers == now][-1]
+            engine.grow(layers, growth or ("zero" if models[-1].sharing is None else "stack"))
         cut(stream, portions[number])
 
     every = [

@@ -29,9 +29,10 @@ class StageConfig(Config):
         None, gt=0, description="rows computed at once; null: as many as have the tokens of the recipe's"
     )
     layers: int | None = Field(None, gt=0, description="of a shallower model, whose layers grow; null: the recipe's")
-    growth: Literal["stack", "zero"] = Field(
-        "stack",
-        description="of what is stacked on its layers at its end: copies of them, or copies that add nothing at first",
+    growth: Literal["stack", "zero"] | None = Field(
+        None,
+        description="what is stacked on its layers at its end: stack, copies of them; zero, copies that add nothing at"
+        " first; null: zero, and stack of shared blocks",
     )
     learning_rate_scale: float = Field(1.0, gt=0, description="times the rate of the schedule")
 
@@ -44,7 +45,7 @@ class Portion:
     batch_tokens: int
     microbatch: int | None
     layers: int | None
-    growth: Literal["stack", "zero"] = "stack"
+    growth: Literal["stack", "zero"] | None = None
     learning_rate_scale: float = 1.0
 
     @property
@@ -122,7 +123,7 @@ def portions(stages: Sequence[StageConfig], own: Portion) -> list[Portion]:
 def check_depth(stages: Sequence[StageConfig], model: ModelConfig | None) -> None:
     """model: the recipe's, None of one that begins with a model's weights. Raises ValueError for what cannot grow."""
     if all(stage.layers is None for stage in stages):
-        if any(stage.growth != "stack" for stage in stages):
+        if any(stage.growth is not None for stage in stages):
             raise ValueError("growth of a stage says how its layers grow: give its layers as well")
         return
     if model is None:
@@ -138,8 +139,10 @@ def check_depth(stages: Sequence[StageConfig], model: ModelConfig | None) -> Non
                 f"stage {number} has {depth} layers, which do not divide the {following} of the next one: whole copies"
                 " are stacked"
             )
-        if stage.growth == "zero" and following == depth:
-            raise ValueError(f"growth of stage {number} is zero, but the next one has as many layers: nothing grows")
+        if stage.growth is not None and following == depth:
+            raise ValueError(
+                f"growth of stage {number} is {stage.growth}, but the next one has as many layers: nothing grows"
+            )
     check_kinds(stages, model)
 
 

@@ -79,21 +79,17 @@ class ResidentEngine(LocalEngine):
     def grow(self, layers: int, growth: Growth) -> None:
         """Between steps: stack layers on the model, as `models.growth` does; all is as it was where memory is refused.
 
-        A copied layer has the optimizer's state of the one that it is a copy of: moments that know the size of such a
-        layer's gradients, where zeros would make its first steps the largest.
+        Layers that were there keep the optimizer's state; that of a new one begins as in a fresh run, its step count
+        too, which is as good as a copy of what its origin has (docs/experiments.md).
         """
         decoder, optimizer, before = self.decoder, self.optimizer, dict(self.decoder.__dict__)
         highest = self._highest
-        deeper, origins = grown(decoder, layers, growth)
-        old = {name: optimizer.state.get(parameter) for name, parameter in decoder.named_parameters()}
+        deeper = grown(decoder, layers, growth)
+        kept: dict[Tensor, Any] = {parameter: optimizer.state[parameter] for parameter in self.parameters()}
         try:
             become(decoder, deeper)
             self.begin(self.objective, self._settings, self.steps)
-            for name, parameter in decoder.named_parameters():
-                state = old[origins.get(name, name)]
-                if state is not None:
-                    self.optimizer.state[parameter] = {}  # what begins as zeros goes before the copy is made
-                    self.optimizer.state[parameter] = _copied(state) if name in origins else state
+            self.optimizer.state.update(kept)
         except RuntimeError:
             decoder.__dict__.update(before)
             self.optimizer, self._highest = optimizer, highest
@@ -131,7 +127,3 @@ class ResidentEngine(LocalEngine):
 
     def _forward(self, batch: Batch, memory: MemoryBank | None, seed: int | None) -> tuple[Loss, dict[str, Tensor]]:
         return forward_loss(self.decoder, self.objective, batch, self.compute, memory, seed)
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
