@@ -15,7 +15,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.peer import compare, our_update, peft_update, report, save_batches, timed
+from benchmarks.peer import compare, format_peak, loss_ratio, our_update, peft_update, report, save_batches, timed
 
 ROWS, TOKENS, RANK, ALPHA = 2, 256, 8, 16
 LEARNING_RATE = 2e-4
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a round, after two to warm up")
     parser.add_argument("--method", choices=METHODS, default="lora")
+    parser.add_argument("--loss-steps", type=int, default=100, help="steps to compare formats by their loss")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
     parser.add_argument("--format", default="float32", help=argparse.SUPPRESS)
@@ -39,13 +40,18 @@ def main() -> None:
         return
     rounds, steps = (1, 2) if arguments.quick else (arguments.rounds, arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
-        parameters, trained = _prepare(Path(folder), arguments.model, arguments.method, steps + WARMUP)
+        batches = max(steps, arguments.loss_steps) + WARMUP
+        parameters, trained = _prepare(Path(folder), arguments.model, arguments.method, batches)
         common = ["--folder", folder, "--method", arguments.method, "--steps", str(steps)]
         ours, peer = (["--worker", who, *common] for who in ("shoestring", "peft"))
         results = compare("benchmarks.finetune", ours, peer, ["--steps", "1"], rounds, WARMUP)
-    title = f"{parameters:,} parameters, {trained:,} trained, {ROWS} × {TOKENS} tokens"
-    floor = "limit", f"{4 * parameters / 1e6:,.0f} (weights)"
-    report(title, (f"shoestring, {arguments.method}", "peft"), results, ROWS * TOKENS, WARMUP, floor)
+
+        def ratio(name: str) -> float:
+            return loss_ratio("benchmarks.finetune", ours, name, arguments.loss_steps)
+
+        title = f"{parameters:,} parameters, {trained:,} trained, {ROWS} × {TOKENS} tokens"
+        floor = "limit", f"{4 * parameters / 1e6:,.0f} (weights)"
+        report(title, (f"shoestring, {arguments.method}", "peft"), results, ROWS * TOKENS, WARMUP, floor, ratio)
 
 
 def _prepare(folder: Path, model: str, method: str, steps: int) -> tuple[int, int]:
@@ -71,6 +77,8 @@ def _prepare(folder: Path, model: str, method: str, steps: int) -> tuple[int, in
 
 
 def _shoestring(arguments: argparse.Namespace) -> dict:
+    import torch
+
     from shoestring.core.device import resolve_dtype
     from shoestring.core.machine import peak_rss_bytes
     from shoestring.core.matmul import TABLE, served_by
@@ -90,8 +98,11 @@ def _shoestring(arguments: argparse.Namespace) -> dict:
     method, adapter = arguments.method, arguments.folder / "adapter"
     quantized = {"nf4": NF4Config(), "int4": Int4Config(), "int8": Int8Config()}
 
+    integers = arguments.format == "int8"
+
     def make() -> Decoder:
-        model = load_model(find_base(adapter))
+        rounded = Int8Config(compute="int8") if integers and method == "lora" else None  # the head too
+        model = load_model(find_base(adapter), "cpu", torch.float32, rounded)
         if method in quantized:
             quantize_blocks(model, quantized[method])
         load_adapter(model, adapter)
@@ -99,7 +110,7 @@ def _shoestring(arguments: argparse.Namespace) -> dict:
             halve_bases(model)
         return model
 
-    engine = ResidentEngine(make, resolve_dtype(arguments.format))
+    engine = ResidentEngine(make, resolve_dtype("float32" if integers else arguments.format))
     config = engine.load().config
     engine.begin(next_token, AdamWConfig(learning_rate=LEARNING_RATE, weight_decay=0.0))
     return {
@@ -107,6 +118,7 @@ def _shoestring(arguments: argparse.Namespace) -> dict:
         "peak": peak_rss_bytes(),
         "flops_per_token": flops_per_token(config, TOKENS) * 4 / 6,
         "matrix_peak": matrix_peak("float32", refresh=True),
+        "format_peak": format_peak(arguments.format, False),
         "products": served_by(TABLE.choices()["choices"]),
     }
 

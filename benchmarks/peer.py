@@ -1,9 +1,10 @@
 """Two trainers over the same batches: the batches on disk, each step timed, and the table that compares them.
 
 A result of a worker is a dict: losses, seconds (of each step) and peak (bytes); ours also has flops_per_token,
-matrix_peak (of float32) and products, which make the limit that all are measured against. The peer runs in float32 and
-in the fastest format that it has here (`benchmarks.best_peer`); ours in float32 and, where bfloat16 is faster on this
-processor, in bfloat16.
+matrix_peak (of float32), format_peak (of its own format) and products, which make the limits that all are measured
+against. The peer runs in float32 and in the fastest format that it has here (`benchmarks.best_peer`); ours in float32,
+in bfloat16 where this processor is faster with it, and in int8. Which of ours is honest is told by the loss of a longer
+run beside float32's (`loss_ratio`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.best_peer import PLAIN, autocast, best_format, in_format
-from benchmarks.measure import alternate, finish, median, show
+from benchmarks.measure import alternate, finish, median, run_worker, show
 
 Results = list[dict[str, Any]]
+HONEST = 0.01  # of the loss
 
 
 def save_batches(folder: Path, batches: Sequence[Any]) -> None:
@@ -96,11 +98,57 @@ def peft_update(model: Any, learning_rate: float, name: str = PLAIN) -> Callable
 
 
 def our_formats() -> list[str]:
-    """float32, and bfloat16 where this processor is faster with it."""
+    """float32, bfloat16 where this processor is faster with it, and int8."""
+    from shoestring.core.speeds import matrix_peak
+    from shoestring.train.precision import GAIN
+
+    faster = matrix_peak("bfloat16") >= GAIN * matrix_peak("float32")
+    return [PLAIN, "bfloat16", "int8"] if faster else [PLAIN, "int8"]
+
+
+def precision_of(name: str) -> Any:
+    """A format's settings; around int8 the faster one of floats."""
+    from shoestring.train.precision_config import PrecisionConfig
+
+    around = {"around": "bfloat16"} if name == "int8" and "bfloat16" in our_formats() else {}
+    return PrecisionConfig.model_validate({"compute": name, **around})
+
+
+def format_peak(name: str, trained: bool) -> float:
+    """Operations per second of products in a format; of int8 with every weight trained, whose weight gradients are
+    products of floats, of the three together."""
     from shoestring.core.speeds import matrix_peak
 
-    faster = matrix_peak("bfloat16") > 1.1 * matrix_peak("float32")
-    return ["float32", "bfloat16"] if faster else ["float32"]
+    if name != "int8":
+        return matrix_peak(name)
+    integers = _int8_peak()
+    return 3 / (2 / integers + 1 / matrix_peak(precision_of(name).dtype)) if trained else integers
+
+
+def _int8_peak(size: int = 1024, rounds: int = 20) -> float:
+    import torch
+
+    from shoestring.kernels import int8
+
+    rows = int8.quantize_rows(torch.randn(size, size))
+    weight = torch.randint(-127, 128, (size, size), dtype=torch.int8)
+    seconds = []
+    for _ in range(rounds):
+        before = time.perf_counter()
+        int8.product(rows, weight)
+        seconds.append(time.perf_counter() - before)
+    return 2 * size**3 / min(seconds)
+
+
+def loss_ratio(module: str, ours: Sequence[str], name: str, steps: int) -> float:
+    """The mean loss of the last tenth of `steps` in a format over that in float32; 1 for float32 itself."""
+    if name == PLAIN:
+        return 1.0
+    last = max(steps // 10, 1)
+    losses = [
+        run_worker(module, *ours, "--steps", str(steps), "--format", one)["losses"][-last:] for one in (PLAIN, name)
+    ]
+    return sum(losses[1]) / sum(losses[0])
 
 
 def compare(
@@ -118,17 +166,26 @@ def compare(
 
 
 def report(
-    title: str, names: tuple[str, str], results: dict[str, Results], tokens: int, warmup: int, floor: tuple[str, str]
+    title: str, names: tuple[str, str], results: dict[str, Results], tokens: int, warmup: int, floor: tuple[str, str],
+    ratio: Callable[[str], float],
 ) -> None:
     """The table and the last line. names: of us and of the peer. tokens: of a step; warmup: steps not counted; floor:
-    its row's name and its MB."""
+    its row's name and its MB. ratio: the loss in a format of ours beside float32's."""
 
     def rate(own: Results) -> float:
         return tokens / statistics.median(s for result in own for s in result["seconds"][warmup:])
 
     ours, theirs = results["ours float32"], results[f"peer {PLAIN}"]
     best_name = list(results)[-1]
-    best, fastest = results[best_name], max((own for who, own in results.items() if who[0] == "o"), key=rate)
+    best = results[best_name]
+    by_speed = sorted((who for who in results if who[0] == "o"), key=lambda who: -rate(results[who]))
+    ratios: dict[str, float] = {}
+    for who in by_speed:  # the fastest whose loss is within 1% of float32's
+        fast = who.partition(" ")[2]
+        ratios[fast] = ratio(fast)
+        if abs(ratios[fast] - 1) <= HONEST:
+            break
+    fastest = results[f"ours {fast}"]
     first = ours[0]
     peak = max(result["matrix_peak"] for result in ours)
     limit = peak / first["flops_per_token"]
@@ -149,6 +206,11 @@ def report(
             "speed_ratio": rate(ours) / rate(theirs),
             "best_peer_ratio": rate(fastest) / rate(best),
             "best_peer": best_name.partition(" ")[2],
+            "fast_format": fast,
+            "loss_ratio": ratios[fast],
+            "other_loss_ratios": {name: one for name, one in ratios.items() if name != fast},
+            "fast_limit_share": rate(fastest) * first["flops_per_token"] / max(one["format_peak"] for one in fastest),
+            "best_peer_memory_ratio": median(fastest, "peak") / median(best, "peak"),
             "best_peer_mb": median(best, "peak") / 1e6,
             "memory_ratio": median(ours, "peak") / median(theirs, "peak"),
             "limit_share": rate(ours) / limit,

@@ -149,6 +149,8 @@ class FinetuneRecipe(RunRecipe):
             raise ValueError(f"precision.fp8 is for weights that are trained, and adapter.method {method} freezes them")
         if self.precision.compute == "float16" and streams:
             raise ValueError("precision.compute float16 is for models in memory: streamed layers take bfloat16")
+        if self.precision.around != "float32":
+            raise ValueError("precision.around is for weights that are trained: beside frozen ones in int8 is float32")
         if self.precision.compute == "int8" and self.frozen_kind() != "int8":
             raise ValueError("precision.compute int8 needs frozen weights in int8: not full, nor another adapter.base")
         return self

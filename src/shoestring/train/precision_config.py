@@ -61,6 +61,9 @@ class PrecisionConfig(Config):
         description="auto: bfloat16 where this machine's products are at least 1.3 times as fast in it, else float32;"
         " float16: with the loss scaled; int8: frozen weights kept in int8, or trained ones rounded for each product",
     )
+    around: Format = Field(
+        "float32", description="with int8: what the rest is computed in, weight gradients, attention and the head"
+    )
     fp8: Annotated[FP8Config | None, BeforeValidator(_switched)] = Field(
         None, description="products of blocks in FP8; true: as it stands; null: none (--no-fp8)"
     )
@@ -76,6 +79,10 @@ class PrecisionConfig(Config):
             raise ValueError(f"fp8 has bfloat16 around it, and compute is {self.compute}: leave one of them out")
         if self.loss_scale != LossScaleConfig() and self.compute != "float16":
             raise ValueError(f"loss_scale is for compute float16, and compute is {self.compute}")
+        if self.around != "float32" and self.compute != "int8":
+            raise ValueError(f"around is for compute int8, and compute is {self.compute}")
+        if self.around == "float16":
+            raise ValueError("around is float32 or bfloat16: int8's gradients have no scaled loss")
         if self.compile and self.compute == "int8":
             raise ValueError("compile and compute int8 exclude each other: int8's products are no graph of torch's")
         return self
@@ -89,4 +96,4 @@ class PrecisionConfig(Config):
     @property
     def dtype(self) -> Format:
         """Of everything that is not a matmul in int8."""
-        return "float32" if self.settled == "int8" else self.settled
+        return self.around if self.settled == "int8" else self.settled
