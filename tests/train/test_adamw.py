@@ -7,7 +7,7 @@ import torch
 
 from shoestring.train.adamw import AdamW
 from shoestring.train.optimizer import build_optimizer
-from shoestring.train.optimizer_config import AdamWConfig, MuonConfig
+from shoestring.train.optimizer_config import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig
 from tests.train import tiny
 
 SETTINGS = {"lr": 3e-2, "betas": (0.8, 0.9), "eps": 1e-6}
@@ -36,7 +36,9 @@ def test_weights_and_moments_are_those_of_torchs_fused_adamw(dtypes):
     assert not states[-1]["exp_avg"].any() and states[-1]["step"] == 0
 
 
-@pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()])
+@pytest.mark.parametrize(
+    "config", [AdamWConfig(), AdamWConfig(state="8bit"), MuonConfig(), AdafactorConfig(), LionConfig()]
+)
 def test_optimizers_do_without_torchs_compiler(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch._dynamo", None)
     # It remembers that the compiler was imported before.

@@ -121,9 +121,12 @@ def _adamw_8bit(config: AdamWConfig, groups: list[Group]) -> list[torch.optim.Op
     return parts
 
 
+class _EagerAdafactor(EagerOptimizer, torch.optim.Adafactor): ...
+
+
 def _adafactor(config: AdafactorConfig, groups: list[Group]) -> torch.optim.Optimizer:
     """A group for each parameter: torch keeps what it computes for one of a group until it has that of the next."""
-    optimizer = torch.optim.Adafactor(
+    optimizer = _EagerAdafactor(
         [{**group, "params": [parameter]} for group in groups for parameter in group["params"]],
         lr=config.learning_rate,
         beta2_decay=config.beta2_decay,
@@ -146,7 +149,9 @@ def _lion(config: LionConfig, groups: list[Group]) -> torch.optim.Optimizer:
     need("lion_pytorch", "optimizer.kind lion", "train")
     from lion_pytorch import Lion
 
-    optimizer = Lion(_filled(groups), lr=config.learning_rate, betas=config.betas)
+    class EagerLion(EagerOptimizer, Lion): ...
+
+    optimizer = EagerLion(_filled(groups), lr=config.learning_rate, betas=config.betas)
     for parameter in _of(groups):
         optimizer.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
     return optimizer
