@@ -16,6 +16,10 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("beta1 beta2 adam_beta1 adam_beta2 betas", ("optimizer.betas",)),
     ("eps adam_epsilon", ("optimizer.epsilon",)),
     ("optim optimizer_name", ("optimizer.kind",)),
+    ("optimizer_in_bwd optimizer_in_backward fused_backward", ("optimizer.in_backward",)),
+    ("embed_lr embedding_lr", ("optimizer.adamw.embedding_learning_rate",)),
+    ("unembedding_lr head_lr", ("optimizer.adamw.head_learning_rate",)),
+    ("ns_steps", ("optimizer.iterations",)),
     (
         "batch_size train_batch_size global_batch_size total_batch_size gradient_accumulation_steps grad_accum"
         " gradient_accumulation",
