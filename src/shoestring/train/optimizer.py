@@ -149,9 +149,8 @@ def _lion(config: LionConfig, groups: list[Group]) -> torch.optim.Optimizer:
     need("lion_pytorch", "optimizer.kind lion", "train")
     from lion_pytorch import Lion
 
-    class EagerLion(EagerOptimizer, Lion): ...
-
-    optimizer = EagerLion(_filled(groups), lr=config.learning_rate, betas=config.betas)
+    eager: Any = type("EagerLion", (EagerOptimizer, Lion), {})
+    optimizer = eager(_filled(groups), lr=config.learning_rate, betas=config.betas)
     for parameter in _of(groups):
         optimizer.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
     return optimizer
