@@ -93,12 +93,14 @@ OPTIMIZERS = {
     "8 bits": {"optimizer": {"kind": "adamw", "state": "8bit"}},
     "adafactor": {"optimizer": {"kind": "adafactor"}},
     "lion": {"optimizer": {"kind": "lion"}},
+    "int8": {"precision.compute": "int8"},
+    "fp8": {"precision.fp8": {"recipe": "rowwise", "emulate": True}},
     "moved in backward": {"optimizer": {"in_backward": True}, "train.clip": None, "train.microbatch": None},
 }
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_every_optimizer_goes_on_where_the_model_grows(tmp_path, source, kind):
+def test_every_optimizer_and_format_goes_on_where_the_model_grows(tmp_path, source, kind):
     recipe = recipe_of(tmp_path, source, "[{until: 2, sequence_length: 16, layers: 2}]", steps=4)
     whole, cut = begin(recipe, tmp_path / "whole", **OPTIMIZERS[kind]), tmp_path / "cut"
     shutil.copytree(whole.out, cut, symlinks=True)

@@ -120,8 +120,6 @@ class PretrainRecipe(RunRecipe):
     def _possible(self) -> PretrainRecipe:
         if self.precision.compute == "int8" and self.budget.memory is not None:
             raise ValueError("budget.memory cannot be promised with trained weights in int8: codes are not counted")
-        if self.precision.compile and any(stage.layers is not None for stage in self.train.stages):
-            raise ValueError("precision.compile and stages of fewer layers exclude each other: new ones are plain")
         if self.budget.engine == "streamed":
             raise ValueError("budget.engine: streamed layers are frozen, and pretraining trains them all")
         if isinstance(self.model, ModelConfig) and self.train.sequence_length > self.model.context:
