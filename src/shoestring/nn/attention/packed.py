@@ -24,9 +24,11 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def kernel() -> Callable[..., Any]:
     """flex_attention, compiled at its first call: uncompiled it holds every score. Part of a graph that is made now."""
+    if not torch.compiler.is_compiling():
+        return _compiled()
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention if torch.compiler.is_compiling() else _compiled()
+    return flex_attention
 
 
 @functools.cache
