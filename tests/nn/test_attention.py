@@ -157,6 +157,8 @@ def test_a_gpu_gets_packed_documents_in_one_kernel_and_without_one_a_mask(monkey
         seen = make_context(tokens, None, segments_BT=tokens, layout=layout).visibility
         assert (seen.packed is not None, seen.mask_B1TS is not None) == (has_kernel, not has_kernel)
         assert seen.documents == ((0, 0, 3), (0, 3, 5), (0, 5, 9), (1, 0, 9))
+        made = make_context(tokens, None, segments_BT=tokens, layout=layout, window=4).made
+        assert [*made] == ([("window", 4)] if has_kernel else []), "before layers run, which may be compiled"
 
 
 def test_on_a_gpu_no_call_has_both_a_mask_and_grouped_heads(monkeypatch):

@@ -112,6 +112,7 @@ KINDS: dict[str, dict] = {
     "shared": {"sharing": {"unique_layers": 1, "order": "cycle"}},
     "low rank": {"linear": {"kind": "low_rank", "rank": 4}},
     "gelu, learned": {"feed_forward": {"kind": "gelu", "width": 48}, "position": {"kind": "learned"}},
+    "convolution": {"embedding_convolution": 3},
     "squared relu, softcap": {"feed_forward": {"kind": "relu2", "width": 48}, "logit_softcap": 5.0},
 }
 

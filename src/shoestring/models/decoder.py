@@ -52,6 +52,7 @@ class Decoder(nn.Module):
         self.head = head
         self.rotary = rotary
         self._stack = stack
+        self._window = getattr(config.attention, "window", None)
         self._make_cache = make_cache
         self._make_memory = make_memory
         # What going backward computes again instead of having kept it.
@@ -77,8 +78,9 @@ class Decoder(nn.Module):
         it a pass of several documents waits for a GPU.
         """
         context = make_context(
-            tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed, layout
-        )
+            tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed, layout,
+            self._window,
+        )  # fmt: skip
         x_BTD = self.mix(self.embedding(tokens_BT), context, cache)
         for add in self.inputs.values():
             x_BTD = add(x_BTD, context)

@@ -7,7 +7,7 @@ A block reads nothing else, so that one block can be built, filled and run alone
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,13 @@ class Visibility:
     documents: tuple[Span, ...] | None = None
     packed: Packed | None = None
     oldest: int | None = None
+
+    def packed_within(self, window: int) -> Visibility:
+        """The same through a window of so many keys, where `packed` says who sees whom."""
+        assert self.packed is not None
+        packed = self.packed.within(window)
+        packed.block_mask()  # now: layers may be compiled
+        return replace(self, packed=packed)
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,13 @@ def make_context(
     memory: MemoryBank | None = None,
     seed: int | None = None,
     layout: Layout | None = None,
+    window: int | None = None,
 ) -> Context:
     """Without a cache, tokens see earlier tokens of their own segment; with one, also all that their slot holds.
 
     segments_BT: any integers, equal within a document; PADDING marks the unused tail of a row. With a cache, rows may
     differ only in their padding: a slot is one document. Raises ValueError for tokens behind padding there. layout: of
-    the batch that segments and positions are of.
+    the batch that segments and positions are of. window: of the layers that have one.
     """
     if memory is not None:
         memory.begin()
@@ -101,9 +109,12 @@ def make_context(
         positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).unsqueeze(0)
     tables = rotary(positions_BT) if rotary is not None else None
     visibility = _of_segments(segments_BT, layout)
-    return Context(
+    context = Context(
         positions_BT, tables, visibility, external_BTE=external_BTE, memory=memory, seed=seed, layout=layout
     )
+    if window is not None and visibility.packed is not None:
+        context.once(("window", window), lambda: visibility.packed_within(window))
+    return context
 
 
 def _rows(cache: Cache | CacheRows, tokens_BT: Tensor, segments_BT: Tensor | None) -> CacheRows:

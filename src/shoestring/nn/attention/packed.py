@@ -22,9 +22,17 @@ _LEAST_WIDTH = 16  # of a head, that its kernel takes
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@functools.cache
 def kernel() -> Callable[..., Any]:
-    """flex_attention, compiled at its first call: uncompiled it holds every score."""
+    """flex_attention, compiled at its first call: uncompiled it holds every score. Part of a graph that is made now."""
+    if not torch.compiler.is_compiling():
+        return _compiled()
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention)

@@ -8,8 +8,6 @@ Decoding reads the last window of the cache, which keeps all tokens: it can then
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -61,7 +59,7 @@ def _last_window(seen: Visibility, keys: int, window: int) -> tuple[int, Visibil
 def _packed_window(seen: Visibility, window: int) -> Visibility:
     """The window on packed documents, as a GPU takes them."""
     if seen.packed is not None:
-        return replace(seen, packed=seen.packed.within(window))
+        return seen.packed_within(window)
     assert seen.mask_B1TS is not None
     return Visibility(causal=False, mask_B1TS=_within(seen.mask_B1TS, window))
 
