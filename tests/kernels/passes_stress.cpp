@@ -6,7 +6,9 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
+#include <vector>
 
+#include "bfloat.h"
 #include "exponential.h"
 namespace normed {
 #include "norm.cpp"
@@ -34,8 +36,9 @@ static void once() {
     normed::rms_norm_backward(
         dy.get(), x.get(), weight.get(), scale.get(), dx.get(), between(0, 1) ? dw.get() : nullptr, parts, rows, width,
         threads);
-    gated::silu_product(x.get(), dy.get(), y.get(), count, threads);
-    gated::silu_product_backward(dx.get(), x.get(), dy.get(), y.get(), dx.get(), count, threads);
+    const int halves = (int)between(0, 1), many = halves ? 2 : 1;
+    gated::silu_product(x.get(), dy.get(), y.get(), halves, many * count, threads);
+    gated::silu_product_backward(dx.get(), x.get(), dy.get(), y.get(), dx.get(), halves, many * count, threads);
     const int64_t stride = width + between(0, 40), first = between(0, 200);
     const int bfloat = (int)between(0, 1);  // half as many floats, rounded up
     const int64_t all = rows ? (rows - 1) * stride + width : 0;
