@@ -6,7 +6,9 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
+#include <vector>
 
+#include "bfloat.h"
 #include "exponential.h"
 namespace normed {
 #include "norm.cpp"
@@ -34,15 +36,18 @@ static void once() {
     normed::rms_norm_backward(
         dy.get(), x.get(), weight.get(), scale.get(), dx.get(), between(0, 1) ? dw.get() : nullptr, parts, rows, width,
         threads);
-    gated::silu_product(x.get(), dy.get(), y.get(), count, threads);
-    gated::silu_product_backward(dx.get(), x.get(), dy.get(), y.get(), dx.get(), count, threads);
+    const int halves = (int)between(0, 1), many = halves ? 2 : 1;
+    gated::silu_product(x.get(), dy.get(), y.get(), halves, many * count, threads);
+    gated::silu_product_backward(dx.get(), x.get(), dy.get(), y.get(), dx.get(), halves, many * count, threads);
     const int64_t stride = width + between(0, 40), first = between(0, 200);
-    auto logits = numbers(rows ? (rows - 1) * stride + width : 0), sums = numbers(rows), labelled = numbers(rows);
+    const int bfloat = (int)between(0, 1);  // half as many floats, rounded up
+    const int64_t all = rows ? (rows - 1) * stride + width : 0;
+    auto logits = numbers(bfloat ? (all + 1) / 2 : all), sums = numbers(rows), labelled = numbers(rows);
     std::unique_ptr<int64_t[]> labels(new int64_t[rows]);
     for (int64_t i = 0; i < rows; ++i) labels[i] = between(0, 600);
     softmax_rows(
-        logits.get(), rows, width, stride, labels.get(), first, sums.get(), labelled.get(), (int)between(0, 1),
-        (int)between(0, 1), threads);
+        logits.get(), bfloat, rows, width, stride, labels.get(), first, sums.get(), labelled.get(),
+        (int)between(0, 1), (int)between(0, 1), threads);
 }
 
 int main(int, char** arguments) {

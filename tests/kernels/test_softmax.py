@@ -40,6 +40,30 @@ def test_loss_and_gradient_are_float64s_to_rounding(rows: int, vocabulary: int, 
 
 
 @pytest.mark.usefixtures("either")
+@SHAPES
+def test_bfloat16_is_computed_in_float32_and_rounded_once(rows: int, vocabulary: int) -> None:
+    logits, labels = problem(rows, vocabulary)
+    half = logits.bfloat16()
+    exact = half.double().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(exact, labels, reduction="none")
+    losses.sum().backward()
+    normalizers, labelled = softmax.softmax_rows(half, labels)
+    assert normalizers.dtype == labelled.dtype == torch.float32 and half.dtype == torch.bfloat16
+    assert_close((normalizers - labelled).double(), losses.detach(), rtol=1e-6, atol=1e-6)
+    assert_close(half.double(), exact.grad, rtol=2**-8, atol=1e-7)
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so_in_bfloat16(bad: float) -> None:
+    logits, labels = problem(2, 100)
+    half = logits.bfloat16()
+    half[0, 7] = bad
+    normalizers, _ = softmax.softmax_rows(half, labels)
+    assert normalizers.isfinite().tolist() == [False, True] and not half[0].isfinite().all()
+
+
+@pytest.mark.usefixtures("either")
 def test_in_blocks_each_label_is_found_once_and_left_out_of_the_probabilities() -> None:
     logits, labels = problem(6, 100)
     labels[:3] = torch.tensor([0, 39, 40])

@@ -1,7 +1,8 @@
 """silu(gate) · up and its gradients, elementwise on tensors of one shape.
 
 torch needs two passes over memory for the value and four for the gradients, with a slower exponential; the kernel
-(swiglu.cpp) needs one each. It takes contiguous float32 on a CPU, the twin takes the rest.
+(swiglu.cpp) needs one each. It takes contiguous float32 and bfloat16 (computed in float32, rounded once) on a CPU, the
+twin takes the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     if kernels is None:
         return silu_product_plain(gate, up)
     out = torch.empty_like(gate)
-    kernels.silu_product(gate.data_ptr(), up.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads())
+    kernels.silu_product(
+        gate.data_ptr(), up.data_ptr(), out.data_ptr(), out.dtype == torch.bfloat16, out.numel(),
+        torch.get_num_threads(),
+    )  # fmt: skip
     return out
 
 
@@ -37,7 +41,7 @@ def silu_product_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[T
     gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
     kernels.silu_product_backward(
         gradient.data_ptr(), gate.data_ptr(), up.data_ptr(), gate_gradient.data_ptr(), up_gradient.data_ptr(),
-        gate.numel(), torch.get_num_threads(),
+        gate.dtype == torch.bfloat16, gate.numel(), torch.get_num_threads(),
     )  # fmt: skip
     return gate_gradient, up_gradient
 
@@ -54,8 +58,10 @@ def silu_product_backward_plain(gradient: Tensor, gate: Tensor, up: Tensor) -> t
 
 
 def _kernels(*tensors: Tensor) -> ctypes.CDLL | None:
-    fits = all(x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() for x in tensors)
-    return _typed_kernel() if fits and tensors[0].numel() >= WORTHWHILE else None
+    dtype = tensors[0].dtype
+    fits = all(x.dtype == dtype and x.device.type == "cpu" and x.is_contiguous() for x in tensors)
+    fits = fits and dtype in (torch.float32, torch.bfloat16) and tensors[0].numel() >= WORTHWHILE
+    return _typed_kernel() if fits else None
 
 
 @functools.cache
@@ -63,6 +69,6 @@ def _typed_kernel() -> ctypes.CDLL | None:
     found = kernel("swiglu")
     if found is not None:
         at, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        found.silu_product.argtypes = [at, at, at, size, number]
-        found.silu_product_backward.argtypes = [at, at, at, at, at, size, number]
+        found.silu_product.argtypes = [at, at, at, number, size, number]
+        found.silu_product_backward.argtypes = [at, at, at, at, at, number, size, number]
     return found

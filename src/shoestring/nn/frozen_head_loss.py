@@ -15,6 +15,7 @@ from torch import Tensor
 from shoestring.kernels.softmax import log_sums, softmax_rows
 from shoestring.nn.head import Block, OutputHead
 from shoestring.nn.head_blocks import STATES, block_rows
+from shoestring.nn.norm import wide
 
 
 class FrozenHeadLoss(torch.autograd.Function):
@@ -72,7 +73,7 @@ class _Merged:
         logits = block.logits(x)
         slope = None
         if self.softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
-            logits.div_(self.softcap).tanh_()
+            logits = wide(logits).div_(self.softcap).tanh_()
             slope = 1 - logits.square() if self.wants_gradient else None
             logits.mul_(self.softcap)
         self.find(first, len(block))
@@ -97,7 +98,7 @@ class _Merged:
 
     def note(self, logits: Tensor) -> None:
         """Keep the logits of these labels."""
-        self.labelled_N[self._here] = logits[self._here, self._labels]
+        self.labelled_N[self._here] = logits[self._here, self._labels].to(self.labelled_N.dtype)
 
     def keep_rows(self, slope: Tensor | None, block: Block) -> None:
         """Keep the rows of these labels, which the weighted sum leaves out."""

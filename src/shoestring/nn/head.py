@@ -42,7 +42,8 @@ def weight_share(gradient_NV: Tensor, rows_ND: Tensor) -> Tensor:
 
 
 class Block(Protocol):
-    """Some rows of a head, [V, D], as products without a graph. All results are at least float32."""
+    """Some rows of a head, [V, D], as products without a graph. Results are at least float32, but for logits of
+    bfloat16."""
 
     def __len__(self) -> int: ...
 
@@ -69,7 +70,8 @@ class DenseBlock:
         return len(self._weight_VD)
 
     def logits(self, x: Tensor) -> Tensor:
-        return wide(matmul(x, self._weight_VD))
+        logits = matmul(x, self._weight_VD)
+        return logits if logits.dtype == torch.bfloat16 else wide(logits)
 
     def backward(self, gradient_NV: Tensor) -> Tensor:
         return wide(lowered(matmul(lifted(gradient_NV, self._weight_VD.dtype), self._weight_VD.t())))

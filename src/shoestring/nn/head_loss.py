@@ -84,7 +84,7 @@ def _forward(
     for start in range(0, rows_ND.shape[0], step):
         rows = rows_ND[start : start + step].to(weight_VD.dtype)
         labels = labels_N[start : start + step]
-        logits = _logits(rows, weight_VD, buffer)
+        logits = _logits(rows, weight_VD, buffer, softcap is not None)
         slope = None
         if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
             logits.div_(softcap).tanh_()
@@ -114,10 +114,12 @@ def _buffer(rows: int, weight_VD: Tensor) -> Tensor | None:
     return weight_VD.new_empty(rows, row_stride(vocabulary))[:, :vocabulary]
 
 
-def _logits(rows_ND: Tensor, weight_VD: Tensor, buffer: Tensor | None) -> Tensor:
-    if buffer is None:
-        return matmul(rows_ND, weight_VD).float()
-    return matmul(rows_ND, weight_VD, buffer[: len(rows_ND)])
+def _logits(rows_ND: Tensor, weight_VD: Tensor, buffer: Tensor | None, capped: bool) -> Tensor:
+    """In float32, or as bfloat16 products give them where nothing comes before the softmax, which rounds once."""
+    if buffer is not None:
+        return matmul(rows_ND, weight_VD, buffer[: len(rows_ND)])
+    logits = matmul(rows_ND, weight_VD)
+    return logits if logits.dtype == torch.bfloat16 and not capped else logits.float()
 
 
 def _losses(logits_NV: Tensor, labels_N: Tensor, wants_gradient: bool) -> Tensor:

@@ -32,11 +32,11 @@ def trained_head_loss(
         for start in range(0, int(count), step):
             here = min(step, count - start)
             small = rows if rows.size == tape.compute else tape.empty(here * width, tape.compute)
-            logits = _logits(tape, here, width, vocabulary, softcap and wants, buffer)
+            logits = _logits(tape, here, width, vocabulary, softcap, wants, buffer)
             if not wants:
                 del logits, small
                 continue
-            gradient = logits[0] if tape.compute == FLOAT else tape.empty(logits[0].numbers, tape.compute)
+            gradient = logits[0] if logits[0].size == tape.compute else tape.empty(logits[0].numbers, tape.compute)
             del logits
             if not in_place:
                 share = matmul(tape, here, vocabulary, width, tape.compute)
@@ -65,14 +65,14 @@ def trained_head_loss(
 
 
 def _logits(
-    tape: Tape, rows: float, width: int, vocabulary: int, slope: bool, buffer: Tensor | None
+    tape: Tape, rows: float, width: int, vocabulary: int, softcap: bool, wants: bool, buffer: Tensor | None
 ) -> list[Tensor]:
     """Of a chunk, in the buffer where there is one, and the cap's slope."""
     logits = matmul(tape, rows, width, vocabulary, tape.compute) if buffer is None else buffer
-    if logits.size != FLOAT:
+    if logits.size != FLOAT and (softcap or not tape.bfloat):
         logits = tape.empty(logits.numbers)
     held = [logits]
-    if slope:
+    if softcap and wants:
         squares = tape.empty(rows * vocabulary)
         held.append(tape.like(squares))
         del squares
@@ -126,7 +126,7 @@ def _over_blocks(
     rounded = tape.empty(count * width, BYTE) if integers else None  # noqa: F841
     rows = min(block_rows(width), vocabulary)
     for block in blocks(tape):
-        _merge(tape, count, rows, FLOAT if integers else size, width, softcap and wants, wants)
+        _merge(tape, count, rows, FLOAT if integers else size, width, softcap, wants)
         if integers:
             tape.scratch(count * _ROUNDED_COLUMNS, BYTE)
         del block
@@ -135,12 +135,12 @@ def _over_blocks(
     return mean
 
 
-def _merge(tape: Tape, count: float, rows: int, size: int, width: int, slope: bool, wants: bool) -> None:
+def _merge(tape: Tape, count: float, rows: int, size: int, width: int, softcap: bool, wants: bool) -> None:
     """As if all labels stood in this block: the commonest tokens have the first numbers."""
     logits = matmul(tape, count, width, rows, size)
-    if size != FLOAT:
+    if size != FLOAT and (softcap or not tape.bfloat):
         logits = tape.empty(logits.numbers)
-    if slope:
+    if softcap and wants:
         squares = tape.like(logits)
         slopes = tape.like(squares)  # noqa: F841
         del squares
@@ -150,7 +150,7 @@ def _merge(tape: Tape, count: float, rows: int, size: int, width: int, slope: bo
         found = tape.empty(count * width, size) if size != FLOAT else None
         labelled = tape.empty(count * width)  # noqa: F841
         del found, labelled
-        gradient = logits if size == FLOAT else tape.empty(logits.numbers, size)
+        gradient = logits if logits.size == size else tape.empty(logits.numbers, size)
         share = matmul(tape, count, rows, width, size)
         del gradient
         if size != FLOAT:

@@ -60,6 +60,7 @@ def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk
 
 def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk:
     tape = Tape(Memory(), onednn, threads)
+    tape.bfloat = shape.compute != "float16"
     if shape.moving.in_backward:
         tape.beside = lambda weight: beside_step(shape.moving, Counter({weight: 1}))
     training = shape.training

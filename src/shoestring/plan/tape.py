@@ -161,7 +161,8 @@ class Leaf(Node):
 class Tape:
     """Records operations while `grad`. onednn: whether that library multiplies matrices of float32.
 
-    selective: cheap parts are made again going backward. compute: bytes of the numbers that products run in.
+    selective: cheap parts are made again going backward. compute: bytes of the numbers that products run in;
+    bfloat: whether those of two are bfloat16.
     parameters: all weights, whose bytes are not live here but are added up: matrices, of blocks; adapters; stored, of
     everything else. trained: those of them that are; beside: what moving one takes, where they move going backward.
     """
@@ -169,7 +170,7 @@ class Tape:
     def __init__(self, memory: Memory, onednn: bool = False, threads: int = 1):
         self.memory, self.onednn, self.threads = memory, onednn, threads
         self.grad = self.selective = self.training = True
-        self.compute = FLOAT
+        self.compute, self.bfloat = FLOAT, True
         self.recorded = 0
         self.parameters: list[Tensor] = []
         self.trained: list[Weight] = []
