@@ -1,8 +1,8 @@
-"""The character model that Shoestring trains as fast as it can: what the search in `docs/performance.md` ended with.
+"""The character model that Shoestring trains as fast as it can: what the trials in `docs/experiments.md` ended with.
 
 Same interface as `benchmarks.plain_gpt.Training`: `step()`, `logits(tokens)`. Model, engine, optimizer and schedule are
-the package's own, and everything that is set stands in the three dictionaries. The schedule ends where the target is
-reached: a rate of zero at the end is worth a fifth of the steps.
+the package's own, and everything that is set stands in the three dictionaries. The schedule falls to
+zero where the target is reached.
 """
 
 from __future__ import annotations
