@@ -31,7 +31,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no norm of queries and keys": {"model.attention.qk_norm": False},
     "no convolution over the embedding": {"model.embedding_convolution": None},
     "outputs not zero at first": {"model.zero_init_output": False},
-    "the head tied to the embedding": {"model.tied_head": True},
+    "the head tied to the embedding": {"model.tied_head": True, "optimizer.adamw.head_learning_rate": None},
     "a cosine instead of constant and decay": {"schedule": {"kind": "cosine", "warmup": 0.02, "final": 0.1}},
 }
 
