@@ -277,3 +277,18 @@ def test_compiled_blocks_give_the_losses_of_eager_ones():
 def test_kinds_that_are_no_graph_are_not_compiled():
     with pytest.raises(ConfigError, match="precision.compile is for blocks of kind sequential"):
         begun({"compile": True}, lambda: tiny.model(block="reversible"))
+
+
+@pytest.mark.long
+def test_elite_in_emulated_fp8_is_within_two_percent_of_bfloat16_after_100_steps(tmp_path):
+    from shoestring.pretraining.job import pretrain
+    from shoestring.train.metrics import read_metrics
+
+    last = {}
+    for name, settings in {"bfloat16": {}, "fp8": {"precision.fp8": {"emulate": True}}}.items():
+        overrides = {"train.steps": 100, "train.evaluate_every": 100, "precision.compute": "bfloat16", **settings}
+        run = pretrain("elite-112m-smoke", out=tmp_path / name, overrides=overrides)
+        last[name] = [line["loss"] for line in read_metrics(run.out / "metrics.jsonl") if "loss" in line][-10:]
+    assert max(last["bfloat16"]) < 6, "it has learned"
+    assert last["fp8"] != last["bfloat16"] and sum(last["fp8"]) == pytest.approx(sum(last["bfloat16"]), rel=0.02)
+    print(last)
