@@ -99,6 +99,8 @@ def told(precision: PrecisionConfig, device: torch.device) -> str:
     if matmuls == "bfloat16":
         gain = parallel.by_first(lambda: matrix_peak(torch.bfloat16, device) / matrix_peak(torch.float32, device))
         matmuls += f" ({gain:.1f} times float32's speed here)"
+    if matmuls == "int8":
+        matmuls += f" where they can be, else in {precision.around}"
     if precision.fp8 is not None:
         emulated = ", emulated" if precision.fp8.emulate else ""
         matmuls += f", in blocks FP8 {precision.fp8.recipe}{emulated}"
