@@ -163,6 +163,12 @@ def test_fp8_takes_the_linears_of_blocks_whose_sizes_fit():
     assert fp8.left_out(decoder) == ["feed_forward.down", "feed_forward.gate", "feed_forward.up"]
 
 
+def test_what_fp8_leaves_out_is_told(capsys):
+    begun({"compute": "bfloat16", "fp8": {"emulate": True}}, lambda: tiny.model(feed_forward={"width": 40}))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "fp8 not for feed_forward.down, feed_forward.gate, feed_forward.up: sizes" in told
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

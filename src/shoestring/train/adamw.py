@@ -22,7 +22,29 @@ class EagerOptimizer(torch.optim.Optimizer):
     add_param_group = getattr(_add_param_group, "__wrapped__", _add_param_group)
 
 
-class AdamW(EagerOptimizer):
+class KindByKind(EagerOptimizer):
+    """One whose step moves all parameters of a group that are of one kind together."""
+
+    def _kind(self, parameter: Tensor) -> tuple[Any, ...]:
+        return parameter.device, parameter.dtype
+
+    def _move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Parameters of one kind that have gradients."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            alike: dict[tuple[Any, ...], list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault(self._kind(parameter), []).append(parameter)
+            for some in alike.values():
+                self._move(group, some)
+
+
+class AdamW(KindByKind):
     """Its state is made here, not in the first step, where a lack of memory would leave some weights updated and others
     not. One kernel updates weights and both moments in one pass over memory.
     """
@@ -43,17 +65,6 @@ class AdamW(EagerOptimizer):
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 }
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            alike: dict[tuple[Any, ...], list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
-            for some in alike.values():
-                self._move(group, some)
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         """Parameters of one device and dtype."""

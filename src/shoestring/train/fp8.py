@@ -62,7 +62,7 @@ def convert(decoder: Decoder, config: FP8Config) -> list[str]:
 
 
 def left_out(decoder: Decoder) -> list[str]:
-    """Kinds of parts of blocks that are linears and have no FP8 units' sizes, or matrices that are no linears."""
+    """Linears of blocks whose sizes do not fit, without the blocks' numbers."""
     found = {
         name.partition(".")[2]
         for name, module in decoder.blocks.named_modules()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shoestring.plan.moments import GRAM, portions
-from shoestring.train.adamw import EagerOptimizer
+from shoestring.train.adamw import KindByKind
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -67,7 +67,7 @@ def scale_of(scaling: str, rows: int, columns: int) -> float:
     return 0.2 * math.sqrt(max(rows, columns))
 
 
-class Muon(EagerOptimizer):
+class Muon(KindByKind):
     """Parameters [out, in] and stacks [E, in, out] of them, with decoupled weight decay.
 
     cautious: only numbers that the step draws towards zero anyway decay. Momentum is in memory from the start.
@@ -95,17 +95,8 @@ class Muon(EagerOptimizer):
                     raise ValueError(f"Muon moves matrices, and not a parameter of shape {list(parameter.shape)}")
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            alike: dict[tuple[Any, ...], list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    kind = *parameter.shape[-2:], parameter.ndim, parameter.dtype, parameter.device
-                    alike.setdefault(kind, []).append(parameter)
-            for some in alike.values():
-                self._move(group, some)
+    def _kind(self, parameter: Tensor) -> tuple[Any, ...]:
+        return *parameter.shape[-2:], parameter.ndim, parameter.dtype, parameter.device
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         """Parameters of one shape, but for how many matrices each holds."""

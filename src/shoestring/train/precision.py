@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from shoestring.core import console
 from shoestring.core.device import resolve_device
 from shoestring.core.errors import ConfigError
 from shoestring.core.speeds import matrix_peak
@@ -50,6 +51,9 @@ def prepared(make: Callable[[], Decoder], precision: PrecisionConfig) -> Callabl
         decoder = make()
         if precision.fp8 is not None:
             fp8.convert(decoder, precision.fp8)
+            left = fp8.left_out(decoder)
+            if left and parallel.rank() == 0:
+                console.say(f"fp8       not for {', '.join(left)}: sizes are no multiples of {fp8.MULTIPLE}")
         if precision.compute == "int8":
             _round_products(decoder)
         if precision.compile:
