@@ -9,12 +9,12 @@ from torch.testing import assert_close
 
 from shoestring.nn import base_distance as module
 from shoestring.nn.base_distance import base_distance, base_distance_plain
-from shoestring.nn.head import Head, SoftcappedHead
+from shoestring.nn.head import Head
 
 
 def make_head(softcap: float | None) -> Head:
     weight = nn.Parameter(torch.randn(50, 12, dtype=torch.float64), requires_grad=False)
-    return Head(weight) if softcap is None else SoftcappedHead(weight, softcap)
+    return Head(weight, softcap)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from shoestring.kernels import int8 as kernels
 from shoestring.nn import frozen_head_loss
 from shoestring.nn.base_distance import base_distance, base_distance_plain
-from shoestring.nn.head import Head, OutputHead, SoftcappedHead
+from shoestring.nn.head import Head, OutputHead
 from shoestring.nn.head_loss import head_loss
 from shoestring.nn.quantized.config import Int4Config, Int8Config
 from shoestring.nn.quantized.int8_head import Int8Head, head_for
@@ -23,7 +23,7 @@ WIDTH, VOCABULARY, STATES = 96, 3000, 60
 def dense(softcap: float | None = None) -> Head:
     random = torch.Generator().manual_seed(1)
     weight = nn.Parameter(torch.randn(VOCABULARY, WIDTH, generator=random), requires_grad=False)
-    return Head(weight) if softcap is None else SoftcappedHead(weight, softcap)
+    return Head(weight, softcap)
 
 
 def problem() -> tuple[Tensor, Tensor]:

@@ -127,21 +127,22 @@ def product(
     columns_N: Tensor | None = None,
     thin: Thin | None = None,
     onto: Tensor | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
     """scale ⊙ (codes · weightᵀ) ⊙ columns + thin -> float32 [M, N]. weight: int8, or a transposed view of such.
 
-    onto: float32 [M, N] that this is added to, in place.
+    onto: float32 [M, N] that this is added to, in place; into: [M, N] that it is written to instead.
     """
     if rows.sums is None:
         y = product_plain(rows, weight_NK, columns_N, thin)
-        return y if onto is None else onto.add_(y)
+        return onto.add_(y) if onto is not None else y if into is None else into.copy_(y)
     kernels = _kernels(rows.codes.device)
     assert kernels is not None
     depth, width = rows.codes.shape[1], weight_NK.shape[0]
     by_columns = weight_NK.stride(1) != 1
     matrix = weight_NK.t() if by_columns else weight_NK
     assert matrix.stride(1) == 1 and weight_NK.shape[1] == depth <= LONGEST
-    out = torch.empty(len(rows.codes), width) if onto is None else onto
+    out = onto if onto is not None else torch.empty(len(rows.codes), width) if into is None else into
     assert out.stride(1) == 1 and out.dtype == torch.float32
     columns_N = None if columns_N is None else columns_N.float().contiguous()
     left = right = None

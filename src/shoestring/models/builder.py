@@ -34,7 +34,7 @@ from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig, block_orde
 from shoestring.nn.convolution import EmbeddingConvolution, Unmixed, holding_embeddings
 from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
 from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
-from shoestring.nn.head import Head, SoftcappedHead
+from shoestring.nn.head import Head
 from shoestring.nn.input_adapter import InputAdapter
 from shoestring.nn.latent_cache import LatentCache
 from shoestring.nn.linear import Linear
@@ -201,7 +201,7 @@ def _assemble(config: ModelConfig) -> Decoder:
         blocks=[build_block(config, index) for index in range(config.unique_layers)],
         stack=(ValueResidualStack if config.value_residual else STACKS[config.block])(order),
         norm=RMSNorm(config.width, config.norm_epsilon),
-        head=Head(weight) if config.logit_softcap is None else SoftcappedHead(weight, config.logit_softcap),
+        head=Head(weight, config.logit_softcap),
         rotary=rotary,
         make_cache=make_cache,
         make_memory=make_memory,

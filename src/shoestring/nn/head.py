@@ -1,7 +1,7 @@
 """Output heads: hidden [..., D] -> logits [..., V], or the vocabulary block by block for losses without all logits.
 
 A head says how it is kept: dense here, in int8 in `nn.quantized.int8_head`, on disk in `offload.ends`. Losses ask for
-`blocks` and multiply with what they get; no loss knows of formats.
+`blocks`, or where it is trained for its `whole`, and multiply with what they get; no loss knows of formats.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.matmul import matmul
-from shoestring.nn.head_blocks import block_rows
+from shoestring.core.matmul import matmul, writes_in_place
+from shoestring.nn.head_blocks import block_rows, row_stride
 from shoestring.nn.linear import linear
 from shoestring.nn.norm import wide
 
@@ -80,6 +80,50 @@ class DenseBlock:
         return wide(self._weight_VD[numbers])
 
 
+class Whole(Protocol):
+    """A head that is trained, as products without a graph. dtype: of those that are of floats."""
+
+    dtype: torch.dtype
+    vocabulary: int
+
+    def buffer(self, rows: int) -> Tensor | None:
+        """[rows, V], where all chunks' logits are made, if products can be: what follows reads them in place too."""
+        ...
+
+    def logits(self, rows_ND: Tensor, buffer: Tensor | None) -> Tensor:
+        """[N, V], in `buffer` where there is one: float32, or as bfloat16 products give them."""
+        ...
+
+    def backward(self, gradient_NV: Tensor, labels_N: Tensor, into: Tensor) -> None:
+        """Write the gradient for hidden states into `into` [N, D]. gradient_NV: `lifted`, of a softmax for labels_N."""
+        ...
+
+
+class DenseWhole:
+    """weight_VD: in the dtype that products run in."""
+
+    def __init__(self, weight_VD: Tensor):
+        self._weight_VD, self.dtype, self.vocabulary = weight_VD, weight_VD.dtype, len(weight_VD)
+
+    def buffer(self, rows: int) -> Tensor | None:
+        if self.dtype != torch.float32 or not writes_in_place(rows, *self._weight_VD.shape):
+            return None
+        return room(rows, self.vocabulary, self._weight_VD)
+
+    def logits(self, rows_ND: Tensor, buffer: Tensor | None) -> Tensor:
+        return matmul(rows_ND, self._weight_VD, buffer)
+
+    def backward(self, gradient_NV: Tensor, labels_N: Tensor, into: Tensor) -> None:
+        same = into.dtype == gradient_NV.dtype == torch.float32
+        weight_DV = self._weight_VD.t()
+        into.copy_(matmul(gradient_NV, weight_DV, into) if same else lowered(matmul(gradient_NV, weight_DV)))
+
+
+def room(rows: int, vocabulary: int, like: Tensor) -> Tensor:
+    """Room for float32 logits [rows, V]."""
+    return like.new_empty(rows, row_stride(vocabulary), dtype=torch.float32)[:, :vocabulary]
+
+
 class OutputHead(nn.Module):
     """What all heads have. vocabulary, width: the shape [V, D] of its weights."""
 
@@ -117,31 +161,26 @@ class OutputHead(nn.Module):
 
 
 class Head(OutputHead):
-    """A dense head in memory. Its weight [V, D] may be the embedding's."""
+    """A dense head in memory. Its weight [V, D] may be the embedding's. softcap: Gemma 2's (arXiv 2408.00118)."""
 
-    def __init__(self, weight_VD: Tensor):
+    def __init__(self, weight_VD: Tensor, softcap: float | None = None):
         super().__init__()
         self.vocabulary, self.width = weight_VD.shape
         self.weight = weight_VD
+        self.softcap = softcap
 
     @property
     def frozen(self) -> bool:
         return not self.weight.requires_grad
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return linear(hidden, self.weight)
+        logits = linear(hidden, self.weight)
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def whole(self, dtype: torch.dtype) -> Whole:
+        """The weight as it is trained, its products in this dtype."""
+        return DenseWhole(self.weight.detach().to(dtype))
 
     def blocks(self, rows: int, dtype: torch.dtype) -> Iterator[tuple[int, Block]]:
         for first in range(0, self.vocabulary, rows):
             yield first, DenseBlock(self.weight.detach()[first : first + rows].to(dtype))
-
-
-class SoftcappedHead(Head):
-    """logits become cap · tanh(logits / cap) (Gemma 2, arXiv 2408.00118)."""
-
-    def __init__(self, weight_VD: Tensor, softcap: float):
-        super().__init__(weight_VD)
-        self.softcap: float = softcap
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(super().forward(hidden) / self.softcap) * self.softcap

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoestring.core.matmul import add_matmul, matmul, writes_in_place
+from shoestring.core.matmul import add_matmul
 from shoestring.data.batch import IGNORED, Layout
 from shoestring.kernels.softmax import log_sums, softmax_rows
 from shoestring.nn.frozen_head_loss import FrozenHeadLoss
-from shoestring.nn.head import OutputHead, lifted, lowered, weight_share
-from shoestring.nn.head_blocks import chunk_rows, even_rows, row_stride
+from shoestring.nn.head import Head, OutputHead, Whole, lifted, weight_share
+from shoestring.nn.head_blocks import chunk_rows, even_rows
 
 
 def head_loss(
@@ -25,7 +25,7 @@ def head_loss(
 ) -> tuple[Tensor, int]:
     """Sum of the cross-entropy in nats over labels that are not −100, as a float32 scalar, and their number.
 
-    Differentiable in both; a frozen head costs no weight gradient. A head that is not has a `weight` [V, D].
+    Differentiable in both; a frozen head costs no weight gradient. One that is not is a `Head`.
     layout: of the batch, where it is known: without it a GPU is waited for.
     """
     rows = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
@@ -41,7 +41,8 @@ def head_loss(
             rows, labels = rows[kept], labels[kept]
     if head.frozen:
         return FrozenHeadLoss.apply(rows, head, labels), count
-    return _HeadLoss.apply(rows, head.weight, labels, head.softcap), count
+    assert isinstance(head, Head)
+    return _HeadLoss.apply(rows, head.weight, labels, head), count
 
 
 def head_loss_plain(hidden_BTD: Tensor, head: OutputHead, labels_BT: Tensor) -> tuple[Tensor, int]:
@@ -53,11 +54,11 @@ def head_loss_plain(hidden_BTD: Tensor, head: OutputHead, labels_BT: Tensor) -> 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, softcap: float | None) -> Tensor:
+    def forward(ctx, rows_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, head: Head) -> Tensor:
         kind = rows_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows_ND.dtype
         with torch.autocast(kind, enabled=False):
-            return _forward(ctx, rows_ND, weight_VD, weight_VD.to(dtype), labels_N, softcap)
+            return _forward(ctx, rows_ND, weight_VD.dtype, head.whole(dtype), labels_N, head.softcap)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -72,19 +73,21 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _forward(
-    ctx, rows_ND: Tensor, parameter: Tensor, weight_VD: Tensor, labels_N: Tensor, softcap: float | None
+    ctx, rows_ND: Tensor, kept: torch.dtype, whole: Whole, labels_N: Tensor, softcap: float | None
 ) -> Tensor:
-    """weight_VD: the parameter in the dtype that products run in. Gradients have the dtypes of rows and parameter."""
+    """kept: the weight's dtype, which its gradient has too."""
     wants_rows, wants_weight, *_ = ctx.needs_input_grad
     rows_gradient = torch.empty_like(rows_ND) if wants_rows else None
     weight_gradient = None
     total = torch.zeros((), dtype=torch.float32, device=rows_ND.device)
-    step = even_rows(rows_ND.shape[0], chunk_rows(weight_VD.shape[0]))
-    buffer = _buffer(step, weight_VD)
+    step = even_rows(rows_ND.shape[0], chunk_rows(whole.vocabulary))
+    buffer = whole.buffer(step)
     for start in range(0, rows_ND.shape[0], step):
-        rows = rows_ND[start : start + step].to(weight_VD.dtype)
+        rows = rows_ND[start : start + step].to(whole.dtype)
         labels = labels_N[start : start + step]
-        logits = _logits(rows, weight_VD, buffer, softcap is not None)
+        logits = whole.logits(rows, None if buffer is None else buffer[: len(rows)])
+        if logits.dtype != torch.bfloat16 or softcap is not None:  # bfloat16 goes into the softmax as it is
+            logits = logits.float()
         slope = None
         if softcap is not None:  # cap·tanh(z/cap), whose derivative is 1 − tanh²
             logits.div_(softcap).tanh_()
@@ -96,30 +99,12 @@ def _forward(
         gradient = lifted(logits if slope is None else logits.mul_(slope), rows.dtype)
         del logits, slope
         if rows_gradient is not None:
-            here = rows_gradient[start : start + step]
-            same = here.dtype == gradient.dtype == torch.float32
-            here.copy_(matmul(gradient, weight_VD.t(), here) if same else lowered(matmul(gradient, weight_VD.t())))
+            whole.backward(gradient, labels, rows_gradient[start : start + step])
         if wants_weight:
-            weight_gradient = _with_share(weight_gradient, gradient, rows, parameter)
+            weight_gradient = _with_share(weight_gradient, gradient, rows, kept)
         del gradient, rows  # before the next chunk's are made
     ctx.gradients = (rows_gradient, weight_gradient)
     return total
-
-
-def _buffer(rows: int, weight_VD: Tensor) -> Tensor | None:
-    """[rows, V], where all chunks' logits are made, if products can be: what follows reads them in place as well."""
-    vocabulary, width = weight_VD.shape
-    if weight_VD.dtype != torch.float32 or not writes_in_place(rows, vocabulary, width):
-        return None
-    return weight_VD.new_empty(rows, row_stride(vocabulary))[:, :vocabulary]
-
-
-def _logits(rows_ND: Tensor, weight_VD: Tensor, buffer: Tensor | None, capped: bool) -> Tensor:
-    """In float32, or as bfloat16 products give them where nothing comes before the softmax, which rounds once."""
-    if buffer is not None:
-        return matmul(rows_ND, weight_VD, buffer[: len(rows_ND)])
-    logits = matmul(rows_ND, weight_VD)
-    return logits if logits.dtype == torch.bfloat16 and not capped else logits.float()
 
 
 def _losses(logits_NV: Tensor, labels_N: Tensor, wants_gradient: bool) -> Tensor:
@@ -128,10 +113,10 @@ def _losses(logits_NV: Tensor, labels_N: Tensor, wants_gradient: bool) -> Tensor
     return (normalizer_N - labelled_N).sum()
 
 
-def _with_share(total_VD: Tensor | None, gradient_NV: Tensor, rows_ND: Tensor, parameter: Tensor) -> Tensor:
-    """The weight's gradient with a chunk's added, in place; `parameter` has its dtype."""
-    if total_VD is not None and rows_ND.dtype == parameter.dtype == torch.float32:
+def _with_share(total_VD: Tensor | None, gradient_NV: Tensor, rows_ND: Tensor, kept: torch.dtype) -> Tensor:
+    """The weight's gradient, of dtype `kept`, with a chunk's added, in place."""
+    if total_VD is not None and rows_ND.dtype == kept == torch.float32:
         add_matmul(total_VD, gradient_NV.t(), rows_ND.t())
         return total_VD
-    share_VD = weight_share(gradient_NV, rows_ND).to(parameter.dtype)
+    share_VD = weight_share(gradient_NV, rows_ND).to(kept)
     return share_VD if total_VD is None else total_VD.add_(share_VD)

@@ -16,7 +16,8 @@ from shoestring.kernels.compiled import compiler
 from shoestring.kernels.int8 import LONGEST
 from shoestring.models.decoder import Decoder
 from shoestring.nn.config import GQAConfig
-from shoestring.nn.quantized.int8_trained import Int8TrainedLinear
+from shoestring.nn.head import Head
+from shoestring.nn.quantized.int8_trained import Int8TrainedHead, Int8TrainedLinear
 from shoestring.train import fp8, parallel
 from shoestring.train.loss_scale import LossScale
 from shoestring.train.precision_config import PrecisionConfig
@@ -64,11 +65,13 @@ def prepared(make: Callable[[], Decoder], precision: PrecisionConfig) -> Callabl
 
 
 def _round_products(decoder: Decoder) -> None:
-    """Have the blocks' linears that are trained multiply integers; frozen ones do already."""
+    """Have the blocks' linears and the head multiply integers where they are trained; frozen ones do already."""
     for owner in list(decoder.blocks.modules()):
         for name, linear in list(owner.named_children()):
             if isinstance(linear, nn.Linear) and linear.weight.requires_grad and max(linear.weight.shape) <= LONGEST:
                 setattr(owner, name, Int8TrainedLinear.around(linear))
+    if isinstance(decoder.head, Head) and not decoder.head.frozen:
+        decoder.head = Int8TrainedHead(decoder.head)
 
 
 def _compile(decoder: Decoder) -> None:

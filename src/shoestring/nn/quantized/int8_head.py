@@ -44,16 +44,21 @@ class Int8Block:
     def backward(self, gradient_NV: Tensor) -> Tensor:
         if not _in_integers(gradient_NV):
             return wide(matmul((gradient_NV * self._scale_V).to(self._dtype), self._codes_VD.t().to(self._dtype)))
-        share_ND = None
-        parts = (tensor.split(_TOGETHER, -1) for tensor in (gradient_NV, self._scale_V, self._codes_VD.t()))
-        for gradient, scale, codes in zip(*parts, strict=True):
-            share_ND = integers.product(integers.dither_rows(gradient, scale), codes, onto=share_ND)
-        assert share_ND is not None
-        return share_ND
+        return dithered_product(gradient_NV, self._codes_VD, self._scale_V)
 
     def rows(self, numbers: Tensor) -> Tensor:
         scale = self._scale_V[numbers].unsqueeze(1)
         return self._codes_VD[numbers].to(scale.dtype) * scale
+
+
+def dithered_product(gradient_NV: Tensor, codes_VD: Tensor, scale_V: Tensor, offset: int = 0) -> Tensor:
+    """Σ_v g_v·scale_v·codes_v -> float32 [N, D] in integers, g ⊙ scale rounded by `kernels.int8.dither_rows`."""
+    share_ND = None
+    parts = (tensor.split(_TOGETHER, -1) for tensor in (gradient_NV, scale_V, codes_VD.t()))
+    for gradient, scale, codes in zip(*parts, strict=True):
+        share_ND = integers.product(integers.dither_rows(gradient.float(), scale, offset), codes, onto=share_ND)
+    assert share_ND is not None
+    return share_ND
 
 
 def _in_integers(x: Tensor) -> bool:
