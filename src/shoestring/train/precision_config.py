@@ -62,7 +62,7 @@ class PrecisionConfig(Config):
         " float16: with the loss scaled; int8: frozen weights kept in int8, or trained ones rounded for each product",
     )
     around: Format = Field(
-        "float32", description="with int8: what the rest is computed in, weight gradients, attention and the head"
+        "float32", description="with int8: what the rest is computed in, weight gradients and attention"
     )
     fp8: Annotated[FP8Config | None, BeforeValidator(_switched)] = Field(
         None, description="products of blocks in FP8; true: as it stands; null: none (--no-fp8)"
