@@ -88,7 +88,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 @pytest.mark.long
 def test_nothing_is_read_or_written_beside_its_tensors(tmp_path: Path) -> None:
-    """Norm, softmax and gate, of random shapes in memory of their exact size, under AddressSanitizer."""
+    """Norm, softmax, gate and rotary turn, of random shapes in memory of their exact size, under AddressSanitizer."""
     build = ["g++", "-std=c++17", "-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     source = str(Path(__file__).with_name("passes_stress.cpp"))
     build += ["-I", str(Path(compiled.__file__).parent), source, "-o", str(tmp_path / "stress")]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shoestring.core.device import to_device
+from shoestring.kernels.rope import turn
 from shoestring.nn.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from shoestring.nn.norm import wide
 
@@ -85,27 +86,17 @@ def rotate_plain(x_BHTC: Tensor, tables: RotaryTables) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """Writes both halves into one output and saves only the tables: the inverse of a turn is a turn back."""
+    """Turns in one pass and saves only the tables: the inverse of a turn is a turn back."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, +1)
+        return turn(x, cos, sin, +1)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         cos, sin = ctx.saved_tensors
-        return _turn(gradients[0], cos, sin, -1), None, None
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    x32 = wide(x)
-    half = x.shape[-1] // 2
-    a, b = x32[..., :half], x32[..., half:]
-    out = torch.empty_like(x32)  # keeps x's strides: heads stay interleaved with tokens
-    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-direction)
-    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin, value=direction)
-    return out.to(x.dtype)
+        return turn(gradients[0], cos, sin, -1), None, None
 
 
 def rotate(x_BHTC: Tensor, tables: RotaryTables) -> Tensor:
@@ -113,5 +104,5 @@ def rotate(x_BHTC: Tensor, tables: RotaryTables) -> Tensor:
     if torch.compiler.is_compiling():
         return rotate_plain(x_BHTC, tables)
     if not torch.is_grad_enabled():
-        return _turn(x_BHTC, tables.cos, tables.sin, +1)
+        return turn(x_BHTC, tables.cos, tables.sin, +1)
     return _Rotate.apply(x_BHTC, tables.cos, tables.sin)

@@ -132,9 +132,11 @@ def rotate(tape: Tape, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tenso
 
 
 def _turn(tape: Tape, x: Tensor) -> Tensor:
+    if x.size == FLOAT or tape.bfloat:  # in one pass (`kernels.rope`)
+        return tape.like(x)
     x32 = wide(tape, x)
-    out = tape.like(x32)
-    return out if x.size == FLOAT else tape.like(x)
+    out = tape.like(x32)  # noqa: F841
+    return tape.like(x)
 
 
 # --- norms and linears --------------------------------------------------------------------------------------------
