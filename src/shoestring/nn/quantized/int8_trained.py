@@ -69,6 +69,8 @@ class _Product(torch.autograd.Function):
 class Int8TrainedLinear(Linear):
     """x: [..., in] -> [..., out]. While it is evaluated, or for few rows, a dense linear."""
 
+    rounding: _Rounding
+
     @classmethod
     def around(cls, linear: nn.Linear) -> Int8TrainedLinear:
         """The same parameters."""
