@@ -1,0 +1,1 @@
+"""The suite: questions of many categories, each answer scored by a program."""

@@ -1,0 +1,122 @@
+"""Python: what a program prints, a function of a given form, functions that pass tests."""
+
+from __future__ import annotations
+
+import random
+
+from shoestring.data.synthetic.arithmetic import problem
+from shoestring.evaluate.suite import checks
+from shoestring.evaluate.suite.question import Category, Question, Reply, ask
+from shoestring.evaluate.suite.sandbox import passes
+
+_WORDS = ("anchor", "bottle", "copper", "dollar", "engine", "finger", "guitar", "hammer", "jungle", "ladder", "magnet", "oyster")
+_NAMES = ("x", "y", "n", "total", "value", "count")
+_VERBS = ("compute", "find", "make", "get", "check", "build", "read", "join", "split", "scale", "merge", "count")
+_THINGS = ("area", "price", "label", "score", "path", "ratio", "total", "angle", "speed", "weight", "title", "margin")
+_ARGUMENTS = ("a", "b", "items", "text", "width", "height", "rate", "start", "end", "limit", "value", "size")
+
+
+def _prints(rng: random.Random, program: str, result: str, name: str) -> Question:
+    text = f"What does this Python code print?\n```python\n{program}\n```"
+    return ask(name, text, result, checks.says(result))
+
+
+def _sums(rng: random.Random) -> Question:
+    a, b, name = rng.randrange(10, 100), rng.randrange(2, 100), rng.choice(_NAMES)
+    operation, sign = rng.choice((("add", "+"), ("subtract", "-")))
+    result = a + b if operation == "add" else a - b
+    program = rng.choice((f"{name} = {a}\n{name} {sign}= {b}\nprint({name})", f"print({a} {sign} {b})"))
+    return _prints(rng, program, str(result), problem(a, operation, b))
+
+
+def _texts(rng: random.Random) -> Question:
+    word = rng.choice(_WORDS)[: rng.randint(3, 6)]
+    at = rng.randrange(1, len(word))
+    program, result = rng.choice((
+        (f'print("{word}".upper())', word.upper()), (f'print("{word}"[::-1])', word[::-1]),
+        (f'print("{word}"[{at}])', word[at]), (f'print("{word}"[:{at}])', word[:at]),
+        (f'print("{word}" + "{word[:2]}")', word + word[:2]), (f'print("-".join("{word}"))', "-".join(word)),
+    ))  # fmt: skip
+    return _prints(rng, program, result, f"text {word}")
+
+
+def _lists(rng: random.Random) -> Question:
+    items = [rng.randint(0, 30) for _ in range(rng.randint(3, 5))]
+    name = rng.choice(("max", "min", "len", "sum", "sorted"))
+    function = {"max": max, "min": min, "len": len, "sum": sum, "sorted": sorted}[name]
+    return _prints(rng, f"print({name}({items}))", str(function(items)), f"list {sorted(items)}")
+
+
+def _structure(rng: random.Random) -> Question:
+    name = f"{rng.choice(_VERBS)}_{rng.choice(_THINGS)}"
+    arguments = rng.sample(_ARGUMENTS, rng.randint(1, 3))
+    shown = " and ".join(f"`{argument}`" for argument in arguments)
+    text = (
+        f"Write a Python function `{name}` with the argument{'s' * (len(arguments) > 1)} {shown}, in this order, that"
+        " returns something. Give only the code."
+    )
+    answer = f"```python\ndef {name}({', '.join(arguments)}):\n    return {arguments[0]}\n```"
+    return ask(f"function {name} {arguments}", text, answer, checks.defines(name, arguments), max_tokens=128)
+
+
+# name, arguments, what it is to do, a right body, tests as (arguments, result)
+_TASKS = (
+    ("add", "a, b", "returns the sum of two numbers", "return a + b", (("2, 3", 5), ("-1, 1", 0))),
+    ("is_even", "n", "returns True if a whole number is even and False if not", "return n % 2 == 0", (("4", True), ("7", False))),
+    ("largest", "items", "returns the largest number of a list", "return max(items)", (("[3, 9, 2]", 9), ("[-5, -2]", -2))),
+    ("reverse", "text", "returns a string turned round", "return text[::-1]", (("'abc'", "cba"), ("''", ""))),
+    ("count_vowels", "text", "returns how many of the letters a, e, i, o, u a lower-case string has",
+     "return sum(c in 'aeiou' for c in text)", (("'banana'", 3), ("'xyz'", 0))),
+    ("square", "n", "returns the square of a number", "return n * n", (("5", 25), ("-3", 9))),
+    ("double_all", "items", "returns a list with every number doubled", "return [2 * n for n in items]", (("[1, 2]", [2, 4]), ("[]", []))),
+    ("average", "items", "returns the mean of a list of numbers", "return sum(items) / len(items)", (("[2, 4]", 3.0), ("[5]", 5.0))),
+    ("first_word", "text", "returns the first word of a sentence", "return text.split()[0]", (("'red green blue'", "red"), ("'one'", "one"))),
+    ("is_palindrome", "text", "returns whether a string reads the same backwards", "return text == text[::-1]",
+     (("'level'", True), ("'abc'", False))),
+    ("factorial", "n", "returns the product of the whole numbers from 1 to n, 1 for 0",
+     "result = 1\n    for k in range(2, n + 1):\n        result *= k\n    return result", (("5", 120), ("0", 1))),
+    ("sum_of_digits", "n", "returns the sum of the digits of a positive whole number", "return sum(map(int, str(n)))", (("123", 6), ("40", 4))),
+    ("without_duplicates", "items", "returns a list with each value once, in the order of first appearance",
+     "return list(dict.fromkeys(items))", (("[1, 2, 1]", [1, 2]), ("[]", []))),
+    ("smallest_two", "items", "returns the two smallest numbers of a list, the smaller first", "return sorted(items)[:2]",
+     (("[5, 1, 4]", [1, 4]), ("[2, 3]", [2, 3]))),
+    ("to_upper", "text", "returns a string in capital letters", "return text.upper()", (("'abc'", "ABC"), ("'aB'", "AB"))),
+    ("count_words", "text", "returns how many words a sentence has", "return len(text.split())", (("'a b c'", 3), ("''", 0))),
+    ("is_prime", "n", "returns whether a whole number above 1 is prime", "return all(n % k for k in range(2, n))", (("7", True), ("9", False))),
+    ("longest_word", "words", "returns the longest string of a list", "return max(words, key=len)", (("['a', 'abc', 'ab']", "abc"), ("['x']", "x"))),
+    ("fibonacci", "n", "returns the n-th Fibonacci number, the first two being 0 (n = 0) and 1 (n = 1)",
+     "a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a", (("6", 8), ("0", 0))),
+    ("celsius", "f", "turns degrees Fahrenheit into Celsius", "return (f - 32) * 5 / 9", (("212", 100.0), ("32", 0.0))),
+    ("evens", "items", "returns the even numbers of a list", "return [n for n in items if n % 2 == 0]", (("[1, 2, 4]", [2, 4]), ("[3]", []))),
+    ("last", "items", "returns the last item of a list", "return items[-1]", (("[1, 2, 3]", 3), ("['a']", "a"))),
+    ("repeat", "text, n", "returns a string repeated n times", "return text * n", (("'ab', 3", "ababab"), ("'x', 0", ""))),
+    ("clip", "n, low, high", "returns n, but low if it is below low and high if it is above high",
+     "return max(low, min(n, high))", (("5, 0, 3", 3), ("-1, 0, 3", 0), ("2, 0, 3", 2))),
+    ("common", "a, b", "returns a sorted list of the values that are in both of two lists", "return sorted(set(a) & set(b))",
+     (("[1, 2, 3], [3, 1]", [1, 3]), ("[1], [2]", []))),
+    ("initials", "name", "returns the first letters of the words of a name, as in 'AL' for 'Ada Lovelace'",
+     "return ''.join(word[0] for word in name.split())", (("'Ada Lovelace'", "AL"), ("'Bo'", "B"))),
+)  # fmt: skip
+_ORDERS = ("Write a Python function `{call}` that {what}. Give only the code.", "Define `{call}` in Python: it {what}.",
+           "I need a Python function `{call}` which {what}. Just the code, please.")  # fmt: skip
+
+
+def _tested(rng: random.Random) -> Question:
+    name, arguments, what, body, tests = rng.choice(_TASKS)
+    text = rng.choice(_ORDERS).format(call=f"{name}({arguments})", what=what)
+    lines = [f"assert {name}({given}) == {result!r}" for given, result in tests]
+    answer = f"```python\ndef {name}({arguments}):\n    {body}\n```"
+
+    def check(reply: Reply) -> bool:
+        return passes(checks.fenced(reply.text), "\n".join(lines))
+
+    return ask(f"program {name}", text, answer, check, max_tokens=160)
+
+
+CATEGORIES = (
+    Category("printed sums", "reading code", "what a line of arithmetic prints", _sums),
+    Category("printed texts", "reading code", "slices, capitals, joins", _texts),
+    Category("printed lists", "reading code", "max, min, len, sum, sorted", _lists),
+    Category("functions of a given form", "code structure", "Python that parses, with this name and these arguments", _structure),
+    Category("functions that pass tests", "code that works", "run in a sandbox", _tested, needs_code=True, share=0.5),
+)
