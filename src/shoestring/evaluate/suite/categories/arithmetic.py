@@ -95,7 +95,7 @@ CATEGORIES = (
     Category("addition, three digits", "arithmetic", "sums of numbers from 100 to 999", _sums("add", 100, 1000)),
     Category("subtraction, one digit", "arithmetic", "differences of numbers below 20", _sums("subtract", 0, 20), 0.1),
     Category("subtraction, two digits", "arithmetic", "differences of numbers from 10 to 99", _sums("subtract", 10, 100)),
-    Category("multiplication", "arithmetic", "products of numbers from 2 to 20", _sums("multiply", 2, 21)),
+    Category("multiplication", "arithmetic", "products of numbers from 2 to 30", _sums("multiply", 2, 31)),
     Category("annotated sums", "arithmetic format", "7+8=<<7+8=15>>15, with the right result", _annotated),
     Category("annotation alone", "arithmetic format", "the same form, whatever the result", _form_alone),
     Category("problems of one step", "word problems", "a story with one sum or difference", _story(1), 0.07),

@@ -18,7 +18,7 @@ _UNITS = (  # larger, smaller, how many
 
 
 def _weekday(rng: random.Random) -> Question:
-    first, days = rng.randrange(7), rng.randint(1, 20)
+    first, days = rng.randrange(7), rng.randint(1, 30)
     back = rng.random() < 0.3
     result = _DAYS[(first - days if back else first + days) % 7]
     way = "was it" if back else "will it be"
