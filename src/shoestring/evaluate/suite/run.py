@@ -26,6 +26,8 @@ from shoestring.evaluate.suite.likelihood import likeliest
 from shoestring.evaluate.suite.question import ITEMS, Category, Question, Reply, questions
 from shoestring.evaluate.suite.results import Answered, Evaluation, Score
 from shoestring.generate.language_model import LanguageModel
+from shoestring.models.fingerprint import Fingerprint
+from shoestring.models.peft_folder import find_base, is_adapter
 
 Side = Literal["development", "held-out"]
 
@@ -53,6 +55,16 @@ def evaluate(
             answered += _kept(model, category, asked, digest, told)
     scores = tuple(_score(category, answered) for category in chosen)
     return Evaluation(name, side, scores, time.monotonic() - began, left_out), answered
+
+
+def digest_of(model: LanguageModel) -> str:
+    """Of the files of its folder, adapters and bases included, and of the number format; "" for one without a folder."""
+    if model.folder is None:
+        return ""
+    folders = [model.folder, *([find_base(model.folder)] if is_adapter(model.folder) else [])]
+    paths = [path for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
+    dtype = next(model.decoder.parameters()).dtype
+    return f"{Fingerprint.of(paths).digest} {dtype}"
 
 
 def categories(only: Sequence[str]) -> list[Category]:
