@@ -19,6 +19,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.core.files import atomic_folder
 
 MOST = 10_000_000  # they are made in memory, a kilobyte or so each
+RESERVED = 0.1  # of all problems: `shoestring evaluate` asks them, so they are never ones to train on
 _TRIES = 1000  # draws without a new exercise, after which the space is taken to be used up
 
 
@@ -71,7 +72,8 @@ def is_held_out(problem: str, share: float) -> bool:
 def collect(draw: Draw, n: int, seed: int, test: float) -> ExerciseSet:
     """n different exercises, `test` of them held out (a share in [0, 1)); the same for the same arguments.
 
-    A kind that has fewer repeats those to train on. Raises ConfigError for numbers that cannot be.
+    A kind that has fewer repeats those to train on. With less than a tenth held out, what is left of that tenth is on
+    neither side. Raises ConfigError for numbers that cannot be.
     """
     if not 1 <= n <= MOST or not 0 <= test < 1:
         hint = f"1 <= n <= {MOST:,}, 0 <= test < 1"
@@ -80,7 +82,8 @@ def collect(draw: Draw, n: int, seed: int, test: float) -> ExerciseSet:
     sides: dict[bool, list[Exercise]] = {}
     for held_out, count in wanted.items():
         found: dict[tuple[str, str], Exercise] = {}
-        for exercise in _side(draw, random.Random(f"{seed} {held_out}"), test, held_out):
+        share = test if held_out else max(test, RESERVED)
+        for exercise in _side(draw, random.Random(f"{seed} {held_out}"), share, held_out):
             if len(found) >= count:
                 break
             found.setdefault((exercise.question, exercise.answer), exercise)

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoestring.data.synthetic.exercise import is_held_out
+from shoestring.data.synthetic.exercise import RESERVED, is_held_out
 
-HELD_OUT = 0.1  # of all problems; `data make` never trains on them
+HELD_OUT = RESERVED  # of all problems
 ITEMS = 30  # of a category and side
 _TRIES = 20_000  # draws without a new question
 
