@@ -1,8 +1,9 @@
 """Runs what a model wrote, in a process that can do no harm: no network, no files but an empty folder, little of all else.
 
-On Linux the process gets a user, mount, network and process namespace of its own (`unshare`), in which everything but the
-interpreter is out of sight or read-only; where the system allows none, nothing is run, and the category is left out. Limits:
-seconds of the processor and of the clock, memory, open files, size of files, processes.
+On Linux the process gets a user, mount, network and process namespace of its own (`unshare`), and a root of its own in which
+there is nothing but the system's libraries and the interpreter, both read-only, and an empty scratch folder in memory: what
+cannot be named cannot be read or deleted. Where the system allows no namespaces, nothing is run, and the category is left
+out. Limits: seconds of the processor and of the clock, memory, open files, size and number of files, processes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,36 @@ from pathlib import Path
 SECONDS = 5  # of the processor; twice that of the clock
 MEMORY = 512 * 2**20
 _FILES, _FILE_BYTES, _PROCESSES = 32, 2**20, 8
+_NOBODY = "65534"
 _DONE = "every assertion held"
 _LIMITS = f"""
 import resource
 for name, most in (("CPU", {SECONDS}), ("AS", {MEMORY}), ("NOFILE", {_FILES}), ("FSIZE", {_FILE_BYTES}), ("NPROC", {_PROCESSES}),
                    ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
+"""
+# $1: an empty folder that becomes the root, $2: where Python is installed, then the command.
+_ENTER = """
+set -e
+root=$1; prefix=$2; shift 2
+mount --make-rprivate /
+mount -t tmpfs -o size=4m,nr_inodes=256,mode=755 tmpfs "$root"
+cd "$root"
+mkdir usr python scratch proc old
+for place in bin sbin lib lib32 lib64 libx32; do
+    if [ -L "/$place" ]; then cp -P "/$place" .
+    elif [ -d "/$place" ]; then mkdir "$place"; mount --bind "/$place" "$place"; mount -o remount,bind,ro "$place"; fi
+done
+mount --bind /usr usr; mount -o remount,bind,ro usr
+mount --bind "$prefix" python; mount -o remount,bind,ro python
+mount -t tmpfs -o size=2m,nr_inodes=64,mode=777 tmpfs scratch
+mount -t proc -o ro,nosuid,nodev,noexec proc proc
+pivot_root . old
+umount -l /old
+rmdir /old
+mount -o remount,ro /
+cd /scratch
+exec "$@"
 """
 
 
@@ -51,17 +76,20 @@ def _works() -> bool:
 
 def _run(source: str) -> bool:
     """The last line of the output says that it came to its end: `exit(0)` half way is no success."""
-    with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
-        scratch = Path(folder) / "scratch"
-        scratch.mkdir()
-        script = _LIMITS + f"exec(compile({source!r}, 'reply', 'exec'), {{'__name__': '__main__'}})\nprint({_DONE!r})\n"
-        command = [
-            "unshare", "--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child",
-            "sh", "-c", _ENTER, "sh", str(scratch), sys.executable, "-I", "-S", "-c", script,
-        ]  # fmt: skip
+    script = _LIMITS + f"exec(compile({source!r}, 'reply', 'exec'), {{'__name__': '__main__'}})\nprint({_DONE!r})\n"
+    prefix = os.path.realpath(sys.base_prefix)
+    interpreter = Path("/python") / Path(os.path.realpath(sys.executable)).relative_to(prefix)
+    apart = ["unshare", "--net", "--ipc", "--pid", "--fork", "--mount", "--kill-child"]
+    python = [str(interpreter), "-I", "-S", "-c", script]
+    if os.geteuid() == 0:  # becomes nobody instead of being root in a world of its own
+        python = ["setpriv", "--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups", "--no-new-privs", "--bounding-set=-all", *python]
+    else:
+        apart += ["--user", "--map-root-user"]
+    with tempfile.TemporaryDirectory(prefix="sandbox-") as root:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=scratch,
-            env={"PATH": os.defpath, "HOME": "/", "LANG": "C.UTF-8"}, start_new_session=True,
+            [*apart, "sh", "-c", _ENTER, "sh", root, prefix, *python],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/scratch", "LANG": "C.UTF-8"},
         )  # fmt: skip
         try:
             output, _ = process.communicate(timeout=2 * SECONDS)
@@ -69,20 +97,4 @@ def _run(source: str) -> bool:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return False
-        return process.returncode == 0 and output.decode(errors="replace").rstrip().endswith(_DONE)
-
-
-# Everything read-only, the places where people keep files out of sight, and the scratch folder alone to be written into.
-_ENTER = """
-scratch=$1; shift
-mount --make-rprivate / || exit 70
-mount -t tmpfs -o size=1m tmpfs /mnt || exit 71
-mount --bind "$scratch" /mnt || exit 72
-for hidden in /root /home /tmp /var/tmp /run /srv /media; do
-    case "$1" in "$hidden"/*) continue;; esac
-    [ -d "$hidden" ] && mount -t tmpfs -o size=64k,ro tmpfs "$hidden"
-done
-mount -o remount,bind,ro / || exit 73
-cd /mnt || exit 74
-exec "$@"
-"""
+    return process.returncode == 0 and output.decode(errors="replace").rstrip().endswith(_DONE)
