@@ -16,7 +16,8 @@ import torch
 from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch
 from shoestring.data.external import External
-from shoestring.data.loader import permutation, resumed_sample
+from shoestring.data.loader import resumed_sample
+from shoestring.data.order import permutation
 from shoestring.data.supervised.config import Layout
 from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.data.supervised.packing import best_fit_decreasing
