@@ -72,10 +72,12 @@ class RowLoader:
 
         rows: of an optimizer step, over all ranks. Between steps alone.
         """
-        assert isinstance(self.rows, Concatenated)
         self._forget()  # the thread must not see the change halfway
-        self._place = self.rows.cut(self._place, sequence_length, rows)
         self._microbatch = microbatch
+        if isinstance(self.rows, Concatenated):
+            self._place = self.rows.cut(self._place, sequence_length, rows)
+        else:
+            assert sequence_length == self.rows.length
 
     def state(self) -> dict[str, Any]:
         """JSON: where the next batch begins. It depends on batches taken, not on batches made ahead."""
