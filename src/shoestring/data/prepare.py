@@ -27,7 +27,7 @@ from shoestring.data.preparation import writing
 from shoestring.data.preparation.encoding import Batch, Encoder, Place, encoded_batches
 from shoestring.data.preparation.journal import JOURNAL, Journal, read_journal
 from shoestring.data.quality.config import QualityConfig
-from shoestring.data.quality.review import Reviewer
+from shoestring.data.quality.review import Reviewer, examine
 from shoestring.data.shards import FORMAT, INDEX, ShardFolder, index_checksum
 from shoestring.data.sources import Skipped, Source
 from shoestring.data.tokenizer import Tokenizer
@@ -223,7 +223,8 @@ def _write(
     target = writing.Target(out, dtype, tokenizer.separator_id, settings.shard_tokens, settings.tokens, level)
     with _progress(source.size()) as advance:
         writing.write_shards(target, journal, reviewer, batches, advance)
-    left_out = Skipped({**skipped.counts, **reviewer.counts}, {**skipped.first, **reviewer.first})
+    also = reviewer.left_out
+    left_out = Skipped({**skipped.counts, **also.counts}, {**skipped.first, **also.first})
     if not journal.shards:
         raise DataError(f"no text in this source; left out: {left_out}", source.source, "give files that hold text")
     if left_out.counts:
@@ -247,7 +248,8 @@ def _write(
 def _read(
     source: Source, encoder: Encoder, reviewer: Reviewer, skipped: Skipped, workers: int, place: Place
 ) -> Iterator[Batch]:
-    return encoded_batches(source, encoder, reviewer.examine, skipped, place, workers)
+    examined = functools.partial(examine, config=reviewer.config)
+    return encoded_batches(source, encoder, examined, skipped, place, workers)
 
 
 def id_dtype(tokenizer: Tokenizer) -> np.dtype:

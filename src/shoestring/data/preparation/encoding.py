@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from shoestring.core.errors import TokenizerError
+from shoestring.data.quality.review import Findings
 from shoestring.data.sources import Document, Skipped, Source
 from shoestring.data.tokenizer import Tokenizer
 
@@ -38,14 +39,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document. ids: without the separator, empty where `reason` says why it is left out. hash: of its text."""
+    """One document. ids: without the separator, empty where it has a fault. findings: of its text alone."""
 
     name: str
     split: str
     bytes: int
     ids: np.ndarray
-    reason: str | None
-    hash: int
+    findings: Findings
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Batch:
     end: Place
 
 
-# (text) -> why it is left out by itself, or None, and a hash that tells it from others
-Examine = Callable[[str], tuple[str | None, int]]
+Examine = Callable[[str], Findings]
 
 
 class Encoder:
@@ -101,12 +100,12 @@ def encoded_batches(
 
 def _encoded(documents: list[Document], encoder: Encoder, examine: Examine) -> list[Encoded]:
     findings = [examine(document.text) for document in documents]
-    kept = [n for n, (reason, _) in enumerate(findings) if reason is None]
+    kept = [n for n, found in enumerate(findings) if found.fault is None]
     ids = dict(zip(kept, encoder([documents[n].text for n in kept]), strict=True))
     nothing = np.zeros(0, np.uint16)
     return [
-        Encoded(document.name, document.split, len(document.text.encode()), ids.get(n, nothing), reason, key)
-        for n, (document, (reason, key)) in enumerate(zip(documents, findings, strict=True))
+        Encoded(document.name, document.split, len(document.text.encode()), ids.get(n, nothing), found)
+        for n, (document, found) in enumerate(zip(documents, findings, strict=True))
     ]
 
 

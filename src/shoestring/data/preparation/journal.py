@@ -23,8 +23,8 @@ JOURNAL = "journal.json"
 
 @dataclass
 class Journal:
-    """inputs: text, settings and tokenizer, by their fingerprints. remembered: bytes of `.seen`, which hold the hashes of
-    the documents written. counts: of documents left out, by reason, with the first of each."""
+    """inputs: text, settings and tokenizer, by their fingerprints. remembered: bytes of `.seen`, which holds the marks of
+    the documents written. review: the reviewer's state, but for these."""
 
     inputs: dict[str, Any]
     tokenizer: str
@@ -32,8 +32,7 @@ class Journal:
     shards: list[Shard] = field(default_factory=list)
     extents: dict[str, Extent] = field(default_factory=lambda: {split: Extent() for split in SPLITS})
     remembered: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-    first: dict[str, str] = field(default_factory=dict)
+    review: dict[str, Any] | None = None
     done: bool = False  # the source has been read to its end
 
     def write(self, out: Path) -> None:

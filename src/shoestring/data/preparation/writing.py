@@ -18,10 +18,10 @@ from shoestring.core.errors import DataError
 from shoestring.data.preparation.encoding import Batch, Place
 from shoestring.data.preparation.journal import JOURNAL, Journal
 from shoestring.data.preparation.writer import SplitWriter
-from shoestring.data.quality.review import Reviewer
+from shoestring.data.quality.review import Reviewer, marks_width
 from shoestring.data.shards import SPLITS
 
-SEEN = ".seen"  # hashes of the documents written, uint64, until the folder is finished
+SEEN = ".seen"  # marks of the documents written, uint64 [n, width], until the folder is finished
 EVERY = 10.0  # seconds between entries in the journal
 
 
@@ -56,7 +56,10 @@ def write_shards(
     }
     trained = sum(shard.tokens for shard in journal.shards if shard.split == "train") + writers["train"].extent.tokens
     seen = _reopened(out / SEEN, journal.remembered)
-    reviewer.load(np.fromfile(out / SEEN, "<u8", count=journal.remembered // 8), journal.counts, journal.first)
+    if journal.review is not None:
+        reviewer.restore(journal.review)
+        marks = np.fromfile(out / SEEN, "<u8", count=journal.remembered // 8)
+        reviewer.remember(marks.reshape(-1, marks_width(reviewer.config)))
     entered = time.monotonic()
 
     def enter(place: Place) -> None:
@@ -67,7 +70,7 @@ def write_shards(
             writer.flush()
         journal.place, journal.remembered = place, seen.tell()
         journal.extents = {split: writer.extent for split, writer in writers.items()}
-        journal.counts, journal.first = dict(reviewer.counts), dict(reviewer.first)
+        journal.review = reviewer.state()
         journal.write(out)
         for writer in writers.values():
             writer.forget()
@@ -80,11 +83,11 @@ def write_shards(
                 if target.tokens is not None and trained >= target.tokens:
                     journal.done = True
                     break
-                if reviewer.leaves_out(document.reason, document.hash, document.name):
+                if reviewer.decide(document.findings, document.name) is not None:
                     continue
                 writer = writers[document.split]
                 writer.add(document.ids, document.bytes)
-                seen.write(np.uint64(document.hash).tobytes())
+                seen.write(document.findings.marks.astype("<u8").tobytes())
                 if document.split == "train":
                     trained += 1 + len(document.ids)
                 if writer.extent.tokens >= target.shard_tokens:
