@@ -76,14 +76,21 @@ class Encoder:
 
 
 def encoded_batches(
-    source: Source, encoder: Encoder, examine: Examine, skipped: Skipped, begin: Place, workers: int
+    source: Source,
+    encoder: Encoder,
+    examine: Examine,
+    skipped: Skipped,
+    begin: Place,
+    workers: int,
+    files: int | None = None,
 ) -> Iterator[Batch]:
-    """Every document from a place on. workers: threads that encode. skipped: what the source leaves out, at the end."""
+    """Every document from a place on, of so many files. workers: threads that encode. skipped: what the source leaves
+    out, when it has come to its end."""
 
     def encoded(documents: list[Document], end: Place) -> Batch:
         return Batch(_encoded(documents, encoder, examine), end)
 
-    batches = _batches(source, skipped, begin)
+    batches = _batches(source, skipped, begin, files)
     with _one_thread_each(), ThreadPoolExecutor(workers, "encode") as pool:
         ahead: deque[Future[Batch]] = deque()
         try:
@@ -109,12 +116,16 @@ def _encoded(documents: list[Document], encoder: Encoder, examine: Examine) -> l
     ]
 
 
-def _batches(source: Source, skipped: Skipped, begin: Place) -> Iterator[tuple[list[Document], Place]]:
+def _batches(
+    source: Source, skipped: Skipped, begin: Place, files: int | None
+) -> Iterator[tuple[list[Document], Place]]:
     """Documents worth encoding at once, and the place behind them."""
     skipped.counts, skipped.first = dict(begin.skipped), dict(begin.first)
     batch: list[Document] = []
     size, end = 0, begin
     for file, documents in source.by_file(skipped, begin.file):
+        if files is not None and file >= begin.file + files:
+            break
         before = dict(skipped.counts), dict(skipped.first)
         passed = begin.document if file == begin.file else 0
         for number, document in enumerate(documents, 1):

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shoestring.core.errors import ConfigError
+from shoestring.core.errors import DataError
 from shoestring.core.extras import need
+from shoestring.core.files import atomic_folder
 from shoestring.data.preparation.encoding import Encoder, Place
 from shoestring.data.preparation.parts import PARTS, part_batches, write_part
 from shoestring.data.prepare import Batches, Settings, id_dtype, prepare_source
 from shoestring.data.quality.review import Reviewer, examine
-from shoestring.data.shards import ShardFolder
+from shoestring.data.shards import ShardFolder, is_shard_folder
 from shoestring.data.sources import Skipped, Source
 from shoestring.data.tokenizer import Tokenizer
 
@@ -76,23 +78,36 @@ def write_from_parts(work: Work) -> ShardFolder:
         return batches
 
     shards = prepare_source(source, Tokenizer.load(work.tokenizer), work.out, work.settings, made)
-    parts = Path(work.out) / PARTS
-    for file in parts.glob("*.part"):
-        file.unlink()
-    if parts.is_dir():
-        parts.rmdir()
+    for done in Path(work.out).glob(f"{PARTS}*"):
+        shutil.rmtree(done)
     return shards
 
 
-def prepare_on_nodes(work: Work, nodes: int, logs: Path) -> ShardFolder:
-    """All of it on this machine, in so many processes: as a cluster would do it. Raises ConfigError where one failed."""
+def prepare_on_nodes(
+    source: str | Path,
+    tokenizer: Tokenizer,
+    out: str | Path,
+    nodes: int,
+    text_field: str | None = None,
+    validation: float = 0.05,
+    on_bad_line: Literal["stop", "skip"] = "stop",
+    settings: Settings | None = None,
+) -> ShardFolder:
+    """All of it on this machine, in so many processes: as a cluster would do it. Raises DataError where one failed."""
+    folder = Path(out) / "tokenizer"
+    work = Work(
+        str(source), str(folder), str(out), text_field, validation, on_bad_line, settings or Settings()
+    )
     steps = pipeline(work)
     from datatrove.executor.local import LocalPipelineExecutor
 
-    Path(work.out).mkdir(parents=True, exist_ok=True)
-    executor = LocalPipelineExecutor(steps, tasks=nodes, workers=nodes, logging_dir=str(logs))
-    try:
-        executor.run()
-    except Exception as error:  # what a task raised, as its process told it
-        raise ConfigError(f"a node failed: {error}", hint=f"its log is in {logs}") from error
+    if not is_shard_folder(out):
+        with atomic_folder(folder, replace=True) as new:
+            tokenizer.save(new)
+        logs = Path(out) / f"{PARTS}-logs"
+        try:
+            LocalPipelineExecutor(steps, tasks=nodes, workers=nodes, logging_dir=str(logs)).run()
+        except Exception as error:  # what a task raised, as its process told it
+            last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise DataError(f"a node failed: {last}", str(out), f"its log is in {logs}") from error
     return write_from_parts(work)

@@ -36,7 +36,7 @@ def write_part(source: Source, number: int, encoder: Encoder, examine: Examine, 
         return
     skipped = Skipped()
     with atomic_write(place, "wb") as file:
-        for batch in encoded_batches(source.only(number), encoder, examine, skipped, Place(), workers):
+        for batch in encoded_batches(source, encoder, examine, skipped, Place(number), workers, files=1):
             documents = batch.documents
             _save(file, [document.name for document in documents], [document.findings.fault for document in documents])
             np.save(file, np.array([len(document.ids) for document in documents], np.int64))
