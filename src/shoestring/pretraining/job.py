@@ -126,7 +126,7 @@ class PretrainJob:
         steps = settings.planned_steps
         portion = f"{settings.batch_tokens:,} tokens" if not settings.stages else "several sizes"
         header = [
-            *model_and_data(config, recipe.data.named + told(epochs(recipe.train, tokens)), material.corpus),
+            *model_and_data(config, recipe.data.named + told(epochs(recipe.train, tokens)), material.corpus, self.stream.rows),
             *common_header(recipe, planned.prediction, length_line(recipe, steps, portion), start.state),
             *planned.lines(),
         ]
