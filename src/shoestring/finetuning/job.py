@@ -93,7 +93,7 @@ def finetune(
         named = {"model": model, "data.source": data}
         changed |= {key: str(value) for key, value in named.items() if value is not None}
         start = resume_run(resume, load_finetune_recipe, changed)
-    elif model is None or (data is None and not is_finetune_recipe(model)):
+    elif model is None or (data is None and "data.mixture" not in changed and not is_finetune_recipe(model)):
         hint = "finetune(MODEL, FILE), finetune(RECIPE), or resume=OUT"
         raise ConfigError("fine-tuning needs a model and data", hint=hint)
     else:
