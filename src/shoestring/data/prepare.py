@@ -24,7 +24,7 @@ from shoestring.core.files import atomic_folder, atomic_write, exclusive
 from shoestring.core.waiting import waiting
 from shoestring.data.config import DataConfig, NewTokenizerConfig, PartConfig
 from shoestring.data.preparation import writing
-from shoestring.data.preparation.encoding import Batch, Encoder, Place, encoded_batches
+from shoestring.data.preparation.encoding import Batch, Encoder, Examine, Place, encoded_batches
 from shoestring.data.preparation.journal import JOURNAL, Journal, read_journal
 from shoestring.data.quality.config import QualityConfig
 from shoestring.data.quality.review import Reviewer, examine
@@ -84,7 +84,7 @@ def prepare_source(
     tokenizer: Tokenizer | NewTokenizerConfig,
     out: str | Path,
     settings: Settings | None = None,
-    batches: Callable[[Encoder, Reviewer, Skipped], Batches] | None = None,
+    batches: Batches | None = None,
 ) -> ShardFolder:
     """`prepare` with a source that is opened already. batches: where its documents have been encoded elsewhere."""
     out, settings = Path(out), settings or Settings()
@@ -129,7 +129,7 @@ def _finish(
     out: Path,
     inputs: dict[str, Any],
     settings: Settings,
-    batches: Callable[[Encoder, Reviewer, Skipped], Batches] | None,
+    batches: Batches | None,
 ) -> ShardFolder:
     """Open the folder if it is finished, else write what is missing."""
     if (out / INDEX).is_file():
@@ -209,22 +209,23 @@ def _write(
     out: Path,
     journal: Journal,
     settings: Settings,
-    made: Callable[[Encoder, Reviewer, Skipped], Batches] | None,
+    made: Batches | None,
 ) -> None:
     dtype = id_dtype(tokenizer)
-    encoder, reviewer, skipped = Encoder(tokenizer, dtype), Reviewer(settings.quality), Skipped()
+    encoder, reviewer = Encoder(tokenizer, dtype), Reviewer(settings.quality)
     workers = settings.workers or os.cpu_count() or 1
     batches: Batches
     if made is not None:
-        batches = made(encoder, reviewer, skipped)
+        batches = made
     else:
-        batches = functools.partial(_read, source, encoder, reviewer, skipped, workers)
+        examined = functools.partial(examine, config=settings.quality)
+        batches = functools.partial(_read, source, encoder, examined, workers)
     level = ZSTD_LEVEL if settings.compress else 0
     target = writing.Target(out, dtype, tokenizer.separator_id, settings.shard_tokens, settings.tokens, level)
     with _progress(source.size()) as advance:
         writing.write_shards(target, journal, reviewer, batches, advance)
-    also = reviewer.left_out
-    left_out = Skipped({**skipped.counts, **also.counts}, {**skipped.first, **also.first})
+    read, judged = journal.place, reviewer.left_out
+    left_out = Skipped({**read.skipped, **judged.counts}, {**read.first, **judged.first})
     if not journal.shards:
         raise DataError(f"no text in this source; left out: {left_out}", source.source, "give files that hold text")
     if left_out.counts:
@@ -245,11 +246,8 @@ def _write(
     writing.clear(out)
 
 
-def _read(
-    source: Source, encoder: Encoder, reviewer: Reviewer, skipped: Skipped, workers: int, place: Place
-) -> Iterator[Batch]:
-    examined = functools.partial(examine, config=reviewer.config)
-    return encoded_batches(source, encoder, examined, skipped, place, workers)
+def _read(source: Source, encoder: Encoder, examined: Examine, workers: int, place: Place) -> Iterator[Batch]:
+    return encoded_batches(source, encoder, examined, Skipped(), place, workers)
 
 
 def id_dtype(tokenizer: Tokenizer) -> np.dtype:

@@ -87,7 +87,7 @@ class Begins:
         around = self.tokens(max(first - 1, 0), last + 1)  # what was looked at unchecked is checked by what it led to
         begins = around[first - max(first - 1, 0) : len(around) - 1]
         before = first == 0 or around[0] < low
-        if not before or (np.diff(around) < 1).any() or (len(begins) and begins[0] < low) or around[-1] < min(high, 1):
+        if not before or (np.diff(around) < 1).any() or (len(begins) and begins[0] < low) or around[-1] < high:
             raise DataError("the document offsets are damaged", str(self._file.file), _AGAIN)
         return first, begins
 

@@ -119,7 +119,7 @@ def _encoded(documents: list[Document], encoder: Encoder, examine: Examine) -> l
 def _batches(
     source: Source, skipped: Skipped, begin: Place, files: int | None
 ) -> Iterator[tuple[list[Document], Place]]:
-    """Documents worth encoding at once, and the place behind them."""
+    """Documents worth encoding at once, and the place behind them; none at last, with all that was left out."""
     skipped.counts, skipped.first = dict(begin.skipped), dict(begin.first)
     batch: list[Document] = []
     size, end = 0, begin
@@ -139,6 +139,7 @@ def _batches(
                 batch, size = [], 0
     if batch:
         yield batch, end
+    yield [], Place(len(source.files), 0, dict(skipped.counts), dict(skipped.first))
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from typing import Any, Literal
 from shoestring.core.errors import DataError
 from shoestring.core.extras import need
 from shoestring.core.files import atomic_folder
-from shoestring.data.preparation.encoding import Encoder, Place
+from shoestring.data.preparation.encoding import Encoder
 from shoestring.data.preparation.parts import PARTS, part_batches, write_part
-from shoestring.data.prepare import Batches, Settings, id_dtype, prepare_source
-from shoestring.data.quality.review import Reviewer, examine
+from shoestring.data.prepare import Settings, id_dtype, prepare_source
+from shoestring.data.quality.review import examine
 from shoestring.data.shards import ShardFolder, is_shard_folder
-from shoestring.data.sources import Skipped, Source
+from shoestring.data.sources import Source
 from shoestring.data.tokenizer import Tokenizer
 
 
@@ -70,14 +70,8 @@ def pipeline(work: Work) -> list[Any]:
 def write_from_parts(work: Work) -> ShardFolder:
     """The shards, once every node has come to its end. Raises DataError where one has not."""
     source = work.opened()
-
-    def made(encoder: Encoder, reviewer: Reviewer, skipped: Skipped) -> Batches:
-        def batches(place: Place) -> Any:
-            return part_batches(source, Path(work.out), skipped, place)
-
-        return batches
-
-    shards = prepare_source(source, Tokenizer.load(work.tokenizer), work.out, work.settings, made)
+    batches = functools.partial(part_batches, source, Path(work.out))
+    shards = prepare_source(source, Tokenizer.load(work.tokenizer), work.out, work.settings, batches)
     for done in Path(work.out).glob(f"{PARTS}*"):
         shutil.rmtree(done)
     return shards

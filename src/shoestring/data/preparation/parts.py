@@ -38,6 +38,8 @@ def write_part(source: Source, number: int, encoder: Encoder, examine: Examine, 
     with atomic_write(place, "wb") as file:
         for batch in encoded_batches(source, encoder, examine, skipped, Place(number), workers, files=1):
             documents = batch.documents
+            if not documents:
+                continue
             _save(file, [document.name for document in documents], [document.findings.fault for document in documents])
             np.save(file, np.array([len(document.ids) for document in documents], np.int64))
             np.save(file, np.array([document.bytes for document in documents], np.int64))
@@ -47,9 +49,9 @@ def write_part(source: Source, number: int, encoder: Encoder, examine: Examine, 
         _save(file, skipped.counts, skipped.first)
 
 
-def part_batches(source: Source, out: Path, skipped: Skipped, begin: Place) -> Iterator[Batch]:
+def part_batches(source: Source, out: Path, begin: Place) -> Iterator[Batch]:
     """What the parts hold, from a place on. Raises DataError for a part that is missing or damaged."""
-    skipped.counts, skipped.first = dict(begin.skipped), dict(begin.first)
+    skipped = Skipped(dict(begin.skipped), dict(begin.first))
     for number in range(begin.file, len(source.files)):
         before = dict(skipped.counts), dict(skipped.first)
         passed = begin.document if number == begin.file else 0
@@ -72,6 +74,7 @@ def part_batches(source: Source, out: Path, skipped: Skipped, begin: Place) -> I
             raise DataError("this part is missing", str(place), "run every node to its end first") from error
         except (ValueError, KeyError, EOFError, IndexError) as error:
             raise DataError(f"a damaged part: {error}", str(place), "remove it, and run its node again") from error
+    yield Batch([], Place(len(source.files), 0, dict(skipped.counts), dict(skipped.first)))
 
 
 def _documents(file: IO[bytes], names: list[str], faults: list[str | None]) -> Iterator[Encoded]:

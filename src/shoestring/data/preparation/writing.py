@@ -60,7 +60,7 @@ def write_shards(
         reviewer.restore(journal.review)
         marks = np.fromfile(out / SEEN, "<u8", count=journal.remembered // 8)
         reviewer.remember(marks.reshape(-1, marks_width(reviewer.config)))
-    entered = time.monotonic()
+    entered, reached = time.monotonic(), journal.place
 
     def enter(place: Place) -> None:
         nonlocal entered
@@ -78,7 +78,7 @@ def write_shards(
 
     try:
         for batch in () if journal.done else batches(journal.place):
-            full = False
+            full, reached = False, batch.end
             for document in batch.documents:
                 if target.tokens is not None and trained >= target.tokens:
                     journal.done = True
@@ -96,15 +96,15 @@ def write_shards(
                     assert shard is not None
                     journal.shards.append(shard)
             advance(sum(document.bytes for document in batch.documents))
-            if full or journal.done or time.monotonic() - entered > EVERY:
-                enter(batch.end)
+            if full or time.monotonic() - entered > EVERY:
+                enter(reached)
             if journal.done:
                 break
         for writer in writers.values():
             if (shard := writer.close()) is not None:
                 journal.shards.append(shard)
         journal.done = True
-        enter(journal.place)
+        enter(reached)
     finally:
         seen.close()
 
