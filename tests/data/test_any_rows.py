@@ -146,7 +146,7 @@ def test_an_epoch_on_the_fly_has_every_token_once(packing):
             separators += int((tokens[:used] == SEPARATOR).sum())
             place = rows.after(place)
         assert sorted(found) == list(range(1, len(found) + 1)) and separators == 44
-    assert max(np.bincount(words.read)) <= 5, "files are read on, not from their beginning for each window"
+    assert max(np.bincount(words.read)) <= 9, "files are read on, not from their beginning for each window"
 
 
 def test_a_source_without_text_is_refused():
