@@ -21,7 +21,6 @@ from shoestring.data.rows.row import DocumentRows, Place, Rows
 from shoestring.data.shards import ShardFolder
 from shoestring.data.stored import StoredDocuments
 
-_MOST_SAMPLES = 2**31  # that any run takes
 # (number of a document in its split, its tokens, start, stop) -> vectors [stop - start, E] of those tokens.
 ExternalVectors = Callable[[int, np.ndarray, int, int], np.ndarray]
 
@@ -192,13 +191,3 @@ def to_batch(
     vectors = torch.from_numpy(np.stack(external)) if len(external) else None
     tokens_BT, labels_BT, positions_BT, segments_BT = map(torch.from_numpy, (inputs, labels, positions, segments))
     return Batch(tokens_BT, labels_BT, positions_BT, segments_BT, vectors)
-
-
-def resumed_sample(state: dict[str, Any], samples_per_epoch: int) -> int:
-    """The next sample of all epochs, by the state of a stream of samples. Raises DataError where there is none."""
-    numbers = [state.get("epoch"), state.get("next_sample")]
-    epoch, sample = (n if type(n) is int and 0 <= n < _MOST_SAMPLES else -1 for n in numbers)
-    if epoch < 0 or not 0 <= sample < samples_per_epoch:
-        raise DataError("the stream to resume says no place in its data", hint="remove this checkpoint folder")
-    return epoch * samples_per_epoch + sample
-
