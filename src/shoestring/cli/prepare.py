@@ -88,7 +88,10 @@ def prepare(
         for split in ("train", "validation")
     }
     if json:
-        console.print_json({"folder": str(out), "vocabulary": shards.vocabulary_size, "splits": splits})
+        left_out = shards.index["skipped"]
+        console.print_json(
+            {"folder": str(out), "vocabulary": shards.vocabulary_size, "splits": splits, "left_out": left_out}
+        )
         return
     rows = [
         (split, f"{found['documents']:,}", format_count(found["tokens"]), format_bytes(found["bytes"]))

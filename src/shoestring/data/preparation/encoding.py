@@ -150,6 +150,6 @@ def _one_thread_each() -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.pop(_PARALLEL)
+        os.environ.pop(_PARALLEL, None)
         if before is not None:
             os.environ[_PARALLEL] = before
