@@ -140,8 +140,8 @@ def test_an_epoch_on_the_fly_has_every_token_once(packing):
         while place[0] < epoch:
             place = rows.after(place)
         while place[0] == epoch:
-            tokens, starts = np.zeros(LENGTH + 1, np.int64), np.zeros(LENGTH + 1, bool)
-            used, _ = rows.read(place, tokens, starts)
+            tokens, labels = np.zeros((2, LENGTH), np.int64)
+            used, _ = rows.read(place, tokens, labels, np.zeros(LENGTH, bool))
             found += [token for token in tokens[:used].tolist() if token]
             separators += int((tokens[:used] == SEPARATOR).sum())
             place = rows.after(place)

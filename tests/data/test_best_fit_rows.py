@@ -19,14 +19,16 @@ from tests.data.made import SEPARATOR, made_shards
 
 
 def epoch_of(rows, number=0):
-    """(tokens, starts, used) of every row of an epoch."""
+    """(tokens, labels, starts) of every row of an epoch, without padding."""
     place, found = rows.first(), []
     while place[0] < number:
         place = rows.after(place)
     while place[0] == number:
-        tokens, starts = np.zeros(rows.length + 1, np.int64), np.zeros(rows.length + 1, bool)
-        used, _ = rows.read(place, tokens, starts)
-        found.append((tokens, starts, used))
+        tokens, labels = np.zeros((2, rows.length), np.int64)
+        starts = np.zeros(rows.length, bool)
+        used, _ = rows.read(place, tokens, labels, starts)
+        assert 0 < used <= rows.length and not tokens[used:].any() and not starts[used:].any()
+        found.append((tokens[:used], labels[:used], starts[:used]))
         place = rows.after(place)
     return found
 
@@ -47,27 +49,26 @@ def test_every_token_once_and_no_document_cut_that_fits(
     ends = np.cumsum(lengths)
     document = {int(token): n for n, end in enumerate(ends) for token in range(end - lengths[n] + 1, end + 1)}
     for epoch in range(2):
-        inputs, labels, separators = [], [], 0
-        for tokens, starts, used in epoch_of(rows, epoch):
-            assert 0 < used <= length and not tokens[used + 1 :].any()
-            inputs += [token for token in tokens[:used].tolist() if token != SEPARATOR]
-            labels += [token for token in tokens[1 : used + 1].tolist() if token != SEPARATOR]
-            separators += int((tokens[:used] == SEPARATOR).sum())
-            begins = np.flatnonzero(starts[:used])
-            for low, high in zip(begins, [*begins[1:], used], strict=True):
-                piece = tokens[low:high]
-                whole = 1 + (lengths[document[int(piece[-1])]] if piece[-1] != SEPARATOR else 0)
+        inputs, learned = [], []
+        for tokens, labels, starts in epoch_of(rows, epoch):
+            begins = np.flatnonzero(starts)
+            for low, high in zip(begins, [*begins[1:], len(tokens)], strict=True):
+                piece, following = tokens[low:high], labels[low:high]
+                assert np.array_equal(piece[1:], following[:-1]) and SEPARATOR not in piece[1:]
+                number = document.get(int(piece[-1]))
+                whole = 1 if number is None else 1 + lengths[number]
                 assert len(piece) == whole or whole > length, "a document that fits is whole"
-                if high < used:
-                    assert tokens[high] == SEPARATOR or not any(piece == SEPARATOR)
-        assert sorted(inputs) == list(range(1, int(ends[-1]) + 1)) and separators == len(lengths)
-        assert len(labels) == len(set(labels)) and len(inputs) - len(labels) <= len(lengths) * 2
+                last = number is None or piece[-1] == ends[number]
+                assert following[-1] == (SEPARATOR if last else piece[-1] + 1)
+            inputs += tokens.tolist()
+            learned += labels.tolist()
+        assert sorted(inputs) == sorted(learned) == [SEPARATOR] * len(lengths) + list(range(1, int(ends[-1]) + 1))
 
 
 def test_stdlib_wastes_under_two_hundredths_and_says_so():
     corpus = open_corpus(DataConfig(packing="best_fit"))
     rows = corpus.rows(1024, 1)
-    used = [used for _, _, used in epoch_of(rows)]
+    used = [len(tokens) for tokens, _, _ in epoch_of(rows)]
     share = 1 - sum(used) / (1024 * len(used))
     assert share < 0.02 and sum(used) == corpus.token_count("train")
     assert abs(rows.padding() - share) < 0.01
@@ -78,7 +79,7 @@ def test_packed_rows_give_the_logits_of_separate_documents(tmp_path):
     rows = BestFit(StoredDocuments(shards, "train"), 24, 1)
     batch = next(RowLoader(rows, 3))
     config = ModelConfig.model_validate({
-        "vocabulary": 128, "width": 16, "layers": 2, "context": 64, "attention": {"kind": "gqa", "heads": 2, "kv_heads": 1},
+        "vocabulary": 128, "width": 16, "layers": 2, "context": 64, "attention": {"kind": "gqa", "heads": 2, "kv_heads": 1, "head_width": 8},
         "feed_forward": {"kind": "swiglu", "width": 32},
     })  # fmt: skip
     decoder = build(config, seed=1).eval()

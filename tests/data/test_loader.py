@@ -104,7 +104,7 @@ def test_the_order_follows_seed_and_epoch(tmp_path):
     places = [tuple(rows._at([epoch * 60 + n, 0])[0] for n in range(60)) for rows in loaders for epoch in (0, 1)]
     assert len(set(places)) == 4
     # Fixed for all time: a run that is resumed by a later version must see the same order.
-    assert places[0][:8] == (0,) * 8 and places[1][:8] == (0,) * 8
+    assert places[0][:6] == (294, 132, 336, 204, 66, 168) and places[1][:6] == (172, 406, 244, 148, 310, 130)
 
 
 def test_the_rows_of_a_batch_come_from_different_documents(tmp_path):

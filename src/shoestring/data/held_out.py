@@ -74,7 +74,8 @@ class TextPass:
                 if self._vectors is not None:
                     found = self._vectors(place, count)
                     external.append(np.pad(found, ((0, self._length - count), (0, 0))))
-            yield to_batch(tokens, starts, self._separate, used, external)
+            row_labels = tokens[:, 1:].copy()
+            yield to_batch(tokens[:, :-1].copy(), row_labels, starts[:, :-1], self._separate, used, external)
 
 
 class SequentialPass(TextPass):

@@ -88,7 +88,7 @@ class RowLoader:
         Raises DataError for other data.
         """
         own = self.rows.identity()
-        for key in sorted({*own, *state} - {"place", "shards"}):
+        for key in (*own, *(key for key in state if key not in own and key not in ("place", "shards"))):
             if state.get(key) != own.get(key):
                 raise DataError(
                     f"the stream to resume has {key} {state.get(key)}, this one {own.get(key)}",
@@ -117,18 +117,18 @@ class RowLoader:
 
     def _batch(self, place: Place) -> tuple[Batch, Place]:
         """The batch at a place, and the place that comes after all ranks' ones."""
-        shape = (self._microbatch, self.rows.length + 1)
-        tokens, starts = np.zeros(shape, np.int64), np.zeros(shape, bool)
+        shape = (self._microbatch, self.rows.length)
+        tokens, labels, starts = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
         used, offsets = np.empty(self._microbatch, np.int64), np.empty(self._microbatch, np.int64)
         external: list[np.ndarray] = []
         for number in range(self._microbatch * self._world):
             row, rank = divmod(number, self._world)
             if rank == self._rank:
-                used[row], offsets[row] = self.rows.read(place, tokens[row], starts[row])
+                used[row], offsets[row] = self.rows.read(place, tokens[row], labels[row], starts[row])
                 if self._external is not None:
                     external.append(external_of(cast(DocumentRows, self.rows), place, self._external))
             place = self.rows.after(place)
-        return to_batch(tokens, starts, self._separate, used, external, offsets), place
+        return to_batch(tokens, labels, starts, self._separate, used, external, offsets), place
 
 
 class PackedLoader(RowLoader):
@@ -162,32 +162,30 @@ def external_of(rows: DocumentRows, place: Place, of_document: ExternalVectors) 
 
 def to_batch(
     tokens: np.ndarray,
+    labels: np.ndarray,
     starts: np.ndarray,
     separate: bool,
     used: np.ndarray,
     external: Sequence[np.ndarray] = (),
     offsets: np.ndarray | None = None,
 ) -> Batch:
-    """tokens, starts [B, T + 1] -> Batch [B, T]. used [B]: labels in each row, the rest is padding.
+    """tokens, labels, starts [B, T], which it changes, -> Batch [B, T]. used [B]: labels of each row, the rest is padding.
 
     external: [T, E] for each row, or nothing. offsets [B]: positions at which the rows begin, 0 by default.
     """
-    rows, length = tokens.shape[0], tokens.shape[1] - 1
-    labels = tokens[:, 1:]
-    positions = np.broadcast_to(np.arange(length), (rows, length))
+    rows, length = tokens.shape
+    positions = np.broadcast_to(np.arange(length), (rows, length)).copy()
     segments = np.zeros((rows, length), np.int64)
     if separate:
-        starts = starts[:, :length].copy()
         starts[:, 0] = True  # a document cut by the row's beginning starts at position 0 as well
         segments = np.cumsum(starts, axis=1) - 1
         positions = positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=1)
         if offsets is not None:
             positions = positions + np.where(segments == 0, offsets[:, None], 0)
-    inputs, labels, positions = tokens[:, :length].copy(), labels.copy(), positions.copy()
     padding = np.arange(length) >= used[:, None]
     if padding.any():
-        inputs[padding], labels[padding], positions[padding] = 0, IGNORED, 0
+        tokens[padding], labels[padding], positions[padding] = 0, IGNORED, 0
         segments[padding] = PADDING_SEGMENT
     vectors = torch.from_numpy(np.stack(external)) if len(external) else None
-    tokens_BT, labels_BT, positions_BT, segments_BT = map(torch.from_numpy, (inputs, labels, positions, segments))
+    tokens_BT, labels_BT, positions_BT, segments_BT = map(torch.from_numpy, (tokens, labels, positions, segments))
     return Batch(tokens_BT, labels_BT, positions_BT, segments_BT, vectors)

@@ -62,15 +62,15 @@ class BestFit:
         epoch, window, row = place
         return self._settled([epoch, window, row + 1])
 
-    def read(self, place: list[int], tokens: np.ndarray, starts: np.ndarray) -> Filled:
+    def read(self, place: list[int], tokens: np.ndarray, labels: np.ndarray, starts: np.ndarray) -> Filled:
         at = 0
-        starts[:] = False
         for piece in self._row(place):
-            tokens[at : at + piece.length] = self._stored.ids(piece.place, piece.length)
+            end = at + piece.length
+            ids = self._stored.ids(piece.place, piece.length + (not piece.last))  # what follows is its last label
+            tokens[at:end] = ids[: piece.length]
+            labels[at : end - 1], labels[end - 1] = ids[1 : piece.length], self._stored.separator_id if piece.last else ids[-1]
             starts[at] = True
-            at += piece.length
-        following = self._stored.separator_id if piece.last else self._stored.ids(piece.place + piece.length, 1)[0]
-        tokens[at], starts[at] = following, piece.last
+            at = end
         return Filled(at)
 
     def spans(self, place: list[int]) -> list[tuple[int, int, int]]:

@@ -67,9 +67,11 @@ class Concatenated:
         groups, taken = divmod(taken + 1, self._group * self._pieces)
         return [sample + groups * self._group, taken]
 
-    def read(self, place: list[int], tokens: np.ndarray, starts: np.ndarray) -> Filled:
+    def read(self, place: list[int], tokens: np.ndarray, labels: np.ndarray, starts: np.ndarray) -> Filled:
         at, sample = self._at(place)
-        self._stored.read(at, tokens, starts)
+        read, begins = np.empty(self.length + 1, np.int64), np.zeros(self.length + 1, bool)
+        self._stored.read(at, read, begins)
+        tokens[:], labels[:], starts[:] = read[:-1], read[1:], begins[:-1]
         if self._lanes is None:
             return Filled(self.length)
         # A document cut by the lane's beginning starts at position 0 as well.

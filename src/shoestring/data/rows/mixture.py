@@ -33,9 +33,9 @@ class Mixture:
         taken, own = place[chosen]
         return [*place[:chosen], [taken + 1, self._parts[chosen].after(own)], *place[chosen + 1 :]]
 
-    def read(self, place: list[Any], tokens: np.ndarray, starts: np.ndarray) -> Filled:
+    def read(self, place: list[Any], tokens: np.ndarray, labels: np.ndarray, starts: np.ndarray) -> Filled:
         chosen = self._chosen(place)
-        return self._parts[chosen].read(place[chosen][1], tokens, starts)
+        return self._parts[chosen].read(place[chosen][1], tokens, labels, starts)
 
     def identity(self) -> dict[str, Any]:
         return {"packing": "mixture", "shares": self._shares, "parts": [part.identity() for part in self._parts]}

@@ -75,17 +75,15 @@ class OnTheFly:
     def after(self, place: list[int]) -> list[int]:
         return self._settled([*place[:3], place[3] + 1])
 
-    def read(self, place: list[int], tokens: np.ndarray, starts: np.ndarray) -> Filled:
+    def read(self, place: list[int], tokens: np.ndarray, labels: np.ndarray, starts: np.ndarray) -> Filled:
         window, at = self._window(*place[:3]), 0
-        starts[:] = False
-        parts = window.rows[place[3]]
-        for part in parts:
-            ids = window.documents[part.document]
-            tokens[at : at + part.length] = ids[part.begin : part.begin + part.length]
-            starts[at] = part.begin == 0 or at == 0
-            at += part.length
-        ids, end = window.documents[parts[-1].document], parts[-1].begin + parts[-1].length
-        tokens[at], starts[at] = (self._separator, True) if parts[-1].last else (ids[end], False)
+        for part in window.rows[place[3]]:
+            ids, end = window.documents[part.document][part.begin :], at + part.length
+            tokens[at:end] = ids[: part.length]
+            labels[at : end - 1] = ids[1 : part.length]
+            labels[end - 1] = self._separator if part.last else ids[part.length]
+            starts[at] = True
+            at = end
         return Filled(at)
 
     def identity(self) -> dict[str, Any]:

@@ -27,8 +27,9 @@ class Rows(Protocol):
         """The place of the next row."""
         ...
 
-    def read(self, place: Place, tokens: np.ndarray, starts: np.ndarray) -> Filled:
-        """Fill tokens [length + 1], of which the last is only a label, and starts [length + 1], where documents begin."""
+    def read(self, place: Place, tokens: np.ndarray, labels: np.ndarray, starts: np.ndarray) -> Filled:
+        """Fill a row, [length] each: tokens, labels (of a document's last token the separator), and where documents, or
+        pieces of them, begin (elsewhere starts is False before)."""
         ...
 
     def identity(self) -> dict[str, Any]:
