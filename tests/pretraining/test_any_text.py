@@ -101,3 +101,34 @@ def test_what_does_not_go_together_is_refused(tmp_path, settings, sentence, caps
     monkeypatch.chdir(tmp_path)
     assert main(["pretrain", "quickstart-smoke", *settings]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
+
+
+def prepared(tmp_path, tokenizer, *more):
+    source = write(tmp_path, "json")
+    command = ["prepare", source, "--tokenizer", tokenizer, "--out", tmp_path / "shards", "--validation", "0.2", *more]
+    assert main(list(map(str, command))) == 0
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("suffix", ["bin", "offsets", "blocks"])
+def test_a_shard_with_a_flipped_bit_is_one_sentence(tmp_path, tokenizer, capsys, suffix, compress):
+    shards = prepared(tmp_path, tokenizer, *(["--compress"] if compress else []))
+    (file,) = shards.glob(f"train-00000.{suffix}*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    capsys.readouterr()
+    command = ["pretrain", "quickstart-smoke", "--data.source", str(shards), "--train.steps", "2", "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1 and file.name in error[0] and "damaged" in error[0]
+
+
+def test_an_index_that_does_not_match_its_shards_is_one_sentence(tmp_path, tokenizer, capsys):
+    shards = prepared(tmp_path, tokenizer)
+    (shards / "train-00000.bin").write_bytes(b"ab")
+    capsys.readouterr()
+    assert main(["pretrain", "quickstart-smoke", "--data.source", str(shards), "--out", str(tmp_path / "run")]) == 2
+    assert "train-00000.bin: truncated or damaged: 2 bytes instead of" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
