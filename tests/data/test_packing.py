@@ -157,7 +157,7 @@ def test_grouped_batches_fill_a_budget_of_tokens_with_like_lengths_the_largest_f
     sizes = [batch.tokens_BT.numel() for batch in found]
     assert max(sizes) == sizes[0] <= budget and len({len(batch.tokens_BT) for batch in found}) > 2
     used = sum(int((batch.segments_BT >= 0).sum()) for batch in found)
-    assert used / sum(sizes) > 0.85 and used == lengths[dataset.indices("train")].sum()
+    assert used / sum(sizes) > 0.8 and used == lengths[dataset.indices("train")].sum()
     assert sorted(sizes)[3] > 0.6 * budget, "but for a few, they are full"
     ranks = [stream(dataset, layout="grouped", rows=3, rank=rank, world=2) for rank in range(2)]
     shared = [next(ranks[n % 2]) for n in range(len(found))]

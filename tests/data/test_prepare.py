@@ -54,10 +54,10 @@ def _contents(folder: Path) -> dict[str, str]:
 
 
 def different(found):
-    """The first of each text."""
+    """The first of each text that has something in it."""
     texts = set()
     for document in found:
-        if document.text not in texts:
+        if document.text.strip() and document.text not in texts:
             texts.add(document.text)
             yield document
 

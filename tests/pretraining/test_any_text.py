@@ -79,7 +79,7 @@ def test_a_mixture_without_a_tokenizer_trains_one_on_all_of_it(tmp_path):
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
 def test_text_trains_on_the_fly_and_nothing_is_prepared(tmp_path, tokenizer, packing, monkeypatch):
     monkeypatch.setattr("shoestring.data.prepare.prepare_source", None)
-    train(tmp_path, "--data.source", write(tmp_path, "parquet"), "--data.tokenizer", tokenizer, "--data.on_the_fly",
+    train(tmp_path, "--data.source", write(tmp_path, "parquet"), "--data.tokenizer", tokenizer, "--data.on_the_fly", "true",
           "--data.packing", packing)  # fmt: skip
 
 
@@ -92,9 +92,9 @@ def test_rows_of_whole_documents_train(tmp_path, tokenizer, capsys):
     ("settings", "sentence"),
     [
         (["--data.mixture", '[{"source": "b"}]'], "either data.source or data.mixture"),
-        (["--data.on_the_fly"], "wants data.tokenizer to name a tokenizer"),
+        (["--data.on_the_fly", "true"], "wants data.tokenizer to name a tokenizer"),
         (["--data.packing", "best_fit", "--data.separate_documents", "false"], "best_fit needs separate_documents"),
-        (["--data.packing", "best_fit", "--data.continue_documents"], "continue_documents needs packing concatenate"),
+        (["--data.packing", "best_fit", "--data.continue_documents", "true"], "continue_documents needs packing concatenate"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, settings, sentence, capsys, monkeypatch):
