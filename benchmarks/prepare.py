@@ -2,11 +2,11 @@
 
     python -m benchmarks.prepare [--quick]
 
-speed_ratio: bytes of text a second of `prepare` (reading JSONL, tokenizing, leaving out duplicates, writing shards) over
-those of `tokenizers`' own `encode_batch_fast` on the same texts and cores, in processes that take turns. memory_growth: how
-much more a corpus 20 times as large takes at its peak. wait_share: of a step of the quickstart model, spent waiting for the
-loader. startup_seconds, startup_mb: to open a corpus of ten million documents, go on in the middle of it and have the first
-batch, with either packing, the worse of both.
+speed_ratio: bytes of text a second of `prepare` (reading JSONL, tokenizing, leaving out duplicates, writing shards)
+over those of `tokenizers`' own `encode_batch_fast` on the same texts and cores, in processes that take turns.
+memory_growth: how much more a corpus 20 times as large takes at its peak. wait_share: of a step of the quickstart
+model, spent waiting for the loader. startup_seconds, startup_mb: to open a corpus of ten million documents, go on in
+the middle of it and have the first batch, with either packing, the worse of both.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(WORKERS[arguments.worker](arguments)))
         return
-    megabytes, documents, rounds = (4, DOCUMENTS // 10, 1) if arguments.quick else (MEGABYTES, DOCUMENTS, arguments.rounds)
+    megabytes, documents, rounds = (
+        (4, DOCUMENTS // 10, 1) if arguments.quick else (MEGABYTES, DOCUMENTS, arguments.rounds)
+    )
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

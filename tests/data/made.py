@@ -1,4 +1,5 @@
-"""Shards of documents whose tokens 1, 2, 3, ... all differ, two bytes of text for each, written as `prepare` writes them."""
+"""Shards of documents whose tokens 1, 2, 3, ... all differ, two bytes of text for each, written as `prepare` writes
+them."""
 
 import json
 from dataclasses import asdict

@@ -79,7 +79,8 @@ def test_packed_rows_give_the_logits_of_separate_documents(tmp_path):
     rows = BestFit(StoredDocuments(shards, "train"), 24, 1)
     batch = next(RowLoader(rows, 3))
     config = ModelConfig.model_validate({
-        "vocabulary": 128, "width": 16, "layers": 2, "context": 64, "attention": {"kind": "gqa", "heads": 2, "kv_heads": 1, "head_width": 8},
+        "vocabulary": 128, "width": 16, "layers": 2, "context": 64,
+        "attention": {"kind": "gqa", "heads": 2, "kv_heads": 1, "head_width": 8},
         "feed_forward": {"kind": "swiglu", "width": 32},
     })  # fmt: skip
     decoder = build(config, seed=1).eval()

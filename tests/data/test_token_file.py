@@ -1,4 +1,5 @@
-"""Numbers on disk in checked blocks: what was written is read back, from anywhere; any damage is found where it is read."""
+"""Numbers on disk in checked blocks: what was written is read back, from anywhere; any damage is found where it is
+read."""
 
 import zlib
 

@@ -1,4 +1,5 @@
-"""Every form of text trains a model through the command line: files, folders, globs, mixtures, prepared or on the fly."""
+"""Every form of text trains a model through the command line: files, folders, globs, mixtures, prepared or on the
+fly."""
 
 import csv
 import gzip
@@ -54,7 +55,7 @@ def tokenizer(tmp_path_factory):
 
 def train(tmp_path, *more):
     command = ["pretrain", "quickstart-smoke", "--train.steps", "2", "--train.sequence_length", "64",
-               "--train.batch_tokens", "128", "--data.validation", "0.2", "--out", str(tmp_path / "run"), *more]  # fmt: skip
+               "--train.batch_tokens", "128", "--data.validation", "0.2", "--out", tmp_path / "run", *more]  # fmt: skip
     assert main(list(map(str, command))) == 0
     losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 2 and all(0 < loss < 9 for loss in losses)
@@ -66,7 +67,10 @@ def test_every_form_trains(tmp_path, tokenizer, form):
 
 
 def test_a_mixture_trains_and_is_named(tmp_path, tokenizer, capsys):
-    parts = [{"source": str(write(tmp_path, "csv")), "weight": 1}, {"source": str(write(tmp_path, "json")), "weight": 3}]
+    parts = [
+        {"source": str(write(tmp_path, "csv")), "weight": 1},
+        {"source": str(write(tmp_path, "json")), "weight": 3},
+    ]
     train(tmp_path, "--data.source", "null", "--data.mixture", json.dumps(parts), "--data.tokenizer", tokenizer)
     assert "a.csv + " in " ".join(capsys.readouterr().err.split())
 
@@ -79,12 +83,14 @@ def test_a_mixture_without_a_tokenizer_trains_one_on_all_of_it(tmp_path):
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
 def test_text_trains_on_the_fly_and_nothing_is_prepared(tmp_path, tokenizer, packing, monkeypatch):
     monkeypatch.setattr("shoestring.data.prepare.prepare_source", None)
-    train(tmp_path, "--data.source", write(tmp_path, "parquet"), "--data.tokenizer", tokenizer, "--data.on_the_fly", "true",
-          "--data.packing", packing)  # fmt: skip
+    train(tmp_path, "--data.source", write(tmp_path, "parquet"), "--data.tokenizer", tokenizer,
+          "--data.on_the_fly", "true", "--data.packing", packing)  # fmt: skip
 
 
 def test_rows_of_whole_documents_train(tmp_path, tokenizer, capsys):
-    train(tmp_path, "--data.source", write(tmp_path, "json"), "--data.tokenizer", tokenizer, "--data.packing", "best_fit")
+    train(
+        tmp_path, "--data.source", write(tmp_path, "json"), "--data.tokenizer", tokenizer, "--data.packing", "best_fit"
+    )
     assert "% padding" in " ".join(capsys.readouterr().err.split())
 
 
@@ -94,7 +100,10 @@ def test_rows_of_whole_documents_train(tmp_path, tokenizer, capsys):
         (["--data.mixture", '[{"source": "b"}]'], "either data.source or data.mixture"),
         (["--data.on_the_fly", "true"], "wants data.tokenizer to name a tokenizer"),
         (["--data.packing", "best_fit", "--data.separate_documents", "false"], "best_fit needs separate_documents"),
-        (["--data.packing", "best_fit", "--data.continue_documents", "true"], "continue_documents needs packing concatenate"),
+        (
+            ["--data.packing", "best_fit", "--data.continue_documents", "true"],
+            "continue_documents needs packing concatenate",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, settings, sentence, capsys, monkeypatch):
@@ -119,7 +128,16 @@ def test_a_shard_with_a_flipped_bit_is_one_sentence(tmp_path, tokenizer, capsys,
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
     capsys.readouterr()
-    command = ["pretrain", "quickstart-smoke", "--data.source", str(shards), "--train.steps", "2", "--out", str(tmp_path / "run")]
+    command = [
+        "pretrain",
+        "quickstart-smoke",
+        "--data.source",
+        str(shards),
+        "--train.steps",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(command) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and file.name in error[0] and "damaged" in error[0]

@@ -28,12 +28,8 @@ def prepare(
     source: SourceArgument,
     /,
     *,
-    out: Annotated[
-        Path, Parameter(help="the folder of shards; the same command continues what was begun there")
-    ],
-    tokenizer: Annotated[
-        str | None, Parameter(help="a tokenizer folder, or a MODEL whose tokenizer to use")
-    ] = None,
+    out: Annotated[Path, Parameter(help="the folder of shards; the same command continues what was begun there")],
+    tokenizer: Annotated[str | None, Parameter(help="a tokenizer folder, or a MODEL whose tokenizer to use")] = None,
     vocabulary: Annotated[int | None, Parameter(help="without --tokenizer: train one of this size")] = None,
     tokens: Annotated[str | None, Parameter(help="to train on, such as 2.5B; the rest of the source is left")] = None,
     text_field: TextField = None,
@@ -42,7 +38,9 @@ def prepare(
     filters: Annotated[
         str | None, Parameter(help="leave out what breaks the rules of gopher, fineweb, or both: gopher,fineweb")
     ] = None,
-    near_duplicates: Annotated[bool, Parameter(help="leave out what is much like an earlier document, by MinHash")] = False,
+    near_duplicates: Annotated[
+        bool, Parameter(help="leave out what is much like an earlier document, by MinHash")
+    ] = False,
     keep_duplicates: Annotated[bool, Parameter(help="keep documents that are equal to an earlier one")] = False,
     compress: Annotated[bool, Parameter(help="compress shards with zstd, in blocks that are read one by one")] = False,
     shard_tokens: Annotated[int, Parameter(help="tokens in a shard file, at least")] = 2**26,
@@ -66,9 +64,7 @@ def prepare(
         chosen, _ = named_tokenizer(tokenizer, console.say)
     else:
         chosen = NewTokenizerConfig(vocabulary=vocabulary or 0)
-    quality = QualityConfig(
-        exact_duplicates=not keep_duplicates, near_duplicates=near_duplicates, **_filters(filters)
-    )
+    quality = QualityConfig(exact_duplicates=not keep_duplicates, near_duplicates=near_duplicates, **_filters(filters))
     most = None if tokens is None else parse_count(tokens)
     settings = Settings(shard_tokens, most, compress, quality, workers)
     if nodes is None:

@@ -13,7 +13,9 @@ from shoestring.core.files import atomic_folder
 
 SourceArgument = Annotated[
     str,
-    Parameter(help="stdlib (the running Python's own source), a file of text or rows, a folder, a glob, or hf:OWNER/NAME"),
+    Parameter(
+        help="stdlib (the running Python's own source), a file of text or rows, a folder, a glob, or hf:OWNER/NAME"
+    ),
 ]
 TextField = Annotated[str | None, Parameter(help="the field of a row that holds the text [text]")]
 Validation = Annotated[

@@ -41,7 +41,9 @@ class DataConfig(Config):
         (), description="several sources instead of one: [{source: stdlib, weight: 1}, {source: notes/, weight: 3}]"
     )
     text_field: str | None = Field(
-        None, min_length=1, description="the field of a row that holds the text; null: that of a named source, else text"
+        None,
+        min_length=1,
+        description="the field of a row that holds the text; null: that of a named source, else text",
     )
     tokenizer: NewTokenizerConfig | str = Field(
         default_factory=NewTokenizerConfig,  # type: ignore[arg-type]
@@ -55,16 +57,14 @@ class DataConfig(Config):
     )
     packing: Literal["concatenate", "best_fit"] = Field(
         "concatenate",
-        description="concatenate: rows are cut from one stream, nothing is padded; best_fit: a document that fits into a"
-        " row is never cut",
+        description="concatenate: rows are cut from one stream, nothing is padded; best_fit: a document that fits into"
+        " a row is never cut",
     )
     on_the_fly: bool = Field(
         False, description="tokenize while training, and write nothing; wants a tokenizer that exists"
     )
     quality: QualityConfig = Field(default_factory=QualityConfig, description="which documents are left out")
-    separate_documents: bool = Field(
-        True, description="documents packed into one sequence do not see each other"
-    )
+    separate_documents: bool = Field(True, description="documents packed into one sequence do not see each other")
     continue_documents: bool = Field(
         False,
         description="a document longer than a sequence goes on in the same row of the next step, where a memory bank"

@@ -1,4 +1,5 @@
-"""What a run trains on and is measured with, whatever it is read from: shards, several of them in shares, or text itself."""
+"""What a run trains on and is measured with, whatever it is read from: shards, several of them in shares, or text
+itself."""
 
 from __future__ import annotations
 

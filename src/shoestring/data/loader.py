@@ -169,7 +169,8 @@ def to_batch(
     external: Sequence[np.ndarray] = (),
     offsets: np.ndarray | None = None,
 ) -> Batch:
-    """tokens, labels, starts [B, T], which it changes, -> Batch [B, T]. used [B]: labels of each row, the rest is padding.
+    """tokens, labels, starts [B, T], which it changes, -> Batch [B, T]. used [B]: labels of each row, the rest is
+    padding.
 
     external: [T, E] for each row, or nothing. offsets [B]: positions at which the rows begin, 0 by default.
     """

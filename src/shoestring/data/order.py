@@ -1,8 +1,8 @@
 """Orders that depend on numbers alone: fixed for all time, because a run that is resumed must see the same one.
 
 `Shuffle` computes each place of a permutation when it is asked for, so that ten million documents, or a billion rows,
-cost nothing to begin with; `permutation` is a whole one as an array, for what is in memory anyway. Neither takes numpy's
-generators, whose streams may change between versions.
+cost nothing to begin with; `permutation` is a whole one as an array, for what is in memory anyway. Neither takes
+numpy's generators, whose streams may change between versions.
 """
 
 from __future__ import annotations

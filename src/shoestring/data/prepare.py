@@ -1,8 +1,9 @@
 """Documents to token shards: what `shoestring prepare` does.
 
-Documents are encoded on all cores (`preparation.encoding`), judged and appended to one open shard per split in their order
-(`preparation.writing`); after a kill the next run goes on from the last instant that the journal holds, and ends with the
-same bytes, as with any number of threads. The last act is to write `index.json`: a folder without it is unfinished.
+Documents are encoded on all cores (`preparation.encoding`), judged and appended to one open shard per split in their
+order (`preparation.writing`); after a kill the next run goes on from the last instant that the journal holds, and
+ends with the same bytes, as with any number of threads. The last act is to write `index.json`: a folder without it is
+unfinished.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from shoestring.core.waiting import waiting
 from shoestring.data.config import DataConfig, NewTokenizerConfig, PartConfig
 from shoestring.data.preparation import writing
 from shoestring.data.preparation.encoding import Batch, Encoder, Examine, Place, encoded_batches
-from shoestring.data.preparation.journal import JOURNAL, Journal, read_journal
+from shoestring.data.preparation.journal import Journal, read_journal
 from shoestring.data.quality.config import QualityConfig
 from shoestring.data.quality.review import Reviewer, examine
 from shoestring.data.shards import FORMAT, INDEX, ShardFolder, index_checksum
@@ -41,8 +42,8 @@ Batches = Callable[[Place], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How shards are made. tokens: to train on, after which the rest of the source is left. workers: threads that encode,
-    all cores by default; the bytes do not depend on it."""
+    """How shards are made. tokens: to train on, after which the rest of the source is left. workers: threads that
+    encode, all cores by default; the bytes do not depend on it."""
 
     shard_tokens: int = 2**26
     tokens: int | None = None
@@ -163,9 +164,7 @@ def _open_journal(
         path.name for path in out.iterdir() if path.name not in (LOCK, "tokenizer") and path.name[0] != "."
     )
     if strangers:
-        raise DataError(
-            f"this folder holds other files ({strangers[0]})", str(out), "give an empty folder as --out"
-        )
+        raise DataError(f"this folder holds other files ({strangers[0]})", str(out), "give an empty folder as --out")
     writing.clear(out)
     if isinstance(tokenizer, NewTokenizerConfig):
         training = (document.text for document in source.documents() if document.split == "train")

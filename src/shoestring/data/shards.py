@@ -1,11 +1,13 @@
 """A folder of prepared token shards: what `prepare` writes and loaders read.
 
-    index.json              format, tokenizer fingerprint, dtype, separator, compression; per shard its tokens, documents,
+    index.json              format, tokenizer fingerprint, dtype, separator, compression; per shard its tokens,
+    documents,
                             bytes, SHA-256 of each file
     train-00000.bin         the documents' ids one after another, uint16 or uint32, little endian; each document begins
                             with the separator id. train-00000.bin.zst: the same, each block compressed by itself
     train-00000.offsets     int64 [2, documents + 1]: where each document begins, in tokens and in bytes of text
-    train-00000.blocks      uint32: CRC-32 of each block of the ids, then of the offsets; in a compressed shard then int64
+    train-00000.blocks      uint32: CRC-32 of each block of the ids, then of the offsets; in a compressed shard then
+    int64
                             [blocks + 1]: where each block of the ids begins in its file
     tokenizer/              the tokenizer that made them
 
@@ -111,9 +113,7 @@ class ShardFolder:
         self.separator_id = int(self.index["separator"])
         self.vocabulary_size = int(self.index["vocabulary"])
         self.compressed = self.index["compression"] is not None
-        self.shards = [
-            Shard(**{key: entry[key] for key in Shard.__annotations__}) for entry in self.index["shards"]
-        ]
+        self.shards = [Shard(**{key: entry[key] for key in Shard.__annotations__}) for entry in self.index["shards"]]
         for shard in self.shards:
             if not self.compressed and shard.stored != shard.tokens * self.dtype.itemsize:
                 raise DataError("not a readable index of shards: sizes contradict", str(self.folder / INDEX), _AGAIN)
@@ -187,9 +187,7 @@ class ShardFolder:
                 if sha256_file(file) != expected:
                     raise DataError("the checksum is wrong: the file is damaged", str(file), _AGAIN)
         if self.tokenizer.fingerprint() != self.tokenizer_fingerprint:
-            raise DataError(
-                "the tokenizer is not the one that made these shards", str(self.folder / "tokenizer")
-            )
+            raise DataError("the tokenizer is not the one that made these shards", str(self.folder / "tokenizer"))
 
     def _blocks_size(self, shard: Shard) -> int:
         ids, offsets = _block_count(shard.tokens), _block_count(2 * (shard.documents + 1))
@@ -226,9 +224,7 @@ def is_shard_folder(folder: str | Path) -> bool:
 
 def index_checksum(index: dict[str, Any]) -> str:
     """SHA-256 of the index without its own checksum, in canonical form."""
-    content = json.dumps(
-        {k: v for k, v in index.items() if k != "sha256"}, sort_keys=True, separators=(",", ":")
-    )
+    content = json.dumps({k: v for k, v in index.items() if k != "sha256"}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """The documents of one split of a shard folder, in their order, as if they were one long array of tokens.
 
-Nothing is held for each document: a place is found by bisection in files that are mapped into memory, so that ten million
-documents open as fast as ten.
+Nothing is held for each document: a place is found by bisection in files that are mapped into memory, so that ten
+million documents open as fast as ten.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from shoestring.data.shards import ShardFolder
 
 
 class StoredDocuments:
-    """tokens, count: of the split, separators counted. Numbers of documents and places of tokens count through all shards.
+    """tokens, count: of the split, separators counted. Numbers of documents and places of tokens count through all
+    shards.
 
     Reading raises DataError for damage.
     """

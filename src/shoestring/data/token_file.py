@@ -1,8 +1,8 @@
 """Arrays of a shard on disk, read a slice at a time and checked where they are read.
 
-A file is a row of blocks, each of so many numbers; for each there is a CRC-32 of what it holds, and where it is compressed
-(zstd, one frame to a block, so that any of them is read alone) its place in the file. A block is checked when it is first
-read: opening costs nothing, and no damage is trained on in silence.
+A file is a row of blocks, each of so many numbers; for each there is a CRC-32 of what it holds, and where it is
+compressed (zstd, one frame to a block, so that any of them is read alone) its place in the file. A block is checked
+when it is first read: opening costs nothing, and no damage is trained on in silence.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class TokenWriter:
 
     def add(self, values: np.ndarray) -> None:
         self.length += len(values)
-        joined = np.concatenate([self._rest, values.astype(self.dtype)]) if len(self._rest) else values.astype(self.dtype)
+        joined = (
+            np.concatenate([self._rest, values.astype(self.dtype)]) if len(self._rest) else values.astype(self.dtype)
+        )
         whole = len(joined) // BLOCK * BLOCK
         for begin in range(0, whole, BLOCK):
             self._put(joined[begin : begin + BLOCK])

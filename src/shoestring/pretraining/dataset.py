@@ -45,8 +45,8 @@ def open_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, say: Say
         sources = [source_of(config, part) for part in config.parts]
         return Untouched(sources, weights, tokenizer, config.packing)
     names = parallel.by_first(lambda: [str(shards.folder) for shards in _prepared(config, tokenizer, say)])
-    folders = list(map(Path, names))
-    opened = list(map(ShardFolder, folders)) if all(map(is_shard_folder, folders)) else _prepared(config, tokenizer, say)
+    seen = all(map(is_shard_folder, names))
+    opened = [ShardFolder(name) for name in names] if seen else _prepared(config, tokenizer, say)
     for part, shards in zip(config.parts, opened, strict=True):
         for split in SPLITS:
             if not shards.token_count(split):
@@ -75,7 +75,7 @@ def _prepared(config: DataConfig, tokenizer: Tokenizer | None, say: Say) -> list
             )
     if tokenizer is None and len(sources) > 1:
         tokenizer = _trained(config, sources, say)
-    return [shards[part] if part in shards else _prepare(config, sources[part], tokenizer, say) for part in config.parts]
+    return [shards.get(part) or _prepare(config, sources[part], tokenizer, say) for part in config.parts]
 
 
 def _prepare(config: DataConfig, source: Source, tokenizer: Tokenizer | None, say: Say) -> ShardFolder:

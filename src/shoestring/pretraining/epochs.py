@@ -16,7 +16,8 @@ from shoestring.pretraining.config import PretrainTrainSection
 
 
 def epochs(settings: PretrainTrainSection, tokens: int | None) -> float | None:
-    """Passes over `tokens` of text to train on; None for a run that its time bounds, or text that nobody has counted."""
+    """Passes over `tokens` of text to train on; None for a run that its time bounds, or text that nobody has
+    counted."""
     planned = settings.planned_tokens
     return None if planned is None or tokens is None else planned / max(tokens, 1)
 

@@ -125,8 +125,9 @@ class PretrainJob:
             cut(self.stream, settings.portions[start.state.stage])
         steps = settings.planned_steps
         portion = f"{settings.batch_tokens:,} tokens" if not settings.stages else "several sizes"
+        text = recipe.data.named + told(epochs(recipe.train, tokens))
         header = [
-            *model_and_data(config, recipe.data.named + told(epochs(recipe.train, tokens)), material.corpus, self.stream.rows),
+            *model_and_data(config, text, material.corpus, self.stream.rows),
             *common_header(recipe, planned.prediction, length_line(recipe, steps, portion), start.state),
             *planned.lines(),
         ]

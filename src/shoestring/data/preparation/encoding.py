@@ -1,7 +1,7 @@
 """Documents to ids, batch by batch on several threads, in the order of the source.
 
-What happens to a batch here depends on its documents alone, so neither the number of threads nor of machines changes it;
-what depends on earlier documents (duplicates) comes afterwards, in `preparation.writing`.
+What happens to a batch here depends on its documents alone, so neither the number of threads nor of machines changes
+it; what depends on earlier documents (duplicates) comes afterwards, in `preparation.writing`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What an unfinished folder of shards was begun with, and how far it came: one file, replaced as a whole.
 
-Everything in it is of one instant: the place in the source, the whole shards, what the open ones hold, what was counted. So a
-run that was killed at any instant goes on from the last one that was entered, and ends with the same bytes.
+Everything in it is of one instant: the place in the source, the whole shards, what the open ones hold, what was
+counted. So a run that was killed at any instant goes on from the last one that was entered, and ends with the same
+bytes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ JOURNAL = "journal.json"
 
 @dataclass
 class Journal:
-    """inputs: text, settings and tokenizer, by their fingerprints. remembered: bytes of `.seen`, which holds the marks of
-    the documents written. review: the reviewer's state, but for these."""
+    """inputs: text, settings and tokenizer, by their fingerprints. remembered: bytes of `.seen`, which holds the
+    marks of the documents written. review: the reviewer's state, but for these."""
 
     inputs: dict[str, Any]
     tokenizer: str

@@ -1,8 +1,8 @@
 """Preparation on several machines: an engine runs the encoding of files anywhere, one process writes the shards.
 
-datatrove's executors (local, Slurm, Ray) run tasks, keep their logs and do not run again what is done. It was chosen before
-Ray Data: its releases are about preparing text, its local executor needs no cluster, and it is a tenth of Ray's size. What a
-task encodes goes into the folder of the shards, which all machines must see.
+datatrove's executors (local, Slurm, Ray) run tasks, keep their logs and do not run again what is done. It was chosen
+before Ray Data: its releases are about preparing text, its local executor needs no cluster, and it is a tenth of
+Ray's size. What a task encodes goes into the folder of the shards, which all machines must see.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def prepare_on_nodes(
 ) -> ShardFolder:
     """All of it on this machine, in so many processes: as a cluster would do it. Raises DataError where one failed."""
     folder = Path(out) / "tokenizer"
-    work = Work(
-        str(source), str(folder), str(out), text_field, validation, on_bad_line, settings or Settings()
-    )
+    work = Work(str(source), str(folder), str(out), text_field, validation, on_bad_line, settings or Settings())
     steps = pipeline(work)
     from datatrove.executor.local import LocalPipelineExecutor
 

@@ -1,8 +1,8 @@
 """The encoded documents of one file of a source, written by whichever machine encoded it, and read back in order.
 
 A part is a file of numpy arrays, one group for each batch, behind each a line of JSON; the last line says what was left
-out. Parts of all files, read in the order of the source, are what one process would have encoded, so that the shards made
-of them are the same, byte for byte.
+out. Parts of all files, read in the order of the source, are what one process would have encoded, so that the shards
+made of them are the same, byte for byte.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One split's shards as they are written: an open one that can be cut back to any point, then whole ones.
 
-The open shard is two files that only grow, ids and beginnings, so a run that was killed goes on from what the journal says
-of them. A shard that is full is read once more, block by block: its checksums are made, it is compressed where that is
-asked for, and written under its name; the open one stays until the journal says so.
+The open shard is two files that only grow, ids and beginnings, so a run that was killed goes on from what the journal
+says of them. A shard that is full is read once more, block by block: its checksums are made, it is compressed where
+that is asked for, and written under its name; the open one stays until the journal says so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Extent:
 
 
 class SplitWriter:
-    """number: of the open shard. compress: zstd's level, 0 for none. Raises DataError where less is there than `extent`."""
+    """number: of the open shard. compress: zstd's level, 0 for none. Raises DataError where less is there than
+    `extent`."""
 
     def __init__(
         self, out: Path, split: str, dtype: np.dtype, separator_id: int, compress: int, number: int, extent: Extent

@@ -27,8 +27,8 @@ EVERY = 10.0  # seconds between entries in the journal
 
 @dataclass(frozen=True)
 class Target:
-    """shard_tokens: of a shard, at least. tokens: to train on, after which the rest of the source is left; None for all.
-    compress: zstd's level, 0 for none."""
+    """shard_tokens: of a shard, at least. tokens: to train on, after which the rest of the source is left; None for
+    all. compress: zstd's level, 0 for none."""
 
     out: Path
     dtype: np.dtype

@@ -103,7 +103,8 @@ class _Text:
                 return -1
 
     def flat_object(self) -> int:
-        """The size of the object that begins here, if it is held whole and nothing looks as if others were in it; else 0.
+        """The size of the object that begins here, if it is held whole and nothing looks as if others were in it;
+        else 0.
 
         A guess, several times faster than `entry`, for the commonest rows: whoever takes it parses it.
         """

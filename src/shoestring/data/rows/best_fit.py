@@ -1,9 +1,9 @@
 """Documents brought together into rows by best fit: one that fits into a row is never cut, and little is padded.
 
 Packing all documents of a corpus at once would take a number for each of them. So it goes by windows: some hundreds of
-stretches of the corpus, at places that (seed, epoch) decide, whose documents share rows (best fit decreasing, as in arXiv
-2404.10830). A document longer than a row is cut into whole rows and a rest, which is packed as documents are. The rows of a
-window come in an order of their own. Only windows that rows are taken from are packed, by lengths alone.
+stretches of the corpus, at places that (seed, epoch) decide, whose documents share rows (best fit decreasing, as in
+arXiv 2404.10830). A document longer than a row is cut into whole rows and a rest, which is packed as documents are.
+The rows of a window come in an order of their own. Only windows that rows are taken from are packed, by lengths alone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ class BestFit:
             end = at + piece.length
             ids = self._stored.ids(piece.place, piece.length + (not piece.last))  # what follows is its last label
             tokens[at:end] = ids[: piece.length]
-            labels[at : end - 1], labels[end - 1] = ids[1 : piece.length], self._stored.separator_id if piece.last else ids[-1]
+            labels[at : end - 1], labels[end - 1] = (
+                ids[1 : piece.length],
+                self._stored.separator_id if piece.last else ids[-1],
+            )
             starts[at] = True
             at = end
         return Filled(at)

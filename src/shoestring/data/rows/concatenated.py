@@ -1,13 +1,13 @@
 """Rows cut from one long stream of documents: nothing is padded, and documents are cut where rows end.
 
-The documents of a split, in their order and the first again after the last, are one stream: separator, tokens, separator,
-tokens, ... Cut k of an epoch is its tokens s + kT .. s + (k+1)T, of which the last is only a label; s changes from epoch
-to epoch, so that rows do. The cuts are permuted, because neighbours come from the same document, and a batch of them is
-nearly one example: its gradient is so noisy that training barely moves.
+The documents of a split, in their order and the first again after the last, are one stream: separator, tokens,
+separator, tokens, ... Cut k of an epoch is its tokens s + kT .. s + (k+1)T, of which the last is only a label; s
+changes from epoch to epoch, so that rows do. The cuts are permuted, because neighbours come from the same document,
+and a batch of them is nearly one example: its gradient is so noisy that training barely moves.
 
 A run whose first stages have shorter rows reads the same cuts piece by piece (`cut`): each row of a step opens a cut of
-its own, the next step has the cuts' second pieces, and so on. So a batch still comes from as many places as it has rows,
-no token is read twice, and where the length changes, only what is left of the open cuts is passed over.
+its own, the next step has the cuts' second pieces, and so on. So a batch still comes from as many places as it has
+rows, no token is read twice, and where the length changes, only what is left of the open cuts is passed over.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MOST_SAMPLES = 2**40  # that any run takes
 
 
 class Concatenated:
-    """A place is [sample, taken]: the first open cut, counted over all epochs, and the pieces read of it and those with it.
+    """A place is [sample, taken]: the first open cut, counted over all epochs, and the pieces read of it and those
+    with it.
 
     lanes: rows of one optimizer step; each then reads its own stretch of the stream from cut to cut, so that a document
     goes on in the same row of the next step, and so do its positions. Raises DataError for fewer tokens than a row (of
@@ -49,8 +50,8 @@ class Concatenated:
         self._shuffles: dict[int, Shuffle] = {}
 
     def cut(self, place: list[int], length: int, rows: int) -> list[int]:
-        """Rows of `length`, a divisor of the whole one, from the returned place on, `rows` cuts being open at a time; what
-        is left of those that were open is passed over."""
+        """Rows of `length`, a divisor of the whole one, from the returned place on, `rows` cuts being open at a time;
+        what is left of those that were open is passed over."""
         assert self._whole % length == 0 and self._lanes is None
         sample, taken = place
         if taken:

@@ -14,8 +14,8 @@ from shoestring.data.rows.row import Filled, Rows
 class Mixture:
     """parts: rows of one length; weights: above zero, in any unit. A place is [[rows taken, place] of each part].
 
-    The next row is of the part that is furthest behind its share, the first of those that are equally far. Each part has
-    epochs of its own: a small one with a large weight is read again more often.
+    The next row is of the part that is furthest behind its share, the first of those that are equally far. Each part
+    has epochs of its own: a small one with a large weight is read again more often.
     """
 
     def __init__(self, parts: Sequence[Rows], weights: Sequence[float]) -> None:

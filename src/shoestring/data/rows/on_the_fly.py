@@ -1,9 +1,9 @@
 """Rows of text that is tokenized as it is read: nothing is written, and any place is found again.
 
-The files of a source come in an order that (seed, epoch) decide, their documents one after another, in windows of about a
-million tokens; in a window, documents share rows as `packing` says, and rows have an order of their own. A place is
-[epoch, file, document, row]: the window that begins with this document of this file in the epoch's order, and a row of it.
-To go on there the file is read again up to that document, without tokenizing.
+The files of a source come in an order that (seed, epoch) decide, their documents one after another, in windows of
+about a million tokens; in a window, documents share rows as `packing` says, and rows have an order of their own. A
+place is [epoch, file, document, row]: the window that begins with this document of this file in the epoch's order,
+and a row of it. To go on there the file is read again up to that document, without tokenizing.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ Place = Any  # plain JSON, small: what has to be known to go on from there
 
 
 class Filled(NamedTuple):
-    """used: labels of the row, the rest is padding. offset: the position at which it begins, in a document that goes on."""
+    """used: labels of the row, the rest is padding. offset: the position at which it begins, in a document that
+    goes on."""
 
     used: int
     offset: int = 0

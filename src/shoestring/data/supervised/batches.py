@@ -1,8 +1,8 @@
 """Batches of supervised examples, as an endless stream with exact resume, and as one pass for measuring.
 
 An epoch's samples stand in an order that (seed, epoch) decide. A sample is one row: several examples (packed) or
-one (padded, flat); grouped, a sample is a whole batch. A batch takes the next samples of that order, so that (seed, epoch,
-next_sample) is all the state there is, and any number of ranks and any microbatch goes on where others stopped.
+one (padded, flat); grouped, a sample is a whole batch. A batch takes the next samples of that order, so that (seed,
+epoch, next_sample) is all the state there is, and any number of ranks and any microbatch goes on where others stopped.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class SupervisedStream:
     group: samples of one optimizer step over all ranks. layout "packed": examples share rows of
     sequence_length; "padded": one in a row, groups made of like lengths, rows padded to the longest of the batch;
     "flat": like padded, but a batch's examples stand end to end in one row [1, T]; "grouped": like padded, but a batch
-    has as many rows as fit into rows · sequence_length tokens. longest_first: the first group is the one that needs most
-    memory. Row b of rank r is sample `next_sample + b * world + r`. Raises DataError when the split is empty.
+    has as many rows as fit into rows · sequence_length tokens. longest_first: the first group is the one that needs
+    most memory. Row b of rank r is sample `next_sample + b * world + r`. Raises DataError when the split is empty.
     """
 
     def __init__(
@@ -223,9 +223,7 @@ def row_sizes(dataset: SupervisedDataset, layout: Layout, sequence_length: int) 
     return {(int(lengths[row].sum()), len(row)) for row in rows}
 
 
-def to_batch(
-    dataset: SupervisedDataset, rows: Sequence[Sequence[int]], external: External | None = None
-) -> Batch:
+def to_batch(dataset: SupervisedDataset, rows: Sequence[Sequence[int]], external: External | None = None) -> Batch:
     """Each row's examples one after another -> Batch [rows, T], T the longest row, padded.
 
     An example is its own segment, and its positions begin at 0; it needs `dataset.lengths` inputs.
@@ -279,7 +277,9 @@ def _within(lengths: np.ndarray, windows: list[np.ndarray], budget: int) -> list
 
 def resumed_place(state: dict[str, Any], samples: Callable[[int], int]) -> tuple[int, int]:
     """(epoch, sample) of a stream's state. samples: how many an epoch has. Raises DataError for no such place."""
-    epoch, sample = (n if type(n) is int and 0 <= n < _MOST else -1 for n in (state.get("epoch"), state.get("next_sample")))
+    epoch, sample = (
+        n if type(n) is int and 0 <= n < _MOST else -1 for n in (state.get("epoch"), state.get("next_sample"))
+    )
     if epoch < 0 or not 0 <= sample < samples(epoch):
         raise DataError("the stream to resume says no place in its data", hint="remove this checkpoint folder")
     return epoch, sample

@@ -74,8 +74,8 @@ class SupervisedDataConfig(Config):
     layout: Layout = Field(
         "packed",
         description="packed: several examples in a row, apart from each other; padded: one in a row;"
-        " flat: a whole microbatch end to end in one row; grouped: one in a row, of like lengths, as many as fit into the"
-        " tokens of a microbatch",
+        " flat: a whole microbatch end to end in one row; grouped: one in a row, of like lengths, as many as fit into"
+        " the tokens of a microbatch",
     )
     longest_first: bool = Field(
         True, description="the largest batch comes first, so that memory runs out at once or not at all"

@@ -77,7 +77,8 @@ class SupervisedDataset:
         return self.tokens[begin:end].astype(np.int64), self.supervised[begin:end]
 
     def indices(self, split: str) -> np.ndarray:
-        """Of the examples of "train" or "validation", in the order of the source; to train on, as often as they come."""
+        """Of the examples of "train" or "validation", in the order of the source; to train on, as often as they
+        come."""
         assert split in ("train", "validation")
         found = np.flatnonzero(self.held_out == (split == "validation"))
         return found if self.repeats is None or split == "validation" else np.repeat(found, self.repeats[found])
@@ -190,7 +191,8 @@ class DatasetBuilder:
 def _repeats(
     part: np.ndarray, lengths: np.ndarray, trained: np.ndarray, weights: tuple[float, ...]
 ) -> np.ndarray | None:
-    """How often each example comes in an epoch, so that parts have their shares of the tokens trained on; at least once.
+    """How often each example comes in an epoch, so that parts have their shares of the tokens trained on; at least
+    once.
 
     What is left of a part's share after whole turns goes to some of its examples, chosen by hash, always the same ones.
     """

@@ -93,9 +93,9 @@ def build_dataset(
         config = SupervisedDataConfig.model_validate({"source": named, **settings})
     length = sequence_length or side.context
     supervisor = Supervisor(side, config)
-    given = isinstance(data, (str, Path, SupervisedDataConfig))
+    given = None if isinstance(data, (str, Path, SupervisedDataConfig)) else data
     sources = [
-        ExampleSource(part.source if given else data, part.format, config.on_bad_line, say, part.columns)
+        ExampleSource(part.source if given is None else given, part.format, config.on_bad_line, say, part.columns)
         for part in config.parts
     ]
     forms = " + ".join(dict.fromkeys(source.form for source in sources))
