@@ -146,8 +146,8 @@ class SupervisedStream:
             samples = _within(lengths, _like_lengths(lengths, shuffled, _WINDOW * self._group), self._budget)
             samples = [samples[n] for n in permutation(self._seed, epoch + _OTHER_SHUFFLE, len(samples))]
             if self._longest_first and epoch == 0:
-                sizes = [len(sample) * padded_length(int(lengths[sample[0]])) for sample in samples]
-                samples.insert(0, samples.pop(int(np.argmax(sizes))))
+                areas = [len(sample) * padded_length(int(lengths[sample[0]])) for sample in samples]
+                samples.insert(0, samples.pop(int(np.argmax(areas))))
         else:
             groups = _like_lengths(lengths, shuffled, self._group)
             whole = len(lengths) // self._group  # a last, smaller group stays last, or it would shift all others
