@@ -71,8 +71,8 @@ def rules(texts: list[str], rounds: int) -> dict[str, float]:
     for name, rule in ours.items():
         module, judge = theirs[name]
         module.split_into_words = lambda text, language: by_text[text]
-        works[name] = lambda rule=rule: [rule(text, own) for text, own in zip(texts, words, strict=True)]  # type: ignore[misc]
-        works[f"datatrove: {name}"] = lambda judge=judge: [judge.filter(one) for one in documents]  # type: ignore[misc]
+        works[name] = lambda rule=rule: [rule(text, own) for text, own in zip(texts, words, strict=True)]
+        works[f"datatrove: {name}"] = lambda judge=judge: [judge.filter(one) for one in documents]
         verdicts = [verdict is True for verdict in works[f"datatrove: {name}"]()]
         assert verdicts == [reason is None for reason in works[name]()], name
     everything = QualityConfig(exact_duplicates=False, gopher_quality=True, gopher_repetition=True, fineweb=True)

@@ -125,9 +125,36 @@ def at_the_limits() -> list[str]:
         "\n".join(line + "." * (n < 11) for n, line in enumerate(lines)),
         "\n".join((line[:30] if n < 67 else line) + "." for n, line in enumerate(lines)),
         "\n".join((line[:30] if n < 68 else line) + "." for n, line in enumerate(lines)),
+        *map(phrases_twice, range(5, 11)),
+        *(phrase_often(n, most) for n, most in ((2, 0.21), (2, 0.2), (3, 0.19), (3, 0.18), (4, 0.17), (4, 0.16))),
+        "\n\n\n\n".join(" ".join(words[10 * n : 10 * n + 10]) + "." for n in range(12)),
         "word " * 100_001,
         "", " ", "\n\n", "a", "a b", "…", "\n".join(["a."] * 10),
     ]  # fmt: skip
+
+
+def six_letters():
+    """Words that are all different."""
+    return (f"x{chr(97 + n // 676 % 26)}{chr(97 + n // 26 % 26)}{chr(97 + n % 26)}yz" for n in range(26**3))
+
+
+def phrases_twice(n: int) -> str:
+    """Ten phrases of n words, each there twice, among enough others that only the rule for n-grams is broken."""
+    words, share = six_letters(), {5: 0.16}.get(n, 0.205 - n / 100)
+    total = round(10 * n * 6 / share / 7)
+    phrases = [[next(words) for _ in range(n)] for _ in range(10)]
+    others = [next(words) for _ in range(total - 20 * n)]
+    parts = [[*phrase, *others[i::20]] for i, phrase in enumerate([*phrases, *phrases])]
+    return " ".join(word for part in parts for word in part)
+
+
+def phrase_often(n: int, share: float) -> str:
+    """A phrase of n words that has this share of the characters."""
+    words, times = six_letters(), 20
+    phrase = [next(words) for _ in range(n)]
+    total = round(times * (7 * n - 1) / share / 7)
+    others = [next(words) for _ in range(total - times * n)]
+    return " ".join(word for i in range(times) for word in (*phrase, *others[i::times]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

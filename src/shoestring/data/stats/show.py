@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def write_histogram(found: Statistics, file: Path, title: str) -> Path:
     axes.set_ylabel("documents")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: format_count(count)))
     if found.rows is not None and bins:
-        place = found.rows.length.bit_length() - bins[0][1].bit_length() - 0.5
+        place = math.log2(found.rows.length) + 0.5 - bins[0][1].bit_length()
         if -0.5 < place < len(bins) - 0.5:
             axes.axvline(place, color="#c2571a", linewidth=1.2, linestyle="--")
             top = axes.get_xaxis_transform()
