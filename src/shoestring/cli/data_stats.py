@@ -48,7 +48,7 @@ def stats(
         str | None, Parameter(help=f"count what they would leave out, with commas: {', '.join(_FILTERS)}")
     ] = None,
     plot: Annotated[Path | None, Parameter(help="a .png for the histogram of lengths")] = None,
-    text_field: Annotated[str | None, Parameter(help="the field of a row that holds the text [text]")] = None,
+    text_field: Annotated[str | None, Parameter(help="the field of a row that holds the text")] = None,
     on_bad_line: Annotated[
         Literal["stop", "skip"] | None, Parameter(help="text that cannot be read; skip counts it [stop]")
     ] = None,
@@ -106,9 +106,9 @@ def _found(
         raise ConfigError("give either texts or folders of shards, not both (command line)")
     if tokenizer is None and sequence_length is not None:
         raise ConfigError("--sequence-length counts tokens: give --tokenizer too (command line)")
+    named = {} if text_field is None else {"text_field": text_field}
     opened = {
-        source: Source(source, text_field or "text", validation=0.0, on_bad_line=on_bad_line or "stop")
-        for source in sources
+        source: Source(source, validation=0.0, on_bad_line=on_bad_line or "stop", **named) for source in sources
     }
     chosen = None if tokenizer is None else named_tokenizer(tokenizer, console.say)[0]
     return text_statistics(opened, chosen, length, quality)
