@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from shoestring.data.quality import filters
 from shoestring.data.quality.repeated import duplicate_characters, repeated, top_characters
+from shoestring.data.quality.sentence_ends import ENDS
 from shoestring.data.quality.words import is_symbol, plain_words, words_of
 
 # Ours, then datatrove's.
@@ -105,7 +106,7 @@ def corpus(seed: int = 0) -> list[str]:
         lambda lines: some(lines, lambda line: "\n" * rng.randint(1, 9) + line),
     ]
     texts = []
-    for n in range(1500):
+    for n in range(700):
         lines = prose(rng.randint(1, 20))
         for way in (ways[n % len(ways)], rng.choice(ways))[: 1 + n % 2]:
             lines = way(lines) or [""]
@@ -128,6 +129,7 @@ def at_the_limits() -> list[str]:
         *map(phrases_twice, range(5, 11)),
         *(phrase_often(n, most) for n, most in ((2, 0.21), (2, 0.2), (3, 0.19), (3, 0.18), (4, 0.17), (4, 0.16))),
         "\n\n\n\n".join(" ".join(words[10 * n : 10 * n + 10]) + "." for n in range(12)),
+        *("\n".join(("- " if n % 2 else " • ") * (n < most) + line + " the of" for n, line in enumerate(lines)) for most in (90, 91)),
         "word " * 100_001,
         "", " ", "\n\n", "a", "a b", "…", "\n".join(["a."] * 10),
     ]  # fmt: skip
@@ -182,7 +184,7 @@ def test_a_document_without_words_breaks_rules_and_nothing_else():
 
 
 def test_a_line_ends_a_sentence_with_what_unicode_says():
-    assert filters.ENDS == TERMINAL_PUNCTUATION
+    assert ENDS == TERMINAL_PUNCTUATION
 
 
 def test_words_keep_what_stands_inside_and_symbols_are_words():

@@ -92,7 +92,7 @@ def test_rows_of_a_large_corpus_are_counted_in_windows_however_it_comes():
     whole.add(lengths)
     for part in np.array_split(lengths, 40):
         pieces.add(part)
-    assert whole.padding == pieces.padding and 0 < whole.padding < 0.01 and whole.cut == pieces.cut
+    assert whole.padding == pieces.padding and 0 < whole.padding < 0.02 and whole.cut == pieces.cut
     assert len(whole._window) <= 2 and whole._held < 2**20 < lengths.sum()
 
 
@@ -103,7 +103,8 @@ def test_text_is_counted_as_prepare_counts_it(file, texts, tokenizer):
     found = text_statistics({"rows": Source(file, validation=0)}, tokenizer, 64, QualityConfig())
     ids = [tokenizer.encode(text) for text in texts]
     figures = found.figures()
-    assert figures["parts"]["rows"] == {name: figures[name] for name in ("documents", "tokens", "bytes", "bytes_per_token")}
+    names = ("documents", "tokens", "bytes", "bytes_per_token")
+    assert figures["parts"]["rows"] == {name: figures[name] for name in names}
     assert figures["documents"] == len(texts) and figures["tokens"] == sum(len(i) + 1 for i in ids)
     assert figures["bytes"] == sum(len(text.encode()) for text in texts)
     assert figures["bytes_per_token"] == pytest.approx(figures["bytes"] / sum(map(len, ids)), abs=1e-4)
@@ -131,8 +132,8 @@ class Folder:
             ids = [[tokenizer.separator_id, *tokenizer.encode(text)] for text in own]
             offsets = [np.cumsum([0, *map(len, part)]) for part in (ids, [text.encode() for text in own])]
             whole = np.array([i for part in ids for i in part], "<u2")
-            shard = SimpleNamespace(name=f"train-{n:05d}", documents=size, tokens=len(whole), ids=whole, offsets=np.stack(offsets))
-            self.shards.append(shard)
+            names = {"name": f"train-{n:05d}", "documents": size, "tokens": len(whole)}
+            self.shards.append(SimpleNamespace(**names, ids=whole, offsets=np.stack(offsets)))
             first += size
 
     def of(self, split):
@@ -189,7 +190,7 @@ def test_the_verb_prints_parts_lengths_rows_and_what_is_left_out(desk, texts, ca
     captured = capsys.readouterr()
     assert captured.err == ""
     assert re.search(rf"^rows\.jsonl +{len(texts)} ", captured.out, re.MULTILINE) and "█" in captured.out
-    for shown in ("lengths     shortest", "rows        of 64 tokens: best fit leaves", " fineweb: ", "plot        lengths.png"):
+    for shown in ("lengths     shortest", "rows        of 64 tokens: best fit leaves", " fineweb: ", "plot        lengths"):
         assert shown in captured.out
     assert (desk / "lengths.png").read_bytes()[:4] == b"\x89PNG"
     assert main([*command, "--json"]) == 0

@@ -17,14 +17,13 @@ from itertools import accumulate, islice
 import numpy as np
 
 from shoestring.data.quality.repeated import duplicate_characters, repeated, top_characters
+from shoestring.data.quality.sentence_ends import ENDS
 from shoestring.data.quality.words import is_symbol
 
 _STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 _TOP = ((2, 0.20), (3, 0.18), (4, 0.16))
 _DUPLICATE = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
 _PARAGRAPHS, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
-# Unicode's Sentence_Terminal, as of version 16.
-ENDS = frozenset(".!?")
 
 
 def gopher_quality(text: str, words: Sequence[str]) -> str | None:
