@@ -2,10 +2,10 @@
 
     python -m benchmarks.filters
 
-The text is made up: words drawn by Zipf's law into sentences, lines and paragraphs, of the lengths that web pages have, so
-that every rule has to be looked at. datatrove's filters are given the words, split once outside its time, so what is
-compared is the rules; ours are timed with splitting too. Rounds take turns, medians count, in processor seconds of one
-thread.
+The text is made up: words drawn by Zipf's law into sentences, lines and paragraphs, of the lengths that web pages
+have, so that every rule has to be looked at. datatrove's filters are given the words, split once outside its time, so
+what is compared is the rules; ours are timed with splitting too. Rounds take turns, medians count, in processor
+seconds of one thread.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def rules(texts: list[str], rounds: int) -> dict[str, float]:
     rows = [[name, f"{size / seconds[name]:.1f}",
              f"{size / seconds[f'datatrove: {name}']:.1f}" if name in ours else ""]
             for name in ("words", *ours, "words and all three")]  # fmt: skip
-    show(f"MB/s of {len(texts):,} documents, {size:.1f} MB, {kept:.0%} kept by all", ["", "Shoestring", "datatrove"], rows)
+    title = f"MB/s of {len(texts):,} documents, {size:.1f} MB, {kept:.0%} kept by all"
+    show(title, ["", "Shoestring", "datatrove"], rows)
     figures = {f"{name.replace(' ', '_')}_ratio": seconds[f"datatrove: {name}"] / seconds[name] for name in ours}
     return figures | {"filters_mb_per_second": size / seconds["words and all three"]}
 
@@ -101,7 +102,8 @@ def likeness(texts: list[str], rounds: int) -> dict[str, float]:
         ]
     size = sum(len(text.encode()) for text in texts) / 1e6
     seconds = in_turn(works, rounds)
-    show("Signatures for near-duplicates", ["", "MB/s"], [[name, f"{size / took:.1f}"] for name, took in seconds.items()])
+    rows = [[name, f"{size / took:.1f}"] for name, took in seconds.items()]
+    show("Signatures for near-duplicates", ["", "MB/s"], rows)
     return {"signatures_mb_per_second": size / seconds["rensa, with keys"]}
 
 
@@ -128,7 +130,8 @@ def sets(rounds: int, count: int = 1_000_000) -> dict[str, float]:
         return seen
 
     seconds = in_turn({"Seen": ours, "set": theirs}, rounds)
-    held = {"Seen": _held(lambda: Seen.load(np.array(values, np.uint64))), "set": _held(lambda: {v + 0 for v in values})}
+    array = np.array(values, np.uint64)
+    held = {"Seen": _held(lambda: Seen.load(array)), "set": _held(lambda: {value + 0 for value in values})}
     rows = [[name, f"{1e6 * seconds[name] / count:.2f}", f"{held[name] / count:.0f}"] for name in seconds]
     show(f"{count:,} hashes", ["", "µs each", "bytes each"], rows)
     return {"seen_microseconds": 1e6 * seconds["Seen"] / count, "seen_bytes": held["Seen"] / count}

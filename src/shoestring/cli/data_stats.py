@@ -1,4 +1,4 @@
-"""`shoestring data stats SOURCE`: how much text a source or a folder of shards holds, and what of it is worth keeping."""
+"""`shoestring data stats SOURCE`: how much a source or a folder of shards holds, and what is worth keeping."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FILTERS = {
 def stats(
     source: Annotated[
         list[str],
-        Parameter(help="text as prepare takes it, or a folder that prepare wrote; several are counted together and apart"),
+        Parameter(help="text as prepare takes it, or a folder that prepare wrote; several are counted apart as well"),
     ],
     /,
     *,

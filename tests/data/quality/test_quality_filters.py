@@ -129,7 +129,7 @@ def at_the_limits() -> list[str]:
         *map(phrases_twice, range(5, 11)),
         *(phrase_often(n, most) for n, most in ((2, 0.21), (2, 0.2), (3, 0.19), (3, 0.18), (4, 0.17), (4, 0.16))),
         "\n\n\n\n".join(" ".join(words[10 * n : 10 * n + 10]) + "." for n in range(12)),
-        *("\n".join(("- " if n % 2 else " • ") * (n < most) + line + " the of" for n, line in enumerate(lines)) for most in (90, 91)),
+        *("\n".join("•-"[n % 2] * (n < most) + line + " the of" for n, line in enumerate(lines)) for most in (90, 91)),
         "word " * 100_001,
         "", " ", "\n\n", "a", "a b", "…", "\n".join(["a."] * 10),
     ]  # fmt: skip

@@ -1,8 +1,8 @@
 """Which 64-bit numbers were seen: hashes of texts, or of parts of signatures, in 11 to 21 bytes each.
 
 A Python set takes about 70 bytes for one. This is one array with open addressing: a number's place is its upper bits,
-since hashes are uniform in them, or the first free one behind it. It doubles when three quarters are taken; as numbers in
-order are also nearly in the order of their places, a new array is laid in one pass.
+since hashes are uniform in them, or the first free one behind it. It doubles when three quarters are taken; as
+numbers in order are also nearly in the order of their places, a new array is laid in one pass.
 
 Two of n different texts have equal hashes with a chance of n² / 2⁶⁵: one in 400,000 for ten million documents.
 """
@@ -28,6 +28,12 @@ def bytes_hash(content: bytes | memoryview) -> int:
 
 class Seen:
     """A set of numbers of 64 bits, uniform in their upper ones."""
+
+    _slots: memoryview
+    _shift: int
+    _last: int
+    _count: int
+    _zero: bool
 
     def __init__(self) -> None:
         self._lay(np.zeros(0, np.uint64))
@@ -97,7 +103,7 @@ class Seen:
             bits += 1
         table = np.zeros(2**bits, np.uint64)
         # An element of a memoryview is a Python number, and costs a third of one of an array.
-        self._slots, self._shift, self._last = memoryview(table), 64 - bits, 2**bits - 1
+        self._slots, self._shift, self._last = memoryview(table.data), 64 - bits, 2**bits - 1
         self._count = len(values)
         free, over = 0, values[:0]
         for low in range(0, len(values), _AT_ONCE):

@@ -3,9 +3,10 @@
 - Gopher's quality and repetition rules: arXiv 2112.11446, appendix A.1 and table A1.
 - FineWeb's own: arXiv 2406.17557. The limit for characters in duplicate lines, 0.01, is that of its published code.
 
-Where the papers leave room, these rules read them as datatrove does, the library that FineWeb was made with: it judges
-them in tests, given the same words (`words.py`). A rule is broken beyond its limit, not at it. Gopher's quality rules are
-for English: they ask for English words. All are shares of a document's own counts, so each needs the document alone.
+Where the papers leave room, these rules read them as datatrove does, the library that FineWeb was made with: it
+judges them in tests, given the same words (`words.py`). A rule is broken beyond its limit, not at it. Gopher's
+quality rules are for English: they ask for English words. All are shares of a document's own counts, so each needs
+the document alone.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A document is left out where one of its buckets agrees with that of an earlier d
 same for each dump, but keeps a random one of those that belong together, for which all must be read first.
 
 The MinHashes are rensa's (the extra `data`): its R-MinHash hashes each n-gram to 64 bits and keeps the upper 32 of
-a·h + b. Of a bucket only a key of 64 bits is held, so that a document takes 8 bytes for each, and the table's slack, and
-ten million of them 2 GB with 14. What is stored for going on is those keys.
+a·h + b. Of a bucket only a key of 64 bits is held, so that a document takes 8 bytes for each, and the table's slack,
+and ten million of them 2 GB with 14. What is stored for going on is those keys.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def bucket_keys(text: str, config: NearDuplicateConfig) -> np.ndarray:
 
 
 def probe(config: NearDuplicateConfig) -> str:
-    """A word for how keys are made: other for other settings, or another version of the library that hashes otherwise."""
+    """A word for how keys are made: another one for other settings, or a library that hashes otherwise."""
     return f"{bytes_hash(bucket_keys(_PROBE * 9, config).tobytes()):016x}"
 
 

@@ -43,7 +43,7 @@ def top_characters(n: int, places: np.ndarray, which: np.ndarray, begins: Sequen
 
 
 def duplicate_characters(n: int, places: np.ndarray, which: np.ndarray, begins: Sequence[int]) -> int:
-    """Characters in n-grams that stand there again, none counted twice: read from the left, what is counted is passed."""
+    """Characters in n-grams that stand there again. Read from the left; what is counted is passed over."""
     seen: set[int] = set()
     free = total = 0
     for place, gram in zip(places.tolist(), which.tolist(), strict=True):

@@ -1,9 +1,10 @@
 """The verdict on each document: kept, or why it is left out.
 
-It has two halves. `examine` looks at a text alone, so that any process can do it, in any order. `Reviewer.decide` then
-takes what it found in the order of the source, the same for any number of processes: the first of several that are equal
-or alike is kept. A document's own faults come first, and only documents that are kept are remembered. So all that a run
-needs to go on is the marks of the documents it has kept: nothing that was left out could have changed a verdict.
+It has two halves. `examine` looks at a text alone, so that any process can do it, in any order. `Reviewer.decide`
+then takes what it found in the order of the source, the same for any number of processes: the first of several that
+are equal or alike is kept. A document's own faults come first, and only documents that are kept are remembered. So
+all that a run needs to go on is the marks of the documents it has kept: nothing that was left out could have changed
+a verdict.
 """
 
 from __future__ import annotations

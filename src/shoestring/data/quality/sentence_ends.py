@@ -17,8 +17,8 @@ _RANGES = """
 
 
 def _characters() -> frozenset[str]:
-    bounds = [part.partition("-") for part in _RANGES.split()]
-    return frozenset(chr(code) for first, _, last in bounds for code in range(int(first, 16), int(last or first, 16) + 1))
+    bounds = [[int(code, 16) for code in part.split("-")] for part in _RANGES.split()]
+    return frozenset(chr(code) for ends in bounds for code in range(ends[0], ends[-1] + 1))
 
 
 ENDS = _characters()

@@ -1,8 +1,8 @@
 """What a word is, for filters and near-duplicates: one rule, for languages that put spaces between words.
 
 A word is a run of characters that are neither white space nor punctuation; apostrophes, points and underscores inside
-stay ("don't", "3.14", "snake_case"), hyphens part it. A run of punctuation is a word of its own, a symbol ("...", '",').
-That is close to what datatrove's filters see (spaCy's English rules), at the speed of one regular expression.
+it stay ("don't", "3.14", "snake_case"), hyphens part it. A run of punctuation is a word of its own, a symbol ("...",
+'",'). One regular expression, where datatrove takes spaCy's English rules: so counts near a limit may differ from its.
 Punctuation is ASCII's and its relatives in Latin-1, the general block (but •, which datatrove counts as a word) and the
 East Asian blocks.
 """
@@ -18,8 +18,8 @@ _RANGES = (
     "\u3001\u3003", "\u3008\u3011", "\u3014\u301f",  # ideographic
     "\uff01\uff0f", "\uff1a\uff20", "\uff3b\uff40", "\uff5b\uff65",  # full and half width
 )  # fmt: skip
-PUNCTUATION = frozenset(chr(code) for first, last in _RANGES for code in range(ord(first), ord(last) + 1))
-_CLASS = "".join(f"{re.escape(first)}-{re.escape(last)}" for first, last in _RANGES)
+PUNCTUATION = frozenset(chr(code) for pair in _RANGES for code in range(ord(pair[0]), ord(pair[1]) + 1))
+_CLASS = "".join(f"{re.escape(pair[0])}-{re.escape(pair[1])}" for pair in _RANGES)
 _PLAIN = re.compile(rf"[^\s{_CLASS}]+")
 _WORD = re.compile(rf"[^\s{_CLASS}]+(?:['’_.][^\s{_CLASS}]+)*|[{_CLASS}]+")
 _NUMBER = re.compile(r"\d+")

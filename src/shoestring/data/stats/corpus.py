@@ -1,9 +1,9 @@
 """The statistics of a corpus, from text or from shards, in one pass and bounded memory: 11 to 21 bytes a document.
 
-Text is what `prepare` would read: tokens with a tokenizer, else bytes. Shards are not decoded unless filters ask for text:
-documents are equal where their tokens are, and near-empty where their tokens hold too few visible characters. There a
-character that several tokens share counts in each, so that a near-empty document may be missed; none is named that is
-not one.
+Text is what `prepare` would read: tokens with a tokenizer, else bytes. Shards are not decoded unless filters ask for
+text: documents are equal where their tokens are, and near-empty where their tokens hold too few visible characters.
+There a character that several tokens share counts in each, so that a near-empty document may be missed; none is named
+that is not one.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _blocks(opened: ShardFolder, shard: Shard) -> Iterator[tuple[np.ndarray, np.
 def _by_tokens(ids: np.ndarray, begins: np.ndarray, visible: np.ndarray, quality: QualityConfig) -> Iterator[Findings]:
     """What `examine` would find in the text of each document, as near as tokens tell."""
     characters = np.add.reduceat(visible[ids], begins)
-    content, size = memoryview(np.ascontiguousarray(ids)).cast("B"), ids.itemsize
+    content, size = np.ascontiguousarray(ids).data.cast("B"), ids.itemsize
     bounds = [*(begins * size).tolist(), len(content)]
     for n, seen in enumerate(characters.tolist()):
         fault = SHORT if seen < quality.shortest else None

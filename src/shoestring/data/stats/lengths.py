@@ -1,4 +1,4 @@
-"""How long documents are, counted in constant memory: each length up to 65,535 by itself, longer ones by powers of two."""
+"""How long documents are, in constant memory: each length up to 65,535 is counted, longer ones by powers of two."""
 
 from __future__ import annotations
 

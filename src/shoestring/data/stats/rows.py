@@ -1,7 +1,8 @@
 """How well documents of given lengths fill rows: the padding of best fit, and what concatenation would cut.
 
-Best fit goes by windows of about a million tokens, as it does in training, so that memory is bounded; here they are of
-neighbouring documents. A document longer than a row is cut into whole rows and a rest, which is packed as documents are.
+Best fit goes by windows of about a million tokens, as it does in training, so that memory is bounded; here they are
+of neighbouring documents. A document longer than a row is cut into whole rows and a rest, which is packed as
+documents are.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def write_histogram(found: Statistics, file: Path, title: str) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.bar(range(len(bins)), [count for _, _, count in bins], width=0.9, color=_BLUE)
-    axes.set_xticks(range(len(bins)), [format_count(low) for low, _, _ in bins], fontsize=8)
+    axes.set_xticks(range(len(bins)), [f"{low:,}" for low, _, _ in bins], fontsize=7)
     axes.set_xlabel(f"{found.unit} of a document, from this power of two to below the next")
     axes.set_ylabel("documents")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: format_count(count)))
@@ -91,6 +91,7 @@ def write_histogram(found: Statistics, file: Path, title: str) -> Path:
             axes.text(place, 0.98, f" rows of {found.rows.length:,}", transform=top, fontsize=8, va="top")
     axes.grid(axis="y", alpha=0.2)
     axes.set_axisbelow(True)
+    axes.margins(y=0.1)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.set_title(title, loc="left")
