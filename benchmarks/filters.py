@@ -45,10 +45,11 @@ def corpus(count: int) -> list[str]:
     letters = np.array([*"etaoinshrdlucmfwypvbgk"])
     vocabulary = ["".join(rng.choice(letters, size)) for size in rng.integers(2, 10, 30_000)]
     vocabulary[:8] = ["the", "be", "to", "of", "and", "that", "have", "with"]
-    texts = []
+    texts, ranks = [], 1 / (np.arange(30_000) + 3.0)
+    ends = ["", ",", ".", ".\n", ".\n\n"]
     for size in rng.lognormal(6, 0.8, count).astype(int) + 60:
-        words = [vocabulary[min(rank, 30_000) - 1] for rank in rng.zipf(1.3, size)]
-        marks = rng.choice(["", "", "", "", "", "", "", ",", ".", ".\n", ".\n\n"], size)
+        words = [vocabulary[rank] for rank in rng.choice(30_000, size, p=ranks / ranks.sum())]
+        marks = rng.choice(ends, size, p=[0.85, 0.06, 0.05, 0.03, 0.01])
         texts.append(" ".join(word + mark for word, mark in zip(words, marks, strict=True)).replace("\n ", "\n") + ".")
     return texts
 
