@@ -47,5 +47,5 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, reason: str = "no route to host
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise OSError(reason)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(dataset_info=refuse))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)

@@ -85,10 +85,9 @@ def _make_room(newest: Path) -> None:
     kept = [(file.stat().st_mtime_ns, file, file.stat().st_size) for file in newest.parent.glob("*.json")]
     size = sum(each for *_, each in kept)
     for _, file, each in sorted(kept):
-        if size <= MOST_BYTES or file == newest:
-            break
-        file.unlink(missing_ok=True)
-        size -= each
+        if size > MOST_BYTES and file != newest:
+            file.unlink(missing_ok=True)
+            size -= each
 
 
 def _place(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from shoestring.data.reading.json_rows import parsed
 from shoestring.data.reading.row import Row
 
 _AT_ONCE = 2**18
+_SPACE = b" \t\r\n"
 _SPACES = re.compile(rb"[ \t\r\n]*")
 _INNER = re.compile(rb'["\[\]{}]')  # what matters within an object or a list
 _OUTER = re.compile(rb'["\[\]{},]')
@@ -51,9 +52,9 @@ def list_rows(file: Path, fields: tuple[str, ...] | None = None) -> Iterator[Row
                 what = f"an entry longer than {streams.LINE_LIMIT >> 20} MiB" if long else "the list does not end"
                 raise DataError(f"not valid JSON: {what}", f"{file}:{line}", _JSONL)
             entry = text.take(size)
-            if not entry.strip():
+            if not entry.strip(_SPACE):
                 raise DataError("not valid JSON: a comma and no entry beside it", where, "remove the comma")
-            yield Row(number, where, parsed(entry.rstrip(), where, fields))
+            yield Row(number, where, parsed(entry.rstrip(_SPACE), where, fields))
             if text.take(1) == b"]":
                 break
         else:
@@ -130,7 +131,6 @@ class _Text:
         del self.held[: self.at]
         self.at = 0
         data = self.content.read(_AT_ONCE)
-        if not self._begun:
-            self._begun, data = True, data.removeprefix(_MARK)
-        self.held += data
+        self.held += data if self._begun else data.removeprefix(_MARK)
+        self._begun = True
         return bool(data)

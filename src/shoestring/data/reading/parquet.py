@@ -10,7 +10,7 @@ from shoestring.core.errors import DataError
 from shoestring.data.reading.row import UTF8_HINT, Row
 
 _ROWS_AT_ONCE = 256
-_BYTES_AT_ONCE = 16 * 2**20
+_BYTES_AT_ONCE = 4 * 2**20
 _BUFFER = 2**20
 
 
@@ -37,9 +37,13 @@ def parquet_rows(file: Path, fields: tuple[str, ...] | None = None) -> Iterator[
                         where = f"{file}: row group {group + 1}, row {number}"
                         read = DataError("a text that is not UTF-8", where, UTF8_HINT) if found is None else found
                         yield Row(number, where, read, names)
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # a date that Python's calendar lacks
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
+        # Such as a date that Python's calendar lacks; Arrow tells damaged headers of pages as OSError without a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         where = str(file) if group < 0 else f"{file}: row group {group + 1}, after row {number}"
-        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", where) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"not a readable Parquet file: {reason}", where) from error
 
 
 def _columns(fields: tuple[str, ...] | None, names: tuple[str, ...]) -> list[str] | None:
