@@ -386,6 +386,6 @@ def test_parquet_in_another_compression_is_refused(tmp_path):
 
 
 def test_endings_decide_the_reader():
-    names = {"A.JSONL.GZ": "jsonl", "a.ndjson.zst": "jsonl", "a.json": "json", "a.b.tsv.gz": "table", "x.parquet": "parquet",
-             "notes.txt.gz": "text", "jsonl": "text", "a.gz": "text"}  # fmt: skip
+    names = {"A.JSONL.GZ": "jsonl", "a.ndjson.zst": "jsonl", "a.json": "json", "a.b.tsv.gz": "table", "x.parquet":
+             "parquet", "notes.txt.gz": "text", "jsonl": "text", "a.gz": "text"}  # fmt: skip
     assert {name: kinds.kind_of(Path(name)) for name in names} == names

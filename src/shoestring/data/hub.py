@@ -49,7 +49,7 @@ class HubFile:
 
 
 def hub_files(source: str, say: Callable[[str], None] | None, hint: str = ON_THIS_MACHINE) -> list[HubFile]:
-    """A data set's training files, in order: its own Parquet, JSON or CSV files, else what the hub converted to Parquet.
+    """A data set's training files in order: its own Parquet, JSON or CSV files, else what the hub made Parquet of.
 
     hint: what to give instead, where the hub cannot be reached. Raises DataError for a name that is none or a data set
     without such files, and NetworkError.

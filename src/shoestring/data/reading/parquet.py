@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, some at a time: of a column only the pages at hand are in memory, whatever a row group holds."""
+"""Rows of a Parquet file, some at a time: of a column the pages at hand are in memory, however large a row group is."""
 
 from __future__ import annotations
 

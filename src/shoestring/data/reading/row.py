@@ -32,8 +32,3 @@ def good(row: Row, expected: str) -> Any:
     if isinstance(content, DataError):
         raise DataError(content.message, content.where, f"{content.hint or expected}\n{SKIP_HINT}")
     return content
-
-
-def fields_of(row: Row) -> tuple[str, ...]:
-    """The names of its columns; none of what is no object."""
-    return row.names or (tuple(map(str, row.content)) if isinstance(row.content, dict) else ())

@@ -57,7 +57,7 @@ def opened(file: Path, place: Callable[[], str] | None = None) -> Iterator[Conte
 
 
 def lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, line) from 1 on; a line that is longer than LINE_LIMIT comes cut off behind it, and is not held whole."""
+    """(number, line) from 1 on; a line longer than LINE_LIMIT comes cut off behind it, and is not held whole."""
     number = 0
     with opened(file, lambda: f"{file}:{number + 1}") as content:
         while line := content.readline(LINE_LIMIT + 1):

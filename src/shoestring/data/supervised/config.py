@@ -28,8 +28,8 @@ class SupervisedDataConfig(Config):
 
     source: str = Field(
         min_length=1,
-        description="a .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, a folder or a glob of them, alpaca, gsm8k,"
-        " hf:OWNER/NAME, or exercises:KIND, made on the spot (`shoestring data make`)",
+        description="a .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, a folder or a glob of them, alpaca,"
+        " gsm8k, hf:OWNER/NAME, or exercises:KIND, made on the spot (`shoestring data make`)",
     )
     format: Format = Field("auto", description="auto: told from the first rows")
     columns: dict[str, str] = Field(
