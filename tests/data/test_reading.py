@@ -17,6 +17,7 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from shoestring.cli.main import main
 from shoestring.core.errors import DataError
 from shoestring.data.reading import json_list, kinds, streams
 from shoestring.data.reading.json_list import list_rows
@@ -389,3 +390,21 @@ def test_endings_decide_the_reader():
     names = {"A.JSONL.GZ": "jsonl", "a.ndjson.zst": "jsonl", "a.json": "json", "a.b.tsv.gz": "table", "x.parquet":
              "parquet", "notes.txt.gz": "text", "jsonl": "text", "a.gz": "text"}  # fmt: skip
     assert {name: kinds.kind_of(Path(name)) for name in names} == names
+
+
+@pytest.mark.parametrize("name", ["cut.jsonl.gz", "bomb.jsonl.zst", "other.parquet", "long.csv"])
+def test_on_the_command_line_it_is_one_sentence_and_exit_2_and_nothing_is_written(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(streams, "LINE_LIMIT", 2**20)
+    rows = "".join(json.dumps({"text": f"line {n} {n * n}"}) + "\n" for n in range(2000)).encode()
+    contents = {"cut.jsonl.gz": gzip.compress(rows)[:-100], "bomb.jsonl.zst": zstandard.compress(rows) + _bomb(64),
+                "long.csv": b"text\n" + b"x" * 2**21}  # fmt: skip
+    file = tmp_path / name
+    if name in contents:
+        file.write_bytes(contents[name])
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"content": ["a", "b"]}), file)
+    out = tmp_path / "out"
+    assert main(["prepare", str(file), "--vocabulary", "280", "--out", str(out)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("error:") == 1 and re.search(re.escape(str(file)) + r":(\d+|row group 1, row 1)?", told)
+    assert "Traceback" not in told and [path for path in out.iterdir() if path.name[0] != "."] == []
