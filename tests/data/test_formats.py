@@ -142,7 +142,7 @@ def test_an_old_function_call_is_a_tool_call(tmp_path):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        (pyarrow.array([b"a", b"\xb5"], pyarrow.binary()).view(pyarrow.string()), "row group 1, row 2: a text that is not"),
+        (pyarrow.array([b"a", b"\xb5"], pyarrow.binary()).view(pyarrow.string()), "group 1, row 2: a text that is not"),
         (pyarrow.array([1, 2**60]).cast(pyarrow.timestamp("ms")), "not a readable Parquet file"),
     ],
     ids=["text", "date"],

@@ -296,7 +296,7 @@ def test_long_files_are_streamed_in_the_memory_of_a_few_rows(tmp_path, ending):
 def test_of_a_row_group_of_parquet_some_pages_are_in_memory_at_a_time(tmp_path):
     file = tmp_path / "a.parquet"
     table = pyarrow.table({"text": [f"{n} " + "x" * 40_000 for n in range(800)]})
-    pyarrow.parquet.write_table(table, file, compression="none", use_dictionary=False)
+    pyarrow.parquet.write_table(table, file, compression="none", use_dictionary=False, write_batch_size=16)
     del table
     assert pyarrow.parquet.read_metadata(file).num_row_groups == 1
     held, most = pyarrow.total_allocated_bytes(), 0

@@ -9,9 +9,9 @@ from typing import Literal
 from shoestring.core.errors import DataError
 from shoestring.data.reading.json_list import list_rows
 from shoestring.data.reading.json_rows import jsonl_rows
-from shoestring.data.reading.streams import COMPRESSED, bare_name
 from shoestring.data.reading.parquet import parquet_rows
 from shoestring.data.reading.row import Row
+from shoestring.data.reading.streams import COMPRESSED, bare_name
 from shoestring.data.reading.tables import table_rows
 
 Kind = Literal["jsonl", "json", "table", "parquet", "text"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shoestring.core.errors import DataError
-from shoestring.data.reading.streams import Content, bare_name, opened
 from shoestring.data.reading.row import UTF8_HINT
+from shoestring.data.reading.streams import Content, bare_name, opened
 
 PIECE_BYTES = 4 * 2**20
 _LEAVES_OUT = "--on-bad-line skip leaves it out"

@@ -146,7 +146,7 @@ def are_rows(source: str) -> bool:
         files = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
         files = below(path) if all(entry.is_dir() for entry in files) else files
     else:
-        files = [file for _, file in matching(where)] if is_glob(where) else [path]
+        files = [Path(name) for name, _ in matching(where)] if is_glob(where) else [path]
     return bool(files) and all(map(kinds.has_rows, files))
 
 
