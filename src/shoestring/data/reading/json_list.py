@@ -20,6 +20,7 @@ _SPACE = b" \t\r\n"
 _SPACES = re.compile(rb"[ \t\r\n]*")
 _INNER = re.compile(rb'["\[\]{}]')  # what matters within an object or a list
 _OUTER = re.compile(rb'["\[\]{},]')
+_END = re.compile(rb"\}[ \t\r\n]*[,\]]")  # of an object in a list
 _MARK = b"\xef\xbb\xbf"
 _QUOTE, _BACKSLASH, _OPEN, _CLOSE, _LEFT, _RIGHT = b'"\\[]{}'
 _JSONL = "a file with one object per line is .jsonl"
@@ -46,15 +47,23 @@ def list_rows(file: Path, fields: tuple[str, ...] | None = None) -> Iterator[Row
             number += 1
             line = text.line
             where = f"{file}:{line}, entry {number}"
+            size = text.flat_object()
+            content = parsed(text.peek(size), where, fields) if size else None
+            if size and not isinstance(content, DataError):  # an object is whole at one place alone: this is its end
+                text.take(size)
+                yield Row(number, where, content)
+                if text.take(1) == b"]":
+                    break
+                continue
             size = text.entry()
             if size < 0:
                 long = len(text.held) - text.at > streams.LINE_LIMIT
                 what = f"an entry longer than {streams.LINE_LIMIT >> 20} MiB" if long else "the list does not end"
                 raise DataError(f"not valid JSON: {what}", f"{file}:{line}", _JSONL)
-            entry = text.take(size)
-            if not entry.strip(_SPACE):
+            entry = text.take(size).rstrip(_SPACE)
+            if not entry:
                 raise DataError("not valid JSON: a comma and no entry beside it", where, "remove the comma")
-            yield Row(number, where, parsed(entry.rstrip(_SPACE), where, fields))
+            yield Row(number, where, parsed(entry, where, fields))
             if text.take(1) == b"]":
                 break
         else:
@@ -72,9 +81,13 @@ class _Text:
         self.held, self.at, self.line = bytearray(), 0, 1
         self._begun = False
 
-    def take(self, size: int) -> bytes:
+    def peek(self, size: int) -> bytes:
         """So many bytes of what is held."""
-        taken = bytes(self.held[self.at : self.at + size])
+        return bytes(self.held[self.at : self.at + size])
+
+    def take(self, size: int) -> bytes:
+        """The same, and goes on behind them."""
+        taken = self.peek(size)
         self.line += taken.count(b"\n")
         self.at += size
         return taken
@@ -88,6 +101,17 @@ class _Text:
                 return self.held[self.at]
             if not self._more():
                 return -1
+
+    def flat_object(self) -> int:
+        """The size of the object that begins here, if it is held whole and nothing looks as if others were in it; else 0.
+
+        A guess, several times faster than `entry`, for the commonest rows: whoever takes it parses it.
+        """
+        found = _END.search(self.held, self.at)
+        end = found.end() - 1 if found else 0
+        if not found or any(self.held.count(brace, self.at, end) != 1 for brace in (b"{", b"}")):
+            return 0
+        return found.start() + 1 - self.at
 
     def entry(self) -> int:
         """The size of the entry that begins here: up to the comma or bracket behind it.

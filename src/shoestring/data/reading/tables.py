@@ -77,14 +77,15 @@ class _Lines:
         if not line:
             raise StopIteration
         self._number += 1
-        where = f"{self._file}:{self._number}"
         if len(line) > streams.LINE_LIMIT:
-            raise DataError(f"a line longer than {streams.LINE_LIMIT // 2**20} MiB", where, _QUOTES_HINT)
+            message = f"a line longer than {streams.LINE_LIMIT // 2**20} MiB"
+            raise DataError(message, f"{self._file}:{self._number}", _QUOTES_HINT)
         if self._wrong is None and not line.isascii():
             try:
                 line.encode()
             except UnicodeEncodeError as error:
                 byte = ord(line[error.start]) - 0xDC00
+                where = f"{self._file}:{self._number}"
                 self._wrong = DataError(f"not UTF-8: byte 0x{byte:02x}", where, _UTF8_HINT)
         return line
 
