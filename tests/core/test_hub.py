@@ -59,7 +59,7 @@ def test_a_model_that_cannot_be_fetched_is_one_line_of_waiting_and_one_sentence(
 
 
 def test_a_data_set_that_cannot_be_fetched_is_one_line_of_waiting_and_one_sentence(log, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     said = []
     with pytest.raises(NetworkError, match="could not be fetched from the hub: nobody answers"):
         ExampleSource("hf:owner/name", say=said.append)

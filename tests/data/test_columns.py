@@ -104,7 +104,7 @@ WRONG = {
     b"prompt,completion\na,b\na,b,c\n": "qa.csv:3: a row of 3 cells, and there are 2 names in the first line",
     b'prompt,completion\n"a,b\n': "qa.csv:2: not a readable row",
     b"prompt,prompt\na,b\n": "qa.csv:1: two columns are named 'prompt'",
-    b"prompt,completion\n\xe9,b\n": "qa.csv: not UTF-8: byte 0xe9",
+    b"prompt,completion\n\xe9,b\n": "qa.csv:2: not UTF-8: byte 0xe9",
     b"": "qa.csv: no names of columns in the first line",
     b"prompt,completion\n": "qa.csv: there are no rows",
 }

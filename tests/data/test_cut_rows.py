@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from shoestring.core.errors import DataError
 from shoestring.data.loader import PackedLoader
-from tests.data.test_loader import _same, _shards, _take
+from tests.data.made import made_shards
+from tests.data.test_loader import _same, _take
 
 WHOLE = 24
 # Stages: (row length, rows of a step, steps)
@@ -20,7 +21,7 @@ STAGES = st.lists(
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    return _shards(tmp_path_factory.mktemp("shards"), [(n * 7) % 61 for n in range(200)], per_shard=50)
+    return made_shards(tmp_path_factory.mktemp("shards"), [(n * 7) % 61 for n in range(200)], per_shard=50)
 
 
 def read(loader, stages):
@@ -43,7 +44,8 @@ def test_nothing_is_read_twice_and_only_open_samples_are_passed_over(shards, sta
     found = [token for part in read(loader, stages) for token in part]
     assert len(found) == len(set(found))
     state = loader.state()
-    opened = (state["next_sample"] + bool(state.get("taken")) * state.get("group", 0)) * WHOLE
+    sample, taken = state["place"]
+    opened = (sample + bool(taken) * state.get("group", 0)) * WHOLE
     assert read_tokens <= opened <= read_tokens + passed_over
 
 
@@ -101,5 +103,5 @@ def test_a_place_of_another_stage_or_of_none_is_refused(shards):
     with pytest.raises(DataError, match="has pieces 3, this one None"):
         PackedLoader(shards, "train", WHOLE, 1, 1).restore(state)
     for taken in (-1, 12, 1.5, None):
-        with pytest.raises(DataError, match="no place in its samples"):
-            loader.restore({**state, "taken": taken})
+        with pytest.raises(DataError, match="no place in its data"):
+            loader.restore({**state, "place": [0, taken]})

@@ -10,7 +10,8 @@ import pytest
 
 from shoestring.data.batch import Batch
 from shoestring.data.external import GROUP, SpanStore, SpanVectors
-from shoestring.data.loader import PackedLoader, SequentialPass
+from shoestring.data.held_out import SequentialPass
+from shoestring.data.loader import PackedLoader
 from shoestring.data.prepare import prepare
 from shoestring.data.shards import ShardFolder
 from shoestring.data.tokenizer import Tokenizer

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from shoestring.core.errors import ConfigError, DataError, NetworkError
 from shoestring.data.hub import training_files
 from shoestring.data.sources import Skipped
-from shoestring.data.supervised import rows
 from shoestring.data.supervised.formats import to_example
 from shoestring.data.supervised.rows import ExampleSource
+from tests.data.fake_hub import FakeHub, unreachable
 
 TURNS = [{"role": "user", "content": "7 + 8?"}, {"role": "assistant", "content": "15"}]
 ROWS = {
@@ -79,7 +79,7 @@ def test_nulls_that_parquet_fills_in_are_no_fields(tmp_path):
     messages = read(file)[1][0].messages
     assert messages[0] == TURNS[0] and messages[2] == TURNS[1]
     assert messages[1]["tool_calls"][0]["function"] == {"name": "sum", "arguments": {"a": 7}}
-    assert read(file)[1][0].where.endswith("rows.parquet: row 1")
+    assert read(file)[1][0].where.endswith("rows.parquet: row group 1, row 1")
 
 
 def test_sharegpt_carries_system_tools_and_calls(tmp_path):
@@ -142,7 +142,7 @@ def test_an_old_function_call_is_a_tool_call(tmp_path):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        (pyarrow.array([b"a", b"\xb5"], pyarrow.binary()).view(pyarrow.string()), "after row 0: a text that is not"),
+        (pyarrow.array([b"a", b"\xb5"], pyarrow.binary()).view(pyarrow.string()), "group 1, row 2: a text that is not"),
         (pyarrow.array([1, 2**60]).cast(pyarrow.timestamp("ms")), "not a readable Parquet file"),
     ],
     ids=["text", "date"],
@@ -269,31 +269,19 @@ def test_a_split_folder_gives_its_training_file(tmp_path):
 
 
 def test_a_data_set_on_the_hub_is_read_from_its_training_files(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    file = jsonl(tmp_path, ROWS["sharegpt"], name="train.jsonl")
-    asked = []
-
-    class Api:
-        def list_repo_files(self, name, repo_type, revision):
-            return ["README.md"] if revision == "main" else ["default/test/0.jsonl", "default/train/0.jsonl"]
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda *args, **kwargs: asked.append((*args, kwargs["revision"])) or file
-    )
-    assert rows.ExampleSource("hf:owner/name").form == "sharegpt"
-    assert asked == [("owner/name", "default/train/0.jsonl", "refs/convert/parquet")]
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "README.md").write_text("a data set")
+    for part in ("train", "test"):
+        (tmp_path / "converted" / "default" / part).mkdir(parents=True)
+        jsonl(tmp_path / "converted" / "default" / part, ROWS["sharegpt"], name="0.jsonl")
+    fake = FakeHub(monkeypatch, main=tmp_path / "main", convert=tmp_path / "converted")
+    assert ExampleSource("hf:owner/name").form == "sharegpt"
+    assert fake.asked == [("owner/name", "main"), ("owner/name", "refs/convert/parquet")]
+    assert fake.fetched == ["default/train/0.jsonl"]
 
 
 def test_a_hub_that_does_not_answer_is_a_network_error(monkeypatch):
-    import huggingface_hub
-
-    class Api:
-        def list_repo_files(self, *args, **kwargs):
-            raise ConnectionError("no route")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    unreachable(monkeypatch, "no route")
     with pytest.raises(NetworkError, match="no route"):
         ExampleSource("hf:owner/name")
 

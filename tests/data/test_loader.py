@@ -1,7 +1,6 @@
 """Packed batches: equal to a plain reference, resumable at any point, independent of ranks, complete."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,40 +10,18 @@ from hypothesis import strategies as st
 
 from shoestring.core.errors import DataError
 from shoestring.data.batch import Batch
-from shoestring.data.loader import PackedLoader, SequentialPass
-from shoestring.data.shards import ShardFolder, index_checksum
+from shoestring.data.held_out import SequentialPass
+from shoestring.data.loader import PackedLoader
+from shoestring.data.shards import ShardFolder
+from tests.data.made import SEPARATOR, made_shards
 
-SEPARATOR = 0
 FIELDS = ("tokens_BT", "labels_BT", "positions_BT", "segments_BT")
 SIZES = [3, 0, 17, 1, 40, 8, 8, 0, 5, 21]
 
 
-def _shards(folder: Path, lengths: list[int], per_shard: int = 4, dtype: str = "uint16") -> ShardFolder:
-    """Documents of the given lengths, whose tokens 1, 2, 3, ... all differ; two bytes of text for each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shards, following = [], 1
-    for first in range(0, len(lengths), per_shard):
-        part = lengths[first : first + per_shard]
-        name = f"train-{len(shards):05d}"
-        tokens: list[int] = []
-        begins = [(0, 0)]
-        for length in part:
-            tokens += [SEPARATOR, *range(following, following + length)]
-            following += length
-            begins.append((len(tokens), begins[-1][1] + 2 * length))
-        np.array(tokens, dtype).tofile(folder / f"{name}.bin")
-        (folder / f"{name}.offsets").write_bytes(np.array(begins, "<i8").T.tobytes())
-        entry = {"name": name, "split": "train", "tokens": len(tokens), "documents": len(part)}
-        shards.append({**entry, "bytes": begins[-1][1], "sha256": "", "offsets_sha256": ""})
-    index = {"format": 1, "tokenizer": "", "vocabulary": 60_000, "separator": SEPARATOR, "dtype": dtype}
-    index["shards"] = shards
-    (folder / "index.json").write_text(json.dumps({**index, "sha256": index_checksum(index)}))
-    return ShardFolder(folder)
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> ShardFolder:
-    return _shards(tmp_path_factory.mktemp("shards"), SIZES)
+    return made_shards(tmp_path_factory.mktemp("shards"), SIZES)
 
 
 def _take(loader, count: int) -> list[Batch]:
@@ -79,33 +56,30 @@ def _reference_row(stream: list[int], first: int, length: int, separate: bool) -
     return [tokens, labels, positions, segments]
 
 
-def _reference_stream(shards: ShardFolder, loader: PackedLoader, epoch: int) -> list[int]:
-    """The stream of an epoch, from its labels: each document is recognised by its first token."""
-    documents = [document.tokens.tolist() for document in shards.documents_of("train")]
-    order = loader._epoch(epoch)[0]._order
-    assert sorted(order) == list(range(len(documents)))
-    return [token for n in order for token in [SEPARATOR, *documents[n]]] + [SEPARATOR]
+def _stored_stream(shards: ShardFolder) -> list[int]:
+    return [token for document in shards.documents_of("train") for token in [SEPARATOR, *document.tokens.tolist()]]
 
 
 @pytest.mark.parametrize("separate", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 7, 64, 113])
 def test_batches_equal_a_plain_reference(shards, length, separate):
     loader = PackedLoader(shards, "train", length, 3, seed=5, separate_documents=separate)
-    assert loader.samples_per_epoch == sum(n + 1 for n in SIZES) // length
-    count = -(-3 * loader.samples_per_epoch // 3)
-    found = _rows(_take(loader, count))
-    expected = []
+    stream = _stored_stream(shards)
+    samples = loader.samples_per_epoch
+    assert samples == sum(n + 1 for n in SIZES) // length
+    found = _rows(_take(loader, samples + 1))  # three epochs
+    places = [loader.rows._at([sample, 0])[0] for sample in range(3 * samples)]
     for epoch in range(3):
-        stream = _reference_stream(shards, loader, epoch)
-        cuts = loader._epoch(epoch)[1].tolist()
-        assert sorted(cuts) == list(range(loader.samples_per_epoch))
-        for cut in cuts:
-            expected.append(_reference_row(stream, cut * length, length, separate))
-    assert found[: len(expected)] == expected[: len(found)]
+        own = places[epoch * samples : (epoch + 1) * samples]
+        assert sorted(place - min(own) for place in own) == [length * n for n in range(samples)]
+    assert min(places[:samples]) == 0 and (samples == 1 or min(places[samples : 2 * samples]) > 0)
+    around = stream * 3  # the first document follows the last
+    expected = [_reference_row(around, place, length, separate) for place in places]
+    assert found[: len(expected)] == expected
 
 
 def test_positions_and_segments_restart_at_each_document(tmp_path):
-    loader = PackedLoader(_shards(tmp_path, [2, 2, 2]), "train", 9, 1, seed=0)
+    loader = PackedLoader(made_shards(tmp_path, [2, 2, 2]), "train", 9, 1, seed=0)
     batch = next(loader)
     assert batch.positions_BT.tolist() == [[0, 1, 2] * 3]
     assert batch.segments_BT.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2]]
@@ -125,18 +99,16 @@ def test_every_label_is_seen_once_per_epoch_but_the_tail(shards):
 
 
 def test_the_order_follows_seed_and_epoch(tmp_path):
-    shards = _shards(tmp_path, [5] * 60)
-    loaders = [PackedLoader(shards, "train", 6, 1, seed) for seed in (0, 1)]
-    orders = [loader._epoch(epoch)[0]._order.tolist() for loader in loaders for epoch in (0, 1)]
-    cuts = [loader._epoch(epoch)[1].tolist() for loader in loaders for epoch in (0, 1)]
-    assert len({tuple(order) for order in cuts}) == 4 and not set(map(tuple, cuts)) & set(map(tuple, orders))
-    assert len({tuple(order) for order in orders}) == 4
+    shards = made_shards(tmp_path, [5] * 60)
+    loaders = [PackedLoader(shards, "train", 6, 1, seed).rows for seed in (0, 1)]
+    places = [tuple(rows._at([epoch * 60 + n, 0])[0] for n in range(60)) for rows in loaders for epoch in (0, 1)]
+    assert len(set(places)) == 4
     # Fixed for all time: a run that is resumed by a later version must see the same order.
-    assert orders[0][:8] == [57, 43, 31, 50, 2, 21, 29, 6]
+    assert places[0][:6] == (294, 132, 336, 204, 66, 168) and places[1][:6] == (172, 406, 244, 148, 310, 130)
 
 
 def test_the_rows_of_a_batch_come_from_different_documents(tmp_path):
-    shards = _shards(tmp_path, [999] * 50)  # 50 rows of 20 to a document
+    shards = made_shards(tmp_path, [999] * 50)  # 50 rows of 20 to a document
     batch = next(PackedLoader(shards, "train", 20, 16, seed=0))
     documents = {(row.max().item() - 1) // 999 for row in batch.tokens_BT}
     assert len(documents) > 10
@@ -207,12 +179,15 @@ def test_prefetching_changes_nothing_and_the_state_counts_batches_taken(shards):
 
 def test_other_data_or_seed_cannot_be_resumed(shards, tmp_path):
     state = PackedLoader(shards, "train", 8, 2, seed=1).state()
+    for place in ([-1, 0], [0, 1], [0], "here", None, [2**50, 0], [0.5, 0]):
+        with pytest.raises(DataError, match="no place in its data"):
+            PackedLoader(shards, "train", 8, 2, seed=1).restore({**state, "place": place})
     with pytest.raises(DataError, match="has seed 1, this one 2"):
         PackedLoader(shards, "train", 8, 2, seed=2).restore(state)
     with pytest.raises(DataError, match="sequence_length"):
         PackedLoader(shards, "train", 4, 2, seed=1).restore(state)
     with pytest.raises(DataError, match="samples_per_epoch"):
-        PackedLoader(_shards(tmp_path, [50]), "train", 8, 2, seed=1).restore(state)
+        PackedLoader(made_shards(tmp_path, [50]), "train", 8, 2, seed=1).restore(state)
 
 
 def test_too_little_text_is_refused(shards, tmp_path):
@@ -225,16 +200,17 @@ def test_too_little_text_is_refused(shards, tmp_path):
 
 
 def test_damaged_offsets_are_refused(tmp_path):
-    shards = _shards(tmp_path, [5, 5])
+    shards = made_shards(tmp_path, [5, 5])
     offsets = np.fromfile(tmp_path / "train-00000.offsets", "<i8")
     offsets[1] = 99
     offsets.tofile(tmp_path / "train-00000.offsets")
-    with pytest.raises(DataError, match="offsets are damaged"):
-        PackedLoader(shards, "train", 4, 1, 0)
+    loader = PackedLoader(shards, "train", 4, 1, 0)  # nothing is read when it is opened
+    with pytest.raises(DataError, match="block 0 is damaged"):
+        next(loader)
 
 
 def test_tokens_above_65535_survive(tmp_path):
-    shards = _shards(tmp_path, [70_000], dtype="uint32")
+    shards = made_shards(tmp_path, [70_000], dtype="uint32")
     assert int(next(PackedLoader(shards, "train", 70_000, 1, 0)).labels_BT.max()) == 70_000
 
 
@@ -262,7 +238,7 @@ def test_a_sequential_pass_has_every_token_as_a_label_once_in_order(shards, leng
 
 
 def test_a_limited_pass_keeps_whole_documents_and_their_bytes(tmp_path):
-    shards = _shards(tmp_path, [9] * 50)
+    shards = made_shards(tmp_path, [9] * 50)
     held_out = SequentialPass(shards, "train", 16, 2, max_tokens=95)
     assert held_out.tokens == 100 and held_out.documents == 10 and held_out.bytes == 180
     labels = torch.cat([batch.labels_BT.flatten() for batch in held_out])

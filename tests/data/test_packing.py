@@ -94,7 +94,7 @@ def test_the_number_of_rows_does_not_depend_on_the_order():
     assert shapes.count(shapes[0]) == 5 and packed[0] != packed[1]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "grouped"])
 def test_an_epoch_holds_each_training_example_once_whole_and_apart(dataset, layout):
     batches = stream(dataset, layout=layout, rows=1)
     found = [part for _ in range(batches.samples_per_epoch) for part in parts(next(batches))]
@@ -102,7 +102,7 @@ def test_an_epoch_holds_each_training_example_once_whole_and_apart(dataset, layo
     assert batches.epoch == 1.0
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "grouped"])
 def test_a_pass_holds_each_validation_example_once(dataset, layout):
     text = SupervisedPass(dataset, "validation", 128, rows=3, layout=layout)
     found = [part for batch in text for part in parts(batch)]
@@ -116,7 +116,7 @@ def test_a_pass_holds_each_validation_example_once(dataset, layout):
     assert sorted(ranks) == sorted(found)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "grouped"])
 @pytest.mark.parametrize("taken", [0, 1, 7, 60])
 def test_a_restored_stream_goes_on_with_exactly_the_next_batch(dataset, layout, taken):
     first = stream(dataset, layout=layout)
@@ -148,6 +148,20 @@ def test_the_largest_batch_comes_first(dataset, layout):
     first = next(stream(dataset, layout=layout, rows=8))
     if layout != "packed":
         assert max(len(tokens) for tokens, _ in parts(first)) == longest
+
+
+def test_grouped_batches_fill_a_budget_of_tokens_with_like_lengths_the_largest_first(dataset):
+    batches = stream(dataset, layout="grouped", rows=3)
+    budget, lengths = 3 * padded_length(128), dataset.lengths
+    found = [next(batches) for _ in range(batches.samples_per_epoch)]
+    sizes = [batch.tokens_BT.numel() for batch in found]
+    assert max(sizes) == sizes[0] <= budget and len({len(batch.tokens_BT) for batch in found}) > 2
+    used = sum(int((batch.segments_BT >= 0).sum()) for batch in found)
+    assert used / sum(sizes) > 0.8 and used == lengths[dataset.indices("train")].sum()
+    assert sorted(sizes)[3] > 0.6 * budget, "but for a few, they are full"
+    ranks = [stream(dataset, layout="grouped", rows=3, rank=rank, world=2) for rank in range(2)]
+    shared = [next(ranks[n % 2]) for n in range(len(found))]
+    assert all(same(one, other) for one, other in zip(found, shared, strict=True))
 
 
 def test_epochs_and_seeds_differ_and_repeat(dataset):

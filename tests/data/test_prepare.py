@@ -19,11 +19,15 @@ from tokenizers import decoders, models, pre_tokenizers
 from shoestring.core.errors import DataError, TokenizerError
 from shoestring.data import prepare as module
 from shoestring.data.config import DataConfig, NewTokenizerConfig
-from shoestring.data.prepare import prepare, prepare_recipe
+from shoestring.data.preparation import encoding, writing
+from shoestring.data.preparation.journal import Journal
+from shoestring.data.prepare import Settings, prepare
+from shoestring.data.quality.config import QualityConfig
 from shoestring.data.shards import ShardFolder, index_checksum
 from shoestring.data.sources import documents
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.data.train_tokenizer import END_OF_TEXT, train_tokenizer
+from shoestring.pretraining.dataset import open_corpus, open_dataset
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +53,21 @@ def _contents(folder: Path) -> dict[str, str]:
     }
 
 
+def different(found):
+    """The first of each text that has something in it."""
+    texts = set()
+    for document in found:
+        if document.text.strip() and document.text not in texts:
+            texts.add(document.text)
+            yield document
+
+
 def test_shards_hold_each_document_in_order_after_a_separator(corpus, tokenizer, tmp_path):
-    shards = prepare(corpus, tokenizer, tmp_path / "out", validation=0.2, shard_tokens=5000)
+    shards = prepare(corpus, tokenizer, tmp_path / "out", validation=0.2, settings=Settings(5000))
     shards.verify()
     assert len(shards.of("train")) > 2 and shards.dtype == np.uint16
     for split in ("train", "validation"):
-        expected = [d for d in documents(corpus, validation=0.2) if d.split == split]
+        expected = [d for d in different(documents(corpus, validation=0.2)) if d.split == split]
         found = list(shards.documents_of(split))
         assert [d.tokens.tolist() for d in found] == [tokenizer.encode(d.text) for d in expected]
         assert [d.bytes for d in found] == [len(d.text.encode()) for d in expected]
@@ -62,7 +75,7 @@ def test_shards_hold_each_document_in_order_after_a_separator(corpus, tokenizer,
         assert shards.byte_count(split) == sum(d.bytes for d in found)
         assert shards.token_count(split) == sum(len(d.tokens) + 1 for d in found)
         for shard in shards.of(split):
-            tokens, offsets = shards.tokens(shard), shards.offsets(shard)
+            tokens, offsets = shards.tokens(shard)[:], shards.offsets(shard)
             assert (np.flatnonzero(tokens == tokenizer.separator_id) == offsets[0, :-1]).all()
     assert shards.tokenizer.fingerprint() == tokenizer.fingerprint()
     assert not (tmp_path / "out/journal.json").exists()
@@ -99,7 +112,7 @@ def test_a_folder_of_another_tokenizer_is_refused(corpus, tokenizer, tmp_path):
     with pytest.raises(TokenizerError, match="another tokenizer"):
         prepare(corpus, NewTokenizerConfig(vocabulary=300), tmp_path / "out")
     with pytest.raises(TokenizerError, match="another tokenizer"):
-        prepare_recipe(DataConfig(source=str(tmp_path / "out")), other, tmp_path / "unused")
+        open_corpus(DataConfig(source=str(tmp_path / "out")), other)
 
 
 def test_changed_text_and_changed_settings_are_refused(corpus, tokenizer, tmp_path):
@@ -139,17 +152,16 @@ def test_places_that_cannot_be_written_are_refused(corpus, tokenizer, tmp_path):
     assert not (corpus.parent / "shards").exists()
 
 
-def test_a_recipe_trains_its_tokenizer_once_on_the_training_split(corpus, tmp_path):
+def test_a_recipe_trains_its_tokenizer_once_on_the_training_split(corpus):
     config = DataConfig(source=str(corpus), tokenizer=NewTokenizerConfig(vocabulary=280), validation=0.3)
-    shards = prepare_recipe(config, None, tmp_path / "out")
+    shards = open_dataset(config)
     training = [d.text for d in documents(corpus, validation=0.3) if d.split == "train"]
     assert shards.tokenizer_fingerprint == train_tokenizer(training, 280).fingerprint()
     everything = [d.text for d in documents(corpus)]
     assert shards.tokenizer_fingerprint != train_tokenizer(everything, 280).fingerprint()
-    again = prepare_recipe(config, None, tmp_path / "out")
-    assert again.index == shards.index
-    opened = prepare_recipe(DataConfig(source=str(tmp_path / "out")), shards.tokenizer, tmp_path / "unused")
-    assert opened.index == shards.index and not (tmp_path / "unused").exists()
+    assert open_dataset(config).index == shards.index
+    opened = open_dataset(DataConfig(source=str(shards.folder)), shards.tokenizer)
+    assert opened.index == shards.index and opened.folder == shards.folder
 
 
 def test_skipped_lines_are_counted_in_the_index_and_reported(tokenizer, tmp_path, capsys):
@@ -213,7 +225,7 @@ def test_damage_is_found_when_the_folder_is_opened(corpus, tokenizer, tmp_path, 
 
 def test_a_flipped_bit_is_found_by_verify(corpus, tokenizer, tmp_path):
     shards = prepare(corpus, tokenizer, tmp_path / "out")
-    for name in ("train-00000.bin", "train-00000.offsets"):
+    for name in ("train-00000.bin", "train-00000.offsets", "train-00000.blocks"):
         file = tmp_path / "out" / name
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
@@ -236,28 +248,30 @@ def test_a_folder_without_an_index_is_refused(tmp_path):
 _PREPARE = """
 import sys, time
 from shoestring.data import prepare as p
+from shoestring.data.preparation import encoding, writing
 from shoestring.data.tokenizer import Tokenizer
-p.BATCH_DOCUMENTS = 4
-_encode = Tokenizer.encode_batch
-def slow(self, texts, specials=False):
+encoding.BATCH_DOCUMENTS, writing.EVERY = 4, float(sys.argv[4])
+_encoded = encoding._encoded
+def slow(*given):
     time.sleep(0.004)
-    return _encode(self, texts, specials)
-Tokenizer.encode_batch = slow
+    return _encoded(*given)
+encoding._encoded = slow
 tokenizer = Tokenizer.load(sys.argv[2])
 print("ready", flush=True)
-p.prepare(sys.argv[1], tokenizer, sys.argv[3], validation=0.2, shard_tokens=9000)
+p.prepare(sys.argv[1], tokenizer, sys.argv[3], validation=0.2, settings=p.Settings(9000, compress=True, workers=2))
 """
 
 
 @pytest.mark.parametrize("attempts", [4, pytest.param(40, marks=pytest.mark.long)])
 def test_a_run_killed_at_random_instants_ends_with_the_same_bytes(corpus, tokenizer, tmp_path, attempts):
     tokenizer.save(tmp_path / "tokenizer")
-    prepare(corpus, tokenizer, tmp_path / "whole", validation=0.2, shard_tokens=9000)
+    settings = Settings(9000, compress=True, workers=4)
+    prepare(corpus, tokenizer, tmp_path / "whole", validation=0.2, settings=settings)
     random_ = random.Random(attempts)
     out = tmp_path / "killed"
-    command = [sys.executable, "-c", _PREPARE, str(corpus), str(tmp_path / "tokenizer"), str(out)]
+    command = [sys.executable, "-c", _PREPARE, str(corpus), str(tmp_path / "tokenizer"), str(out), "0.03"]
     source = str(Path(__file__).parents[2] / "src")
-    environment = {**os.environ, "PYTHONPATH": source, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "PYTHONPATH": source}
     kills, kept = 0, []
     for _ in range(attempts):
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
@@ -265,41 +279,90 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bytes(corpus, tokeni
             time.sleep(random_.uniform(0.02, 0.2))
             process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
         kills += process.returncode != 0
-        kept.append(len(list(out.glob("train-*.bin"))))
+        kept.append(len(_entered(out)))
     assert kills >= 1 and kept == sorted(kept)
-    entered = (
-        json.loads((out / "journal.json").read_text())["shards"] if (out / "journal.json").exists() else []
-    )
-    before = {entry["name"]: (out / f"{entry['name']}.bin").stat().st_mtime_ns for entry in entered}
-    shards = prepare(corpus, tokenizer, out, validation=0.2, shard_tokens=9000)
+    before = {name: (out / f"{name}.bin.zst").stat().st_mtime_ns for name in _entered(out)}
+    shards = prepare(corpus, tokenizer, out, validation=0.2, settings=settings)
     shards.verify()
     assert _contents(out) == _contents(tmp_path / "whole")
-    after = {name: (out / f"{name}.bin").stat().st_mtime_ns for name in before}
+    after = {name: (out / f"{name}.bin.zst").stat().st_mtime_ns for name in before}
     assert before == after, "whole shards are kept, not written again"
 
 
+def _entered(out: Path) -> list[str]:
+    """The shards that a killed run will not write again."""
+    for name in ("journal.json", "index.json"):
+        if (out / name).exists():
+            return [entry["name"] for entry in json.loads((out / name).read_text())["shards"]]
+    return []
+
+
 def test_a_run_stopped_at_any_document_resumes_to_the_same_bytes(corpus, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 8)
-    prepare(corpus, tokenizer, tmp_path / "whole", validation=0.2, shard_tokens=9000)
-    real = module._write_json
+    monkeypatch.setattr(encoding, "BATCH_DOCUMENTS", 8)
+    prepare(corpus, tokenizer, tmp_path / "whole", validation=0.2, settings=Settings(9000))
+    monkeypatch.setattr(writing, "EVERY", 0.0)
+    real, writes, stop = Journal.write, 0, 0
 
-    for stop in range(0, 9, 4):
-        writes = 0
+    def failing(journal, out):
+        nonlocal writes
+        writes += 1
+        if writes > stop:
+            raise KeyboardInterrupt
+        real(journal, out)
 
-        def failing(file, content, stop=stop):
-            nonlocal writes
-            writes += 1
-            if writes > stop:
-                raise KeyboardInterrupt
-            real(file, content)
-
-        out = tmp_path / f"stopped-{stop}"
-        monkeypatch.setattr(module, "_write_json", failing)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(corpus, tokenizer, out, validation=0.2, shard_tokens=9000)
-        monkeypatch.setattr(module, "_write_json", real)
-        prepare(corpus, tokenizer, out, validation=0.2, shard_tokens=9000)
+    for stop in (0, 1, 7, 20, 30):  # noqa: B007  the journal is entered about forty times
+        out, writes = tmp_path / f"stopped-{stop}", 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "write", failing)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(corpus, tokenizer, out, validation=0.2, settings=Settings(9000, workers=3))
+        prepare(corpus, tokenizer, out, validation=0.2, settings=Settings(9000))
         assert _contents(out) == _contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_the_bytes_do_not_depend_on_threads_or_batches(corpus, tokenizer, tmp_path, monkeypatch, compress):
+    prepare(corpus, tokenizer, tmp_path / "1", settings=Settings(9000, compress=compress, workers=1))
+    for workers in (2, 4):
+        monkeypatch.setattr(encoding, "BATCH_DOCUMENTS", 1 + 5 * workers)
+        prepare(corpus, tokenizer, tmp_path / str(workers), settings=Settings(9000, compress=compress, workers=workers))
+        assert _contents(tmp_path / str(workers)) == _contents(tmp_path / "1")
+
+
+def test_compressed_shards_hold_the_same(corpus, tokenizer, tmp_path):
+    plain, compressed = (
+        prepare(corpus, tokenizer, tmp_path / str(compress), settings=Settings(9000, compress=compress))
+        for compress in (False, True)
+    )
+    compressed.verify()
+    for split in ("train", "validation"):
+        pairs = zip(plain.documents_of(split), compressed.documents_of(split), strict=True)
+        assert all(np.array_equal(a.tokens, b.tokens) and a.bytes == b.bytes for a, b in pairs)
+    sizes = [sum(file.stat().st_size for file in (tmp_path / str(c)).glob("*.bin*")) for c in (False, True)]
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_so_many_tokens_are_taken_and_the_rest_is_left(corpus, tokenizer, tmp_path):
+    whole = prepare(corpus, tokenizer, tmp_path / "whole", settings=Settings(9000))
+    part = prepare(corpus, tokenizer, tmp_path / "part", settings=Settings(9000, tokens=20_000))
+    assert 20_000 <= part.token_count("train") < 21_500 < whole.token_count("train")
+    pairs = zip(part.documents_of("train"), whole.documents_of("train"), strict=False)
+    assert all(np.array_equal(a.tokens, b.tokens) for a, b in pairs)
+
+
+def test_documents_that_repeat_or_hold_nothing_are_left_out_and_counted(tokenizer, tmp_path, capsys):
+    lines = ["one", "two", "one", "   ", "three", "two", "one"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    shards = prepare(tmp_path / "a.jsonl", tokenizer, tmp_path / "out", validation=0)
+    assert [tokenizer.decode(d.tokens.tolist()) for d in shards.documents_of("train")] == ["one", "two", "three"]
+    assert shards.index["skipped"] == {"exact duplicates": 3, "near-empty documents": 1}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 exact duplicates (first: a.jsonl:3); 1 near-empty documents (first: a.jsonl:4)" in said
+    kept = prepare(
+        tmp_path / "a.jsonl", tokenizer, tmp_path / "kept", validation=0,
+        settings=Settings(quality=QualityConfig(exact_duplicates=False, shortest=0)),
+    )  # fmt: skip
+    assert kept.document_count("train") == 7 and kept.index["skipped"] == {}
 
 
 def test_an_interrupted_run_of_other_text_is_begun_anew(corpus, tokenizer, tmp_path, monkeypatch, capsys):

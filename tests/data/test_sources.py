@@ -11,7 +11,8 @@ import pytest
 import zstandard
 
 from shoestring.core.errors import DataError
-from shoestring.data import sources
+from shoestring.data.reading import streams
+from shoestring.data.reading import text as text_reader
 from shoestring.data.sources import Skipped, Source, documents, split
 
 
@@ -195,7 +196,7 @@ def test_a_single_text_file_holds_out_its_end(tmp_path):
 
 @pytest.mark.parametrize("line", ["日本語 👍\n", "日本語👍"], ids=["lines", "no line ends"])
 def test_a_large_file_comes_in_pieces_that_join_to_the_whole(tmp_path, monkeypatch, line):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 101)
+    monkeypatch.setattr(text_reader, "PIECE_BYTES", 101)
     text = line * 200
     _write(tmp_path, {"a.txt": text, "b.txt": "other"})
     for source in (tmp_path, tmp_path / "a.txt"):
@@ -218,7 +219,7 @@ def test_jsonl_is_streamed_with_bounded_memory(tmp_path):
 
 
 def test_an_endless_line_is_refused_without_reading_it_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(streams, "LINE_LIMIT", 1000)
     file = tmp_path / "long.jsonl"
     file.write_text('{"text": "' + "x" * 10_000 + '"}\n{"text": "next"}\n')
     with pytest.raises(DataError, match=re.escape(f"{file}:1")):
@@ -263,7 +264,7 @@ def test_json_and_tables_without_texts_are_text_in_a_folder_and_refused_alone(tm
     for name, sentence in (("a.json", "entry 1: no field 'text'"), ("c.csv", "c.csv:2: no field 'text'")):
         with pytest.raises(DataError, match=sentence):
             list(documents(tmp_path / name))
-    with pytest.raises(DataError, match=r"d\.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"d\.json:1: not valid JSON"):
         list(documents(tmp_path / "d.json"))
     assert [d.text for d in documents(tmp_path / "c.csv", text_field="y")] == ["2"]
     assert [d.text for d in documents(tmp_path / "b.json")] == ['{"text": "y"}']

@@ -11,6 +11,7 @@ from shoestring.core.errors import DataError, NetworkError
 from shoestring.data import hub
 from shoestring.data.sources import Skipped, Source, documents, split
 from shoestring.data.standard_library import is_generated, share_of_numbers, share_repeated
+from tests.data.fake_hub import FakeHub, unreachable
 
 
 def test_tables_and_repeated_lines_are_generated_and_programs_are_not():
@@ -32,32 +33,20 @@ def test_the_character_tables_are_not_among_the_documents_and_are_counted(tmp_pa
     assert "generated" in str(skipped)
 
 
-class FakeHub:
-    files = ["README.md", "sample/a-train-2.parquet", "sample/a-train-1.parquet", "other/train.parquet"]
-
-    def list_repo_files(self, name, repo_type, revision):
-        assert (name, repo_type, revision) == ("some/texts", "dataset", "main")
-        return self.files
-
-
 def test_a_folder_and_the_first_files_of_a_data_set_are_taken(monkeypatch, tmp_path):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file, **rest: str(tmp_path / file))
-    found = hub.hub_files("hf:some/texts/sample[:1]", None)
-    assert found == [("sample/a-train-1.parquet", tmp_path / "sample/a-train-1.parquet")]
+    for name in ("README.md", "sample/a-train-2.parquet", "sample/a-train-1.parquet", "other/train.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    fake = FakeHub(monkeypatch, main=tmp_path)
+    (found,) = hub.hub_files("hf:some/texts/sample[:1]", None)
+    assert (found.name, found.size, fake.asked) == ("sample/a-train-1.parquet", 24, [("some/texts", "main")])
+    assert fake.fetched == [] and found.fetch() == tmp_path / "sample/a-train-1.parquet"
     with pytest.raises(DataError, match="'hf:texts' is not a name on the hub"):
         hub.hub_files("hf:texts", None)
 
 
 def test_a_hub_that_cannot_be_reached_is_a_sentence_for_pretraining_too(monkeypatch):
-    import huggingface_hub
-
-    def refuse(self, *args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
+    unreachable(monkeypatch)
     with pytest.raises(NetworkError, match="could not be fetched from the hub: no route to host"):
         Source("hf:some/texts")
 
@@ -80,5 +69,5 @@ def test_rows_of_parquet_are_documents_alone_and_in_a_folder(tmp_path):
 def test_a_page_of_parquet_that_is_no_text_is_a_sentence(tmp_path):
     texts = pyarrow.array([b"a", b"\xb5"], pyarrow.binary()).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "pages.parquet")
-    with pytest.raises(DataError, match="after row 0: a text that is not UTF-8"):
+    with pytest.raises(DataError, match="row group 1, row 2: a text that is not UTF-8"):
         list(documents(tmp_path / "pages.parquet"))

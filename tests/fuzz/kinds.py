@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pyarrow
+import zstandard
 from gguf import GGMLQuantizationType, quants
 from pyarrow import parquet
 from safetensors.torch import load_file
@@ -294,11 +296,21 @@ def damaged_parquet(data: bytes, rng: random.Random) -> bytes:
 
 
 def _text(sound: Path, base: Path, rows: Path) -> Kind:
-    """What a tokenizer is trained on and shards are made of."""
+    """What a tokenizer is trained on and shards are made of, in every format."""
     sound.mkdir()
-    (sound / "t.jsonl").write_text("".join(json.dumps({"text": f"a line {n}", "id": n}) + "\n" for n in range(30)))
+    content = [{"text": f"a line {n}", "id": n} for n in range(30)]
+    lines = "".join(json.dumps(row) + "\n" for row in content).encode()
+    (sound / "t.jsonl").write_bytes(lines)
     (sound / "t.txt").write_text("some text\n" * 50)
-    files: dict[str, list[Damage]] = {"t.jsonl": [damaged_lines, damaged], "t.txt": [damaged]}
+    (sound / "t.json").write_text(json.dumps(content, indent=1))
+    (sound / "t.csv").write_text("id,text\n" + "".join(f'{n},"a ""line"" {n}"\n' for n in range(30)))
+    (sound / "t.jsonl.gz").write_bytes(gzip.compress(lines))
+    (sound / "t.jsonl.zst").write_bytes(zstandard.compress(lines))
+    (sound / "t.txt.zst").write_bytes(zstandard.compress(b"some text\n" * 50))
+    parquet.write_table(pyarrow.Table.from_pylist(content), sound / "t.parquet", row_group_size=10)
+    files: dict[str, list[Damage]] = {file.name: [damaged] for file in sorted(sound.iterdir())}
+    files["t.jsonl"].append(damaged_lines)
+    files["t.json"].append(damaged_json)
 
     def read(it: Path, rng: random.Random) -> int:
         file = max((it / name for name in files), key=lambda file: file.stat().st_mtime_ns)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from shoestring.core.errors import BudgetError, DataError, RunError
 from shoestring.core.seeds import restore_rng_state, rng_state
-from shoestring.data.loader import resumed_sample
+from shoestring.data.supervised.batches import resumed_place
 from shoestring.pretraining.job import pretrain
 from shoestring.train.checkpoint import OPTIMIZER, RANDOM, STATE, read_state, restore, write_checkpoint
 from shoestring.train.metrics import read_metrics, truncate_metrics
@@ -116,9 +116,9 @@ def test_a_random_state_that_is_damaged_is_refused(folder, engine, changes):
     "state", [{}, {"epoch": "x", "next_sample": 0}, {"epoch": 0, "next_sample": 10}, {"epoch": -1}]
 )
 def test_a_stream_cannot_go_on_from_nowhere(state):
-    assert resumed_sample({"epoch": 2, "next_sample": 3}, 10) == 23
+    assert resumed_place({"epoch": 2, "next_sample": 3}, lambda epoch: 10) == (2, 3)
     with pytest.raises(DataError, match="no place in its data"):
-        resumed_sample(state, 10)
+        resumed_place(state, lambda epoch: 10)
 
 
 LINES = [

@@ -1,4 +1,5 @@
-"""`shoestring data show FILE`: what a model would learn from it. `shoestring data make KIND`: exercises to learn."""
+"""`shoestring data show FILE`: what a model would learn from it. `shoestring data stats SOURCE`: what a corpus holds.
+`shoestring data make KIND`: exercises to learn."""
 
 from __future__ import annotations
 
@@ -8,13 +9,18 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from shoestring.cli.columns import Columns, columns_of
+from shoestring.cli.data_stats import app as _stats
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 
 _SHOW = "shoestring data show sums/train.jsonl --model smollm2-135m -n 1"
 _MAKE = "shoestring data make arithmetic --n 2000 --seed 1 --out sums"
 
-app = verb("data", "Look at training examples as a model learns them, and make exercises.", (_MAKE, _SHOW))
+app = verb(
+    "data",
+    "Look at training examples as a model learns them, count what a corpus holds, and make exercises.",
+    (_MAKE, _SHOW),
+)
 _show = verb(
     "show",
     "Print examples as the model reads them, with the tokens that are learned marked and counted.",
@@ -26,6 +32,7 @@ _make = verb(
     (_MAKE, "shoestring data make comparisons --n 500"),
 )
 app.command(_show)
+app.command(_stats)
 app.command(_make)
 
 

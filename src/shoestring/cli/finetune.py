@@ -81,7 +81,7 @@ def finetune(
     if model is None:  # other tools have a flag for it
         model = settings.pop("model", None)
     if resume is None:
-        if model is None or (data is None and not is_finetune_recipe(model)):
+        if model is None or (data is None and "data.mixture" not in settings and not is_finetune_recipe(model)):
             missing = "a model" if model is None else "--data"
             raise ConfigError(
                 f"finetune needs {missing}", hint="shoestring finetune MODEL --data FILE, or --resume OUT"

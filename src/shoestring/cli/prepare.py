@@ -11,14 +11,14 @@ from shoestring.cli.tokenizer import OnBadLine, SourceArgument, TextField, Valid
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
-from shoestring.core.units import format_bytes, format_count
+from shoestring.core.units import format_bytes, format_count, parse_count
 
 app = verb(
     "prepare",
     "Turn documents into token shards that training maps into memory.",
     (
         "shoestring prepare stdlib --out shards/stdlib --vocabulary 4096",
-        "shoestring prepare stdlib --out shards/smollm2 --tokenizer smollm2-135m",
+        "shoestring prepare fineweb-edu --tokens 2.5B --tokenizer smollm2-135m --out shards/fineweb-edu",
     ),
 )
 
@@ -28,23 +28,34 @@ def prepare(
     source: SourceArgument,
     /,
     *,
-    out: Annotated[
-        Path, Parameter(help="the folder of shards; the same command continues what was begun there")
-    ],
-    tokenizer: Annotated[
-        str | None, Parameter(help="a tokenizer folder, or a MODEL whose tokenizer to use")
-    ] = None,
+    out: Annotated[Path, Parameter(help="the folder of shards; the same command continues what was begun there")],
+    tokenizer: Annotated[str | None, Parameter(help="a tokenizer folder, or a MODEL whose tokenizer to use")] = None,
     vocabulary: Annotated[int | None, Parameter(help="without --tokenizer: train one of this size")] = None,
-    text_field: TextField = "text",
+    tokens: Annotated[str | None, Parameter(help="to train on, such as 2.5B; the rest of the source is left")] = None,
+    text_field: TextField = None,
     validation: Validation = 0.05,
     on_bad_line: OnBadLine = "stop",
+    filters: Annotated[
+        str | None, Parameter(help="leave out what breaks the rules of gopher, fineweb, or both: gopher,fineweb")
+    ] = None,
+    near_duplicates: Annotated[
+        bool, Parameter(help="leave out what is much like an earlier document, by MinHash")
+    ] = False,
+    keep_duplicates: Annotated[bool, Parameter(help="keep documents that are equal to an earlier one")] = False,
+    compress: Annotated[bool, Parameter(help="compress shards with zstd, in blocks that are read one by one")] = False,
     shard_tokens: Annotated[int, Parameter(help="tokens in a shard file, at least")] = 2**26,
+    workers: Annotated[int | None, Parameter(help="threads that encode [all cores]; the bytes are the same")] = None,
+    nodes: Annotated[
+        int | None, Parameter(help="encode in so many processes of datatrove's local executor: as a cluster would")
+    ] = None,
     json: Json = False,
 ) -> None:
     if (tokenizer is None) == (vocabulary is None):
         raise ConfigError("give either --tokenizer FOLDER or --vocabulary N (command line)")
     from shoestring.data.config import NewTokenizerConfig
+    from shoestring.data.prepare import Settings
     from shoestring.data.prepare import prepare as write_shards
+    from shoestring.data.quality.config import QualityConfig
     from shoestring.data.tokenizer import Tokenizer
     from shoestring.models.named_tokenizer import named_tokenizer
 
@@ -53,15 +64,17 @@ def prepare(
         chosen, _ = named_tokenizer(tokenizer, console.say)
     else:
         chosen = NewTokenizerConfig(vocabulary=vocabulary or 0)
-    shards = write_shards(
-        source,
-        chosen,
-        out,
-        text_field=text_field,
-        validation=validation,
-        on_bad_line=on_bad_line,
-        shard_tokens=shard_tokens,
-    )
+    quality = QualityConfig(exact_duplicates=not keep_duplicates, near_duplicates=near_duplicates, **_filters(filters))
+    most = None if tokens is None else parse_count(tokens)
+    settings = Settings(shard_tokens, most, compress, quality, workers)
+    if nodes is None:
+        shards = write_shards(source, chosen, out, text_field, validation, on_bad_line, settings)
+    else:
+        from shoestring.data.preparation.nodes import prepare_on_nodes
+
+        if not isinstance(chosen, Tokenizer):
+            raise ConfigError("--nodes wants --tokenizer: every node needs it from the beginning (command line)")
+        shards = prepare_on_nodes(source, chosen, out, nodes, text_field, validation, on_bad_line, settings)
     splits = {
         split: {
             "documents": shards.document_count(split),
@@ -71,7 +84,10 @@ def prepare(
         for split in ("train", "validation")
     }
     if json:
-        console.print_json({"folder": str(out), "vocabulary": shards.vocabulary_size, "splits": splits})
+        left_out = shards.index["skipped"]
+        console.print_json(
+            {"folder": str(out), "vocabulary": shards.vocabulary_size, "splits": splits, "left_out": left_out}
+        )
         return
     rows = [
         (split, f"{found['documents']:,}", format_count(found["tokens"]), format_bytes(found["bytes"]))
@@ -80,3 +96,13 @@ def prepare(
     columns = ("split", "documents", "tokens", "text")
     console.out.print(console.table(columns, rows, right=columns[1:]))
     console.out.print(f"shards  {out}  vocabulary {shards.vocabulary_size:,}")
+
+
+def _filters(names: str | None) -> dict[str, bool]:
+    """Their settings."""
+    chosen = {"gopher": ("gopher_quality", "gopher_repetition"), "fineweb": ("fineweb",)}
+    given = [name.strip() for name in (names or "").split(",") if name.strip()]
+    for name in given:
+        if name not in chosen:
+            raise ConfigError(f"no filter {name!r} (command line)", hint="the filters are gopher and fineweb")
+    return {setting: True for name in given for setting in chosen[name]}

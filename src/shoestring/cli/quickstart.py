@@ -122,11 +122,11 @@ def pretrain(recipe: str, settings: dict[str, Any], report: Report) -> dict[str,
 def sample(training: dict[str, Any], report: Report) -> dict[str, Any]:
     """How the model just trained goes on with the first lines of a function that it has not seen."""
     from shoestring.generate.language_model import LanguageModel
-    from shoestring.pretraining.dataset import open_dataset
+    from shoestring.pretraining.dataset import open_corpus
     from shoestring.pretraining.example_prompt import function_lines
 
-    shards = open_dataset(load_pretrain_recipe(Path(training["out"]) / "recipe.yaml").data)
-    begun = function_lines(shards)
+    corpus = open_corpus(load_pretrain_recipe(Path(training["out"]) / "recipe.yaml").data)
+    begun = function_lines(corpus)
     prompt = training["prompt"] if begun is None else begun
     report.heading("What it writes now" if begun is None else "How it goes on with a function that it has not seen")
     text = LanguageModel.load(training["out"]).generate(prompt, max_tokens=120, temperature=TEMPERATURE)

@@ -12,9 +12,12 @@ from shoestring.core import console
 from shoestring.core.files import atomic_folder
 
 SourceArgument = Annotated[
-    str, Parameter(help="stdlib (the running Python's own source), a text file, a JSONL file, or a folder")
+    str,
+    Parameter(
+        help="stdlib (the running Python's own source), a file of text or rows, a folder, a glob, or hf:OWNER/NAME"
+    ),
 ]
-TextField = Annotated[str, Parameter(help="the field of a JSONL line that holds the text")]
+TextField = Annotated[str | None, Parameter(help="the field of a row that holds the text [text]")]
 Validation = Annotated[
     float, Parameter(help="share of the documents held out, chosen by a hash of their names")
 ]
@@ -47,7 +50,7 @@ def train(
     out: Annotated[Path, Parameter(help="a new folder, for tokenizer.json and tokenizer_config.json")],
     vocabulary: Annotated[int, Parameter(help="size, special tokens included")] = 4096,
     min_frequency: Annotated[int, Parameter(help="pairs seen less often are not merged")] = 2,
-    text_field: TextField = "text",
+    text_field: TextField = None,
     validation: Validation = 0.05,
     on_bad_line: OnBadLine = "stop",
     json: Json = False,

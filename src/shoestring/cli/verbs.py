@@ -33,7 +33,7 @@ VERBS = (
     Verb("completion", "Start", "the script with which a shell completes verbs and flags"),
     Verb("tokenizer", "Data", "train a tokenizer on your text"),
     Verb("prepare", "Data", "turn documents into token shards"),
-    Verb("data", "Data", "look at training examples as a model learns them, and make exercises"),
+    Verb("data", "Data", "look at examples as a model learns them, count a corpus, make exercises"),
     Verb("pretrain", "Train", "train a model from a recipe"),
     Verb("finetune", "Train", "teach a model your examples"),
     Verb("merge", "Shrink", "fold an adapter into its base model"),

@@ -96,6 +96,18 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def parse_count(value: str | int) -> int:
+    """A whole number in "2.5B", "300k", "1_000" or as it is.
+
+    Raises ConfigError for anything else, zero and negatives included.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt]?)", str(value).strip().lower().replace("_", "").replace(",", ""))
+    count = round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}[match[2]]) if match else 0
+    if count < 1:
+        raise ConfigError(f"{value!r} is not a number of things", hint='write it like "2.5B", "300M", "40k" or "812"')
+    return count
+
+
 def format_count(count: int | float) -> str:
     """A count in short form: 41230 -> "41k", 2900000 -> "2.9M", 812 -> "812"."""
     size = abs(count)

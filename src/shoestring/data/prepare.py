@@ -1,50 +1,74 @@
 """Documents to token shards: what `shoestring prepare` does.
 
-Documents are encoded in batches on all cores and appended to one open shard per split. A shard that is full
-is flushed, renamed and entered in `journal.json`, together with the number of the document that follows;
-after a kill the next run reads the source again, skips what is in whole shards, and ends with the same
-bytes as a run without the kill. The last act is to write `index.json`: a folder without it is unfinished.
+Documents are encoded on all cores (`preparation.encoding`), judged and appended to one open shard per split in their
+order (`preparation.writing`); after a kill the next run goes on from the last instant that the journal holds, and
+ends with the same bytes, as with any number of threads. The last act is to write `index.json`: a folder without it is
+unfinished.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from shoestring.core import console
 from shoestring.core.errors import DataError, TokenizerError
 from shoestring.core.files import atomic_folder, atomic_write, exclusive
-from shoestring.core.foreign import read_json
-from shoestring.core.waiting import Waiting, waiting
-from shoestring.data.config import DataConfig, NewTokenizerConfig
-from shoestring.data.shards import FORMAT, INDEX, SPLITS, Shard, ShardFolder, check_size, index_checksum
-from shoestring.data.sources import Document, Skipped, Source
+from shoestring.core.waiting import waiting
+from shoestring.data.config import DataConfig, NewTokenizerConfig, PartConfig
+from shoestring.data.preparation import writing
+from shoestring.data.preparation.encoding import Batch, Encoder, Examine, Place, encoded_batches
+from shoestring.data.preparation.journal import Journal, read_journal
+from shoestring.data.quality.config import QualityConfig
+from shoestring.data.quality.review import Reviewer, examine
+from shoestring.data.shards import FORMAT, INDEX, ShardFolder, index_checksum
+from shoestring.data.sources import Skipped, Source
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.data.train_tokenizer import train_tokenizer
 
-JOURNAL = "journal.json"
 LOCK = ".lock"
+ZSTD_LEVEL = 3
 _ELSEWHERE = "give another --out, or remove this folder"
-BATCH_BYTES = 2_000_000
-BATCH_DOCUMENTS = 1024
+Batches = Callable[[Place], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How shards are made. tokens: to train on, after which the rest of the source is left. workers: threads that
+    encode, all cores by default; the bytes do not depend on it."""
+
+    shard_tokens: int = 2**26
+    tokens: int | None = None
+    compress: bool = False
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    workers: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What the bytes depend on."""
+        return {
+            "shard_tokens": self.shard_tokens,
+            "tokens": self.tokens,
+            "compress": self.compress,
+            **{f"quality.{name}": value for name, value in self.quality.model_dump(mode="json").items()},
+        }
 
 
 def prepare(
     source: str | Path,
     tokenizer: Tokenizer | NewTokenizerConfig,
     out: str | Path,
-    text_field: str = "text",
+    text_field: str | None = None,
     validation: float = 0.05,
-    on_bad_line: str = "stop",
-    shard_tokens: int = 2**26,
+    on_bad_line: Literal["stop", "skip"] = "stop",
+    settings: Settings | None = None,
 ) -> ShardFolder:
     """Write the shards of a source into the folder `out`, or finish those begun there, and open them.
 
@@ -53,262 +77,196 @@ def prepare(
     when `out` holds shards of another tokenizer, DataError when it is a finished folder of other text or
     settings, and as Source does. A second process with the same `out` waits for the first.
     """
-    return prepare_source(Source(source, text_field, validation, on_bad_line), tokenizer, out, shard_tokens)
+    return prepare_source(Source(source, text_field, validation, on_bad_line), tokenizer, out, settings)
 
 
 def prepare_source(
-    opened: Source, tokenizer: Tokenizer | NewTokenizerConfig, out: str | Path, shard_tokens: int = 2**26
+    opened: Source,
+    tokenizer: Tokenizer | NewTokenizerConfig,
+    out: str | Path,
+    settings: Settings | None = None,
+    batches: Batches | None = None,
 ) -> ShardFolder:
-    """`prepare` with a source that is opened already, whose text is then hashed no second time."""
-    out, source = Path(out), opened.source
-    if os.path.isdir(source) and out.resolve().is_relative_to(Path(source).resolve()):
+    """`prepare` with a source that is opened already. batches: where its documents have been encoded elsewhere."""
+    out, settings = Path(out), settings or Settings()
+    if os.path.isdir(opened.source) and out.resolve().is_relative_to(Path(opened.source).resolve()):
         raise DataError("the shards would be written among the text", str(out), "give another --out")
-    inputs = {
-        "source": opened.fingerprint(),
-        "settings": {
-            "text_field": opened.text_field,
-            "validation": opened.validation,
-            "on_bad_line": opened.on_bad_line,
-            "shard_tokens": shard_tokens,
-        },
-        "new_tokenizer": tokenizer.model_dump() if isinstance(tokenizer, NewTokenizerConfig) else None,
-    }
+    inputs = inputs_of(opened, tokenizer, settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with exclusive(out / LOCK):
-            return _finish(opened, tokenizer, out, inputs)
+            return _finish(opened, tokenizer, out, inputs, settings, batches)
     except OSError as error:
         sentence = f"cannot write the shards: {error.strerror or error}"
         raise DataError(sentence, str(error.filename or out), "give another --out, or make room") from error
 
 
+def inputs_of(opened: Source, tokenizer: Tokenizer | NewTokenizerConfig, settings: Settings) -> dict[str, Any]:
+    """What decides the bytes of the shards, but for a tokenizer that exists."""
+    return {
+        "source": opened.fingerprint(),
+        "settings": {
+            "text_field": opened.text_field,
+            "validation": opened.validation,
+            "on_bad_line": opened.on_bad_line,
+            **settings.identity(),
+        },
+        "new_tokenizer": tokenizer.model_dump() if isinstance(tokenizer, NewTokenizerConfig) else None,
+    }
+
+
+def source_of(config: DataConfig, part: PartConfig) -> Source:
+    """One part of what a recipe reads."""
+    return Source(part.source, part.text_field, config.validation, config.on_bad_line)
+
+
+def settings_of(config: DataConfig) -> Settings:
+    return Settings(config.shard_tokens, None, config.compress, config.quality)
+
+
 def _finish(
-    source: Source, tokenizer: Tokenizer | NewTokenizerConfig, out: Path, inputs: dict[str, Any]
+    source: Source,
+    tokenizer: Tokenizer | NewTokenizerConfig,
+    out: Path,
+    inputs: dict[str, Any],
+    settings: Settings,
+    batches: Batches | None,
 ) -> ShardFolder:
     """Open the folder if it is finished, else write what is missing."""
     if (out / INDEX).is_file():
         finished = ShardFolder(out)
-        if changed := _difference(finished.index["inputs"], inputs):
+        if changed := difference(finished.index["inputs"], inputs):
             raise DataError(f"this folder is finished, but {changed}", str(out), _ELSEWHERE)
-        _check_tokenizer(finished.index, inputs, tokenizer, out)
-        (out / JOURNAL).unlink(missing_ok=True)
+        _check_tokenizer(finished.index["tokenizer"], finished.index["inputs"], inputs, tokenizer, out)
+        writing.clear(out)
         return finished
     journal = _open_journal(out, inputs, tokenizer, source)
-    _write(source, Tokenizer.load(out / "tokenizer"), out, journal)
+    _write(source, Tokenizer.load(out / "tokenizer"), out, journal, settings, batches)
     return ShardFolder(out)
-
-
-def prepare_recipe(
-    config: DataConfig, tokenizer: Tokenizer | None, out: str | Path, opened: Source | None = None
-) -> ShardFolder:
-    """`prepare` with the settings of a recipe. opened: its source, where it is open already.
-
-    tokenizer: the one that `config.tokenizer` names; None to train one.
-    A `config.source` that is itself a folder of shards is opened in place; its tokenizer must then be the
-    given one.
-    """
-    if os.path.isfile(Path(config.source) / INDEX):
-        shards = ShardFolder(config.source)
-        if tokenizer is not None and tokenizer.fingerprint() != shards.tokenizer_fingerprint:
-            raise TokenizerError(
-                "these shards were made with another tokenizer",
-                config.source,
-                "prepare the text with this one",
-            )
-        return shards
-    new = config.tokenizer if isinstance(config.tokenizer, NewTokenizerConfig) else None
-    chosen = tokenizer or new
-    assert chosen is not None, "config.tokenizer names a folder: load it first"
-    opened = opened or recipe_source(config)
-    return prepare_source(opened, chosen, out, config.shard_tokens)
-
-
-def recipe_source(config: DataConfig) -> Source:
-    """What a recipe reads."""
-    return Source(config.source, config.text_field, config.validation, config.on_bad_line)
 
 
 def _open_journal(
     out: Path, inputs: dict[str, Any], tokenizer: Tokenizer | NewTokenizerConfig, source: Source
-) -> dict[str, Any]:
+) -> Journal:
     """The journal of an unfinished run of the same inputs, or a new one with its tokenizer saved."""
-    file = out / JOURNAL
-    if file.is_file():
-        try:
-            journal = read_json(file)
-            changed = _difference(journal["inputs"], inputs)
-            if not changed:
-                _check_tokenizer(journal, inputs, tokenizer, out)
-                return journal
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"the journal is damaged: {error}", str(file), "remove the folder and try again"
-            ) from error
+    journal = read_journal(out)
+    if journal is not None:
+        changed = difference(journal.inputs, inputs)
+        if not changed:
+            _check_tokenizer(journal.tokenizer, journal.inputs, inputs, tokenizer, out)
+            return journal
         console.say(f"{out} holds an unfinished run, but {changed}: starting over")
-        for pattern in (".*.partial", "*.bin", "*.offsets", JOURNAL):
+        for pattern in ("*.bin", "*.bin.zst", "*.offsets", "*.blocks"):
             for old in out.glob(pattern):
                 old.unlink()
+        writing.clear(out)
     strangers = sorted(
         path.name for path in out.iterdir() if path.name not in (LOCK, "tokenizer") and path.name[0] != "."
     )
     if strangers:
-        raise DataError(
-            f"this folder holds other files ({strangers[0]})", str(out), "give an empty folder as --out"
-        )
+        raise DataError(f"this folder holds other files ({strangers[0]})", str(out), "give an empty folder as --out")
+    writing.clear(out)
     if isinstance(tokenizer, NewTokenizerConfig):
         training = (document.text for document in source.documents() if document.split == "train")
         tokenizer = train_tokenizer(training, tokenizer.vocabulary, tokenizer.min_frequency)
     _ = tokenizer.separator_id  # refused before any work when there is none
     with atomic_folder(out / "tokenizer", replace=True) as folder:
         tokenizer.save(folder)
-    journal = {"inputs": inputs, "tokenizer": tokenizer.fingerprint(), "shards": []}
-    _write_json(file, journal)
+    journal = Journal(inputs, tokenizer.fingerprint())
+    journal.write(out)
     return journal
 
 
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """How the text or the settings differ from those a folder was begun with."""
     for name, value in now["settings"].items():
-        if before["settings"][name] != value:
-            return f"it was prepared with {name} {before['settings'][name]}, now it is {value}"
+        if before["settings"].get(name) != value:
+            return f"it was prepared with {name} {before['settings'].get(name)}, now it is {value}"
     if before["source"] != now["source"]:
         return "it was prepared from other text, or the text has changed since"
     return None
 
 
 def _check_tokenizer(
-    written: dict[str, Any], inputs: dict[str, Any], tokenizer: Tokenizer | NewTokenizerConfig, out: Path
+    fingerprint: str,
+    before: dict[str, Any],
+    now: dict[str, Any],
+    tokenizer: Tokenizer | NewTokenizerConfig,
+    out: Path,
 ) -> None:
     if isinstance(tokenizer, Tokenizer):
-        same = tokenizer.fingerprint() == written["tokenizer"]
+        same = tokenizer.fingerprint() == fingerprint
     else:
-        same = written["inputs"]["new_tokenizer"] == inputs["new_tokenizer"]
+        same = before["new_tokenizer"] == now["new_tokenizer"]
     if not same:
         raise TokenizerError("this folder was prepared with another tokenizer", str(out), _ELSEWHERE)
 
 
-def _write(source: Source, tokenizer: Tokenizer, out: Path, journal: dict[str, Any]) -> None:
-    size = tokenizer.vocabulary_size
-    dtype = np.dtype("<u2" if size <= 2**16 else "<u4")
-    writers = {split: _Writer(out, split, dtype, tokenizer, journal) for split in SPLITS}
-    skipped = Skipped()
-    plain: AbstractContextManager[Waiting | None] = nullcontext()
-    if not console.err.is_terminal:
-        plain = waiting("preparing text, in MB", round(source.size() / 1e6))
-    done = 0
-    with console.progress() as progress, plain as told:
-        bar = progress.add_task("preparing (MB)", total=source.size() / 1e6)
-        for batch in _batches(source.documents(skipped), writers):
-            for (number, document), ids in zip(
-                batch, tokenizer.encode_batch([d.text for _, d in batch]), strict=True
-            ):
-                written = len(document.text.encode())
-                writers[document.split].add(number, ids, written)
-                progress.advance(bar, written / 1e6)
-                done += written
-                if told is not None:
-                    told.done = done // 10**6
-        for writer in writers.values():
-            writer.close()
-    if skipped.counts:
-        console.say(f"left out: {skipped}")
-    shards = sorted(journal["shards"], key=lambda entry: entry["name"])
+def _write(
+    source: Source,
+    tokenizer: Tokenizer,
+    out: Path,
+    journal: Journal,
+    settings: Settings,
+    made: Batches | None,
+) -> None:
+    dtype = id_dtype(tokenizer)
+    encoder, reviewer = Encoder(tokenizer, dtype), Reviewer(settings.quality)
+    workers = settings.workers or os.cpu_count() or 1
+    batches: Batches
+    if made is not None:
+        batches = made
+    else:
+        examined = functools.partial(examine, config=settings.quality)
+        batches = functools.partial(_read, source, encoder, examined, workers)
+    level = ZSTD_LEVEL if settings.compress else 0
+    target = writing.Target(out, dtype, tokenizer.separator_id, settings.shard_tokens, settings.tokens, level)
+    with _progress(source.size()) as advance:
+        writing.write_shards(target, journal, reviewer, batches, advance)
+    read, judged = journal.place, reviewer.left_out
+    left_out = Skipped({**read.skipped, **judged.counts}, {**read.first, **judged.first})
+    if not journal.shards:
+        raise DataError(f"no text in this source; left out: {left_out}", source.source, "give files that hold text")
+    if left_out.counts:
+        console.say(f"left out: {left_out}")
     index = {
         "format": FORMAT,
-        "inputs": journal["inputs"],
-        "tokenizer": journal["tokenizer"],
-        "vocabulary": size,
+        "inputs": journal.inputs,
+        "tokenizer": journal.tokenizer,
+        "vocabulary": tokenizer.vocabulary_size,
         "separator": tokenizer.separator_id,
         "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
-        "skipped": skipped.counts,
-        "shards": [{key: entry[key] for key in Shard.__annotations__} for entry in shards],
+        "compression": "zstd" if settings.compress else None,
+        "skipped": left_out.counts,
+        "shards": writing.entries(journal),
     }
-    _write_json(out / INDEX, {**index, "sha256": index_checksum(index)})
-    (out / JOURNAL).unlink()
+    with atomic_write(out / INDEX) as file:
+        file.write(json.dumps({**index, "sha256": index_checksum(index)}, indent=1) + "\n")
+    writing.clear(out)
 
 
-def _batches(
-    documents: Iterator[Document], writers: dict[str, _Writer]
-) -> Iterator[list[tuple[int, Document]]]:
-    """(number, document) in groups worth encoding at once; those in whole shards are left out."""
-    batch: list[tuple[int, Document]] = []
-    size = 0
-    for number, document in enumerate(documents):
-        if number < writers[document.split].next_document:
-            continue
-        batch.append((number, document))
-        size += len(document.text)
-        if size >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _read(source: Source, encoder: Encoder, examined: Examine, workers: int, place: Place) -> Iterator[Batch]:
+    return encoded_batches(source, encoder, examined, Skipped(), place, workers)
 
 
-class _Writer:
-    """Appends documents of one split to its open shard."""
-
-    def __init__(
-        self, out: Path, split: str, dtype: np.dtype, tokenizer: Tokenizer, journal: dict[str, Any]
-    ) -> None:
-        self._out, self._split, self._dtype, self._journal = out, split, dtype, journal
-        self._separator, self._vocabulary = tokenizer.separator_id, tokenizer.vocabulary_size
-        self._limit = journal["inputs"]["settings"]["shard_tokens"]
-        whole = [entry for entry in journal["shards"] if entry["split"] == split]
-        for entry in whole:
-            check_size(out / f"{entry['name']}.bin", entry["tokens"] * dtype.itemsize)
-        self._count = len(whole)
-        self.next_document = whole[-1]["next_document"] if whole else 0
-        self._file: Any = None
-
-    def add(self, number: int, ids: list[int], size: int) -> None:
-        """ids and text bytes of document `number`."""
-        if ids and max(ids) >= self._vocabulary:
-            raise TokenizerError(
-                f"the tokenizer gives the id {max(ids)}, beyond its {self._vocabulary:,} tokens"
-            )
-        if self._file is None:
-            self._name = f"{self._split}-{self._count:05d}"
-            self._partial = self._out / f".{self._name}.bin.partial"
-            self._file = open(self._partial, "wb")
-            self._digest = hashlib.sha256()
-            self._begins = [(0, 0)]
-        content = np.array([self._separator, *ids], self._dtype).tobytes()
-        self._file.write(content)
-        self._digest.update(content)
-        tokens, text = self._begins[-1]
-        self._begins.append((tokens + 1 + len(ids), text + size))
-        self.next_document = number + 1
-        if self._begins[-1][0] >= self._limit:
-            self.close()
-
-    def close(self) -> None:
-        """Make the open shard whole, and enter it in the journal."""
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        os.replace(self._partial, self._out / f"{self._name}.bin")
-        offsets = np.array(self._begins, "<i8").T.tobytes()
-        with atomic_write(self._out / f"{self._name}.offsets", "wb") as file:
-            file.write(offsets)
-        tokens, text = self._begins[-1]
-        shard = Shard(
-            self._name,
-            self._split,
-            tokens,
-            len(self._begins) - 1,
-            text,
-            self._digest.hexdigest(),
-            hashlib.sha256(offsets).hexdigest(),
-        )
-        self._journal["shards"].append({**asdict(shard), "next_document": self.next_document})
-        _write_json(self._out / JOURNAL, self._journal)
-        self._count += 1
+def id_dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.vocabulary_size <= 2**16 else "<u4")
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    with atomic_write(file) as opened:
-        opened.write(json.dumps(content, indent=1) + "\n")
+@contextmanager
+def _progress(size: int) -> Iterator[Callable[[int], object]]:
+    """What is to be told the bytes of text that are done."""
+    if not console.err.is_terminal:
+        with waiting("preparing text, in MB", round(size / 1e6)) as told:
+            done = 0
+
+            def tell(written: int) -> None:
+                nonlocal done
+                done += written
+                told.done = done // 10**6
+
+            yield tell
+        return
+    with console.progress() as progress:
+        bar = progress.add_task("preparing (MB)", total=size / 1e6)
+        yield lambda written: progress.advance(bar, written / 1e6)

@@ -12,7 +12,7 @@ import codecs
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,19 @@ class Tokenizer:
                 [_scalars(text) for text in texts], add_special_tokens=False
             )
         return [encoding.ids for encoding in encodings]
+
+    def encoder(self) -> Callable[[Sequence[str]], list[list[int]]]:
+        """`encode_batch` as a function that several threads may call at once."""
+        with self._switch:
+            backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = True
+
+        def encode(texts: Sequence[str]) -> list[list[int]]:
+            with panics():
+                found = backend.encode_batch_fast([_scalars(text) for text in texts], add_special_tokens=False)
+            return [encoding.ids for encoding in found]
+
+        return encode
 
     def encode_with_starts(self, texts: Sequence[str], specials: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each text its ids, int64 [n], and the index of the character where each begins, int64 [n].

@@ -10,9 +10,7 @@ into one row, apart from each other.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +18,7 @@ from shoestring.core.errors import ConfigError, DataError
 from shoestring.data.sources import Skipped, Source
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.supervised.dataset import DatasetBuilder, SupervisedDataset
-from shoestring.data.supervised.rows import ROW_SUFFIXES, ExampleSource
+from shoestring.data.supervised.rows import ExampleSource, are_rows
 from shoestring.data.tokenizer import Tokenizer
 
 _AT_ONCE = 64  # documents tokenized together
@@ -69,7 +67,7 @@ def rows_of(
 
     columns: as in fine-tuning. Raises ConfigError for columns of what has no rows.
     """
-    if _has_rows(source):
+    if are_rows(source):
         return ExampleSource(source, "auto", on_bad_line, say, columns)
     if columns:
         raise ConfigError(f"{source} has no columns: it is text, not rows", hint="leave columns out")
@@ -82,13 +80,3 @@ def texts_of(source: str, rows: ExampleSource | None, on_bad_line: OnBadLine = "
         return (document.text for document in Source(source, validation=0.0, on_bad_line=on_bad_line).documents())
     plain = (example.plain for example in rows.examples(Skipped()))
     return (pair[0] + pair[1] for pair in plain if pair is not None)
-
-
-def _has_rows(source: str) -> bool:
-    """Whether the source is made of rows (JSON, CSV, Parquet, the hub) rather than of text."""
-    if source.startswith("hf:"):
-        return True
-    path = Path(os.path.expanduser(source))
-    names = [file.name for file in path.iterdir()] if os.path.isdir(path) else [path.name]
-    visible = [name.lower() for name in names if not name.startswith(".")]
-    return bool(visible) and all(name.endswith(ROW_SUFFIXES) for name in visible)

@@ -7,19 +7,22 @@ of .xz files (container included), as the command line tool writes them.
 from __future__ import annotations
 
 import lzma
+from collections.abc import Iterable
 
-from shoestring.data.shards import ShardFolder
+from shoestring.data.corpus import Corpus, Prepared
+from shoestring.data.shards import ShardDocument, ShardFolder
+from shoestring.data.tokenizer import Tokenizer
 from shoestring.train.state import HeldOut
 
 _LARGEST = 30_000_000  # bytes of held-out text that are worth the wait; xz -9e does about 3 MB a second
 
 
-def xz_bytes(shards: ShardFolder, held_out: HeldOut) -> int | None:
+def xz_bytes(corpus: Corpus, held_out: HeldOut) -> int | None:
     """What `xz -9e` makes of the documents that were measured; None where they were not all, or take too long."""
-    every_document = held_out.documents == shards.document_count("validation")
-    if not (every_document and held_out.bytes <= _LARGEST and shards.tokenizer.is_byte_level):
+    every_document = isinstance(corpus, Prepared) and held_out.documents == corpus.document_count("validation")
+    if not (every_document and held_out.bytes <= _LARGEST and corpus.tokenizer.is_byte_level):
         return None
-    return xz_bits_per_byte(shards)[2]
+    return _compressed(corpus.held_out_documents(), corpus.tokenizer)[1]
 
 
 def xz_bits_per_byte(shards: ShardFolder, split: str = "validation") -> tuple[float, int, int]:
@@ -27,10 +30,16 @@ def xz_bits_per_byte(shards: ShardFolder, split: str = "validation") -> tuple[fl
 
     Raises TokenizerError if not byte-level.
     """
-    pieces = shards.tokenizer.token_bytes()
+    text, compressed = _compressed(shards.documents_of(split), shards.tokenizer)
+    return 8 * compressed / max(text, 1), text, compressed
+
+
+def _compressed(documents: Iterable[ShardDocument], tokenizer: Tokenizer) -> tuple[int, int]:
+    """Bytes of text, and of what is left of it."""
+    pieces = tokenizer.token_bytes()
     text = compressed = 0
-    for document in shards.documents_of(split):
+    for document in documents:
         content = b"".join(pieces[i] for i in document.tokens.tolist())
         text += len(content)
         compressed += len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME))
-    return 8 * compressed / max(text, 1), text, compressed
+    return text, compressed

@@ -164,10 +164,13 @@ def _wrap(text: str, width: int) -> list[str]:
 def _asked(dataset: SupervisedDataset, config: SupervisedDataConfig, places: set[str]) -> dict[str, str]:
     """What the user asks first in the examples at these places."""
     found: dict[str, str] = {}
-    for source in (config.source, config.validation_source):
-        if source is None or len(found) == len(places):
-            continue
-        rows = ExampleSource(source, config.format, config.on_bad_line, None, config.columns)
+    parts = [(part.source, part.format, part.columns) for part in config.parts]
+    if config.validation_source is not None:
+        parts.append((config.validation_source, config.format, config.columns))
+    for source, form, columns in parts:
+        if len(found) == len(places):
+            break
+        rows = ExampleSource(source, form, config.on_bad_line, None, columns)
         for example in rows.examples(Skipped()):
             if example.where in places:
                 user = [message["content"] for message in example.messages if message["role"] == "user"]

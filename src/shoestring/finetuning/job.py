@@ -93,7 +93,7 @@ def finetune(
         named = {"model": model, "data.source": data}
         changed |= {key: str(value) for key, value in named.items() if value is not None}
         start = resume_run(resume, load_finetune_recipe, changed)
-    elif model is None or (data is None and not is_finetune_recipe(model)):
+    elif model is None or (data is None and "data.mixture" not in changed and not is_finetune_recipe(model)):
         hint = "finetune(MODEL, FILE), finetune(RECIPE), or resume=OUT"
         raise ConfigError("fine-tuning needs a model and data", hint=hint)
     else:
@@ -146,7 +146,8 @@ class FinetuneJob:
         )  # fmt: skip
         steps = recipe.train.steps
         if recipe.train.epochs is not None:
-            steps = max(round(recipe.train.epochs * stream.samples_per_epoch / (rows * world)), 1)
+            each = rows // spec.microbatch if recipe.data.layout == "grouped" else rows  # samples of a step
+            steps = max(round(recipe.train.epochs * stream.samples_per_epoch / (each * world)), 1)
         how_long = length_line(recipe, steps, f"up to {rows * world * length:,} tokens")
         header = model_and_data(recipe, decoder, material)
         header += common_header(recipe, choice.prediction, how_long, start.state)

@@ -127,6 +127,12 @@ class PretrainRecipe(RunRecipe):
                 f"train.sequence_length ({self.train.sequence_length}) is longer than model.context"
                 f" ({self.model.context})"
             )
+        cut = any(portion.sequence_length != self.train.sequence_length for portion in self.train.portions)
+        if cut and (self.data.packing != "concatenate" or self.data.on_the_fly or self.data.mixture):
+            raise ValueError(
+                "train.stages with another sequence_length cut rows of data.packing concatenate, of one source that is"
+                " prepared: give all stages the same"
+            )
         if self.train.stages:
             stages_config.check_depth(self.train.stages, self.model if isinstance(self.model, ModelConfig) else None)
             self._stages_possible()

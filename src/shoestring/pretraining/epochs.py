@@ -15,10 +15,11 @@ from shoestring.core.units import format_count
 from shoestring.pretraining.config import PretrainTrainSection
 
 
-def epochs(settings: PretrainTrainSection, tokens: int) -> float | None:
-    """Passes over `tokens` of text to train on; None for a run that its time bounds."""
+def epochs(settings: PretrainTrainSection, tokens: int | None) -> float | None:
+    """Passes over `tokens` of text to train on; None for a run that its time bounds, or text that nobody has
+    counted."""
     planned = settings.planned_tokens
-    return None if planned is None else planned / max(tokens, 1)
+    return None if planned is None or tokens is None else planned / max(tokens, 1)
 
 
 def told(passes: float | None) -> str:

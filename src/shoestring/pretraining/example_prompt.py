@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 
-from shoestring.data.shards import ShardFolder
+from shoestring.data.corpus import Corpus
 
 _FUNCTION = re.compile(r'^( *)(?:async )?def \w+\([^\n]*\):\n\1    """[^"\n]+"""\n', re.MULTILINE)
 _DOCUMENTS = 200  # looked at, at most
 _WORDS = 4
 
 
-def function_lines(shards: ShardFolder) -> str | None:
+def function_lines(corpus: Corpus) -> str | None:
     """The first lines of a Python function, its name and what it says of itself; None where the text holds none."""
-    for text in _texts(shards):
+    for text in _texts(corpus):
         for found in _FUNCTION.finditer(text):
             if len(found[0]) < 160:
                 indent = len(found[1])
@@ -24,9 +24,9 @@ def function_lines(shards: ShardFolder) -> str | None:
     return None
 
 
-def first_words(shards: ShardFolder) -> str | None:
+def first_words(corpus: Corpus) -> str | None:
     """A few words in one line, without what a shell would read as something else."""
-    for text in _texts(shards):
+    for text in _texts(corpus):
         for line in text.splitlines():
             words = re.findall(r"\w[\w,'-]*", line)[:_WORDS]
             if len(words) == _WORDS and "'" not in "".join(words):
@@ -34,8 +34,8 @@ def first_words(shards: ShardFolder) -> str | None:
     return None
 
 
-def _texts(shards: ShardFolder):
-    for number, document in enumerate(shards.documents_of("validation")):
+def _texts(corpus: Corpus):
+    for number, document in enumerate(corpus.held_out_documents()):
         if number == _DOCUMENTS:
             return
-        yield shards.tokenizer.decode(document.tokens.tolist())
+        yield corpus.tokenizer.decode(document.tokens.tolist())

@@ -12,7 +12,8 @@ from typing import Any
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
 from shoestring.core.waiting import waiting
-from shoestring.data.loader import PackedLoader, SequentialPass
+from shoestring.data.corpus import HeldOutPass
+from shoestring.data.loader import RowLoader
 from shoestring.evaluate.xz import xz_bytes
 from shoestring.models.folder import read_config
 from shoestring.pretraining.config import SHORT, PretrainRecipe, load_pretrain_recipe
@@ -73,7 +74,7 @@ def pretrain(
     held_out, xz = run.state.held_out, None
     if run.opened is not None and held_out is not None and parallel.rank() == 0:
         with waiting("xz -9e    on the held-out text"):
-            xz = xz_bytes(job.material.shards, held_out)
+            xz = xz_bytes(job.material.corpus, held_out)
     return PretrainResult(
         **run.figures(),
         parameters=read_config(run.checkpoint).parameter_count(),
@@ -90,7 +91,7 @@ def _prompt(run: Run, job: PretrainJob) -> str:
     """Of the text itself, but "def " for code, and where a finished run opens nothing."""
     if run.opened is None or run.recipe.data.source == "stdlib":
         return "def "
-    return first_words(job.material.shards) or "The "
+    return first_words(job.material.corpus) or "The "
 
 
 class PretrainJob:
@@ -103,9 +104,9 @@ class PretrainJob:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
         self.material = material = open_material(start, device)
         config, world = material.config, parallel.world_size()
-        tokens = material.shards.token_count("train")
-        if start.checkpoint is None or start.another_length:
-            parallel.by_first(lambda: check_epochs(recipe.train, tokens, recipe.data.source))
+        tokens = material.corpus.token_count("train")
+        if tokens is not None and (start.checkpoint is None or start.another_length):
+            parallel.by_first(lambda: check_epochs(recipe.train, tokens, recipe.data.named))
         planned = plan(recipe, config)
         recipe, spec = planned.recipe, planned.choices[-1].spec
         settings = recipe.train
@@ -115,17 +116,18 @@ class PretrainJob:
         )  # fmt: skip
         with waiting("loading   the model"):
             self.engine.load()
-        self.stream = PackedLoader(
-            material.shards, "train", settings.sequence_length, spec.microbatch, recipe.seed, parallel.rank(), world,
+        lanes = settings.rows if recipe.data.continue_documents else None
+        self.stream = RowLoader(
+            material.corpus.rows(settings.sequence_length, recipe.seed, lanes), spec.microbatch, parallel.rank(), world,
             recipe.data.separate_documents, recipe.data.prefetch, material.external.get("train"),
-            settings.rows if recipe.data.continue_documents else None,
         )  # fmt: skip
         if settings.stages:
             cut(self.stream, settings.portions[start.state.stage])
         steps = settings.planned_steps
         portion = f"{settings.batch_tokens:,} tokens" if not settings.stages else "several sizes"
+        text = recipe.data.named + told(epochs(recipe.train, tokens))
         header = [
-            *model_and_data(config, recipe.data.source + told(epochs(recipe.train, tokens)), material.shards),
+            *model_and_data(config, text, material.corpus, self.stream.rows),
             *common_header(recipe, planned.prediction, length_line(recipe, steps, portion), start.state),
             *planned.lines(),
         ]
@@ -148,16 +150,16 @@ class PretrainJob:
             banks.read(start.checkpoint)
         self.engine.banks = banks
 
-        def held_out(tokens: int | None) -> SequentialPass:
-            return SequentialPass(
-                material.shards, "validation", settings.sequence_length, settings.microbatch,
-                recipe.data.separate_documents, tokens, rank, world, material.external.get("validation"),
+        def held_out(tokens: int | None) -> HeldOutPass:
+            return material.corpus.held_out(
+                settings.sequence_length, settings.microbatch, recipe.data.separate_documents, tokens, rank, world,
+                material.external.get("validation"),
             )  # fmt: skip
 
         dtypes = saved_dtypes(recipe.precision, material.origin)
 
         def write(folder: Path) -> None:
-            write_trained(decoder, folder, material.shards.tokenizer, None, dtypes)
+            write_trained(decoder, folder, material.corpus.tokenizer, None, dtypes)
             if banks is not None:
                 banks.write(folder)
 

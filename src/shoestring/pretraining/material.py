@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from shoestring.core.errors import ConfigError, DataError
+from shoestring.data.corpus import Corpus
 from shoestring.data.loader import ExternalVectors
-from shoestring.data.shards import ShardFolder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, read_config
 from shoestring.pretraining.config import InitFrom, PretrainRecipe
-from shoestring.pretraining.dataset import external_vectors, open_dataset
+from shoestring.pretraining.dataset import external_vectors, open_corpus
 from shoestring.pretraining.staged import last_model
 from shoestring.pretraining.stages_config import stage_model
 from shoestring.train.exact_weights import load_trained
@@ -35,7 +35,7 @@ class Material:
     """
 
     config: ModelConfig
-    shards: ShardFolder
+    corpus: Corpus
     external: dict[str, ExternalVectors]
     make: Callable[[], Decoder]
     origin: Path | None
@@ -43,7 +43,7 @@ class Material:
     @property
     def digest(self) -> str:
         """Of the text, by which a run that goes on knows it again."""
-        return self.shards.index["sha256"]
+        return self.corpus.digest
 
 
 def open_material(start: Start, device: torch.device) -> Material:
@@ -54,11 +54,11 @@ def open_material(start: Start, device: torch.device) -> Material:
         source = find_once(recipe.model.init)
         tokenizer = Tokenizer.load(source)
         folder = folder or source
-    shards = open_dataset(recipe.data, tokenizer, say)
-    if start.checkpoint is not None and start.state.data.get("shards") != shards.index["sha256"]:
+    corpus = open_corpus(recipe.data, tokenizer, say)
+    if start.checkpoint is not None and start.state.data.get("shards") != corpus.digest:
         raise DataError(
             "the text or its preparation has changed since this run began",
-            recipe.data.source,
+            recipe.data.named,
             "continue from its model with --model.init instead",
         )
     if folder is None:
@@ -68,7 +68,7 @@ def open_material(start: Start, device: torch.device) -> Material:
         config = read_config(folder)
         if start.checkpoint is not None:
             config = last_model(recipe, config, start.state)
-    _check_sizes(recipe, config, shards)
+    _check_sizes(recipe, config, corpus)
 
     def make() -> Decoder:
         if folder is None:
@@ -78,14 +78,14 @@ def open_material(start: Start, device: torch.device) -> Material:
             return load_trained(folder, device)
         return load_model(folder, device=device, dtype=torch.float32)
 
-    return Material(config, shards, external_vectors(config, shards, say), make, folder)
+    return Material(config, corpus, external_vectors(config, corpus, say), make, folder)
 
 
-def _check_sizes(recipe: PretrainRecipe, config: ModelConfig, shards: ShardFolder) -> None:
-    if shards.vocabulary_size > config.vocabulary:
+def _check_sizes(recipe: PretrainRecipe, config: ModelConfig, corpus: Corpus) -> None:
+    if corpus.vocabulary_size > config.vocabulary:
         raise ConfigError(
-            f"the tokenizer has {shards.vocabulary_size:,} ids and the model rows for {config.vocabulary:,}",
-            hint=f"set model.vocabulary to at least {shards.vocabulary_size}, or data.tokenizer.vocabulary to"
+            f"the tokenizer has {corpus.vocabulary_size:,} ids and the model rows for {config.vocabulary:,}",
+            hint=f"set model.vocabulary to at least {corpus.vocabulary_size}, or data.tokenizer.vocabulary to"
             f" {config.vocabulary}",
         )
     if recipe.train.sequence_length > config.context:

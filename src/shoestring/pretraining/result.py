@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoestring.core.units import format_bytes, format_count
-from shoestring.data.shards import ShardFolder
+from shoestring.data.corpus import Corpus
+from shoestring.data.rows.best_fit import BestFit
+from shoestring.data.rows.row import Rows
 from shoestring.models.config import ModelConfig
 from shoestring.nn.config import GQAConfig
 from shoestring.train.result import RunResult
@@ -52,14 +54,18 @@ class PretrainResult(RunResult):
         return "\n".join(lines)
 
 
-def model_and_data(config: ModelConfig, source: str, shards: ShardFolder) -> list[str]:
+def model_and_data(config: ModelConfig, source: str, corpus: Corpus, rows: Rows) -> list[str]:
     """Their lines of the header."""
     attention = config.attention
     heads = f"{attention.heads}/{attention.kv_heads}" if isinstance(attention, GQAConfig) else f"{attention.heads}"
     shape = f"{config.layers} layers × {config.width}, {attention.kind.upper()} {heads}"
     size = format_count(config.parameter_count())
-    train, held_out = (format_count(shards.token_count(split)) for split in ("train", "validation"))
+    counts = [corpus.token_count(split) for split in ("train", "validation")]
+    packing = f"; rows of whole documents, {rows.padding():.1%} padding" if isinstance(rows, BestFit) else ""
+    text = "tokenized on the fly"
+    if counts[0] is not None and counts[1] is not None:
+        text = f"{format_count(counts[0])} tokens train, {format_count(counts[1])} held out"
     return [
         f"model     {size} parameters, {shape}, vocabulary {config.vocabulary:,}",
-        f"data      {source}: {train} tokens train, {held_out} held out",
+        f"data      {source}: {text}{packing}",
     ]

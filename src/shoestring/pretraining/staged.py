@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.units import counted
-from shoestring.data.loader import PackedLoader
+from shoestring.data.loader import RowLoader
 from shoestring.models.config import ModelConfig
 from shoestring.plan.choose import Choice, usual_microbatch
 from shoestring.plan.shapes import EngineName, JobShape, Options, Prediction
@@ -124,7 +124,7 @@ def last_model(recipe: PretrainRecipe, config: ModelConfig, state: TrainerState)
     return stage_model(config, recipe.model.layers)
 
 
-def stages(planned: Planned, stream: PackedLoader, engine: ResidentEngine) -> Stages | None:
+def stages(planned: Planned, stream: RowLoader, engine: ResidentEngine) -> Stages | None:
     """What the loop takes; None for a run of one stage."""
     portions, models, world = planned.portions, planned.models, parallel.world_size()
     if len(portions) == 1:
@@ -147,7 +147,7 @@ def stages(planned: Planned, stream: PackedLoader, engine: ResidentEngine) -> St
     return Stages(tuple(every), planned.recipe.train.stage_ends, enter)
 
 
-def cut(stream: PackedLoader, portion: Portion) -> None:
+def cut(stream: RowLoader, portion: Portion) -> None:
     """Rows as this stage has them."""
     assert portion.microbatch is not None
     stream.cut(portion.sequence_length, portion.rows, portion.microbatch)

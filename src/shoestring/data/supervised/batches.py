@@ -1,13 +1,13 @@
 """Batches of supervised examples, as an endless stream with exact resume, and as one pass for measuring.
 
 An epoch's samples stand in an order that (seed, epoch) decide. A sample is one row: several examples (packed) or
-one (padded, flat). A batch takes the next samples of that order, so that (seed, epoch, next_sample) is all the
-state there is, and any number of ranks and any microbatch goes on where others stopped.
+one (padded, flat); grouped, a sample is a whole batch. A batch takes the next samples of that order, so that (seed,
+epoch, next_sample) is all the state there is, and any number of ranks and any microbatch goes on where others stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ import torch
 from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED, PADDING_SEGMENT, Batch
 from shoestring.data.external import External
-from shoestring.data.loader import permutation, resumed_sample
+from shoestring.data.order import permutation
 from shoestring.data.supervised.config import Layout
 from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.data.supervised.packing import best_fit_decreasing
 
+_MOST = 2**31  # epochs, and samples of one
 _GROUP = 16  # samples of an optimizer step when none is given
 _WINDOW = 32  # groups among which examples of like length are brought together
 _OTHER_SHUFFLE = 2**32  # added to the epoch, so that rows are not shuffled as their examples were
@@ -32,9 +33,9 @@ class SupervisedStream:
 
     group: samples of one optimizer step over all ranks. layout "packed": examples share rows of
     sequence_length; "padded": one in a row, groups made of like lengths, rows padded to the longest of the batch;
-    "flat": like padded, but a batch's examples stand end to end in one row [1, T]. longest_first: the first group
-    is the one that needs most memory. Row b of rank r is sample `next_sample + b * world + r`. Raises DataError
-    when the split is empty.
+    "flat": like padded, but a batch's examples stand end to end in one row [1, T]; "grouped": like padded, but a batch
+    has as many rows as fit into rows · sequence_length tokens. longest_first: the first group is the one that needs
+    most memory. Row b of rank r is sample `next_sample + b * world + r`. Raises DataError when the split is empty.
     """
 
     def __init__(
@@ -59,30 +60,34 @@ class SupervisedStream:
             raise DataError(f"the {split} split has no examples", dataset.source, "use more data, or data.validation")
         longest = int(dataset.lengths[self._examples].max())
         self._length = max(sequence_length or dataset.sequence_length or longest, longest)
-        self._split = split
+        self._split, self._budget = split, rows * padded_length(self._length)
         self._epochs: dict[int, list[list[int]]] = {}
-        self.samples_per_epoch = len(self._epoch(0))
-        self._next = 0  # the next sample, counted over all epochs
+        self.samples_per_epoch = len(self._epoch(0))  # grouped, other epochs may have a few more or less
+        self._next = 0, 0  # epoch, and the next sample of it
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         samples = []
-        for row in range(self._rows):
-            epoch, sample = divmod(self._next + row * self._world + self._rank, self.samples_per_epoch)
+        taken = 1 if self._layout == "grouped" else self._rows
+        for row in range(taken):
+            epoch, sample = self._after(row * self._world + self._rank)
             samples.append(self._epoch(epoch)[sample])
-        self._next += self._rows * self._world
+        self._next = self._after(taken * self._world)
+        if self._layout == "grouped":
+            return to_batch(self._dataset, [[example] for example in samples[0]])
         return to_batch(self._dataset, _flattened(samples) if self._layout == "flat" else samples)
 
     @property
     def epoch(self) -> float:
         """Passes over the data that the batches taken amount to."""
-        return self._next / self.samples_per_epoch
+        epoch, sample = self._next
+        return epoch + sample / len(self._epoch(epoch))
 
     def state(self) -> dict[str, Any]:
         """JSON: where the next batch begins."""
-        epoch, sample = divmod(self._next, self.samples_per_epoch)
+        epoch, sample = self._next
         return {"epoch": epoch, "next_sample": sample, **self._identity()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -96,7 +101,15 @@ class SupervisedStream:
                     f"the stream to resume has {key} {state.get(key)}, this one {own}",
                     hint="resume with the data and settings of the run",
                 )
-        self._next = resumed_sample(state, self.samples_per_epoch)
+        self._next = resumed_place(state, lambda epoch: len(self._epoch(epoch)))
+
+    def _after(self, samples: int) -> tuple[int, int]:
+        """The place of a sample that comes so many later than the next one."""
+        epoch, sample = self._next
+        sample += samples
+        while sample >= (count := len(self._epoch(epoch))):
+            epoch, sample = epoch + 1, sample - count
+        return epoch, sample
 
     def _identity(self) -> dict[str, Any]:
         """All that decides the order of samples."""
@@ -108,6 +121,7 @@ class SupervisedStream:
             "longest_first": self._longest_first,
             "split": self._split,
             "data": self._dataset.fingerprint,
+            **({"budget": self._budget} if self._layout == "grouped" else {}),
         }
 
     def _epoch(self, epoch: int) -> list[list[int]]:
@@ -128,6 +142,12 @@ class SupervisedStream:
                 fullest = np.argsort(-sizes, kind="stable")[: self._group]
                 order = np.concatenate([order[fullest], np.delete(order, fullest)])
             samples = [rows[n] for n in order]
+        elif self._layout == "grouped":
+            samples = _within(lengths, _like_lengths(lengths, shuffled, _WINDOW * self._group), self._budget)
+            samples = [samples[n] for n in permutation(self._seed, epoch + _OTHER_SHUFFLE, len(samples))]
+            if self._longest_first and epoch == 0:
+                areas = [len(sample) * padded_length(int(lengths[sample[0]])) for sample in samples]
+                samples.insert(0, samples.pop(int(np.argmax(areas))))
         else:
             groups = _like_lengths(lengths, shuffled, self._group)
             whole = len(lengths) // self._group  # a last, smaller group stays last, or it would shift all others
@@ -203,9 +223,7 @@ def row_sizes(dataset: SupervisedDataset, layout: Layout, sequence_length: int) 
     return {(int(lengths[row].sum()), len(row)) for row in rows}
 
 
-def to_batch(
-    dataset: SupervisedDataset, rows: Sequence[Sequence[int]], external: External | None = None
-) -> Batch:
+def to_batch(dataset: SupervisedDataset, rows: Sequence[Sequence[int]], external: External | None = None) -> Batch:
     """Each row's examples one after another -> Batch [rows, T], T the longest row, padded.
 
     An example is its own segment, and its positions begin at 0; it needs `dataset.lengths` inputs.
@@ -241,6 +259,30 @@ def _like_lengths(lengths: np.ndarray, shuffled: np.ndarray, group: int) -> list
         window = window[np.argsort(-lengths[window], kind="stable")]
         groups += [window[n : n + group] for n in range(0, len(window), group)]
     return groups
+
+
+def _within(lengths: np.ndarray, windows: list[np.ndarray], budget: int) -> list[list[int]]:
+    """Batches of neighbours in windows that are sorted, longest first, as large as `budget` tokens allow, padding
+    included; one example at least."""
+    batches: list[list[int]] = []
+    for window in windows:
+        batches.append([])
+        for n in window.tolist():
+            batch = batches[-1]
+            if batch and (len(batch) + 1) * padded_length(int(lengths[batch[0]])) > budget:
+                batches.append(batch := [])
+            batch.append(n)
+    return batches
+
+
+def resumed_place(state: dict[str, Any], samples: Callable[[int], int]) -> tuple[int, int]:
+    """(epoch, sample) of a stream's state. samples: how many an epoch has. Raises DataError for no such place."""
+    epoch, sample = (
+        n if type(n) is int and 0 <= n < _MOST else -1 for n in (state.get("epoch"), state.get("next_sample"))
+    )
+    if epoch < 0 or not 0 <= sample < samples(epoch):
+        raise DataError("the stream to resume says no place in its data", hint="remove this checkpoint folder")
+    return epoch, sample
 
 
 def _flattened(samples: list[list[int]]) -> list[list[int]]:

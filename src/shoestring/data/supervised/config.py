@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from shoestring.core.config import Config
 
@@ -20,16 +20,31 @@ COLUMNS = (
 )  # fmt: skip
 Supervise = Literal["assistant", "last", "all"]
 OnBadLine = Literal["stop", "skip"]
-Layout = Literal["packed", "padded", "flat"]
+Layout = Literal["packed", "padded", "flat", "grouped"]
+
+
+class ExamplesConfig(Config):
+    """Some of the examples of a mixture."""
+
+    source: str = Field(min_length=1, description="as data.source")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="share of the tokens of an epoch, in any unit")
+    format: Format = Field("auto", description="as data.format")
+    columns: dict[str, str] = Field({}, description="as data.columns")
 
 
 class SupervisedDataConfig(Config):
     """Built by `supervise.build_dataset` and, from `layout` on, by `batches`."""
 
-    source: str = Field(
+    source: str | None = Field(
+        None,
         min_length=1,
-        description="a .jsonl(.gz, .zst), .json, .csv, .tsv or .parquet file, a folder of them, hf:OWNER/NAME,"
-        " or exercises:KIND, made on the spot (`shoestring data make`)",
+        description="a .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, a folder or a glob of them, alpaca,"
+        " gsm8k, hf:OWNER/NAME, or exercises:KIND, made on the spot (`shoestring data make`)",
+    )
+    mixture: tuple[ExamplesConfig, ...] = Field(
+        (),
+        description="several sources instead of one: [{source: sums/, weight: 1}, {source: chat.jsonl, weight: 3}]; an"
+        " epoch has every example, those of sources with more weight several times",
     )
     format: Format = Field("auto", description="auto: told from the first rows")
     columns: dict[str, str] = Field(
@@ -59,11 +74,32 @@ class SupervisedDataConfig(Config):
     layout: Layout = Field(
         "packed",
         description="packed: several examples in a row, apart from each other; padded: one in a row;"
-        " flat: a whole microbatch end to end in one row",
+        " flat: a whole microbatch end to end in one row; grouped: one in a row, of like lengths, as many as fit into"
+        " the tokens of a microbatch",
     )
     longest_first: bool = Field(
         True, description="the largest batch comes first, so that memory runs out at once or not at all"
     )
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> SupervisedDataConfig:
+        if bool(self.mixture) == (self.source is not None):
+            raise ValueError("give either data.source or data.mixture, and null for the other")
+        if self.mixture and (self.format != "auto" or self.columns):
+            raise ValueError("format and columns stand beside each source of data.mixture")
+        return self
+
+    @property
+    def parts(self) -> tuple[ExamplesConfig, ...]:
+        """What is read: the mixture, or the one source."""
+        if self.source is None:
+            return self.mixture
+        return (ExamplesConfig(source=self.source, format=self.format, columns=self.columns),)
+
+    @property
+    def named(self) -> str:
+        """What is read, for a person."""
+        return " + ".join(part.source for part in self.parts)
 
     @field_validator("date")
     @classmethod

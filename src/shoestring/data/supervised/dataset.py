@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from shoestring.data.order import permutation
 from shoestring.data.sources import Skipped
 from shoestring.data.tokenizer import Tokenizer
 
@@ -49,6 +50,7 @@ class SupervisedDataset:
 
     sequence_length: no example is longer. where: "file:line" of each example. columns: fields of the form that have
     other names in the rows. notes: sentences on what a person should know: fields that are not read, and the like.
+    repeats: int64 [examples], how often each comes in an epoch, where sources have weights.
     """
 
     source: str
@@ -64,6 +66,7 @@ class SupervisedDataset:
     skipped: Skipped
     columns: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    repeats: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -74,9 +77,11 @@ class SupervisedDataset:
         return self.tokens[begin:end].astype(np.int64), self.supervised[begin:end]
 
     def indices(self, split: str) -> np.ndarray:
-        """Of the examples of "train" or "validation", in the order of the source."""
+        """Of the examples of "train" or "validation", in the order of the source; to train on, as often as they
+        come."""
         assert split in ("train", "validation")
-        return np.flatnonzero(self.held_out == (split == "validation"))
+        found = np.flatnonzero(self.held_out == (split == "validation"))
+        return found if self.repeats is None or split == "validation" else np.repeat(found, self.repeats[found])
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -91,7 +96,8 @@ class SupervisedDataset:
     def fingerprint(self) -> str:
         """SHA-256 of the ids, the mask and the split."""
         digest = hashlib.sha256(json.dumps([len(self), str(self.tokens.dtype)]).encode())
-        for part in (self.tokens, self.supervised, self.starts, self.held_out):
+        repeats = () if self.repeats is None else (self.repeats,)
+        for part in (self.tokens, self.supervised, self.starts, self.held_out, *repeats):
             digest.update(np.ascontiguousarray(part).view(np.uint8).data)
         return digest.hexdigest()
 
@@ -123,6 +129,7 @@ class DatasetBuilder:
         self._hashes: list[float] = []
         self._held_out: list[bool] = []
         self._where: list[str] = []
+        self._part: list[int] = []
         self._longest = self._truncated = 0
 
     def add(
@@ -133,14 +140,16 @@ class DatasetBuilder:
         where: str,
         fraction: float = 1.0,
         held_out: bool = False,
+        part: int = 0,
     ) -> None:
-        """fraction: the hash in [0, 1) that `split` goes by."""
+        """fraction: the hash in [0, 1) that `split` goes by. part: of a mixture."""
         self._tokens.frombytes(ids.astype(np.int32).tobytes())
         self._supervised += supervised.astype(np.uint8).tobytes()
         self._starts.append(len(self._tokens))
         self._hashes.append(fraction)
         self._held_out.append(held_out)
         self._where.append(where)
+        self._part.append(part)
         self._longest = max(self._longest, full_length)
         self._truncated += full_length > len(ids)
 
@@ -152,7 +161,10 @@ class DatasetBuilder:
         border = min(max(share, np.nextafter(distinct[0], 1)), distinct[-1])
         self._held_out = [fraction < border for fraction in self._hashes]
 
-    def build(self, skipped: Skipped, notes: tuple[str, ...] = ()) -> SupervisedDataset:
+    def build(
+        self, skipped: Skipped, notes: tuple[str, ...] = (), weights: tuple[float, ...] = (1.0,)
+    ) -> SupervisedDataset:
+        """weights: of the parts."""
         tokens = np.frombuffer(self._tokens, np.int32) if self._tokens else np.zeros(0, np.int32)
         supervised = np.frombuffer(bytes(self._supervised), bool)
         held_out = np.array(self._held_out, bool)
@@ -172,5 +184,29 @@ class DatasetBuilder:
         starts = np.array(self._starts, np.int64)
         return SupervisedDataset(
             source, form, tokenizer, length, tokens, supervised, starts, held_out, self._where, counts, skipped,
-            self._columns, notes,
+            self._columns, notes, _repeats(np.array(self._part), np.diff(starts), ~held_out, weights),
         )  # fmt: skip
+
+
+def _repeats(
+    part: np.ndarray, lengths: np.ndarray, trained: np.ndarray, weights: tuple[float, ...]
+) -> np.ndarray | None:
+    """How often each example comes in an epoch, so that parts have their shares of the tokens trained on; at least
+    once.
+
+    What is left of a part's share after whole turns goes to some of its examples, chosen by hash, always the same ones.
+    """
+    if len(weights) == 1:
+        return None
+    tokens = [int(lengths[trained & (part == n)].sum()) for n in range(len(weights))]
+    turns = [weight / max(count, 1) for weight, count in zip(weights, tokens, strict=True)]
+    least = min(turn for turn, count in zip(turns, tokens, strict=True) if count) if any(tokens) else 1.0
+    repeats = np.ones(len(part), np.int64)
+    for number, count in enumerate(tokens):
+        own = np.flatnonzero(trained & (part == number))
+        whole, rest = divmod(turns[number] / least, 1)
+        repeats[own] = int(whole)
+        chosen = own[permutation(number, 0, len(own))]
+        more = int(np.searchsorted(np.cumsum(lengths[chosen]), rest * count))
+        repeats[chosen[:more]] += 1
+    return repeats

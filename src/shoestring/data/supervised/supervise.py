@@ -93,21 +93,29 @@ def build_dataset(
         config = SupervisedDataConfig.model_validate({"source": named, **settings})
     length = sequence_length or side.context
     supervisor = Supervisor(side, config)
-    rows = config.source if isinstance(data, (str, Path, SupervisedDataConfig)) else data
-    source = ExampleSource(rows, config.format, config.on_bad_line, say, config.columns)
+    given = None if isinstance(data, (str, Path, SupervisedDataConfig)) else data
+    sources = [
+        ExampleSource(part.source if given is None else given, part.format, config.on_bad_line, say, part.columns)
+        for part in config.parts
+    ]
+    forms = " + ".join(dict.fromkeys(source.form for source in sources))
+    columns = {name: own for source in sources for name, own in source.columns.items()}
     share = 0.0 if config.validation_source else config.validation
-    builder = DatasetBuilder(config.source, source.form, supervisor.tokenizer, side.stop_ids, length, source.columns)
+    builder = DatasetBuilder(config.named, forms, supervisor.tokenizer, side.stop_ids, length, columns)
     skipped = Skipped()
     unused: Counter[str] = Counter()
-    for example, learned in supervisor.run(source.examples(skipped), length, skipped):
-        unused.update(example.unused)
-        builder.add(learned.ids, learned.supervised, learned.full_length, example.where, fraction(example.question()))
+    for part, source in enumerate(sources):
+        for example, learned in supervisor.run(source.examples(skipped), length, skipped):
+            unused.update(example.unused)
+            at = fraction(example.question())
+            builder.add(learned.ids, learned.supervised, learned.full_length, example.where, at, part=part)
     builder.split(share)
     if config.validation_source:
         held_out = ExampleSource(config.validation_source, config.format, config.on_bad_line, say, config.columns)
         for example, learned in supervisor.run(held_out.examples(skipped), length, skipped):
             builder.add(learned.ids, learned.supervised, learned.full_length, example.where, held_out=True)
-    dataset = builder.build(skipped, (*_not_used(unused), *supervisor.remarks.sentences()))
+    notes = (*_not_used(unused), *supervisor.remarks.sentences())
+    dataset = builder.build(skipped, notes, tuple(part.weight for part in config.parts))
     _check(dataset, config, supervisor)
     return dataset
 
@@ -320,22 +328,22 @@ def _check(dataset: SupervisedDataset, config: SupervisedDataConfig, supervisor:
         if supervisor.cut_away and supervisor.cut_away == sum(dataset.skipped.counts.values()):
             raise AllTruncated(
                 f"every example is cut before anything to learn{left_out}",
-                config.source,
+                config.named,
                 "use a longer train.sequence_length",
             )
-        raise NothingSupervised(f"no example is left to learn from{left_out}", config.source)
+        raise NothingSupervised(f"no example is left to learn from{left_out}", config.named)
     if counts.stops:
         return
     if supervisor.ended and counts.truncated:
         raise AllTruncated(
             f"all {counts.truncated:,} examples are cut before their end, so that the model would never learn to stop",
-            config.source,
+            config.named,
             "use a longer train.sequence_length",
         )
     names = ", ".join(supervisor.tokenizer.decode([i], skip_specials=False) for i in sorted(supervisor.side.stop_ids))
     raise StopNeverSupervised(
         f"no answer ends with a stop token ({names or 'this tokenizer has none'}): the model would never learn to stop",
-        config.source,
+        config.named,
         "the chat template or eos_token in tokenizer_config.json is wrong for this model",
     )
 

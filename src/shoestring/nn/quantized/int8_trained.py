@@ -4,7 +4,8 @@ y ≈ x·Wᵀ: rows of x and rows of W are rounded to int8 for the product alone
 largest columns of x apart. g·W: the scales of W's rows lie where g is summed, so they go into g, whose rows are rounded
 up or down by chance: right in the mean (tests repeat it), as gradients must be. gᵀ·x stays a product of floats. W is
 rounded once a step. A trained head's products are the same, but that a gradient's largest number, the label's, stays a
-float. Within a run's noise of float32 at 5M parameters and 1,000 steps; larger ones are an open question.
+float. Linears alone are within a run's noise of float32 at 5M parameters and 1,000 steps, with the head within 0.1% of
+its loss over 200 steps of a small model; larger ones are an open question.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""From documents to token shards: read, encoded on all cores, judged in their order, written."""
