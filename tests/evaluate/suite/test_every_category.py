@@ -1,5 +1,6 @@
 """Four controls for each category: a perfect oracle, an echo, constant answers, and what is written at random."""
 
+import functools
 import random
 
 import pytest
@@ -16,8 +17,13 @@ CONSTANTS = ("Yes", "No", "0", "1", "7", "42", "I do not know.", "the", "Paris",
 every = pytest.mark.parametrize("category", CATEGORIES, ids=[category.name for category in CATEGORIES])
 
 
+@functools.cache
+def asked_of(category, side):
+    return questions(category, side)
+
+
 def share(category, said, side="held-out"):
-    asked = questions(category, side)
+    asked = asked_of(category, side)
     return sum(question.right(Reply(said(question))) for question in asked) / len(asked)
 
 
@@ -56,7 +62,7 @@ def test_an_echo_has_next_to_nothing_right(category):
 
 @every
 def test_a_constant_answer_is_no_better_than_chance(category):
-    asked = questions(category, "held-out")
+    asked = asked_of(category, "held-out")
     replies = {*CONSTANTS, *(question.answer for question in asked[:5])}
     best = max(share(category, lambda question, said=said: said) for said in replies)
     assert best <= max(category.chance, 1 / ITEMS) + 1e-9
@@ -72,7 +78,7 @@ def test_words_at_random_are_at_chance_at_most(category):
 
 @every
 def test_sides_are_apart_and_the_same_again(category):
-    development, held_out = (questions(category, side) for side in SIDES)
+    development, held_out = (asked_of(category, side) for side in SIDES)
     assert not {question.problem for question in development} & {question.problem for question in held_out}
     assert [q.messages for q in held_out] == [q.messages for q in questions(category, "held-out")]
     assert [q.messages for q in held_out] != [q.messages for q in questions(category, "held-out", seed=2)]

@@ -13,7 +13,7 @@ def test_an_interval_ends_where_the_score_test_does(right, of):
     """Its ends are the shares p at which (right/of − p) is 1.96 standard errors, √(p(1 − p)/of)."""
     low, high = wilson(right, of)
     for end in (low, high):
-        if 0 < end < 1:
+        if 1e-9 < end < 1 - 1e-9:
             error = math.sqrt(end * (1 - end) / of)
             assert abs(right / of - end) / error == pytest.approx(1.959964, rel=1e-5)
     assert 0 <= low <= right / of <= high <= 1

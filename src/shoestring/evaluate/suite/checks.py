@@ -36,7 +36,7 @@ def exactly(wanted: str) -> Check:
 
 def says(*wanted: str) -> Check:
     """The answer alone, or a sentence with one of its wordings as whole words."""
-    patterns = [re.compile(rf"(?<!\w){re.escape(plain(one))}(?!\w)") for one in wanted]
+    patterns = [re.compile(rf"(?<![\w-]){re.escape(plain(one))}(?![\w-]|\.\d)") for one in wanted]
     return lambda reply: any(pattern.search(plain(reply.text)) for pattern in patterns)
 
 

@@ -15,7 +15,7 @@ def wilson(right: int, of: int) -> tuple[float, float]:
     share, z2 = right / of, _Z * _Z
     middle = (share + z2 / (2 * of)) / (1 + z2 / of)
     half = _Z / (1 + z2 / of) * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    return max(middle - half, 0.0) if right else 0.0, min(middle + half, 1.0) if right < of else 1.0
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -59,58 +59,74 @@ def _structure(rng: random.Random) -> Question:
     return ask(f"function {name} {arguments}", text, answer, checks.defines(name, arguments), max_tokens=128)
 
 
-# name, arguments, what it is to do, a right body, tests as (arguments, result)
+# name, arguments, what it is to do ({k}: a number), a right body, arguments of calls that are tried
 _TASKS = (
-    ("add", "a, b", "returns the sum of two numbers", "return a + b", (("2, 3", 5), ("-1, 1", 0))),
-    ("is_even", "n", "returns True if a whole number is even and False if not", "return n % 2 == 0", (("4", True), ("7", False))),
-    ("largest", "items", "returns the largest number of a list", "return max(items)", (("[3, 9, 2]", 9), ("[-5, -2]", -2))),
-    ("reverse", "text", "returns a string turned round", "return text[::-1]", (("'abc'", "cba"), ("''", ""))),
+    ("add", "a, b", "returns the sum of two numbers", "return a + b", ("2, 3", "-1, 1")),
+    ("is_even", "n", "returns True if a whole number is even and False if not", "return n % 2 == 0", ("4", "7")),
+    ("largest", "items", "returns the largest number of a list", "return max(items)", ("[3, 9, 2]", "[-5, -2]")),
+    ("reverse", "text", "returns a string turned round", "return text[::-1]", ("'abc'", "''")),
     ("count_vowels", "text", "returns how many of the letters a, e, i, o, u a lower-case string has",
-     "return sum(c in 'aeiou' for c in text)", (("'banana'", 3), ("'xyz'", 0))),
-    ("square", "n", "returns the square of a number", "return n * n", (("5", 25), ("-3", 9))),
-    ("double_all", "items", "returns a list with every number doubled", "return [2 * n for n in items]", (("[1, 2]", [2, 4]), ("[]", []))),
-    ("average", "items", "returns the mean of a list of numbers", "return sum(items) / len(items)", (("[2, 4]", 3.0), ("[5]", 5.0))),
-    ("first_word", "text", "returns the first word of a sentence", "return text.split()[0]", (("'red green blue'", "red"), ("'one'", "one"))),
+     "return sum(c in 'aeiou' for c in text)", ("'banana'", "'xyz'")),
+    ("square", "n", "returns the square of a number", "return n * n", ("5", "-3")),
+    ("average", "items", "returns the mean of a list of numbers", "return sum(items) / len(items)", ("[2, 4]", "[5]")),
+    ("first_word", "text", "returns the first word of a sentence", "return text.split()[0]", ("'red green blue'", "'one'")),
     ("is_palindrome", "text", "returns whether a string reads the same backwards", "return text == text[::-1]",
-     (("'level'", True), ("'abc'", False))),
+     ("'level'", "'abc'")),
     ("factorial", "n", "returns the product of the whole numbers from 1 to n, 1 for 0",
-     "result = 1\n    for k in range(2, n + 1):\n        result *= k\n    return result", (("5", 120), ("0", 1))),
-    ("sum_of_digits", "n", "returns the sum of the digits of a positive whole number", "return sum(map(int, str(n)))", (("123", 6), ("40", 4))),
+     "result = 1\n    for k in range(2, n + 1):\n        result *= k\n    return result", ("5", "0")),
+    ("sum_of_digits", "n", "returns the sum of the digits of a positive whole number", "return sum(map(int, str(n)))",
+     ("123", "40")),
     ("without_duplicates", "items", "returns a list with each value once, in the order of first appearance",
-     "return list(dict.fromkeys(items))", (("[1, 2, 1]", [1, 2]), ("[]", []))),
-    ("smallest_two", "items", "returns the two smallest numbers of a list, the smaller first", "return sorted(items)[:2]",
-     (("[5, 1, 4]", [1, 4]), ("[2, 3]", [2, 3]))),
-    ("to_upper", "text", "returns a string in capital letters", "return text.upper()", (("'abc'", "ABC"), ("'aB'", "AB"))),
-    ("count_words", "text", "returns how many words a sentence has", "return len(text.split())", (("'a b c'", 3), ("''", 0))),
-    ("is_prime", "n", "returns whether a whole number above 1 is prime", "return all(n % k for k in range(2, n))", (("7", True), ("9", False))),
-    ("longest_word", "words", "returns the longest string of a list", "return max(words, key=len)", (("['a', 'abc', 'ab']", "abc"), ("['x']", "x"))),
+     "return list(dict.fromkeys(items))", ("[1, 2, 1]", "[]")),
+    ("to_upper", "text", "returns a string in capital letters", "return text.upper()", ("'abc'", "'aB'")),
+    ("count_words", "text", "returns how many words a sentence has", "return len(text.split())", ("'a b c'", "''")),
+    ("is_prime", "n", "returns whether a whole number above 1 is prime", "return all(n % k for k in range(2, n))", ("7", "9")),
+    ("longest_word", "words", "returns the longest string of a list", "return max(words, key=len)",
+     ("['a', 'abc', 'ab']", "['x']")),
     ("fibonacci", "n", "returns the n-th Fibonacci number, the first two being 0 (n = 0) and 1 (n = 1)",
-     "a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a", (("6", 8), ("0", 0))),
-    ("celsius", "f", "turns degrees Fahrenheit into Celsius", "return (f - 32) * 5 / 9", (("212", 100.0), ("32", 0.0))),
-    ("evens", "items", "returns the even numbers of a list", "return [n for n in items if n % 2 == 0]", (("[1, 2, 4]", [2, 4]), ("[3]", []))),
-    ("last", "items", "returns the last item of a list", "return items[-1]", (("[1, 2, 3]", 3), ("['a']", "a"))),
-    ("repeat", "text, n", "returns a string repeated n times", "return text * n", (("'ab', 3", "ababab"), ("'x', 0", ""))),
+     "a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a", ("6", "0")),
+    ("celsius", "f", "turns degrees Fahrenheit into Celsius", "return (f - 32) * 5 / 9", ("212", "32")),
+    ("evens", "items", "returns the even numbers of a list", "return [n for n in items if n % 2 == 0]", ("[1, 2, 4]", "[3]")),
     ("clip", "n, low, high", "returns n, but low if it is below low and high if it is above high",
-     "return max(low, min(n, high))", (("5, 0, 3", 3), ("-1, 0, 3", 0), ("2, 0, 3", 2))),
+     "return max(low, min(n, high))", ("5, 0, 3", "-1, 0, 3", "2, 0, 3")),
     ("common", "a, b", "returns a sorted list of the values that are in both of two lists", "return sorted(set(a) & set(b))",
-     (("[1, 2, 3], [3, 1]", [1, 3]), ("[1], [2]", []))),
+     ("[1, 2, 3], [3, 1]", "[1], [2]")),
     ("initials", "name", "returns the first letters of the words of a name, as in 'AL' for 'Ada Lovelace'",
-     "return ''.join(word[0] for word in name.split())", (("'Ada Lovelace'", "AL"), ("'Bo'", "B"))),
+     "return ''.join(word[0] for word in name.split())", ("'Ada Lovelace'", "'Bo'")),
+    ("more", "n", "returns a number plus {k}", "return n + {k}", ("5", "-20")),
+    ("less", "n", "returns a number minus {k}", "return n - {k}", ("5", "0")),
+    ("times", "n", "returns {k} times a number", "return {k} * n", ("3", "-2")),
+    ("is_multiple", "n", "returns True if a whole number can be divided by {k} and False if not", "return n % {k} == 0",
+     ("{k}", "{k} * 7", "{k} * 7 + 1")),
+    ("remainder", "n", "returns what is left when a whole number is divided by {k}", "return n % {k}", ("100", "{k}")),
+    ("above", "items", "returns how many numbers of a list are greater than {k}", "return sum(n > {k} for n in items)",
+     ("[1, {k}, 40]", "[]")),
+    ("below", "items", "returns a list of the numbers of a list that are less than {k}", "return [n for n in items if n < {k}]",
+     ("[1, {k}, 40]", "[50]")),
+    ("multiples", "items", "returns a list with every number of a list multiplied by {k}", "return [{k} * n for n in items]",
+     ("[1, 2]", "[]")),
+    ("beginning", "text", "returns the first {k} characters of a string", "return text[:{k}]", ("'a long sentence'", "'ab'")),
+    ("ending", "text", "returns the last {k} characters of a string", "return text[-{k}:]", ("'a long sentence'", "'a longer sentence'")),
+    ("repeated", "text", "returns a string repeated {k} times", "return text * {k}", ("'ab'", "''")),
+    ("is_longer", "text", "returns whether a string has more than {k} characters", "return len(text) > {k}",
+     ("'a' * {k}", "'a' * {k} + 'b'")),
 )  # fmt: skip
 _ORDERS = ("Write a Python function `{call}` that {what}. Give only the code.", "Define `{call}` in Python: it {what}.",
            "I need a Python function `{call}` which {what}. Just the code, please.")  # fmt: skip
 
 
 def _tested(rng: random.Random) -> Question:
-    name, arguments, what, body, tests = rng.choice(_TASKS)
+    name, arguments, what, body, calls = rng.choice(_TASKS)
+    k = str(rng.randint(2, 12))
+    what, body, *tried = (text.replace("{k}", k) for text in (what, body, *calls))
     text = rng.choice(_ORDERS).format(call=f"{name}({arguments})", what=what)
-    lines = [f"assert {name}({given}) == {result!r}" for given, result in tests]
-    answer = f"```python\ndef {name}({arguments}):\n    {body}\n```"
+    right = f"def right({arguments}):\n    {body}\n"
+    tests = right + "\n".join(f"assert {name}({given}) == right({given})" for given in tried)
 
     def check(reply: Reply) -> bool:
-        return passes(checks.fenced(reply.text), "\n".join(lines))
+        return passes(checks.fenced(reply.text), tests)
 
-    return ask(f"program {name}", text, answer, check, max_tokens=160)
+    return ask(f"program {name} {what}", text, f"```python\ndef {name}({arguments}):\n    {body}\n```", check, max_tokens=128)
 
 
 CATEGORIES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from shoestring.evaluate.suite import checks
-from shoestring.evaluate.suite.categories.sequences import _WORDS as WORDS
+from shoestring.evaluate.suite.categories.sequences import WORDS
 from shoestring.evaluate.suite.question import Category, Question, Reply, ask
 
 _NAMES = ("Alma", "Boris", "Chloe", "Dmitri", "Esther", "Fatima", "Gustav", "Helga", "Ivan", "Judith", "Kofi", "Liv")

@@ -9,10 +9,10 @@ import random
 from collections.abc import Callable
 
 from shoestring.evaluate.suite import checks
-from shoestring.evaluate.suite.categories.sequences import _WORDS as WORDS
+from shoestring.evaluate.suite.categories.sequences import WORDS
 from shoestring.evaluate.suite.question import Category, Check, Question, ask
 
-_TOPICS = ("rain", "bread", "trains", "the sea", "winter", "music", "gardens", "letters", "bridges", "tea", "mountains", "school")
+_TOPICS = ("rain", "bread", "trains", "the sea", "snow", "music", "gardens", "letters", "bridges", "tea", "mountains", "school")
 
 
 def _about(rng: random.Random) -> tuple[str, str]:
@@ -22,7 +22,7 @@ def _about(rng: random.Random) -> tuple[str, str]:
 def _question(kind: str, topic: str, word: str, text: str, answer: str, *more: Check) -> Question:
     """The word is wanted in every one of them."""
     check = checks.all_of(checks.with_words(word), *more)
-    return ask(f"instruction {kind} {topic} {word}", text, answer, check, max_tokens=96)
+    return ask(f"instruction {kind} {topic} {word}", text, answer, check, result=word, max_tokens=96)
 
 
 def _length(rng: random.Random) -> Question:

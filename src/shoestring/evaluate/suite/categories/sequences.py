@@ -10,9 +10,15 @@ from shoestring.evaluate.suite import checks
 from shoestring.evaluate.suite.question import Category, Question, ask
 
 _NEXT = ("What comes next: {}?", "Continue the sequence with one more item: {}", "Which item follows? {}, ...")
-_WORDS = (
-    "amber", "basket", "cloud", "dragon", "ember", "falcon", "garlic", "harbor", "island", "jacket", "kernel", "lantern",
-    "mirror", "needle", "orchid", "pepper", "quarry", "ribbon", "saddle", "tunnel", "umbrella", "velvet", "willow", "zebra",
+WORDS = (
+    "amber", "anchor", "basket", "beacon", "blanket", "bottle", "bucket", "button", "candle", "canyon", "carpet", "castle",
+    "cellar", "cloud", "cotton", "cradle", "curtain", "desert", "dragon", "drawer", "ember", "engine", "fabric", "falcon",
+    "feather", "forest", "fountain", "garlic", "glacier", "hammer", "harbor", "harvest", "helmet", "insect", "island", "ivory",
+    "jacket", "journal", "kernel", "kettle", "ladder", "lantern", "leather", "lizard", "magnet", "marble", "meadow", "mirror",
+    "mitten", "napkin", "needle", "nephew", "oatmeal", "orchid", "oyster", "parcel", "pebble", "pepper", "pillow", "planet",
+    "pocket", "quarry", "rabbit", "ribbon", "rocket", "saddle", "sailor", "shadow", "silver", "spider", "stable", "sugar",
+    "temple", "thunder", "ticket", "timber", "tunnel", "turnip", "umbrella", "uncle", "valley", "velvet", "violin", "walnut",
+    "whistle", "willow", "window", "winter", "yogurt", "zebra",
 )  # fmt: skip
 
 
@@ -46,7 +52,7 @@ def _letters(rng: random.Random) -> Question:
 
 
 def _repeats(rng: random.Random) -> Question:
-    unit = rng.sample(_WORDS, rng.randint(2, 4))
+    unit = rng.sample(WORDS, rng.randint(2, 4))
     shown = [unit[n % len(unit)] for n in range(rng.randint(len(unit) + 2, 2 * len(unit) + 2))]
     return _follow(rng, shown, unit[len(shown) % len(unit)], f"repeats {' '.join(sorted(unit))}")
 
@@ -95,7 +101,7 @@ def _sort(decimals: bool):
 
 
 def _alphabet(rng: random.Random) -> Question:
-    items = rng.sample(_WORDS, rng.randint(3, 5))
+    items = rng.sample(WORDS, rng.randint(3, 5))
     result = ", ".join(sorted(items))
     if sorted(items) == items:
         items.reverse()

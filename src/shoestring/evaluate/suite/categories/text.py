@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from shoestring.evaluate.suite import checks
-from shoestring.evaluate.suite.categories.sequences import _WORDS as WORDS
+from shoestring.evaluate.suite.categories.sequences import WORDS
 from shoestring.evaluate.suite.question import Category, Question, ask
 
 _SHORT = ("sun", "tree", "lamp", "fish", "door", "milk", "wolf", "sand", "book", "ring", "kite", "snow", "gold", "frog",
