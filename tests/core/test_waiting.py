@@ -33,6 +33,19 @@ def test_where_there_is_no_terminal_a_line_comes_after_a_while_and_again(shown):
     assert stream.getvalue().splitlines() == lines, "and none after the work"
 
 
+def test_the_time_left_is_that_of_the_others_at_the_rate_so_far(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
+    told = waiting.Waiting("asking", 100)
+    told.found(40)
+    clock[0] += 10
+    assert told.line() == "asking: 40 of 100, 0:10"
+    told.advance(20)
+    assert told.line() == "asking: 60 of 100, 0:10, 0:20 left"
+    told.advance(40)
+    assert told.line() == "asking: 100 of 100, 0:10"
+
+
 def test_quick_work_is_not_told(shown):
     stream = shown()
     with waiting.waiting("loading"):

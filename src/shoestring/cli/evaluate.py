@@ -13,29 +13,41 @@ from shoestring.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from shoestring.evaluate.suite.results import Answered, Evaluation, Score
+    from shoestring.generate.language_model import LanguageModel
 
 app = verb(
     "evaluate",
     "Put the suite to a model: questions of many categories, each answer scored by a program.",
     (
-        "shoestring evaluate smollm2-135m --only arithmetic",
+        "shoestring evaluate smollm2-135m --only arithmetic,patterns",
         "shoestring evaluate smollm2-135m runs/finetune-1 --plot scores.png",
+        "shoestring evaluate --show tables",
     ),
 )
+_SHOWN = 5  # questions of --show
 
 
 @app.default
 def evaluate(
-    model: Annotated[list[str], Parameter(help="a MODEL or an adapter's folder; up to three are compared", negative=())],
+    model: Annotated[
+        list[str] | None, Parameter(help="a MODEL or an adapter's folder; up to three are compared", negative=())
+    ] = None,
     /,
     *,
+    adapter: Annotated[str | None, Parameter(help="a run of finetune or a PEFT folder, on the one MODEL")] = None,
+    suite: Annotated[Literal["core"], Parameter(help="which questions there are; core is the one suite")] = "core",
     only: Annotated[str | None, Parameter(help="categories or groups, with commas [all]")] = None,
     side: Annotated[
-        Literal["held-out", "development"], Parameter(help="which questions; those held out are never in exercises to train on")
+        Literal["held-out", "development"],
+        Parameter(help="which questions; those held out are never among exercises to train on"),
     ] = "held-out",
     items: Annotated[int | None, Parameter(help="questions of each category [30]")] = None,
-    show: Annotated[str | None, Parameter(help="print some questions and answers of this category")] = None,
-    transcripts: Annotated[Path | None, Parameter(help="write each question, answer and verdict into this .jsonl file")] = None,
+    show: Annotated[
+        str | None, Parameter(help="print some questions of this category, with the answers of the MODEL if one is given")
+    ] = None,
+    transcripts: Annotated[
+        Path | None, Parameter(help="write each question, answer and verdict into this .jsonl file")
+    ] = None,
     plot: Annotated[Path | None, Parameter(help="draw the scores of the groups as a .png file")] = None,
     again: Annotated[bool, Parameter(help="ask again what was answered before")] = False,
     memory: Annotated[
@@ -46,34 +58,45 @@ def evaluate(
     json: Json = False,
 ) -> None:
     from shoestring.evaluate.suite.categories.every import CATEGORIES
-    from shoestring.evaluate.suite.question import ITEMS
+    from shoestring.evaluate.suite.question import ITEMS, questions
 
-    if not 1 <= len(model) <= 3:
-        raise ConfigError("evaluate takes one, two or three models (command line)")
-    names = [name.strip() for name in (only or "").split(",") if name.strip()]
-    if show is not None:
-        if show not in {category.name for category in CATEGORIES}:
-            raise ConfigError(f"no category {show!r} (command line)", hint="shoestring evaluate MODEL lists them")
-        names = [show]
+    models = model or []
+    if show is not None and show not in (names := [category.name for category in CATEGORIES]):
+        raise ConfigError(f"no category {show!r} (command line)", hint=f"one of {', '.join(names)}")
+    if show is not None and not models:
+        category = next(one for one in CATEGORIES if one.name == show)
+        console.show(f"{category.name} ({category.group}): {category.about}\n")
+        for question in questions(category, side, _SHOWN):
+            console.show(f"Q: {question.shown}\nA: {question.answer}\n")
+        return
+    if not 1 <= len(models) <= 3:
+        raise ConfigError("evaluate takes one, two or three models (command line)", hint="shoestring evaluate smollm2-135m")
+    if adapter is not None and len(models) > 1:
+        raise ConfigError("--adapter is for one MODEL (command line)", hint="name the adapters' folders as models instead")
     count = ITEMS if items is None else items
     if not 1 <= count <= ITEMS:
-        raise ConfigError(f"items {count}: from 1 to {ITEMS} (command line)")
+        raise ConfigError(f"--items {count}: from 1 to {ITEMS} (command line)")
+    if plot is not None and plot.suffix != ".png":
+        raise ConfigError(f"--plot {plot}: a name that ends in .png (command line)")
 
+    from shoestring.evaluate.suite.kept import Kept, digest_of, write_answers
     from shoestring.evaluate.suite.picture import draw
-    from shoestring.evaluate.suite.run import categories, digest_of, transcripts as write
+    from shoestring.evaluate.suite.run import categories
     from shoestring.evaluate.suite.run import evaluate as ask
-    from shoestring.offload.load import load
 
+    names = [show] if show is not None else [name.strip() for name in (only or "").split(",") if name.strip()]
     categories(names)  # before a model is loaded
     done = []
-    for name in model:
-        language = load(name, device, dtype, memory, say=console.say)
-        done.append(ask(language, side, names, count, name, "" if again else digest_of(language)))
+    for name in models:
+        language, folder = _load(name, adapter, device, dtype, memory)
+        digest = None if again else digest_of(language, folder)
+        shown = name if adapter is None else f"{name} with {adapter}"
+        done.append(ask(language, side, names, count, shown, None if digest is None else Kept(digest)))
         del language
     evaluations = [evaluation for evaluation, _ in done]
     if transcripts is not None:
-        write([one for _, answered in done for one in answered], transcripts)
-    if plot is not None:
+        write_answers([one for _, answered in done for one in answered], transcripts)
+    if plot is not None and evaluations[0].scores:
         draw(evaluations, plot)
     if json:
         console.print_json([evaluation.to_json() for evaluation in evaluations])
@@ -81,37 +104,61 @@ def evaluate(
     if show is not None:
         _print_answers(done[0][1])
     _print_scores(evaluations)
-    for (_, first), (_, second), name in [(done[0], other, other[0].model) for other in done[1:]]:
-        _print_differences(first, second, evaluations[0].model, name)
+    for other, answered in done[1:]:
+        _print_differences(done[0][1], answered, evaluations[0].model, other.model)
     for name, why in evaluations[0].left_out.items():
         console.say(f"left out: {name}: {why}")
 
 
-def _print_answers(answered: list[Answered], most: int = 5) -> None:
-    for one in answered[:most]:
-        verdict = "right" if one.right else f"wrong, it is {one.answer}"
-        console.show(f"Q: {one.asked}\nA: {one.said}\n   {verdict}\n")
+def _load(
+    name: str, adapter: str | None, device: str, dtype: str, memory: str | None
+) -> tuple[LanguageModel, Path | None]:
+    """A model, with an adapter on it if one is named, and the adapter's folder."""
+    from shoestring.models.adapters import merge
+    from shoestring.models.peft_folder import load_adapter
+    from shoestring.models.resolve import find_model
+    from shoestring.offload.load import load
+
+    language = load(name, device, dtype, memory, say=console.say, scoring=True)
+    if adapter is None:
+        return language, None
+    folder = find_model(adapter, say=console.say)
+    load_adapter(language.decoder, folder)
+    if language.at_once is None:  # not streamed: its weights are here
+        language.decoder = merge(language.decoder)
+    return language, folder
+
+
+def _print_answers(answered: list[Answered]) -> None:
+    for one in answered[:_SHOWN]:
+        verdict = "right" if one.right else f"wrong; right would be: {one.answer}"
+        console.show(f"Q: {one.asked}\nA: {one.said}\n   ({verdict})\n")
 
 
 def _print_scores(evaluations: list[Evaluation]) -> None:
-    columns = ["", *(evaluation.model for evaluation in evaluations), "by chance", "by likelihood"]
+    """Groups and their categories, a column for each model."""
+    likelihood = any(score.chosen is not None for score in evaluations[0].scores)
+    columns = ["", *(evaluation.model for evaluation in evaluations), "by chance", *["by likelihood"] * likelihood]
     rows: list[list[Any]] = []
     for group in evaluations[0].groups:
-        rows.append([group.name, *(_shown(_named(one.groups, group.name)) for one in evaluations), "", ""])
+        rows.append([group.name, *(_shown(one.groups, group.name) for one in evaluations), "", *[""] * likelihood])
         for score in evaluations[0].scores:
             if score.group == group.name:
-                shares = [_shown(_named(one.scores, score.name)) for one in evaluations]
-                chosen = "" if score.chosen is None else f"{score.chosen / score.of:.0%}"
-                rows.append([f"  {score.name}", *shares, f"{score.chance:.0%}" if score.chance else "", chosen])
-    rows.append(["all", *(_shown(one.total) for one in evaluations), "", ""])
+                row = [f"  {score.name}", *(_shown(one.scores, score.name) for one in evaluations)]
+                row.append(f"{score.chance:.0%}" if score.chance else "")
+                if likelihood:
+                    row.append("" if score.chosen is None else f"{score.chosen / score.of:.0%}")
+                rows.append(row)
+    rows.append(["all", *(_share(one.total) for one in evaluations), "", *[""] * likelihood])
     console.out.print(console.table(columns, rows, right=columns[1:]))
 
 
-def _named(scores: Any, name: str) -> Score:
-    return next(score for score in scores if score.name == name)
+def _shown(scores: Any, name: str) -> str:
+    """Of this name; categories that do not fit a model's context have no score."""
+    return next((_share(score) for score in scores if score.name == name), "left out")
 
 
-def _shown(score: Score) -> str:
+def _share(score: Score) -> str:
     low, high = score.interval
     return f"{score.share:.0%} ({low:.0%} to {high:.0%})"
 

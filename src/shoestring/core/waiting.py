@@ -24,15 +24,26 @@ class Waiting:
     def __init__(self, what: str, total: int | None = None):
         self.what, self.total, self.done = what, total, 0
         self._started = time.monotonic()
+        self._found = 0  # of those done, what took no time
 
     def advance(self, count: int = 1) -> None:
         self.done += count
 
+    def found(self, count: int) -> None:
+        """So many were done before: they say nothing about the time that the others take."""
+        self.done += count
+        self._found += count
+
     def line(self) -> str:
-        """Such as: before    measuring: 12 of 128, 0:05."""
+        """Such as: before    measuring: 12 of 128, 0:05, 0:48 left."""
         seconds = time.monotonic() - self._started
-        share = f"{min(self.done, self.total):,} of {self.total:,}, " if self.total is not None else ""
-        return f"{self.what}: {share}{format_seconds(seconds)}"
+        if self.total is None:
+            return f"{self.what}: {format_seconds(seconds)}"
+        done, timed = min(self.done, self.total), self.done - self._found
+        left = ""
+        if timed > 0 and seconds >= FIRST and done < self.total:
+            left = f", {format_seconds(seconds / timed * (self.total - done))} left"
+        return f"{self.what}: {done:,} of {self.total:,}, {format_seconds(seconds)}{left}"
 
 
 @contextmanager

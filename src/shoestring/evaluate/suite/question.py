@@ -52,6 +52,13 @@ class Question:
         """What the user says last."""
         return str(self.messages[-1]["content"])
 
+    @property
+    def shown(self) -> str:
+        """As a person reads it, with what was said before."""
+        if len(self.messages) == 1:
+            return self.asked
+        return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+
     def right(self, reply: Reply) -> bool:
         """An echo of the question counts for nothing."""
         text = reply.text.replace(self.asked, "").strip()

@@ -101,13 +101,14 @@ class Difference:
 
 
 def differences(first: Sequence[Answered], second: Sequence[Answered]) -> list[Difference]:
-    """By category, for answers to the same questions in the same order."""
-    names = list(dict.fromkeys(one.category for one in first))
+    """By category, for answers to the same questions in the same order; of the categories that both have."""
     found = []
-    for name in names:
-        pairs = [(a.right, b.right) for a, b in zip(first, second, strict=True) if a.category == name]
+    for name in dict.fromkeys(one.category for one in first):
+        sides = [[one.right for one in side if one.category == name] for side in (first, second)]
+        if not sides[1]:
+            continue
+        pairs = list(zip(*sides, strict=True))
         chance = mcnemar(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
-        shares = [sum(side) / len(pairs) for side in zip(*pairs, strict=True)]
-        found.append((name, *shares, chance))
+        found.append((name, *(sum(side) / len(pairs) for side in sides), chance))
     corrected = holm([chance for *_, chance in found])
     return [Difference(name, a, b, chance) for (name, a, b, _), chance in zip(found, corrected, strict=True)]
