@@ -21,7 +21,7 @@ from shoestring.data.quality.review import Findings
 from shoestring.data.sources import Document, Skipped, Source
 from shoestring.data.tokenizer import Tokenizer
 
-BATCH_BYTES = 500_000
+BATCH_BYTES = 250_000
 BATCH_DOCUMENTS = 1024
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 
