@@ -51,7 +51,9 @@ def test_models_are_compared_side_by_side_and_an_adapter_is_one(capsys, base, tm
     save_adapter(decoder, tmp_path / "adapter", base)
     out = ran(capsys, base, tmp_path / "adapter", "--only", "spelling", "--items", 2)
     assert "no category in which" in out and "beyond chance" in out
-    first = json.loads(ran(capsys, base, "--adapter", tmp_path / "adapter", "--only", "spelling", "--items", 2, "--json"))
+    first = json.loads(
+        ran(capsys, base, "--adapter", tmp_path / "adapter", "--only", "spelling", "--items", 2, "--json")
+    )
     second = json.loads(ran(capsys, tmp_path / "adapter", "--only", "spelling", "--items", 2, "--json"))
     assert first[0]["categories"] == second[0]["categories"] and " with " in first[0]["model"]
 

@@ -104,7 +104,9 @@ def log_likelihoods(language: LanguageModel, rows: Sequence[tuple[list[int], int
         for row, number in enumerate(some):
             tokens_BT[row, : len(rows[number][0])] = torch.tensor(rows[number][0])
         device = next(language.decoder.parameters()).device
-        hidden_BTD, _ = language.decoder(tokens_BT.to(device))  # padding stands behind: causal attention does not see it
+        hidden_BTD, _ = language.decoder(
+            tokens_BT.to(device)
+        )  # padding stands behind: causal attention does not see it
         for row, number in enumerate(some):
             ids, count = rows[number]
             logits = language.decoder.head(hidden_BTD[row, len(ids) - count - 1 : len(ids) - 1]).float()

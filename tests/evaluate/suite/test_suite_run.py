@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from shoestring.core.errors import ConfigError
 from shoestring.evaluate.suite import sandbox
@@ -35,8 +36,8 @@ def test_a_model_that_knows_nothing_is_at_chance_in_every_category(tmp_path, mon
     shape = ModelConfig.model_validate({**tiny.SHAPE, "context": 2048, "vocabulary": tokenizer.vocabulary_size})
     model = LanguageModel(build(shape, seed=3), tokenizer)
     complete = model.complete_ids
-    monkeypatch.setattr(model, "complete_ids", lambda *a, **options: complete(*a, **{**options, "max_tokens": 12}))
-    result, _ = evaluate(model)
+    monkeypatch.setattr(model, "complete_ids", lambda *a, **options: complete(*a, **{**options, "max_tokens": 8}))
+    result, _ = evaluate(model, items=15)
     assert result.left_out.keys() <= {"found in 1,200 tokens", "functions that pass tests"}
     assert len(result.scores) + len(result.left_out) == len(CATEGORIES)
     for score in result.scores:
@@ -121,10 +122,22 @@ def test_with_little_memory_fewer_are_asked_at_once_and_answered_alike(model, mo
 
 
 def test_choices_are_made_by_likelihood_too(model):
-    result, answered = evaluate(model, only=["places in a list", "spelling"], items=6)
+    """By bytes of each option, one at a time through the decoder."""
+    names = ["places in a list", "spelling"]
+    result, answered = evaluate(model, only=names, items=6)
     scores = {score.name: score for score in result.scores}
     assert scores["spelling"].chosen is None
-    assert scores["places in a list"].chosen == sum(bool(one.chosen) for one in answered)
+    right = 0
+    for question in questions(categories(["places in a list"])[0], "held-out", 6):
+        context, values = prompt(model, question), []
+        for option in question.options:
+            ids = model.tokenizer.encode(option)
+            hidden_BTD, _ = model.decoder(torch.tensor([context + ids]))
+            logs_TV = model.decoder.head(hidden_BTD[0]).double().log_softmax(-1)
+            parts = [logs_TV[len(context) + n - 1, token].item() for n, token in enumerate(ids)]
+            values.append(sum(parts) / len(option.encode()))
+        right += question.options[values.index(max(values))] == question.answer
+    assert scores["places in a list"].chosen == right
 
 
 def test_differences_are_of_the_same_questions_of_both():
@@ -140,7 +153,7 @@ def test_differences_are_of_the_same_questions_of_both():
 
 
 def test_a_picture_and_transcripts_of_what_was_asked(model, tmp_path):
-    result, answered = evaluate(model, only=FEW, items=2)
+    result, answered = evaluate(model, only=FEW, items=2, name="a model")
     assert draw([result, result], tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
     write_answers(answered, tmp_path / "answers.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
