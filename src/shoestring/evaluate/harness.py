@@ -3,8 +3,9 @@
     from lm_eval import simple_evaluate
     simple_evaluate(model=harness_model(shoestring.load(MODEL)), tasks=[...])
 
-The harness joins contexts and continuations and cuts them into tokens by its own rules (`TemplateLM`); what is computed here
-are sums of log p of continuations, the likelihood of whole texts in windows, and greedy or sampled text up to a stop.
+The harness joins contexts and continuations and cuts them into tokens by its own rules (`TemplateLM`); what is
+computed here are sums of log p of continuations, the likelihood of whole texts in windows, and greedy or sampled text
+up to a stop.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from shoestring.evaluate.suite.categories.every import CATEGORIES, GROUPS
 from shoestring.evaluate.suite.question import HELD_OUT, ITEMS, Reply, questions
 
 SIDES = ("development", "held-out")
-CONSTANTS = ("Yes", "No", "0", "1", "7", "42", "I do not know.", "the", "Paris", "red", "[]", "A", "Monday", "Thank you!",
-             "The answer is in the text.", "```python\npass\n```", "- ", "Hello! How can I help you today?")  # fmt: skip
+CONSTANTS = ("Yes", "No", "0", "1", "7", "42", "I do not know.", "the", "Paris", "red", "[]", "A", "Monday",
+             "Thank you!", "The answer is in the text.", "```python\npass\n```", "- ",
+             "Hello! How can I help you today?")  # fmt: skip
 every = pytest.mark.parametrize("category", CATEGORIES, ids=[category.name for category in CATEGORIES])
 
 

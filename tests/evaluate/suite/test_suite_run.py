@@ -1,4 +1,4 @@
-"""The suite put to a model: at chance without knowledge, the same again, going on after a kill, with what it leaves out."""
+"""The suite put to a model: at chance without knowledge, the same again, going on after a kill, what it leaves out."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ VERSION = 1  # of how answers are decoded and checked: what was kept under anoth
 
 
 class Kept:
-    """digest: of the model whose answers these are. folder: where; one file for a category, a line for each question."""
+    """digest: of the model whose answers these are. folder: where; one file for a category, a line for each
+    question."""
 
     def __init__(self, digest: str, folder: Path | None = None):
         self._digest, self._folder = digest, folder or cache_dir() / "answers"

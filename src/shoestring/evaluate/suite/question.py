@@ -1,8 +1,8 @@
 """A question of the suite, and what is wanted of a category.
 
 A question carries its own check: a program that says whether a reply is right. Which side it belongs to, development or
-held out, is decided by a hash of its problem, as for exercises (`data.synthetic.exercise`): a problem that is held out here
-is never one to train on, whatever the seed.
+held out, is decided by a hash of its problem, as for exercises (`data.synthetic.exercise`): a problem that is held
+out here is never one to train on, whatever the seed.
 """
 
 from __future__ import annotations
@@ -91,16 +91,16 @@ def ask(problem: str, text: str, answer: str, check: Check, **more: Any) -> Ques
 
 
 def questions(category: Category, side: str, count: int = ITEMS, seed: int = 1) -> list[Question]:
-    """Different questions of one side, "development" or "held-out"; the same for the same arguments.
+    """Different questions of one side, "development" or "held-out"; the same for the same arguments, the first of more.
 
     No answer is right more often than chance allows, so that who always says the same gains nothing.
     """
-    assert side in ("development", "held-out")
+    assert side in ("development", "held-out") and count <= ITEMS
     rng = random.Random(f"{category.name} {side} {seed}")
     found: dict[str, Question] = {}
     answers: Counter[str] = Counter()
-    idle, most = 0, max(int(count * category.chance), 1)
-    while len(found) < count and idle < _TRIES:
+    idle, most = 0, max(int(ITEMS * category.chance), 1)
+    while len(found) < ITEMS and idle < _TRIES:
         question = category.draw(rng)
         idle += 1
         key = "\n".join(message["content"] for message in question.messages)
@@ -109,5 +109,5 @@ def questions(category: Category, side: str, count: int = ITEMS, seed: int = 1) 
             found[key] = question
             answers[question.result or question.answer] += 1
             idle = 0
-    assert len(found) == count, f"{category.name} has {len(found)} questions"
-    return list(found.values())
+    assert len(found) == ITEMS, f"{category.name} has {len(found)} questions"
+    return list(found.values())[:count]

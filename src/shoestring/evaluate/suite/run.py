@@ -30,8 +30,8 @@ def evaluate(
     name: str = "",
     kept: Kept | None = None,
 ) -> tuple[Evaluation, list[Answered]]:
-    """only: names of categories or groups; all by default. name: of the model, for people. kept: answers of before, which
-    are not asked for again, and where new ones are kept category by category.
+    """only: names of categories or groups; all by default. name: of the model, for people. kept: answers of before,
+    which are not asked for again, and where new ones are kept category by category.
 
     Categories that cannot be scored here are left out, with the reason. Raises ConfigError for a name that is none.
     """

@@ -1,9 +1,9 @@
-"""Runs what a model wrote, in a process that can do no harm: no network, no files but an empty folder, little of all else.
+"""Runs what a model wrote in a process that can do no harm: no network, no files but an empty folder, little else.
 
-On Linux the process gets a user, mount, network and process namespace of its own (`unshare`), and a root of its own in which
-there is nothing but the system's libraries and the interpreter, both read-only, and an empty scratch folder in memory: what
-cannot be named cannot be read or deleted. Where the system allows no namespaces, nothing is run, and the category is left
-out. Limits: seconds of the processor and of the clock, memory, open files, size and number of files, processes.
+On Linux the process gets a user, mount, network and process namespace of its own (`unshare`), and a root of its own in
+which there is nothing but the system's libraries and the interpreter, both read-only, and an empty scratch folder in
+memory: what cannot be named cannot be read or deleted. Where the system allows no namespaces, nothing is run, and the
+category is left out. Limits: seconds of the processor and of the clock, memory, open files, size and number of files, processes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _NOBODY = "65534"
 _DONE = "every assertion held"
 _LIMITS = f"""
 import resource
-for name, most in (("CPU", {SECONDS}), ("AS", {MEMORY}), ("NOFILE", {_FILES}), ("FSIZE", {_FILE_BYTES}), ("NPROC", {_PROCESSES}),
-                   ("CORE", 0)):
+for name, most in (("CPU", {SECONDS}), ("AS", {MEMORY}), ("NOFILE", {_FILES}), ("FSIZE", {_FILE_BYTES}),
+                   ("NPROC", {_PROCESSES}), ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
 """
 # $1: an empty folder that becomes the root, $2: where Python is installed, then the command.

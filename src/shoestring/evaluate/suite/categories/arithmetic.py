@@ -88,7 +88,8 @@ def _shared(rng: random.Random) -> Question:
         text = f"{name} has {groups} boxes with {each} {things} in each. How many {things} are there in all?"
         answer, result = f"There are {groups * each} {things}.", groups * each
     else:
-        text = f"{name} puts {groups * each} {things} into {groups} boxes, the same number in each. How many are in one box?"
+        told = f"{name} puts {groups * each} {things} into {groups} boxes, the same number in each."
+        text = f"{told} How many are in one box?"
         answer, result = f"In one box are {each}.", each
     return ask(problem(groups, "multiply", each), text, answer, checks.number(result), result=str(result))
 

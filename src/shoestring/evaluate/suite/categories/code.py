@@ -9,24 +9,11 @@ from shoestring.evaluate.suite import checks
 from shoestring.evaluate.suite.question import Category, Question, Reply, ask
 from shoestring.evaluate.suite.sandbox import passes
 
-_WORDS = (
-    "anchor",
-    "bottle",
-    "copper",
-    "dollar",
-    "engine",
-    "finger",
-    "guitar",
-    "hammer",
-    "jungle",
-    "ladder",
-    "magnet",
-    "oyster",
-)
-_NAMES = ("x", "y", "n", "total", "value", "count")
-_VERBS = ("compute", "find", "make", "get", "check", "build", "read", "join", "split", "scale", "merge", "count")
-_THINGS = ("area", "price", "label", "score", "path", "ratio", "total", "angle", "speed", "weight", "title", "margin")
-_ARGUMENTS = ("a", "b", "items", "text", "width", "height", "rate", "start", "end", "limit", "value", "size")
+_WORDS = "anchor bottle copper dollar engine finger guitar hammer jungle ladder magnet oyster".split()
+_NAMES = "x y n total value count".split()
+_VERBS = "compute find make get check build read join split scale merge count".split()
+_THINGS = "area price label score path ratio total angle speed weight title margin".split()
+_ARGUMENTS = "a b items text width height rate start end limit value size".split()
 
 
 def _prints(rng: random.Random, program: str, result: str, name: str) -> Question:
@@ -82,7 +69,8 @@ _TASKS = (
      "return sum(c in 'aeiou' for c in text)", ("'banana'", "'xyz'")),
     ("square", "n", "returns the square of a number", "return n * n", ("5", "-3")),
     ("average", "items", "returns the mean of a list of numbers", "return sum(items) / len(items)", ("[2, 4]", "[5]")),
-    ("first_word", "text", "returns the first word of a sentence", "return text.split()[0]", ("'red green blue'", "'one'")),
+    ("first_word", "text", "returns the first word of a sentence", "return text.split()[0]",
+     ("'red green blue'", "'one'")),
     ("is_palindrome", "text", "returns whether a string reads the same backwards", "return text == text[::-1]",
      ("'level'", "'abc'")),
     ("factorial", "n", "returns the product of the whole numbers from 1 to n, 1 for 0",
@@ -93,16 +81,19 @@ _TASKS = (
      "return list(dict.fromkeys(items))", ("[1, 2, 1]", "[]")),
     ("to_upper", "text", "returns a string in capital letters", "return text.upper()", ("'abc'", "'aB'")),
     ("count_words", "text", "returns how many words a sentence has", "return len(text.split())", ("'a b c'", "''")),
-    ("is_prime", "n", "returns whether a whole number above 1 is prime", "return all(n % k for k in range(2, n))", ("7", "9")),
+    ("is_prime", "n", "returns whether a whole number above 1 is prime", "return all(n % k for k in range(2, n))",
+     ("7", "9")),
     ("longest_word", "words", "returns the longest string of a list", "return max(words, key=len)",
      ("['a', 'abc', 'ab']", "['x']")),
     ("fibonacci", "n", "returns the n-th Fibonacci number, the first two being 0 (n = 0) and 1 (n = 1)",
      "a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a", ("6", "0")),
     ("celsius", "f", "turns degrees Fahrenheit into Celsius", "return (f - 32) * 5 / 9", ("212", "32")),
-    ("evens", "items", "returns the even numbers of a list", "return [n for n in items if n % 2 == 0]", ("[1, 2, 4]", "[3]")),
+    ("evens", "items", "returns the even numbers of a list", "return [n for n in items if n % 2 == 0]",
+     ("[1, 2, 4]", "[3]")),
     ("clip", "n, low, high", "returns n, but low if it is below low and high if it is above high",
      "return max(low, min(n, high))", ("5, 0, 3", "-1, 0, 3", "2, 0, 3")),
-    ("common", "a, b", "returns a sorted list of the values that are in both of two lists", "return sorted(set(a) & set(b))",
+    ("common", "a, b", "returns a sorted list of the values that are in both of two lists",
+     "return sorted(set(a) & set(b))",
      ("[1, 2, 3], [3, 1]", "[1], [2]")),
     ("initials", "name", "returns the first letters of the words of a name, as in 'AL' for 'Ada Lovelace'",
      "return ''.join(word[0] for word in name.split())", ("'Ada Lovelace'", "'Bo'")),
@@ -114,12 +105,16 @@ _TASKS = (
     ("remainder", "n", "returns what is left when a whole number is divided by {k}", "return n % {k}", ("100", "{k}")),
     ("above", "items", "returns how many numbers of a list are greater than {k}", "return sum(n > {k} for n in items)",
      ("[1, {k}, 40]", "[]")),
-    ("below", "items", "returns a list of the numbers of a list that are less than {k}", "return [n for n in items if n < {k}]",
+    ("below", "items", "returns a list of the numbers of a list that are less than {k}",
+     "return [n for n in items if n < {k}]",
      ("[1, {k}, 40]", "[50]")),
-    ("multiples", "items", "returns a list with every number of a list multiplied by {k}", "return [{k} * n for n in items]",
+    ("multiples", "items", "returns a list with every number of a list multiplied by {k}",
+     "return [{k} * n for n in items]",
      ("[1, 2]", "[]")),
-    ("beginning", "text", "returns the first {k} characters of a string", "return text[:{k}]", ("'a long sentence'", "'ab'")),
-    ("ending", "text", "returns the last {k} characters of a string", "return text[-{k}:]", ("'a long sentence'", "'a longer sentence'")),
+    ("beginning", "text", "returns the first {k} characters of a string", "return text[:{k}]",
+     ("'a long sentence'", "'ab'")),
+    ("ending", "text", "returns the last {k} characters of a string", "return text[-{k}:]",
+     ("'a long sentence'", "'a longer sentence'")),
     ("repeated", "text", "returns a string repeated {k} times", "return text * {k}", ("'ab'", "''")),
     ("is_longer", "text", "returns whether a string has more than {k} characters", "return len(text) > {k}",
      ("'a' * {k}", "'a' * {k} + 'b'")),

@@ -19,8 +19,9 @@ _ROLES = ("user:", "assistant:", "human:", "<|im_start|>", "###")
 def _alone(rng: random.Random) -> Question:
     """One word, and then nothing."""
     word = rng.choice(WORDS)
-    text = rng.choice(('Say the word "{}" and nothing else.', 'Answer with one word only, which is "{}".',
-                       'Your whole reply must be: {}', 'Reply with "{}", without anything before or after it.')).format(word)  # fmt: skip
+    orders = ('Say the word "{}" and nothing else.', 'Answer with one word only, which is "{}".',
+              'Your whole reply must be: {}', 'Reply with "{}", without anything before or after it.')  # fmt: skip
+    text = rng.choice(orders).format(word)
     return ask(f"alone {word}", text, word, lambda reply: reply.stopped and checks.plain(reply.text) == word)
 
 
@@ -41,7 +42,8 @@ def _facts(rng: random.Random) -> list[tuple[str, str, str, str]]:
     """(what the user says, what is asked later, the answer, its kind)."""
     pet, colour, town, name = rng.choice(_PETS), rng.choice(_COLOURS), rng.choice(_TOWNS), rng.choice(_NAMES)
     found = [
-        (f"My name is {name}.", "What is my name?", name, "name"), (f"I live in {town}.", "Where do I live?", town, "town"),
+        (f"My name is {name}.", "What is my name?", name, "name"),
+        (f"I live in {town}.", "Where do I live?", town, "town"),
         (f"My favourite colour is {colour}.", "What is my favourite colour?", colour, "colour"),
         (f"I have a {pet}.", "Which animal do I have?", pet, "pet"),
     ]  # fmt: skip
@@ -72,7 +74,8 @@ def _yes_no(rng: random.Random) -> Question:
     other = f"Is it true that {b} is {'less' if greater == (not turned) else 'greater'} than {a}?"
     result = truth != turned
     messages = (
-        {"role": "user", "content": f"{first} Answer yes or no."}, {"role": "assistant", "content": "Yes" if truth else "No"},
+        {"role": "user", "content": f"{first} Answer yes or no."},
+        {"role": "assistant", "content": "Yes" if truth else "No"},
         {"role": "user", "content": f"{other} Answer yes or no."},
     )  # fmt: skip
     answer = "Yes" if result else "No"

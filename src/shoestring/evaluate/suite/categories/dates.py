@@ -11,7 +11,8 @@ from shoestring.evaluate.suite.question import Category, Question, ask
 
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _UNITS = (  # larger, smaller, how many
-    ("metres", "centimetres", 100), ("kilometres", "metres", 1000), ("kilograms", "grams", 1000), ("hours", "minutes", 60),
+    ("metres", "centimetres", 100), ("kilometres", "metres", 1000), ("kilograms", "grams", 1000),
+    ("hours", "minutes", 60),
     ("minutes", "seconds", 60), ("weeks", "days", 7), ("years", "months", 12), ("litres", "millilitres", 1000),
     ("days", "hours", 24), ("feet", "inches", 12), ("euros", "cents", 100), ("centimetres", "millimetres", 10),
 )  # fmt: skip
@@ -22,7 +23,8 @@ def _weekday(rng: random.Random) -> Question:
     back = rng.random() < 0.3
     result = _DAYS[(first - days if back else first + days) % 7]
     way = "was it" if back else "will it be"
-    text = f"Today is {_DAYS[first]}. Which day of the week {way} {days} day{'s' * (days > 1)} {'ago' if back else 'from now'}?"
+    when = f"{days} day{'s' * (days > 1)} {'ago' if back else 'from now'}"
+    text = f"Today is {_DAYS[first]}. Which day of the week {way} {when}?"
     wrong = [day for day in _DAYS if day != result]
     return ask(f"weekday {first} {-days if back else days}", text, result, checks.chooses(result, wrong), options=_DAYS)
 

@@ -109,7 +109,8 @@ def _edges(rng: random.Random) -> Question:
 def _counted_items(rng: random.Random) -> Question:
     topic, word = _about(rng)
     count = rng.randint(2, 5)
-    text = f'Give a list of exactly {count} lines about {topic}, each beginning with "* ". One of them has the word "{word}".'
+    text = f'Give a list of exactly {count} lines about {topic}, each beginning with "* ".'
+    text = f'{text} One of them has the word "{word}".'
     answer = "\n".join([f"* the {word}", *(f"* line {n}" for n in range(2, count + 1))])
     return _question(f"items {count}", topic, word, text, answer, checks.item_lines(r"\* .*\w.*", count))
 

@@ -32,8 +32,8 @@ class _Scene:
         self.year = rng.randint(1950, 2020)
         (a, b), (j, k), (t, u), (x, y), (p, q) = self.names, self.jobs, self.towns, self.things, self.places
         lines = [
-            f"{a} is a {j} and lives in {t}.", f"{b}, a {k}, moved to {u} in {self.year}.", f"{a} keeps a {x} in the {p}.",
-            f"In the {q} of {b} stands a {y}.", rng.choice(_FILLERS),
+            f"{a} is a {j} and lives in {t}.", f"{b}, a {k}, moved to {u} in {self.year}.",
+            f"{a} keeps a {x} in the {p}.", f"In the {q} of {b} stands a {y}.", rng.choice(_FILLERS),
         ]  # fmt: skip
         rng.shuffle(lines)
         self.text = " ".join(lines)

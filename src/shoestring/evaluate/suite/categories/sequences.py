@@ -10,16 +10,16 @@ from shoestring.evaluate.suite import checks
 from shoestring.evaluate.suite.question import Category, Question, ask
 
 _NEXT = ("What comes next: {}?", "Continue the sequence with one more item: {}", "Which item follows? {}, ...")
-WORDS = (
-    "amber", "anchor", "basket", "beacon", "blanket", "bottle", "bucket", "button", "candle", "canyon", "carpet", "castle",
-    "cellar", "cloud", "cotton", "cradle", "curtain", "desert", "dragon", "drawer", "ember", "engine", "fabric", "falcon",
-    "feather", "forest", "fountain", "garlic", "glacier", "hammer", "harbor", "harvest", "helmet", "insect", "island", "ivory",
-    "jacket", "journal", "kernel", "kettle", "ladder", "lantern", "leather", "lizard", "magnet", "marble", "meadow", "mirror",
-    "mitten", "napkin", "needle", "nephew", "oatmeal", "orchid", "oyster", "parcel", "pebble", "pepper", "pillow", "planet",
-    "pocket", "quarry", "rabbit", "ribbon", "rocket", "saddle", "sailor", "shadow", "silver", "spider", "stable", "sugar",
-    "temple", "thunder", "ticket", "timber", "tunnel", "turnip", "umbrella", "uncle", "valley", "velvet", "violin", "walnut",
-    "whistle", "willow", "window", "winter", "yogurt", "zebra",
-)  # fmt: skip
+WORDS = tuple(
+    """
+    amber anchor basket beacon blanket bottle bucket button candle canyon carpet castle cellar cloud cotton cradle
+    curtain desert dragon drawer ember engine fabric falcon feather forest fountain garlic glacier hammer harbor
+    harvest helmet insect island ivory jacket journal kernel kettle ladder lantern leather lizard magnet marble
+    meadow mirror mitten napkin needle nephew oatmeal orchid oyster parcel pebble pepper pillow planet pocket
+    quarry rabbit ribbon rocket saddle sailor shadow silver spider stable sugar temple thunder ticket timber
+    tunnel turnip umbrella uncle valley velvet violin walnut whistle willow window winter yogurt zebra
+    """.split()
+)
 
 
 def _follow(rng: random.Random, items: list[str], following: str, problem: str) -> Question:

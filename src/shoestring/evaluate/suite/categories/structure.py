@@ -8,8 +8,8 @@ import random
 from shoestring.evaluate.suite import checks
 from shoestring.evaluate.suite.question import Category, Question, ask
 
-_ITEMS = ("apricots", "bricks", "cups", "drums", "envelopes", "forks", "gloves", "hats", "irons", "jars", "keys", "lamps",
-          "maps", "nails", "oars", "pots", "quills", "rakes", "socks", "towels", "vans", "wheels")  # fmt: skip
+_ITEMS = ("apricots", "bricks", "cups", "drums", "envelopes", "forks", "gloves", "hats", "irons", "jars", "keys",
+          "lamps", "maps", "nails", "oars", "pots", "quills", "rakes", "socks", "towels", "vans", "wheels")  # fmt: skip
 _PEOPLE = ("Aki", "Bruno", "Celia", "Dario", "Elif", "Farid", "Greta", "Hana", "Igor", "Jana")
 _TOWNS = ("Bremen", "Ghent", "Lyon", "Malmo", "Porto", "Riga", "Siena", "Turku", "Uppsala", "Verona")
 
@@ -79,7 +79,8 @@ def _csv(rng: random.Random) -> Question:
 def _markup(rng: random.Random) -> Question:
     word, other = rng.sample(_ITEMS, 2)
     kind, result = rng.choice((
-        ("a Markdown heading of the second level", f"## {word} and {other}"), ("bold Markdown text", f"**{word} and {other}**"),
+        ("a Markdown heading of the second level", f"## {word} and {other}"),
+        ("bold Markdown text", f"**{word} and {other}**"),
         ("Markdown code between backticks", f"`{word} and {other}`"), ("a Markdown quotation", f"> {word} and {other}"),
         ("italic Markdown text between asterisks", f"*{word} and {other}*"),
     ))  # fmt: skip
