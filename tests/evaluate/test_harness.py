@@ -1,0 +1,150 @@
+"""lm-evaluation-harness through our adapter, beside its own Hugging Face backend on the same weights."""
+
+import json
+import os
+
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+import transformers
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from shoestring.core.errors import ConfigError
+from shoestring.data.train_tokenizer import train_tokenizer
+from shoestring.evaluate.harness import harness_model, sampling_options
+from shoestring.evaluate.log_likelihood import log_likelihoods
+from shoestring.generate.language_model import LanguageModel
+
+TEXTS = ["one and two and three and four and five", "a", "two and one", "of three and four and of five and six " * 4]
+PAIRS = [
+    ("one and two and", " three"), ("one and two and", " four and five"), ("one and two and ", "three"),
+    ("", "one and two"), ("two", "2"), ("of three and four and " * 9, " six and two"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A tiny random Qwen2 of 48 positions: our adapter around it, and the harness's own backend."""
+    folder = tmp_path_factory.mktemp("harness")
+    torch.manual_seed(3)
+    config = transformers.Qwen2Config(
+        vocab_size=300, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=48, tie_word_embeddings=True, initializer_range=0.4,
+    )  # fmt: skip
+    theirs = transformers.Qwen2ForCausalLM(config).eval()
+    theirs.save_pretrained(folder)
+    train_tokenizer(TEXTS, 300).save(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    judge = HFLM(
+        pretrained=transformers.AutoModelForCausalLM.from_pretrained(folder), tokenizer=tokenizer, batch_size=2,
+        max_length=48, device="cpu",
+    )  # fmt: skip
+    return harness_model(LanguageModel.load(folder)), judge
+
+
+def asked(kind, *arguments):
+    return [Instance(kind, {}, each, number) for number, each in enumerate(arguments)]
+
+
+def close(ours, theirs):
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], abs=1e-4)
+    assert [bool(greedy) for _, greedy in ours] == [bool(greedy) for _, greedy in theirs]
+
+
+def test_log_likelihoods_are_those_of_its_own_backend(both):
+    """Also of an empty context, of one that ends in a space, and of one that is longer than the model's."""
+    found, expected = (model.loglikelihood(asked("loglikelihood", *PAIRS), disable_tqdm=True) for model in both)
+    close(found, expected)
+    assert len({round(value, 3) for value, _ in found}) > 4  # a tie that would hide an order
+
+
+def test_log_likelihoods_of_texts_in_windows_are_too(both):
+    texts = [(text,) for text in ("one", TEXTS[0], TEXTS[3], TEXTS[3] * 3)]
+    found, expected = (
+        model.loglikelihood_rolling(asked("loglikelihood_rolling", *texts), disable_tqdm=True) for model in both
+    )
+    assert found == pytest.approx(expected, abs=1e-4, rel=1e-6)
+
+
+def test_greedy_text_up_to_a_stop_is_too(both):
+    short, long = {"until": ["and"], "max_gen_toks": 12}, {"until": [], "max_gen_toks": 20, "do_sample": False}
+    requests = [(context, options) for context in ("one and", "two", TEXTS[3]) for options in (short, long)]
+    found, expected = (
+        model.generate_until(asked("generate_until", *[(text, dict(more)) for text, more in requests]), disable_tqdm=True)
+        for model in both
+    )
+    assert found == expected
+    assert any(found) and not any("and" in text for text in found[::2])
+
+
+def test_what_is_together_in_a_batch_changes_nothing(both, monkeypatch):
+    language = LanguageModel.load(both[0].tokenizer_name)
+    rows = [(list(range(5, 5 + length)), count) for length in range(2, 30, 3) for count in (1, length - 1)]
+    together = log_likelihoods(language, rows)
+    monkeypatch.setattr("shoestring.evaluate.log_likelihood._LOGITS", 3 * 300)  # of three tokens at once
+    language.at_once = 1
+    alone = log_likelihoods(language, rows)
+    assert [value for value, _ in alone] == pytest.approx([value for value, _ in together], abs=1e-4)
+    assert [greedy for _, greedy in alone] == [greedy for _, greedy in together]
+    assert log_likelihoods(language, []) == []
+
+
+def test_of_equally_likely_tokens_the_first_is_the_likeliest(both):
+    language = LanguageModel.load(both[0].tokenizer_name)
+    with torch.no_grad():
+        language.decoder.embedding.weight[:] = language.decoder.embedding.weight[:1]  # tied: the head's rows are alike
+    (zero, first), (one, second) = log_likelihoods(language, [([5, 6, 0], 1), ([5, 6, 1], 1)])
+    assert zero == pytest.approx(one) and (first, second) == (True, False)
+
+
+def test_a_local_task_has_the_same_scores_without_a_network(both, tmp_path):
+    rows = [
+        {"question": f"{TEXTS[number % 3]} {number}", "choices": [" one", " two and three", " six"], "gold": number % 3}
+        for number in range(12)
+    ]
+    (tmp_path / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "words.yaml").write_text(
+        f"""task: words
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {tmp_path / "rows.json"}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{gold}}}}"
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+    )
+    scores = []
+    for model in both:
+        found = simple_evaluate(
+            model=model, tasks=["words"], task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+            bootstrap_iters=0, log_samples=True, verbosity="ERROR",
+        )  # fmt: skip
+        likelihoods = [float(reply[0]) for sample in found["samples"]["words"] for reply in sample["filtered_resps"]]
+        scores.append((likelihoods, found["results"]["words"]["acc,none"], found["results"]["words"]["acc_norm,none"]))
+    (ours, *own), (theirs, *judged) = scores
+    assert len(ours) == 36 and ours == pytest.approx(theirs, abs=1e-4) and own == judged
+
+
+def test_what_cannot_be_done_is_refused_by_name(both):
+    ours = both[0]
+    with pytest.raises(ConfigError, match="num_beams: not done here"):
+        sampling_options({"until": ["\n"], "num_beams": 4})
+    with pytest.raises(ConfigError, match="max_length 49: from 2 to 48"):
+        harness_model(LanguageModel.load(ours.tokenizer_name), max_length=49)
+    with pytest.raises(ConfigError, match="longer than the 48"):
+        ours.loglikelihood(asked("loglikelihood", ("one", "one and two " * 60)))
+    with pytest.raises(ConfigError, match="leave no room"):
+        ours.generate_until(asked("generate_until", ("one", {"max_gen_toks": 48})))
+    assert sampling_options({"temperature": 0.5, "until": "x"})["temperature"] == 0.5
+    assert sampling_options({"temperature": 0.5, "do_sample": False})["temperature"] == 0.0
