@@ -102,7 +102,11 @@ def test_a_model_that_has_to_be_streamed_is_refused_with_what_to_do(
 
 def _asked(rights: dict[str, list[bool]], left_out: dict[str, str], checkpoint: str = "") -> Asked:
     """Answers to categories a, b, ... of the group "g"."""
-    answered = [Answered(name, f"{name}{n}", "", "", right) for name, all in rights.items() for n, right in enumerate(all)]
+    answered = [
+        Answered(name, f"{name}{number}", "", "", right)
+        for name, all in rights.items()
+        for number, right in enumerate(all)
+    ]
     scores = tuple(Score(name, "g", sum(all), len(all), 0.0) for name, all in rights.items())
     return Asked(checkpoint, Evaluation("m", "held-out", scores, 1.0, left_out), answered)
 

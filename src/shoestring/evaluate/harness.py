@@ -3,8 +3,9 @@
     from lm_eval import simple_evaluate
     simple_evaluate(model=harness_model(shoestring.load(MODEL)), tasks=[...])
 
-The harness joins contexts and continuations and cuts them into tokens by its own rules (`TemplateLM`); what is computed here
-are sums of log p of continuations, the likelihood of whole texts in windows, and greedy or sampled text up to a stop.
+The harness joins contexts and continuations and cuts them into tokens by its own rules (`TemplateLM`); what is computed
+here are sums of log p of continuations, the likelihood of whole texts in windows, and greedy or sampled text up to a
+stop.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from shoestring.core import console
 from shoestring.core.errors import ConfigError
 from shoestring.core.extras import need
+from shoestring.core.units import counted
 from shoestring.core.waiting import waiting
 from shoestring.evaluate.log_likelihood import log_likelihoods
 from shoestring.generate.language_model import LanguageModel
@@ -21,6 +24,7 @@ from shoestring.generate.language_model import LanguageModel
 _LENGTH = 2048  # tokens of a sequence, where the model's context is longer
 _MOST = 256  # new tokens, where a task does not say
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")  # as they are called here too
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is given
 
 
 def harness_model(language: LanguageModel, max_length: int | None = None) -> Any:
@@ -70,8 +74,9 @@ def harness_model(language: LanguageModel, max_length: int | None = None) -> Any
                         f"a continuation of {len(continuation):,} tokens is longer than the {length:,} that are read"
                         f" at once: {text[:60]!r}"
                     )
-                ids = [*(context or [self.prefix_token_id]), *continuation][-(length + 1) :]
-                rows.append((ids, len(continuation)))
+                rows.append(([*(context or [self.prefix_token_id]), *continuation], len(continuation)))
+            _tell_cut(sum(len(ids) > length + 1 for ids, _ in rows), length)
+            rows = [(ids[-(length + 1) :], count) for ids, count in rows]
             return log_likelihoods(language, rows)
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -100,9 +105,12 @@ def harness_model(language: LanguageModel, max_length: int | None = None) -> Any
                     options = sampling_options(requests[numbers[0]].args[1])
                     room = length - options["max_tokens"]
                     if room < 1:
-                        raise ConfigError(f"{options['max_tokens']:,} new tokens leave no room for a question in {length:,}")
-                    prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
-                    prompts = [ids or [self.prefix_token_id] for ids in prompts]
+                        raise ConfigError(
+                            f"{options['max_tokens']:,} new tokens leave no room for a question in {length:,}"
+                        )
+                    prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
+                    _tell_cut(sum(len(ids) > room for ids in prompts), room)
+                    prompts = [ids[-room:] or [self.prefix_token_id] for ids in prompts]
                     said = language.complete_ids(prompts, told.advance, **options)
                     for number, one in zip(numbers, said, strict=True):
                         found[number] = one.text
@@ -117,16 +125,26 @@ def harness_model(language: LanguageModel, max_length: int | None = None) -> Any
     return HarnessModel()
 
 
+def _tell_cut(count: int, room: int) -> None:
+    if count:
+        console.say(f"cut       {counted(count, 'context')} longer than {room:,} tokens, at the beginning")
+
+
 def sampling_options(given: dict[str, Any]) -> dict[str, Any]:
-    """A task's `generation_kwargs` as options of `LanguageModel.complete_ids`. Raises ConfigError for one unknown here."""
+    """A task's `generation_kwargs` as options of `LanguageModel.complete_ids`. Raises ConfigError for what is not done
+    here."""
     left = dict(given)
     until = left.pop("until", None) or []
-    temperature = float(left.pop("temperature", None) or 0.0)
-    sampled = left.pop("do_sample", temperature > 0)
+    most = [left.pop(name) for name in _LENGTHS if name in left]
+    temperature = float(left.pop("temperature", 1.0 if left.get("do_sample") else 0.0))
+    if left.pop("do_sample", None) is False:
+        temperature = 0.0
+    if left.get("num_beams") == 1:  # none
+        del left["num_beams"]
     options: dict[str, Any] = {
         "stop": tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),
-        "max_tokens": int(left.pop("max_gen_toks", _MOST)),
-        "temperature": (temperature or 1.0) if sampled else 0.0,
+        "max_tokens": int(most[0]) if most else _MOST,
+        "temperature": temperature,
         "repetition_penalty": 1.0,
     }
     options |= {name: left.pop(name) for name in _SAMPLING if name in left}

@@ -1,6 +1,6 @@
 """The suite put to the model that a run begins with, and to the best one that it made (`evaluate: {suite: core}`).
 
-Both are asked as `shoestring evaluate` asks a model: loaded from its folder, an adapter merged, so that the scores are those
+Both are asked as `shoestring evaluate` asks a model: loaded from its folder, an adapter merged. So the scores are those
 that a person gets there, and answers that are kept there already are not asked for again. Training's own copy of the
 model is not in memory meanwhile. What was answered stands in the run's folder.
 """
