@@ -1,10 +1,6 @@
 """lm-evaluation-harness through our adapter, beside its own Hugging Face backend on the same weights."""
 
 import json
-import os
-
-os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
@@ -19,6 +15,7 @@ from shoestring.data.train_tokenizer import train_tokenizer
 from shoestring.evaluate.harness import harness_model, sampling_options
 from shoestring.evaluate.log_likelihood import log_likelihoods
 from shoestring.generate.language_model import LanguageModel
+from tests.test_readme import ROOT, blocks
 
 TEXTS = ["one and two and three and four and five", "a", "two and one", "of three and four and of five and six " * 4]
 PAIRS = [
@@ -151,3 +148,13 @@ def test_what_cannot_be_done_is_refused_by_name(both):
     assert sampling_options({"temperature": 0.5, "until": "x"})["temperature"] == 0.5
     assert sampling_options({"do_sample": True, "num_beams": 1, "top_p": 0.9})["temperature"] == 1.0
     assert sampling_options({"temperature": 0.5, "do_sample": False})["temperature"] == 0.0
+
+
+def test_the_example_of_the_docs_runs(both, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
+    monkeypatch.chdir(tmp_path)
+    ((_, content),) = [found for found in blocks(ROOT / "docs/evaluation.md", "python") if "lm_eval" in found[1]]
+    content = content.replace("smollm2-135m", both[0].tokenizer_name)
+    content = content.replace("include_path=", "include_defaults=False, include_path=")
+    exec(compile(content, "evaluation.md", "exec"), {})
+    assert float(capsys.readouterr().out.split()[-1]) in (0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0)
