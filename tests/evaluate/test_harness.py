@@ -69,10 +69,12 @@ def test_log_likelihoods_of_texts_in_windows_are_too(both):
     assert found == pytest.approx(expected, abs=1e-4, rel=1e-6)
 
 
-def test_greedy_text_up_to_a_stop_is_too(both, capsys):
+def test_greedy_text_up_to_a_stop_is_too(both, capsys, monkeypatch):
     short, long = {"until": ["and"], "max_gen_toks": 12}, {"until": [], "max_gen_toks": 20, "do_sample": False}
     requests = [(context, options) for context in ("one and", "two", TEXTS[3]) for options in (short, long)]
     found, expected = (model.generate_until(asked("generate_until", *requests), disable_tqdm=True) for model in both)
+    monkeypatch.setattr("shoestring.evaluate.harness._CACHED", 50)  # one or two at a time
+    assert both[0].generate_until(asked("generate_until", *requests)) == found
     assert found == expected
     assert all(found) and not any("and" in text for text in found[::2])
     assert "1 context longer than 28 tokens, at the beginning" in capsys.readouterr().err
@@ -98,7 +100,9 @@ def test_of_equally_likely_tokens_the_first_is_the_likeliest(both):
     assert zero == pytest.approx(one) and (first, second) == (True, False)
 
 
-def test_a_local_task_has_the_same_scores_without_a_network(both, tmp_path, monkeypatch):
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """A task of twelve questions in two files, put to a model: what the harness finds."""
     monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)  # asks the system for seconds
     rows = [
         {"question": f"{TEXTS[number % 3]} {number}", "choices": [" one", " two and three", " six"], "gold": number % 3}
@@ -122,16 +126,34 @@ metric_list:
   - metric: acc_norm
 """
     )
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+
+    def ask(model, **settings):
+        return simple_evaluate(
+            model=model, tasks=["words"], task_manager=tasks, bootstrap_iters=0, log_samples=True, verbosity="ERROR",
+            **settings,
+        )  # fmt: skip
+
+    return ask
+
+
+def test_a_local_task_has_the_same_scores_without_a_network(both, words):
     scores = []
     for model in both:
-        found = simple_evaluate(
-            model=model, tasks=["words"], task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
-            bootstrap_iters=0, log_samples=True, verbosity="ERROR",
-        )  # fmt: skip
+        found = words(model)
         likelihoods = [float(reply[0]) for sample in found["samples"]["words"] for reply in sample["filtered_resps"]]
         scores.append((likelihoods, found["results"]["words"]["acc,none"], found["results"]["words"]["acc_norm,none"]))
     (ours, *own), (theirs, *judged) = scores
     assert len(ours) == 36 and ours == pytest.approx(theirs, abs=1e-4) and own == judged
+
+
+def test_a_task_is_put_in_the_models_own_chat_template(base, words):
+    model = harness_model(LanguageModel.load(base))
+    (sample, *_) = words(model, apply_chat_template=True, limit=1)["samples"]["words"]
+    asked = sample["arguments"]["gen_args_0"]["arg_0"]
+    assert "<|im_start|>user\n" in asked and asked.endswith("<|im_start|>assistant\n")
+    assert model.tok_encode(asked) == model.tok_encode(asked, add_special_tokens=False)
+    assert model.chat_template(True) and model.chat_template() is None
 
 
 def test_what_cannot_be_done_is_refused_by_name(both):

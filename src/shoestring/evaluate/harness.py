@@ -11,6 +11,7 @@ stop.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from shoestring.core import console
@@ -23,6 +24,7 @@ from shoestring.generate.language_model import LanguageModel
 
 _LENGTH = 2048  # tokens of a sequence, where the model's context is longer
 _MOST = 256  # new tokens, where a task does not say
+_CACHED = 16_384  # tokens of texts that are decoded together, where memory is not limited
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")  # as they are called here too
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is given
 
@@ -103,17 +105,28 @@ def harness_model(language: LanguageModel, max_length: int | None = None) -> Any
             with waiting("asking    lm-evaluation-harness's questions", len(requests)) as told:
                 for numbers in alike.values():
                     options = sampling_options(requests[numbers[0]].args[1])
-                    room = length - options["max_tokens"]
-                    if room < 1:
-                        raise ConfigError(
-                            f"{options['max_tokens']:,} new tokens leave no room for a question in {length:,}"
-                        )
                     prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
-                    _tell_cut(sum(len(ids) > room for ids in prompts), room)
-                    prompts = [ids[-room:] or [self.prefix_token_id] for ids in prompts]
-                    said = language.complete_ids(prompts, told.advance, **options)
-                    for number, one in zip(numbers, said, strict=True):
-                        found[number] = one.text
+                    said = self._replies(prompts, options, told.advance)
+                    for number, text in zip(numbers, said, strict=True):
+                        found[number] = text
+            return found
+
+        def _replies(self, prompts: list[list[int]], options: dict[str, Any], finished: Callable[[], None]) -> list[str]:
+            """As many together as there is room for, those of like lengths, in the order of the prompts."""
+            most = options["max_tokens"]
+            room = length - most
+            if room < 1:
+                raise ConfigError(f"{most:,} new tokens leave no room for a question in {length:,}")
+            _tell_cut(sum(len(ids) > room for ids in prompts), room)
+            prompts = [ids[-room:] or [self.prefix_token_id] for ids in prompts]
+            order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+            found = [""] * len(prompts)
+            while order:
+                count = max((language.at_once or _CACHED) // (len(prompts[order[0]]) + most), 1)
+                some, order = order[:count], order[count:]
+                said = language.complete_ids([prompts[number] for number in some], finished, **options)
+                for number, one in zip(some, said, strict=True):
+                    found[number] = one.text
             return found
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -49,7 +49,7 @@ from shoestring.train.precision import loss_scale, prepared
 from shoestring.train.recipe_files import begun_with, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
-from shoestring.train.run import Opened, Wiring, dotted, execute, find_once
+from shoestring.train.run import Opened, Wiring, dotted, execute
 from shoestring.train.run_folder import Start
 from shoestring.train.run_folder import resume as resume_run
 
@@ -122,7 +122,7 @@ def finetune(
     if recipe.evaluate.suite is None or parallel.rank() != 0:
         return result
     del job, run  # the models that are asked take their place
-    return replace(result, suite=after(recipe, result.out, find_once(recipe.model), result.best))
+    return replace(result, suite=after(recipe, result.out, result.best))
 
 
 class FinetuneJob:

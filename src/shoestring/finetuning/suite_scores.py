@@ -20,7 +20,7 @@ from shoestring.evaluate.suite.results import Answered, Difference, Evaluation, 
 from shoestring.evaluate.suite.run import evaluate
 from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.offload.load import close, load
-from shoestring.train.run import say
+from shoestring.train.run import find_once, say
 
 SCORES = "suite.json"
 _ALL = "all"
@@ -91,19 +91,19 @@ def before(recipe: FinetuneRecipe, base: Path) -> Asked:
     return _ask(recipe, base, recipe.model, "")
 
 
-def after(recipe: FinetuneRecipe, out: Path, base: Path, best: Path) -> SuiteScores:
+def after(recipe: FinetuneRecipe, out: Path, best: Path) -> SuiteScores:
     """Of a run that has ended: what stands in its folder, and what is missing there. best: the checkpoint to ask."""
     file = out / SCORES
     found = _read(file)
     first, second = found.get("before"), found.get("after")
     if first is None:
-        first = before(recipe, base)
+        first = before(recipe, find_once(recipe.model))
     if second is None or second.checkpoint != best.name:
         say(f"after     the suite is put to {best.name}")
         second = _ask(recipe, best, str(out), best.name)
     if not _same_questions(first, second):  # kept by another version of the suite
         say(f"before    the questions in {file} are not those of this version: they are asked again")
-        first, second = before(recipe, base), _ask(recipe, best, str(out), best.name)
+        first, second = before(recipe, find_once(recipe.model)), _ask(recipe, best, str(out), best.name)
     save(file, first, second)
     return compared(first, second)
 
