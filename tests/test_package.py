@@ -19,7 +19,7 @@ def test_the_package_lists_its_names_and_nothing_else():
     ("name", "expected"),
     [
         ("finetune", "model data resume overrides memory batch_size method rank steps epochs time compute columns out"),
-        ("finetune", "preserve on_bad_line"),
+        ("finetune", "preserve on_bad_line evaluate"),
         ("pretrain", "recipe resume overrides time memory out"),
         ("load", "model device dtype memory"),
         ("perplexity", "model data context stride examples"),

@@ -89,7 +89,7 @@ def test_what_is_together_in_a_batch_changes_nothing(both, monkeypatch):
     alone = log_likelihoods(language, rows)
     assert [value for value, _ in alone] == pytest.approx([value for value, _ in together], abs=1e-4)
     assert [greedy for _, greedy in alone] == [greedy for _, greedy in together]
-    assert log_likelihoods(language, []) == []
+    assert log_likelihoods(language, []) == [] and log_likelihoods(language, [([5], 0), ([], 0)]) == [(0.0, True)] * 2
 
 
 def test_of_equally_likely_tokens_the_first_is_the_likeliest(both):
@@ -150,7 +150,7 @@ def test_a_local_task_has_the_same_scores_without_a_network(both, words):
 def test_a_task_is_put_in_the_models_own_chat_template(base, words):
     model = harness_model(LanguageModel.load(base))
     (sample, *_) = words(model, apply_chat_template=True, limit=1)["samples"]["words"]
-    asked = sample["arguments"]["gen_args_0"]["arg_0"]
+    asked = sample["arguments"][0][0]
     assert "<|im_start|>user\n" in asked and asked.endswith("<|im_start|>assistant\n")
     assert model.tok_encode(asked) == model.tok_encode(asked, add_special_tokens=False)
     assert model.chat_template(True) and model.chat_template() is None

@@ -111,7 +111,9 @@ def harness_model(language: LanguageModel, max_length: int | None = None) -> Any
                         found[number] = text
             return found
 
-        def _replies(self, prompts: list[list[int]], options: dict[str, Any], finished: Callable[[], None]) -> list[str]:
+        def _replies(
+            self, prompts: list[list[int]], options: dict[str, Any], finished: Callable[[], None]
+        ) -> list[str]:
             """As many together as there is room for, those of like lengths, in the order of the prompts."""
             most = options["max_tokens"]
             room = length - most
@@ -123,8 +125,9 @@ def harness_model(language: LanguageModel, max_length: int | None = None) -> Any
             found = [""] * len(prompts)
             while order:
                 count = max((language.at_once or _CACHED) // (len(prompts[order[0]]) + most), 1)
+                done = len(prompts) - len(order)  # as a seed: a question that is asked again is not answered alike
                 some, order = order[:count], order[count:]
-                said = language.complete_ids([prompts[number] for number in some], finished, **options)
+                said = language.complete_ids([prompts[number] for number in some], finished, seed=done, **options)
                 for number, one in zip(some, said, strict=True):
                     found[number] = one.text
             return found

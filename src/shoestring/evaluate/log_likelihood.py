@@ -18,15 +18,16 @@ def log_likelihoods(language: LanguageModel, rows: Sequence[tuple[list[int], int
 
     Of tokens that are equally likely the one with the lowest id counts as the likeliest, as greedy decoding takes it.
     """
-    found: dict[int, tuple[float, bool]] = {}
+    found = dict.fromkeys(range(len(rows)), (0.0, True))  # of no tokens
     decoder, external = language.decoder, language.external_vectors()
     device = next(decoder.parameters()).device
-    for some in _batches(rows, min(language.at_once or _TOKENS, _TOKENS)):
-        width = max(len(rows[number][0]) for number in some)
+    asked = [number for number, (_, count) in enumerate(rows) if count]
+    for some in _batches(asked, rows, min(language.at_once or _TOKENS, _TOKENS)):
+        width = max(len(rows[number][0]) for number in some) - 1  # what the last token would say is not asked
         tokens_BT = torch.zeros(len(some), width, dtype=torch.int64)
         external_BTE = None if external is None else torch.zeros(len(some), width, external.width)
         for row, number in enumerate(some):
-            ids = rows[number][0]
+            ids = rows[number][0][:-1]
             tokens_BT[row, : len(ids)] = torch.tensor(ids)
             if external is not None and external_BTE is not None:
                 external_BTE[row, : len(ids)] = torch.from_numpy(external.vectors(ids, 0, len(ids)))
@@ -51,11 +52,11 @@ def _sum(language: LanguageModel, hidden_TD: torch.Tensor, wanted_T: torch.Tenso
     return total, greedy
 
 
-def _batches(rows: Sequence[tuple[list[int], int]], tokens: int) -> Iterator[list[int]]:
+def _batches(numbers: Sequence[int], rows: Sequence[tuple[list[int], int]], tokens: int) -> Iterator[list[int]]:
     """Numbers of rows of like lengths, the longest first; of `tokens` tokens together at most, or one row."""
-    order = sorted(range(len(rows)), key=lambda number: -len(rows[number][0]))
+    order = sorted(numbers, key=lambda number: -len(rows[number][0]))
     first = 0
     while first < len(order):
-        count = max(tokens // max(len(rows[order[first]][0]), 1), 1)
+        count = max(tokens // len(rows[order[first]][0]), 1)
         yield order[first : first + count]
         first += count
