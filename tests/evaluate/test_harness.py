@@ -24,8 +24,16 @@ PAIRS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_network():
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("huggingface_hub.constants", "datasets.config"):
+            patch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+        yield
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(no_network, tmp_path_factory):
     """A tiny random Qwen2 of 48 positions: our adapter around it, and the harness's own backend."""
     folder = tmp_path_factory.mktemp("harness")
     tokenizer = train_tokenizer(TEXTS, 300)
