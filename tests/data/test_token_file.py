@@ -1,7 +1,9 @@
 """Numbers on disk in checked blocks: what was written is read back, from anywhere; any damage is found where it is
 read."""
 
+import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +80,22 @@ def test_only_a_few_blocks_stay_in_memory(tmp_path, monkeypatch):
     for n in range(0, 3000, 10):
         assert file[n : n + 10][0] == n
     assert len(file._kept) <= token_file._KEPT
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what counts as the process's own is read from Linux")
+def test_what_was_read_of_a_plain_file_is_let_go_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_file, "_RESIDENT", 2**20)
+    values = np.arange(2**22, dtype="<u2")
+    file = opened(tmp_path / "f", written(tmp_path / "f", values, 0), 0)
+
+    def resident():
+        """Bytes of the file's mapping."""
+        _, _, own = Path("/proc/self/smaps").read_text().partition(str(tmp_path / "f"))
+        return 1024 * int(re.search(r"^Rss:\s+(\d+) kB", own, re.MULTILINE)[1])
+
+    whole = file[:]
+    assert np.array_equal(whole, values) and resident() == values.nbytes
+    for begin in range(0, len(values), 1000):
+        assert np.array_equal(file[begin : begin + 1000], values[begin : begin + 1000])
+    assert resident() < 2 * token_file._RESIDENT
+    assert np.array_equal(whole, values), "a slice that is still held is read again"

@@ -43,7 +43,8 @@ def evaluate(
     ] = "held-out",
     items: Annotated[int | None, Parameter(help="questions of each category [30]")] = None,
     show: Annotated[
-        str | None, Parameter(help="print some questions of this category, with the answers of the MODEL if one is given")
+        str | None,
+        Parameter(help="print some questions of this category, with the answers of the MODEL if one is given"),
     ] = None,
     transcripts: Annotated[
         Path | None, Parameter(help="write each question, answer and verdict into this .jsonl file")
@@ -70,9 +71,13 @@ def evaluate(
             console.show(f"Q: {question.shown}\nA: {question.answer}\n")
         return
     if not 1 <= len(models) <= 3:
-        raise ConfigError("evaluate takes one, two or three models (command line)", hint="shoestring evaluate smollm2-135m")
+        raise ConfigError(
+            "evaluate takes one, two or three models (command line)", hint="shoestring evaluate smollm2-135m"
+        )
     if adapter is not None and len(models) > 1:
-        raise ConfigError("--adapter is for one MODEL (command line)", hint="name the adapters' folders as models instead")
+        raise ConfigError(
+            "--adapter is for one MODEL (command line)", hint="name the adapters' folders as models instead"
+        )
     count = ITEMS if items is None else items
     if not 1 <= count <= ITEMS:
         raise ConfigError(f"--items {count}: from 1 to {ITEMS} (command line)")

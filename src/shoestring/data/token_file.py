@@ -7,6 +7,8 @@ when it is first read: opening costs nothing, and no damage is trained on in sil
 
 from __future__ import annotations
 
+import mmap
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,6 +22,8 @@ from shoestring.core.errors import DataError
 BLOCK = 1 << 15  # numbers: 64 kB of tokens of two bytes
 _KEPT = 64  # blocks that stay uncompressed in memory, 8 MB at most
 _AGAIN = "prepare again"
+_RESIDENT = 32 * 2**20  # bytes of mapped files that count as the process's own, by our count
+_TOUCHED = 2**16  # that come into memory with any byte that is read
 
 
 class TokenFile:
@@ -37,14 +41,16 @@ class TokenFile:
         self._checked = np.zeros(len(sums), bool)
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._mapped = mapped(file, np.dtype("u1") if places is not None else dtype)
+        _Resident.add(self._mapped)
 
     def __len__(self) -> int:
         return self._length
 
     @property
     def unchecked(self) -> np.ndarray:
-        """All of a plain file as it is."""
+        """All of a plain file as it is, for a search."""
         assert self._places is None
+        _Resident.touched(self._length.bit_length() * _TOUCHED)
         return self._mapped
 
     def __getitem__(self, of: slice) -> np.ndarray:
@@ -53,6 +59,7 @@ class TokenFile:
         if end <= begin:
             return np.zeros(0, self.dtype)
         first, last = begin // BLOCK, (end - 1) // BLOCK
+        _Resident.touched((end - begin) * self.dtype.itemsize + _TOUCHED)
         if self._places is None:
             for block in range(first, last + 1):
                 if not self._checked[block]:
@@ -93,6 +100,30 @@ class TokenFile:
 
     def _damaged(self, block: int) -> DataError:
         return DataError(f"block {block} is damaged: its checksum is wrong", str(self.file), _AGAIN)
+
+
+class _Resident:
+    """Keeps what was read of mapped files from counting as the process's own memory for long.
+
+    Mapped pages stay in the system's cache, but each one that was ever touched is counted with the process until it is
+    let go. What is read again is found in the cache.
+    """
+
+    _maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+    _read = 0
+
+    @classmethod
+    def add(cls, array: np.ndarray) -> None:
+        if isinstance(array.base, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            cls._maps.add(array.base._mmap)  # type: ignore[attr-defined]
+
+    @classmethod
+    def touched(cls, size: int) -> None:
+        cls._read += size
+        if cls._read > _RESIDENT:
+            cls._read = 0
+            for one in list(cls._maps):
+                one.madvise(mmap.MADV_DONTNEED)
 
 
 class TokenWriter:

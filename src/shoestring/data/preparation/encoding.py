@@ -7,6 +7,7 @@ it; what depends on earlier documents (duplicates) comes afterwards, in `prepara
 from __future__ import annotations
 
 import os
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from shoestring.data.quality.review import Findings
 from shoestring.data.sources import Document, Skipped, Source
 from shoestring.data.tokenizer import Tokenizer
 
-BATCH_BYTES = 500_000
+BATCH_BYTES = 250_000
 BATCH_DOCUMENTS = 1024
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 
@@ -66,7 +67,7 @@ class Encoder:
         self._encode, self._dtype, self._vocabulary = tokenizer.encoder(), dtype, tokenizer.vocabulary_size
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        found = [np.array(ids, np.uint32) for ids in self._encode(texts)]
+        found = [np.frombuffer(array("I", ids), np.uint32) for ids in self._encode(texts)]  # faster than np.array
         for ids in found:
             if len(ids) and int(ids.max()) >= self._vocabulary:
                 raise TokenizerError(

@@ -44,7 +44,9 @@ class Kept:
         write_answers(answered, self._file(category, asked))
 
     def _file(self, category: str, asked: Sequence[Question]) -> Path:
-        key = json.dumps([VERSION, self._digest, category, [[*question.messages, question.answer] for question in asked]])
+        key = json.dumps(
+            [VERSION, self._digest, category, [[*question.messages, question.answer] for question in asked]]
+        )
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.jsonl"
 
 

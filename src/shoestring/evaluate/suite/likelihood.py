@@ -8,9 +8,7 @@ from shoestring.evaluate.log_likelihood import log_likelihoods
 from shoestring.generate.language_model import LanguageModel
 
 
-def likeliest(
-    model: LanguageModel, prompts: Sequence[list[int]], options: Sequence[Sequence[str]]
-) -> list[int | None]:
+def likeliest(model: LanguageModel, prompts: Sequence[list[int]], options: Sequence[Sequence[str]]) -> list[int | None]:
     """For each prompt the number of its likeliest option, None where it has none.
 
     Log-likelihoods are divided by the bytes of an option, or a longer one would always be the less likely (as lm-eval's

@@ -27,7 +27,16 @@ def draw(evaluations: Sequence[Evaluation], file: Path) -> Path:
         ends = [scores[name].interval for name in groups]
         spread = [[share - low for share, (low, _) in zip(shares, ends, strict=True)],
                   [high - share for share, (_, high) in zip(shares, ends, strict=True)]]  # fmt: skip
-        axes.barh(places, shares, height, color=_COLOURS[number], label=evaluation.model, xerr=spread, ecolor="#5a5a5a", capsize=2)
+        axes.barh(
+            places,
+            shares,
+            height,
+            color=_COLOURS[number],
+            label=evaluation.model,
+            xerr=spread,
+            ecolor="#5a5a5a",
+            capsize=2,
+        )
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(groups))], groups)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

@@ -82,7 +82,17 @@ def _run(source: str) -> bool:
     apart = ["unshare", "--net", "--ipc", "--pid", "--fork", "--mount", "--kill-child"]
     python = [str(interpreter), "-I", "-S", "-c", script]
     if os.geteuid() == 0:  # becomes nobody instead of being root in a world of its own
-        python = ["setpriv", "--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups", "--no-new-privs", "--bounding-set=-all", *python]
+        python = [
+            "setpriv",
+            "--reuid",
+            _NOBODY,
+            "--regid",
+            _NOBODY,
+            "--clear-groups",
+            "--no-new-privs",
+            "--bounding-set=-all",
+            *python,
+        ]
     else:
         apart += ["--user", "--map-root-user"]
     with tempfile.TemporaryDirectory(prefix="sandbox-") as root:

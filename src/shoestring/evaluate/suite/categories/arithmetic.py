@@ -22,7 +22,9 @@ def _sums(operation: str, low: int, high: int) -> Draw:
             a, b = b, a
         result, sign = evaluate(a, operation, b), SIGNS[operation]
         text = rng.choice(_PLAIN).format(a=a, b=b, s=sign)
-        return ask(problem(a, operation, b), text, f"{a} {sign} {b} = {result}", checks.number(result), result=str(result))
+        return ask(
+            problem(a, operation, b), text, f"{a} {sign} {b} = {result}", checks.number(result), result=str(result)
+        )
 
     return draw
 
@@ -71,7 +73,9 @@ def _story(steps: int) -> Draw:
             have = evaluate(have, operation, amount)
         text = " ".join([*told, f"How many {things} does {name} have now?"])
         answer = f"{name} has {have} {things} now."
-        return Question("; ".join(problems), ({"role": "user", "content": text},), answer, checks.number(have), result=str(have))
+        return Question(
+            "; ".join(problems), ({"role": "user", "content": text},), answer, checks.number(have), result=str(have)
+        )
 
     return draw
 
@@ -94,7 +98,9 @@ CATEGORIES = (
     Category("addition, two digits", "arithmetic", "sums of numbers from 10 to 99", _sums("add", 10, 100)),
     Category("addition, three digits", "arithmetic", "sums of numbers from 100 to 999", _sums("add", 100, 1000)),
     Category("subtraction, one digit", "arithmetic", "differences of numbers below 20", _sums("subtract", 0, 20), 0.1),
-    Category("subtraction, two digits", "arithmetic", "differences of numbers from 10 to 99", _sums("subtract", 10, 100)),
+    Category(
+        "subtraction, two digits", "arithmetic", "differences of numbers from 10 to 99", _sums("subtract", 10, 100)
+    ),
     Category("multiplication", "arithmetic", "products of numbers from 2 to 30", _sums("multiply", 2, 31)),
     Category("annotated sums", "arithmetic format", "7+8=<<7+8=15>>15, with the right result", _annotated),
     Category("annotation alone", "arithmetic format", "the same form, whatever the result", _form_alone),

@@ -9,7 +9,20 @@ from shoestring.evaluate.suite import checks
 from shoestring.evaluate.suite.question import Category, Question, Reply, ask
 from shoestring.evaluate.suite.sandbox import passes
 
-_WORDS = ("anchor", "bottle", "copper", "dollar", "engine", "finger", "guitar", "hammer", "jungle", "ladder", "magnet", "oyster")
+_WORDS = (
+    "anchor",
+    "bottle",
+    "copper",
+    "dollar",
+    "engine",
+    "finger",
+    "guitar",
+    "hammer",
+    "jungle",
+    "ladder",
+    "magnet",
+    "oyster",
+)
 _NAMES = ("x", "y", "n", "total", "value", "count")
 _VERBS = ("compute", "find", "make", "get", "check", "build", "read", "join", "split", "scale", "merge", "count")
 _THINGS = ("area", "price", "label", "score", "path", "ratio", "total", "angle", "speed", "weight", "title", "margin")
@@ -126,13 +139,20 @@ def _tested(rng: random.Random) -> Question:
     def check(reply: Reply) -> bool:
         return passes(checks.fenced(reply.text), tests)
 
-    return ask(f"program {name} {what}", text, f"```python\ndef {name}({arguments}):\n    {body}\n```", check, max_tokens=128)
+    return ask(
+        f"program {name} {what}", text, f"```python\ndef {name}({arguments}):\n    {body}\n```", check, max_tokens=128
+    )
 
 
 CATEGORIES = (
     Category("printed sums", "reading code", "what a line of arithmetic prints", _sums),
     Category("printed texts", "reading code", "slices, capitals, joins", _texts),
     Category("printed lists", "reading code", "max, min, len, sum, sorted", _lists),
-    Category("functions of a given form", "code structure", "Python that parses, with this name and these arguments", _structure),
+    Category(
+        "functions of a given form",
+        "code structure",
+        "Python that parses, with this name and these arguments",
+        _structure,
+    ),
     Category("functions that pass tests", "code that works", "run in a sandbox", _tested, needs_code=True, share=0.5),
 )

@@ -89,7 +89,14 @@ def _asked(name: str, text: str, wordings: Sequence[str]) -> Draw:
     return draw
 
 
-_ALONE = ("{}", "Answer in a few words: {}", "{} Answer in one or two words.", "Question: {}", "Tell me: {}", "Quick question. {}")
+_ALONE = (
+    "{}",
+    "Answer in a few words: {}",
+    "{} Answer in one or two words.",
+    "Question: {}",
+    "Tell me: {}",
+    "Quick question. {}",
+)
 
 CATEGORIES = (
     Category("capitals", "facts", "of countries", _asked("capital", _CAPITALS, (

@@ -12,7 +12,20 @@ from shoestring.evaluate.suite import checks
 from shoestring.evaluate.suite.categories.sequences import WORDS
 from shoestring.evaluate.suite.question import Category, Check, Question, ask
 
-_TOPICS = ("rain", "bread", "trains", "the sea", "snow", "music", "gardens", "letters", "bridges", "tea", "mountains", "school")
+_TOPICS = (
+    "rain",
+    "bread",
+    "trains",
+    "the sea",
+    "snow",
+    "music",
+    "gardens",
+    "letters",
+    "bridges",
+    "tea",
+    "mountains",
+    "school",
+)
 
 
 def _about(rng: random.Random) -> tuple[str, str]:
@@ -34,7 +47,9 @@ def _length(rng: random.Random) -> Question:
     least = rng.randint(10, 16)
     text = f'Write about {topic} with at least {least} words. Use the word "{word}".'
     filler = " and again".join(["I think of it"] * 8)
-    return _question("least", topic, word, text, f"The {word} is near {topic}. {filler}.", checks.word_count(least, 400))
+    return _question(
+        "least", topic, word, text, f"The {word} is near {topic}. {filler}.", checks.word_count(least, 400)
+    )
 
 
 def _sentences(rng: random.Random) -> Question:
@@ -42,7 +57,9 @@ def _sentences(rng: random.Random) -> Question:
     count = rng.randint(2, 4)
     text = f'Write exactly {count} sentences about {topic}. Use the word "{word}" in one of them.'
     answer = " ".join([f"There is a {word} in it.", *["I like that."] * (count - 1)])
-    return _question("sentences", topic, word, text, answer, checks.sentence_count(count), checks.word_count(2 * count, 400))
+    return _question(
+        "sentences", topic, word, text, answer, checks.sentence_count(count), checks.word_count(2 * count, 400)
+    )
 
 
 def _case(rng: random.Random) -> Question:
@@ -67,7 +84,9 @@ def _forbidden(rng: random.Random) -> Question:
     if rng.random() < 0.5:
         unwanted = rng.choice(("the", "and", "is", "a"))
         text = f'Write a sentence about {topic} without the word "{unwanted}". Use the word "{word}".'
-        return _question(f"without {unwanted}", topic, word, text, f"My {word} likes {topic}.", checks.without_words(unwanted))
+        return _question(
+            f"without {unwanted}", topic, word, text, f"My {word} likes {topic}.", checks.without_words(unwanted)
+        )
     text = f'Write a sentence of at least eight words about {topic} without any comma. Use the word "{word}".'
     answer = f"My {word} was always there when we thought about {topic}."
     return _question("no comma", topic, word, text, answer, checks.lacks(","), checks.word_count(8, 400))

@@ -47,7 +47,9 @@ def _read(rng: random.Random, scene: _Scene, question: str, answer: str, wrong: 
 
 def _who(rng: random.Random) -> Question:
     scene, n = _Scene(rng), rng.randrange(2)
-    question = rng.choice((f"Who is a {scene.jobs[n]}?", f"Who has a {scene.things[n]}?", f"Who lives in {scene.towns[n]}?"))
+    question = rng.choice(
+        (f"Who is a {scene.jobs[n]}?", f"Who has a {scene.things[n]}?", f"Who lives in {scene.towns[n]}?")
+    )
     return _read(rng, scene, question, scene.names[n], scene.names[1 - n])
 
 

@@ -67,9 +67,13 @@ def _table(rng: random.Random) -> Question:
 def _csv(rng: random.Random) -> Question:
     name, age, town = rng.choice(_PEOPLE), rng.randint(5, 95), rng.choice(_TOWNS)
     line = f"{name},{age},{town}"
-    text = f"Write this as one CSV line with the columns name, age, town: {name} lives in {town} and is {age} years old."
+    text = (
+        f"Write this as one CSV line with the columns name, age, town: {name} lives in {town} and is {age} years old."
+    )
     check = checks.as_lines([line])
-    return ask(f"record {name} {age} {town}", text, line, lambda r: check(type(r)(r.text.replace(", ", ","), r.stopped)))
+    return ask(
+        f"record {name} {age} {town}", text, line, lambda r: check(type(r)(r.text.replace(", ", ","), r.stopped))
+    )
 
 
 def _markup(rng: random.Random) -> Question:
