@@ -63,6 +63,8 @@ def smaller(tokens: list[str]) -> list[str]:
         elif "--steps" not in tokens and "--resume" not in tokens:
             tokens += ["--steps", "2"]
         tokens += ["--train.answers", "1"]
+        if "--evaluate" in tokens:
+            tokens += ["--evaluate.items", "1", "--evaluate.only", "[copying]"]
     elif verb in ("recipe", "model"):  # nothing is trained or fetched
         tokens = [REPLACED[token] if token == "smollm2-135m" else token for token in written]
     return tokens

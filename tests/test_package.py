@@ -19,7 +19,7 @@ def test_the_package_lists_its_names_and_nothing_else():
     ("name", "expected"),
     [
         ("finetune", "model data resume overrides memory batch_size method rank steps epochs time compute columns out"),
-        ("finetune", "preserve on_bad_line"),
+        ("finetune", "preserve on_bad_line evaluate"),
         ("pretrain", "recipe resume overrides time memory out"),
         ("load", "model device dtype memory"),
         ("perplexity", "model data context stride examples"),
@@ -60,7 +60,7 @@ def test_an_extra_brings_only_what_the_package_imports():
     project = (root / "pyproject.toml").read_text(encoding="utf-8")
     section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     extras = dict(re.findall(r"^(\w+) = \[(.*?)\]$", section, re.DOTALL | re.MULTILINE))
-    assert set(extras) == {"train", "memory", "data", "dev"}
+    assert set(extras) == {"train", "memory", "data", "eval", "dev"}
     sources = "".join(file.read_text(encoding="utf-8") for file in (root / "src").rglob("*.py"))
     for extra in set(extras) - {"dev"}:
         for package in re.findall(r'"([\w-]+)', extras[extra]):

@@ -176,3 +176,70 @@ def test_a_streamed_model_scores_as_one_in_memory(judge, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "predict_use", as_if_it_did_not_fit)
     streamed = perplexity(load(judge[1], memory="8GB", scoring=True), file)
     assert streamed.loss == resident.loss and streamed.tokens == resident.tokens
+
+
+def masked_loss(theirs, ids: list[int], context: int, stride: int) -> tuple[float, int]:
+    """Nats and scored tokens by transformers' own loss: what a window has seen before is labelled −100."""
+    nats, scored = 0.0, 0
+    for begin, first, end in windows(len(ids) - 1, context, stride):
+        tokens = torch.tensor([ids[begin : end + 1]])
+        labels = tokens.clone()
+        labels[:, : first - begin + 1] = -100
+        count = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            nats += float(theirs(tokens, labels=labels).loss) * count
+        scored += count
+    return nats, scored
+
+
+@pytest.mark.parametrize(("context", "stride"), [(64, 64), (16, 16), (16, 8), (16, 1)])
+def test_windows_have_the_loss_that_transformers_gives_with_what_was_seen_masked(judge, tmp_path, context, stride):
+    theirs, folder = judge
+    (tmp_path / "long.txt").write_text(TEXTS[3])
+    tokenizer = LanguageModel.load(folder).tokenizer
+    nats, scored = masked_loss(theirs, [tokenizer.bos_id, *tokenizer.encode(TEXTS[3])], context, stride)
+    result = perplexity(folder, tmp_path / "long.txt", context=context, stride=stride)
+    assert result.tokens == scored > 32
+    assert result.loss == pytest.approx(nats / scored, abs=1e-4)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / len(TEXTS[3].encode()), abs=1e-4)
+
+
+def test_texts_are_read_from_every_kind_of_source(judge, tmp_path):
+    import gzip
+
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+    import zstandard
+
+    texts, model = TEXTS[:2], LanguageModel.load(judge[1])
+    rows = "".join(json.dumps({"body": text}) + "\n" for text in texts).encode()
+    table = pyarrow.table({"body": texts, "number": [1, 2]})
+    (tmp_path / "rows.jsonl.zst").write_bytes(zstandard.compress(rows))
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(rows))
+    (tmp_path / "rows.json").write_text(json.dumps([{"body": text} for text in texts]))
+    pyarrow.csv.write_csv(table, tmp_path / "rows.csv")
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    for part, text in zip(("a", "b"), texts, strict=True):
+        (tmp_path / "folder" / part).mkdir(parents=True)
+        (tmp_path / "folder" / part / "text.txt").write_text(text)
+    expected = perplexity(model, write_texts(tmp_path, texts))
+    for name in ("rows.jsonl.zst", "rows.jsonl.gz", "rows.json", "rows.csv", "rows.parquet"):
+        found = perplexity(model, tmp_path / name, columns={"text": "body"})
+        assert (found.loss, found.tokens, found.bytes) == (expected.loss, expected.tokens, expected.bytes), name
+    folder = perplexity(model, tmp_path / "folder")
+    assert (folder.documents, folder.bytes) == (2, expected.bytes)
+    assert folder.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_an_adapter_is_measured_as_the_model_that_it_makes(base, examples, tmp_path):
+    from shoestring.finetuning.job import finetune
+    from shoestring.models.peft_folder import merge_folder
+    from tests.finetuning.tiny import SHORT
+
+    settings = {**SHORT, "train.steps": 2, "train.answers": 0, "out": str(tmp_path / "run")}
+    finetune(base, examples, overrides=settings)
+    file = write_texts(tmp_path)
+    found = perplexity(tmp_path / "run", file)
+    assert found.loss == pytest.approx(perplexity(merge_folder(tmp_path / "run"), file).loss, rel=1e-6)
+    assert found.loss != pytest.approx(perplexity(base, file).loss, rel=1e-6)

@@ -67,6 +67,10 @@ def finetune(
         Literal["auto", "float32", "bfloat16", "float16", "int8"] | None,
         Parameter(help="products; int8 is faster and rounds the frozen weights (precision.compute) [auto]"),
     ] = None,
+    evaluate: Annotated[
+        Literal["core"] | None,
+        Parameter(help="put this suite to the model before and after, and show what changed (evaluate.suite)"),
+    ] = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/finetune-N]")] = None,
     resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
     json: Json = False,
@@ -75,7 +79,7 @@ def finetune(
     given = {
         "method": method, "rank": rank, "batch_size": batch_size, "steps": steps, "epochs": epochs, "time": time,
         "columns": columns_of(columns) or None, "on_bad_line": on_bad_line, "preserve": preserve, "memory": memory,
-        "compute": compute, "out": out,
+        "compute": compute, "evaluate": evaluate, "out": out,
     }  # fmt: skip
     settings = with_short(overrides, SHORT, given, flags=True)
     if model is None:  # other tools have a flag for it

@@ -17,6 +17,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.core.given import GIVEN
 from shoestring.core.yaml_document import YamlDocument
 from shoestring.data.supervised.config import SupervisedDataConfig
+from shoestring.evaluate.suite.question import ITEMS
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
 from shoestring.train.config import BudgetConfig
@@ -32,11 +33,13 @@ Weights = Literal["source", "float32", "bfloat16", "int8", "int4", "nf4"]
 _LEARNING_RATES: dict[str, float] = {"lora": 5e-4, "dora": 5e-4, "qlora": 5e-4, "full": 5e-5}
 DEFAULT_EPOCHS = 3.0
 EVERYDAY = "everyday"  # in the place of preserve.source: examples that the model makes (`finetuning.everyday`)
+STREAMED = "asks thousands of tokens of the model, each of which would read streamed layers from disk"
 # Settings that are given often have a flag, and a keyword in Python, of their own.
 SHORT = {
     "method": "adapter.method", "rank": "adapter.rank", "batch_size": "train.batch_rows", "steps": "train.steps",
     "epochs": "train.epochs", "time": "train.time", "columns": "data.columns", "on_bad_line": "data.on_bad_line",
-    "preserve": "preserve.source", "memory": "budget.memory", "compute": "precision.compute", "out": "out",
+    "preserve": "preserve.source", "memory": "budget.memory", "compute": "precision.compute",
+    "evaluate": "evaluate.suite", "out": "out",
 }  # fmt: skip
 
 
@@ -109,6 +112,27 @@ class PreserveConfig(Config):
     every: int = Field(1, gt=0, description="optimizer steps from one with these examples to the next")
 
 
+class EvaluateConfig(Config):
+    """What the model can do, before and after. Asked by `finetuning.suite_scores`."""
+
+    suite: Literal["core"] | None = Field(None, description="questions put to the model before and after; null: none")
+    items: int = Field(ITEMS, ge=1, le=ITEMS, description="questions of each category of the suite")
+    only: tuple[str, ...] = Field((), description="categories or groups of the suite; none named: all")
+
+    @model_validator(mode="after")
+    def _known(self) -> EvaluateConfig:
+        if self.suite is None and (self.only or self.items != ITEMS):
+            raise ValueError("items and only are of a suite, and evaluate.suite is null: give --evaluate core")
+        if self.only:
+            from shoestring.evaluate.suite.categories.every import CATEGORIES, GROUPS
+
+            for name in self.only:
+                if name not in GROUPS and name not in {category.name for category in CATEGORIES}:
+                    groups = ", ".join(GROUPS)
+                    raise ValueError(f"only: no category or group {name!r}; the groups are {groups}")
+        return self
+
+
 class FinetuneRecipe(RunRecipe):
     """One run. Run by `finetuning.job.finetune`."""
 
@@ -120,6 +144,7 @@ class FinetuneRecipe(RunRecipe):
     budget: FinetuneBudgetConfig = FinetuneBudgetConfig()
     adapter: AdapterSection = AdapterSection()
     preserve: PreserveConfig = PreserveConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     @classmethod
     def called_elsewhere(cls, name: str, keys: list[str]) -> str | None:
@@ -137,6 +162,8 @@ class FinetuneRecipe(RunRecipe):
         if method == "qlora" and budget.weights not in ("source", self.adapter.base):
             raise ValueError(f"budget.weights {budget.weights} and adapter.base {self.adapter.base} differ")
         streams = budget.engine == "streamed" or budget.weights != "source"
+        if self.evaluate.suite is not None and streams:
+            raise ValueError(f"evaluate.suite {STREAMED}")
         if self.preserve.source is not None and (method == "full" or streams):
             raise ValueError("preserve needs the base in memory beside an adapter: not full, nor streamed layers")
         if self.preserve.source is not None and self.optimizer.in_backward:

@@ -7,17 +7,20 @@ fine-tuning, with the trainer's state inside. `resume` continues to bit-identica
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
+from shoestring.core.seeds import seed_everything
 from shoestring.core.waiting import waiting
 from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
 from shoestring.data.supervised.rows import Rows
 from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, load_answers
 from shoestring.finetuning.config import (
     SHORT,
+    STREAMED,
     FinetuneRecipe,
     finetune_recipe,
     is_finetune_recipe,
@@ -29,7 +32,9 @@ from shoestring.finetuning.material import Material, open_material
 from shoestring.finetuning.model import adapted_model, job_shape, options, read_speed
 from shoestring.finetuning.preserve import preserving
 from shoestring.finetuning.result import FinetuneResult, collect, model_and_data
+from shoestring.finetuning.suite_scores import SCORES, Asked, after, before, save
 from shoestring.finetuning.write import write_files
+from shoestring.kernels import allocator
 from shoestring.offload.engine import StreamedEngine
 from shoestring.train import parallel
 from shoestring.train.early_stopping import EarlyStopping
@@ -47,6 +52,8 @@ from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
 from shoestring.train.run_folder import Start
 from shoestring.train.run_folder import resume as resume_run
+
+_AFTERWARDS = "leave it out; afterwards: shoestring evaluate MODEL OUT"
 
 
 def finetune(
@@ -66,6 +73,7 @@ def finetune(
     columns: dict[str, str] | None = None,
     preserve: str | None = None,
     on_bad_line: str | None = None,
+    evaluate: str | None = None,
     out: str | Path | None = None,
     **settings: Any,
 ) -> FinetuneResult:
@@ -83,7 +91,7 @@ def finetune(
     given = {
         "method": method, "rank": rank, "batch_size": batch_size, "steps": steps, "epochs": epochs, "time": time,
         "columns": columns, "on_bad_line": on_bad_line, "preserve": preserve, "memory": memory, "compute": compute,
-        "out": None if out is None else str(out),
+        "evaluate": evaluate, "out": None if out is None else str(out),
     }  # fmt: skip
     changed = with_short(dotted(overrides, settings), SHORT, given)
     parallel.start()
@@ -106,10 +114,15 @@ def finetune(
     job = FinetuneJob()
     run = execute(job, start)
     if run.opened is None:
-        return collect(run, load_answers(run.out))
-    result = collect(run, job.interview().after(run, job.engine.decoder))
-    job.engine.close()
-    return result
+        result = collect(run, load_answers(run.out))
+    else:
+        result = collect(run, job.interview().after(run, job.engine.decoder))
+        job.engine.close()
+    recipe = run.recipe
+    if recipe.evaluate.suite is None or parallel.rank() != 0:
+        return result
+    del job, run  # the models that are asked take their place
+    return replace(result, suite=after(recipe, result.out, result.best))
 
 
 class FinetuneJob:
@@ -120,6 +133,7 @@ class FinetuneJob:
     material: Material
     recipe: FinetuneRecipe
     engine: LocalEngine
+    asked: Asked | None = None  # of the suite, before the first step
 
     def open(self, start: Start) -> Opened:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
@@ -127,6 +141,7 @@ class FinetuneJob:
         machine = this_machine(recipe, lambda: read_speed(material.base))
         recipe, choice = settle(recipe, job_shape(recipe, material), options(recipe, material), machine)
         self.recipe, spec, world = recipe, choice.spec, parallel.world_size()
+        self._ask_before(start)
 
         def make() -> Any:
             return adapted_model(recipe, spec, material, start.checkpoint, device)
@@ -157,6 +172,20 @@ class FinetuneJob:
             recipe, self.engine, stream, rows // spec.microbatch, steps, flops, choice.prediction, "\n".join(header)
         )
 
+    def _ask_before(self, start: Start) -> None:
+        """Put the suite to the model, while it is not yet in memory to be trained. Raises ConfigError."""
+        recipe = self.recipe
+        if recipe.evaluate.suite is None:
+            return
+        if self.streams:
+            raise ConfigError(f"evaluate.suite {STREAMED}", hint=_AFTERWARDS)
+        if parallel.world_size() > 1:
+            raise ConfigError("evaluate.suite is asked by one process, and here are several", hint=_AFTERWARDS)
+        if start.checkpoint is None:
+            self.asked = before(recipe, self.material.base)
+            seed_everything(recipe.seed)  # what follows is as without it
+            allocator.reset_peaks()
+
     @property
     def streams(self) -> bool:
         """Whether every pass over the model reads it from disk."""
@@ -166,6 +195,8 @@ class FinetuneJob:
         recipe, material, decoder = self.recipe, self.material, self.engine.decoder
         if isinstance(self.engine, StreamedEngine) and recipe.budget.inputs == "disk":
             self.engine.spill = out
+        if self.asked is not None:
+            save(out / SCORES, self.asked)
         callbacks: list[Callback] = []
         if material.held_out:
             if start.checkpoint is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from shoestring.core import console
 from shoestring.core.units import format_count
@@ -11,6 +12,7 @@ from shoestring.data.supervised.show import header_line
 from shoestring.finetuning.before_after import Answer, side_by_side
 from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.finetuning.material import Material
+from shoestring.finetuning.suite_scores import SuiteScores
 from shoestring.finetuning.write import best_checkpoint
 from shoestring.models.decoder import Decoder
 from shoestring.train import parallel
@@ -23,6 +25,7 @@ class FinetuneResult(RunResult):
     """best: the adapter or model with the lowest held-out loss; `checkpoint` is the newest.
 
     loss_before, loss_after: nats per supervised held-out token, before the first step and at the best one.
+    suite: its scores before and after, where the recipe asks for it.
     """
 
     best: Path
@@ -30,11 +33,15 @@ class FinetuneResult(RunResult):
     loss_before: float | None
     loss_after: float | None
     answers: list[Answer] = field(default_factory=list)
+    suite: SuiteScores | None = None
 
     @property
     def model(self) -> Path:
         """OUT/latest, or OUT/best where an earlier checkpoint was better."""
         return self.out / ("latest" if self.best == self.checkpoint else "best")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "suite": None if self.suite is None else self.suite.to_json()}
 
     def __str__(self) -> str:
         done = [self.cost()]
@@ -45,6 +52,8 @@ class FinetuneResult(RunResult):
             lines.append(f"best      {self.best.name}: held-out loss is higher in {self.checkpoint.name}, the newest")
         if self.answers:
             lines += ["", side_by_side(self.answers, console.out.width), ""]
+        if self.suite is not None:
+            lines += ["", *self.suite.lines(), ""]
         if self.method == "full":
             lines.append(f"model     {self.model}")
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shoestring.evaluate.harness import log_likelihoods
+from shoestring.evaluate.log_likelihood import log_likelihoods
 from shoestring.generate.language_model import LanguageModel
 
 
