@@ -20,7 +20,6 @@ app = verb(
     "Put the suite to a model: questions of many categories, each answer scored by a program.",
     (
         "shoestring evaluate smollm2-135m --only arithmetic,patterns",
-        "shoestring evaluate smollm2-135m runs/finetune-1 --plot scores.png",
         "shoestring evaluate --show tables",
     ),
 )

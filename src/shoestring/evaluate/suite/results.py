@@ -102,13 +102,13 @@ class Difference:
 
 def differences(first: Sequence[Answered], second: Sequence[Answered]) -> list[Difference]:
     """By category, for answers to the same questions in the same order; of the categories that both have."""
-    found = []
+    found: list[tuple[str, float, float, float]] = []
     for name in dict.fromkeys(one.category for one in first):
         sides = [[one.right for one in side if one.category == name] for side in (first, second)]
         if not sides[1]:
             continue
         pairs = list(zip(*sides, strict=True))
         chance = mcnemar(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
-        found.append((name, *(sum(side) / len(pairs) for side in sides), chance))
+        found.append((name, sum(sides[0]) / len(pairs), sum(sides[1]) / len(pairs), chance))
     corrected = holm([chance for *_, chance in found])
     return [Difference(name, a, b, chance) for (name, a, b, _), chance in zip(found, corrected, strict=True)]

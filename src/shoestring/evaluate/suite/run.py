@@ -20,6 +20,7 @@ from shoestring.evaluate.suite.results import Answered, Evaluation, Score
 from shoestring.generate.language_model import Completion, LanguageModel
 
 Side = Literal["development", "held-out"]
+_CACHED = 2**14  # tokens of all texts that are decoded together
 
 
 def evaluate(
@@ -103,10 +104,9 @@ def _ask(
 
 
 def _replies(model: LanguageModel, prompts: list[list[int]], most: int, told: Waiting) -> list[Completion]:
-    """Greedy, so many tokens at most; as many together as there is memory for."""
-    at_once = len(prompts)
-    if model.at_once is not None:
-        at_once = max(model.at_once // (max(map(len, prompts)) + most), 1)
+    """Greedy, so many tokens at most; as many together as there is room for."""
+    room = _CACHED if model.at_once is None else model.at_once
+    at_once = max(room // (max(map(len, prompts)) + most), 1)
     said: list[Completion] = []
     for first in range(0, len(prompts), at_once):
         some = prompts[first : first + at_once]

@@ -3,7 +3,8 @@
 On Linux the process gets a user, mount, network and process namespace of its own (`unshare`), and a root of its own in
 which there is nothing but the system's libraries and the interpreter, both read-only, and an empty scratch folder in
 memory: what cannot be named cannot be read or deleted. Where the system allows no namespaces, nothing is run, and the
-category is left out. Limits: seconds of the processor and of the clock, memory, open files, size and number of files, processes.
+category is left out. Limits: seconds of the processor and of the clock, memory, open files, size and number of files,
+processes.
 """
 
 from __future__ import annotations

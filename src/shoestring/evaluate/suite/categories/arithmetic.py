@@ -95,13 +95,11 @@ def _shared(rng: random.Random) -> Question:
 
 
 CATEGORIES = (
-    Category("addition, one digit", "arithmetic", "sums of numbers below 20", _sums("add", 0, 20), 0.1),
-    Category("addition, two digits", "arithmetic", "sums of numbers from 10 to 99", _sums("add", 10, 100)),
-    Category("addition, three digits", "arithmetic", "sums of numbers from 100 to 999", _sums("add", 100, 1000)),
-    Category("subtraction, one digit", "arithmetic", "differences of numbers below 20", _sums("subtract", 0, 20), 0.1),
-    Category(
-        "subtraction, two digits", "arithmetic", "differences of numbers from 10 to 99", _sums("subtract", 10, 100)
-    ),
+    Category("one-digit addition", "arithmetic", "sums of numbers below 20", _sums("add", 0, 20), 0.1),
+    Category("two-digit addition", "arithmetic", "sums of numbers from 10 to 99", _sums("add", 10, 100)),
+    Category("three-digit addition", "arithmetic", "sums of numbers from 100 to 999", _sums("add", 100, 1000)),
+    Category("one-digit subtraction", "arithmetic", "differences of numbers below 20", _sums("subtract", 0, 20), 0.1),
+    Category("two-digit subtraction", "arithmetic", "differences of numbers from 10 to 99", _sums("subtract", 10, 100)),
     Category("multiplication", "arithmetic", "products of numbers from 2 to 30", _sums("multiply", 2, 31)),
     Category("annotated sums", "arithmetic format", "7+8=<<7+8=15>>15, with the right result", _annotated),
     Category("annotation alone", "arithmetic format", "the same form, whatever the result", _form_alone),

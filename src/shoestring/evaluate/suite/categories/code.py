@@ -42,9 +42,9 @@ def _texts(rng: random.Random) -> Question:
 
 def _lists(rng: random.Random) -> Question:
     items = [rng.randint(0, 30) for _ in range(rng.randint(3, 5))]
-    name = rng.choice(("max", "min", "len", "sum", "sorted"))
-    function = {"max": max, "min": min, "len": len, "sum": sum, "sorted": sorted}[name]
-    return _prints(rng, f"print({name}({items}))", str(function(items)), f"list {sorted(items)}")
+    results = {"max": max(items), "min": min(items), "len": len(items), "sum": sum(items), "sorted": sorted(items)}
+    name = rng.choice(list(results))
+    return _prints(rng, f"print({name}({items}))", str(results[name]), f"list {sorted(items)}")
 
 
 def _structure(rng: random.Random) -> Question:

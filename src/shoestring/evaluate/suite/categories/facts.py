@@ -111,7 +111,8 @@ CATEGORIES = (
         'If something is not "{}", what is it? Give the opposite word.')), 0.1, share=0.5),
     Category("young animals", "facts", "what they are called", _asked("young", _YOUNG, (
         "What is a young {} called?", "What do we call a baby {}?", "Name the young of a {}.",
-        "The young of a {} is called a", "What is the word for a baby {}?", "A baby {} is called what?", "Give the name for the young of a {}.",
+        "The young of a {} is called a", "What is the word for a baby {}?", "A baby {} is called what?",
+        "Give the name for the young of a {}.",
         "Which word do we use for a young {}?", "Do you know what a young {} is called?",
         "In one word: what is a baby {}?")), 0.14, share=0.5),
     Category("chemical symbols", "facts", "of elements", _asked("element", _ELEMENTS, (
