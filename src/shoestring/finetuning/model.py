@@ -1,4 +1,4 @@
-"""The model of a fine-tuning run: its base as the plan keeps it, frozen, with its adapter; and its shape for that plan."""
+"""The model of a fine-tuning run: its base as the plan keeps it, frozen, with its adapter; its shape for that plan."""
 
 from __future__ import annotations
 

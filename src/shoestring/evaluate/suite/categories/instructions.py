@@ -127,6 +127,33 @@ def _placeholders(rng: random.Random) -> Question:
     return _question(f"marked {opening}", topic, word, text, answer, inside)
 
 
+_PHRASES = """
+good morning: bonjour; guten morgen; buenos días, buenos dias; buongiorno; bom dia
+thank you: merci; danke; gracias; grazie; obrigado, obrigada
+goodbye: au revoir; auf wiedersehen; adiós, adios; arrivederci; adeus
+yes: oui; ja; sí, si; sì, si; sim
+please: s'il vous plaît, s'il vous plait; bitte; por favor; per favore; por favor
+water: eau; wasser; agua; acqua; água, agua
+bread: pain; brot; pan; pane; pão, pao
+house: maison; haus; casa; casa; casa
+three: trois; drei; tres; tre; três, tres
+red: rouge; rot; rojo, roja; rosso, rossa; vermelho, vermelha
+dog: chien; hund; perro; cane; cachorro, cão
+night: nuit; nacht; noche; notte; noite
+"""
+_LANGUAGES = ("French", "German", "Spanish", "Italian", "Portuguese")
+
+
+def _in_another_language(rng: random.Random) -> Question:
+    phrase, _, told = rng.choice(_PHRASES.strip().splitlines()).partition(": ")
+    number, language = rng.choice(list(enumerate(_LANGUAGES)))
+    right = told.split("; ")[number].split(", ")
+    text = rng.choice((
+        'How does one say "{}" in {}?', 'Write "{}" in {} and nothing else.', 'Say "{}", but in {}.',
+    )).format(phrase, language)  # fmt: skip
+    return ask(f"phrase {phrase} {language}", text, right[0], checks.says(*right))
+
+
 CATEGORIES = (
     Category("how many words", "instructions", "at most, or at least", _length),
     Category("how many sentences", "instructions", "two to four", _sentences),
@@ -136,4 +163,5 @@ CATEGORIES = (
     Category("beginning and end", "instructions", "given words, quotation marks", _edges),
     Category("lines of a list", "instructions", "so many, with a mark", _counted_items),
     Category("marks", "instructions", "a title, a postscript, a note", _placeholders),
+    Category("another language", "instructions", "a phrase in one of five", _in_another_language, 0.1, share=0.5),
 )
