@@ -21,7 +21,7 @@ DOCS = ROOT / "docs"
 assert desk  # a fixture, shared with the README's tests
 REPLACED = {
     "smollm2-135m": "../chats", "qwen2.5-3b-folder": "../chats", "stdlib": "my-texts", "quickstart": "quickstart-smoke",
-    "lazy-finetune": "lazy-finetune-smoke", "elite-112m": "elite-112m-smoke",
+    "lazy-finetune": "lazy-finetune-smoke", "elite-112m": "elite-112m-smoke", "runs/finetune-1": "../chats",
 }  # fmt: skip
 FEWER = {
     "--n": "60", "--steps": "2", "--train.steps": "3", "--max-tokens": "4", "--time": "1s", "--vocabulary": "512",
@@ -56,6 +56,8 @@ def smaller(tokens: list[str]) -> list[str]:
             del tokens[(at := tokens.index("--time")) : at + 2]
         tokens += [] if "--data.source" in tokens else ["--data.source", "my-texts"]
         tokens += [] if "--train.steps" in tokens else ["--train.steps", "3"]
+    elif verb == "evaluate":
+        tokens += ["--items", "1"]
     elif verb == "finetune":
         if "--time" in tokens:
             at = tokens.index("--time")
