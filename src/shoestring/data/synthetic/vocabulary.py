@@ -1,6 +1,6 @@
 """Words that exercises are made of.
 
-None of them is a word, a topic or a name of the suite that evaluates (`tests/data/test_more_kinds.py` compares): what is
+None of them is a word, a topic or a name of the suite that evaluates (`tests/data/test_made_kinds.py` compares): what is
 learned is to keep to a form, whatever the word in it.
 """
 
@@ -15,7 +15,7 @@ NOUNS = (
     "mask", "melon", "monk", "mouse", "museum", "nail", "nurse", "oar", "onion", "otter", "oven", "owl", "paddle", "paper",
     "peach", "pearl", "piano", "pigeon", "plough", "poet", "puddle", "pump", "queen", "quilt", "radio", "raft", "raisin",
     "rake", "robin", "roof", "sandal", "scarf", "shell", "shovel", "sponge", "squirrel", "stamp", "statue", "swing", "table",
-    "tailor", "teapot", "thread", "tiger", "torch", "trumpet", "tulip", "uniform", "vase", "village", "visitor", "wagon",
+    "tailor", "teapot", "thread", "tiger", "torch", "trumpet", "tulip", "urn", "vase", "village", "visitor", "wagon",
     "wallet", "wheel", "wizard", "wool", "wren", "yard", "zipper",
 )  # fmt: skip
 TOPICS = (
