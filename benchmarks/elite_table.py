@@ -2,11 +2,11 @@
 
     python -m benchmarks.elite_table [--minutes 28] [--run FOLDER] [--all]
 
-Elite-112M's README gives six shares of right answers (factual recall 20%, form of sums 90%, right sums 10%, structure of
-code 70%, instructions 30%, patterns 60%), which no program ever scored. Six groups of the suite stand for them. Their
-questions that are held out, none of which the exercises of the recipe contain, are put to the model as it comes and to the
-model as the recipe leaves it. A claim is beaten where the share of right answers is above it; the interval is Wilson's, of
-95%. --all puts the whole suite to both and shows what got worse elsewhere.
+Elite-112M claims six shares of right answers (factual recall 20%, form of sums 90%, right sums 10%, structure
+of code 70%, instructions 30%, patterns 60%), which no program ever scored. Six groups of the suite stand for them. Their
+questions that are held out, none of which is among the recipe's exercises, are put to the model as it comes and to the
+model as the recipe leaves it. A claim is beaten where the share of right answers is above it; the interval is Wilson's,
+of 95%. --all puts the whole suite to both and shows what got worse elsewhere.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="the whole suite, and what got worse")
     parser.add_argument("--items", type=int, default=30, help="questions of each category")
     parser.add_argument("--side", choices=("held-out", "development"), default="held-out")
-    parser.add_argument("--quick", action="store_true", help="a minute of training, five questions of a category: coarse")
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute of training, five questions of a category: coarse"
+    )
     parser.add_argument("--worker", choices=("train",), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -76,9 +78,7 @@ def _train(folder: Path, minutes: float | None) -> dict[str, Any]:
     return {"model": str(result.model), "steps": result.steps, "tokens": result.tokens}
 
 
-def _evaluated(
-    model: str, side: Any, groups: Sequence[str], items: int
-) -> tuple[Evaluation, list[Answered]]:
+def _evaluated(model: str, side: Any, groups: Sequence[str], items: int) -> tuple[Evaluation, list[Answered]]:
     """Answers are kept, so that a benchmark that was stopped goes on."""
     from shoestring.evaluate.suite.kept import Kept, digest_of
     from shoestring.evaluate.suite.run import evaluate
@@ -123,8 +123,9 @@ def _report(
     others = {score.group for score in first.scores} - claimed
     if others:
         rows = [
-            [score.name, f"{score.share:.1%}", f"{_group(second, score.name).share:.1%}", _interval(_group(second, score.name))]
-            for score in first.groups if score.name in others
+            [old.name, f"{old.share:.1%}", f"{new.share:.1%}", _interval(new)]
+            for old, new in zip(first.groups, second.groups, strict=True)
+            if old.name in others
         ]  # fmt: skip
         show("The other groups", ["", "before", "after", "95% interval"], rows)
         fallen = [

@@ -18,7 +18,9 @@ def evaluation(shares, more=()):
 @pytest.fixture
 def before_and_after():
     before = evaluation({group: 0.1 for _, group, _ in CLAIMS}, [("dates and units", 0.5)])
-    after = evaluation({group: claim + 0.07 for _, group, claim in CLAIMS} | {"patterns": 0.6}, [("dates and units", 0.3)])
+    after = evaluation(
+        {group: claim + 0.07 for _, group, claim in CLAIMS} | {"patterns": 0.6}, [("dates and units", 0.3)]
+    )
     return before, after
 
 

@@ -1,7 +1,7 @@
 """Sums with the calculation written between << and >>, as GSM8K has it: 7+8=<<7+8=15>>15 (arXiv 2110.14168).
 
 One sum, or several with a line each, which is twice as much to learn from as many tokens. Problems are those of plain
-sums, whatever the form: 7 + 8 is held out here where it is held out there, and so is the sum of an example that is shown.
+sums, whatever the form: 7 + 8 is held out here where it is held out there, and so is the sum of an example shown.
 """
 
 from __future__ import annotations

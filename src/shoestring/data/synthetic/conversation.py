@@ -10,7 +10,13 @@ import random
 from shoestring.data.synthetic.exercise import Draw, Exercise
 from shoestring.data.synthetic.vocabulary import NAMES, NOUNS, TOWNS
 
-_GREETINGS = ("Hello, {n}!", "Good morning, {n}.", "Hi {n}, welcome!", "Nice to meet you, {n}.", "Greetings to {t}, {n}!")
+_GREETINGS = (
+    "Hello, {n}!",
+    "Good morning, {n}.",
+    "Hi {n}, welcome!",
+    "Nice to meet you, {n}.",
+    "Greetings to {t}, {n}!",
+)
 _ANIMALS = ("cow", "duck", "goat", "horse", "mouse", "pig", "snake", "canary", "donkey", "sheep")
 _COLOURS = ("black", "white", "pink", "turquoise", "violet", "silver", "beige", "gold")
 
@@ -45,7 +51,8 @@ def _told(rng: random.Random) -> Exercise:
         ("name", rng.choice(NAMES), "I am called {}.", "How am I called?", "You are called {}."),
         ("town", rng.choice(TOWNS), "My home is in {}.", "Where is my home?", "Your home is in {}."),
         ("pet", rng.choice(_ANIMALS), "My pet is a {}.", "What is my pet?", "Your pet is a {}."),
-        ("colour", rng.choice(_COLOURS), "The colour I like best is {}.", "Which colour do I like best?", "You like {} best."),
+        ("colour", rng.choice(_COLOURS), "The colour I like best is {}.", "Which colour do I like best?",
+        "You like {} best."),
     ]  # fmt: skip
     told = rng.sample(told, rng.randint(1, 3))
     kind, value, _, asked, answer = rng.choice(told)

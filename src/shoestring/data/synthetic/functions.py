@@ -10,12 +10,29 @@ import random
 
 from shoestring.data.synthetic.exercise import Draw, Exercise
 
-_VERBS = ("apply", "choose", "clean", "combine", "convert", "create", "draw", "estimate", "filter", "format", "load", "look_up",
+_VERBS = ("apply", "choose", "clean", "combine", "convert", "create", "draw", "estimate", "filter", "format", "load",
+"look_up",
           "measure", "pick", "prepare", "rank", "remove", "show", "sum", "trim", "update", "wrap")  # fmt: skip
-_THINGS = ("balance", "box", "colour", "cost", "date", "distance", "entry", "field", "grade", "index", "key", "length", "level",
-           "line", "message", "name", "order", "page", "point", "rank", "row", "tax", "time", "token", "volume", "word")  # fmt: skip
+_THINGS = ("balance", "box", "colour", "cost", "date", "distance", "entry", "field", "grade", "index", "key", "length",
+"level",
+           "line", "message", "name", "order", "page", "point", "rank", "row", "tax", "time", "token", "volume",
+           "word")  # fmt: skip
 # How an argument is used, by what it holds.
-_NUMBERS = ("x", "y", "first", "second", "depth", "factor", "amount", "minutes", "speed", "count", "offset", "base", "top")
+_NUMBERS = (
+    "x",
+    "y",
+    "first",
+    "second",
+    "depth",
+    "factor",
+    "amount",
+    "minutes",
+    "speed",
+    "count",
+    "offset",
+    "base",
+    "top",
+)
 _TEXTS = ("name", "line", "word", "message", "prefix", "sentence", "label", "title")
 _LISTS = ("values", "numbers", "rows", "entries", "words", "scores", "points")
 _SPACED = ' + " " + '  # between texts
@@ -82,7 +99,8 @@ _TASKS = (
 )  # fmt: skip
 _ORDERS = (
     "Python, please: `{call}`, which {what}.", "Code `{call}`. The function {what}. No explanation.",
-    "Can you write a function `{call}` that {what}?", "A Python function is wanted. Its head: `{call}`. What it does: it {what}.",
+    "Can you write a function `{call}` that {what}?",
+    "A Python function is wanted. Its head: `{call}`. What it does: it {what}.",
 )  # fmt: skip
 
 

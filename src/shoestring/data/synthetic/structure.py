@@ -37,7 +37,11 @@ def _items(rng: random.Random) -> tuple[list[str], str]:
 
 def _array(rng: random.Random) -> Exercise:
     items, problem = _items(rng)
-    phrasings = ("Turn this into a JSON array: {items}", "{items}: as a JSON list of strings, please.", "JSON array of: {items}. No other text.")
+    phrasings = (
+        "Turn this into a JSON array: {items}",
+        "{items}: as a JSON list of strings, please.",
+        "JSON array of: {items}. No other text.",
+    )
     return _exercise(rng, phrasings, json.dumps(items), problem, items=", ".join(items))
 
 
@@ -48,14 +52,17 @@ def _bullets(rng: random.Random) -> Exercise:
         'Make a bullet list of {items}. Bullets are "{mark} ".', 'One on each line, after "{mark} ": {items}',
         '{items}. List them with "{mark} " at the beginning of every line.',
     )  # fmt: skip
-    return _exercise(rng, phrasings, "\n".join(f"{mark} {item}" for item in items), problem, items=", ".join(items), mark=mark)
+    return _exercise(
+        rng, phrasings, "\n".join(f"{mark} {item}" for item in items), problem, items=", ".join(items), mark=mark
+    )
 
 
 def _numbered(rng: random.Random) -> Exercise:
     items, problem = _items(rng)
     dot = rng.choice((".", ".", ")"))
     phrasings = (
-        "Number these, a line each (1{dot} 2{dot} and so on): {items}", "A numbered list, please, in the manner of 1{dot}: {items}",
+        "Number these, a line each (1{dot} 2{dot} and so on): {items}",
+        "A numbered list, please, in the manner of 1{dot}: {items}",
         "{items}. Count them as 1{dot}, 2{dot}, one on each line.",
     )  # fmt: skip
     answer = "\n".join(f"{n}{dot} {item}" for n, item in enumerate(items, 1))
@@ -66,7 +73,8 @@ def _person(rng: random.Random) -> tuple[str, int, str, str]:
     """Name, age, town and a sentence that tells them."""
     name, age, town = rng.choice(NAMES), rng.randint(5, 95), rng.choice(TOWNS)
     told = rng.choice((
-        "{n} comes from {t} and is {a}.", "Here is {n}, {a} years of age, of {t}.", "In {t} lives {n}, who is {a} years old.",
+        "{n} comes from {t} and is {a}.", "Here is {n}, {a} years of age, of {t}.",
+        "In {t} lives {n}, who is {a} years old.",
         "{n} ({a}) has a flat in {t}.",
     )).format(n=name, a=age, t=town)  # fmt: skip
     return name, age, town, told
@@ -76,7 +84,8 @@ def _object(rng: random.Random) -> Exercise:
     name, age, town, told = _person(rng)
     key = rng.choice(_FIELDS)
     phrasings = (
-        "As a JSON object with name, age (a number) and {key}: {told}", "{told} Give it as JSON. Keys: name, age, {key}.",
+        "As a JSON object with name, age (a number) and {key}: {told}",
+        "{told} Give it as JSON. Keys: name, age, {key}.",
         'Make JSON of this, with "name", "age" as a number, "{key}": {told}',
     )  # fmt: skip
     answer = json.dumps({"name": name, "age": age, key: town})
@@ -100,10 +109,12 @@ def _nested(rng: random.Random) -> Exercise:
     phrasings = (
         'Store in {town}; numbers: {told}. As JSON: "{outer}" is the town, "{inner}" an object with each number.',
         'JSON with "{outer}" ({town}) and "{inner}", an object of {told}.',
-        'In {town} they count {told}. Make a JSON object: key "{outer}" for the town, key "{inner}" for an object of the numbers.',
+        'In {town} they count {told}. As JSON: key "{outer}" for the town, "{inner}" for an object of the numbers.',
     )  # fmt: skip
     problem = f"stock {town} {sorted(stock.items())}"
-    return _exercise(rng, phrasings, json.dumps({outer: town, inner: stock}), problem, town=town, told=told, outer=outer, inner=inner)
+    return _exercise(
+        rng, phrasings, json.dumps({outer: town, inner: stock}), problem, town=town, told=told, outer=outer, inner=inner
+    )
 
 
 def _table(rng: random.Random) -> Exercise:
@@ -122,9 +133,15 @@ def _markup(rng: random.Random) -> Exercise:
     word, other = rng.sample(NOUNS, 2)
     told, made = rng.choice(_MARKUP)
     level = rng.randint(1, 4)
-    phrasings = ('Markdown: "{text}" {told}.', "Put {text} into Markdown {told}.", 'Show "{text}" {told} in Markdown, without comment.')
+    phrasings = (
+        'Markdown: "{text}" {told}.',
+        "Put {text} into Markdown {told}.",
+        'Show "{text}" {told} in Markdown, without comment.',
+    )
     text = f"{word} {rng.choice(('and', 'or', 'with'))} {other}"
-    return _exercise(rng, phrasings, made(text, level), f"markup {word} {other}", text=text, told=told.format(level=level))
+    return _exercise(
+        rng, phrasings, made(text, level), f"markup {word} {other}", text=text, told=told.format(level=level)
+    )
 
 
 _KINDS = (_array, _bullets, _numbered, _object, _csv, _nested, _table, _markup)
