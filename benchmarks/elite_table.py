@@ -2,11 +2,11 @@
 
     python -m benchmarks.elite_table [--minutes 28] [--run FOLDER] [--all]
 
-Elite-112M claims six shares of right answers (factual recall 20%, form of sums 90%, right sums 10%, structure
-of code 70%, instructions 30%, patterns 60%), which no program ever scored. Six groups of the suite stand for them. Their
-questions that are held out, none of which is among the recipe's exercises, are put to the model as it comes and to the
-model as the recipe leaves it. A claim is beaten where the share of right answers is above it; the interval is Wilson's,
-of 95%. --all puts the whole suite to both and shows what got worse elsewhere.
+Elite-112M claims six shares of right answers (factual recall 20%, form of sums 90%, right sums 10%, structure of code
+70%, instructions 30%, patterns 60%), which no program ever scored. Six groups of the suite stand for them. Their
+questions that are held out, none of which is among the exercises of the recipe, are put to the model as it comes and to
+the model as the recipe leaves it. A claim is beaten where the share of right answers is above it; the interval is of
+95%, by Wilson. --all puts the whole suite to both and shows what got worse elsewhere.
 """
 
 from __future__ import annotations

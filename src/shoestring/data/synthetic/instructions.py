@@ -177,11 +177,11 @@ def _begins(rng: random.Random) -> Exercise:
     asked = _Asked(rng)
     if rng.random() < 0.3:
         opening = rng.choice(_OPENINGS)
-        phrasings = (
+        openings = (
             'Start with "{opening}" and say something about {topic}.',
             'Say a sentence on {topic}; begin it with "{opening}"',
         )
-        return asked.exercise(f"opens {opening}", phrasings, f"{opening} {asked.sentence()}", opening=opening)
+        return asked.exercise(f"opens {opening}", openings, f"{opening} {asked.sentence()}", opening=opening)
     phrasings = (
         'Start a sentence about {topic} with "{first}".',
         'The first word is "{first}": go on with a sentence on {topic}.',
