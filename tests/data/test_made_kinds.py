@@ -54,6 +54,20 @@ def test_every_annotated_sum_is_right_and_one_that_was_asked_for(sets):
     assert 500 < several < 1200
 
 
+def test_every_sum_of_many_is_right_and_in_the_order_asked():
+    differences = counted = 0
+    exercises = make("sums", 600, seed=5)
+    for exercise in [*exercises.train, *exercises.test]:
+        asked = re.findall(r"\d+ [-+*] \d+", exercise.question)
+        lines = [re.fullmatch(r"((\d+) ([-+*]) (\d+)) = (\d+)", line).groups() for line in exercise.answer.split("\n")]
+        assert [line[0] for line in lines] == asked and exercise.result == lines[-1][4]
+        for _, a, sign, b, result in lines:
+            assert int(result) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+            differences += sign == "-"
+        counted += len(lines)
+    assert 0.55 < differences / counted < 0.68 and counted > 4 * 600 * 0.9
+
+
 def kept(exercise):
     """Whether an answer keeps to its instruction, read from the question's words."""
     asked, reply = exercise.question, Reply(exercise.answer)

@@ -99,8 +99,8 @@ def show(
 def make(
     kind: Annotated[
         Literal[
-            "arithmetic", "patterns", "comparisons", "format", "code", "annotated", "instructions", "functions",
-            "structure", "letters", "conversation",
+            "arithmetic", "patterns", "comparisons", "format", "code", "sums", "annotated", "instructions",
+            "functions", "structure", "letters", "conversation",
         ],
         Parameter(help="what is exercised"),
     ],

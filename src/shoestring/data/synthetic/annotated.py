@@ -7,6 +7,7 @@ sums, whatever the form: 7 + 8 is held out here where it is held out there, and 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from shoestring.data.synthetic.arithmetic import SIGNS, evaluate, number, problem
 from shoestring.data.synthetic.exercise import Draw, Exercise
@@ -32,7 +33,7 @@ _LISTED = (
     "Do these with calculation marks (<< and >>): {sums}",
     "Compute in the annotated form of GSM8K: {sums}",
 )
-_MOST = 6  # sums of a list
+_MOST = 7  # sums of a list
 
 
 def annotated() -> Draw:
@@ -45,10 +46,11 @@ def written(a: int, operation: str, b: int) -> str:
     return f"{sum_}=<<{sum_}={result}>>{result}"
 
 
-def _drawn(rng: random.Random) -> tuple[int, str, int]:
+def drawn_sum(rng: random.Random, operations: Sequence[str] = ("add", "subtract")) -> tuple[int, str, int]:
+    """Two numbers below a hundred; one in eight is larger, one in twelve is of a product. No difference is negative."""
     if rng.random() < 0.08:
         return rng.randint(2, 30), "multiply", rng.randint(2, 12)
-    operation = rng.choice(("add", "subtract"))
+    operation = rng.choice(operations)
     if rng.random() < 0.12:
         a, b = rng.randrange(100, 1000), number(rng, 3)
     else:
@@ -68,7 +70,7 @@ def _asked(rng: random.Random, a: int, operation: str, b: int) -> str:
 
 
 def _one(rng: random.Random) -> Exercise:
-    a, operation, b = _drawn(rng)
+    a, operation, b = drawn_sum(rng)
     problems = [problem(a, operation, b)]
     if rng.random() < 0.6:
         example, own = _example(rng)
@@ -81,7 +83,7 @@ def _one(rng: random.Random) -> Exercise:
 
 
 def _several(rng: random.Random) -> Exercise:
-    sums = [_drawn(rng) for _ in range(rng.randint(2, _MOST))]
+    sums = [drawn_sum(rng) for _ in range(rng.randint(2, _MOST))]
     phrasing, problems = rng.choice(_LISTED), [problem(*sum_) for sum_ in sums]
     example, own = _example(rng)
     if "{example}" in phrasing:

@@ -18,6 +18,7 @@ from shoestring.data.synthetic.instructions import instructions
 from shoestring.data.synthetic.letters import letters
 from shoestring.data.synthetic.patterns import patterns
 from shoestring.data.synthetic.structure import structure
+from shoestring.data.synthetic.sums import sums
 
 KINDS: dict[str, Callable[..., Draw]] = {
     "arithmetic": arithmetic,
@@ -25,6 +26,7 @@ KINDS: dict[str, Callable[..., Draw]] = {
     "comparisons": comparisons,
     "format": formatting,
     "code": code,
+    "sums": sums,
     "annotated": annotated,
     "instructions": instructions,
     "functions": functions,
