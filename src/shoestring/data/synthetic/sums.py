@@ -17,15 +17,17 @@ _ASK = (
     "Work these out: {}", "Give the results of {}.",
 )  # fmt: skip
 _LEAST, _MOST = 3, 10
+_ALONE = 0.15  # asked one by one: of longer lists hardly any is held out as a whole
 
 
 def sums() -> Draw:
-    """Draws three to ten, of two-digit numbers mostly."""
+    """Draws three to ten, or one, of two-digit numbers mostly."""
     return _list
 
 
 def _list(rng: random.Random) -> Exercise:
-    found = [drawn_sum(rng, ("add", "subtract", "subtract")) for _ in range(rng.randint(_LEAST, _MOST))]
+    count = 1 if rng.random() < _ALONE else rng.randint(_LEAST, _MOST)
+    found = [drawn_sum(rng, ("add", "subtract", "subtract")) for _ in range(count)]
     asked = [f"{a} {SIGNS[operation]} {b}" for a, operation, b in found]
     lines = [f"{sum_} = {evaluate(*values)}" for sum_, values in zip(asked, found, strict=True)]
     problems = tuple(dict.fromkeys(problem(*values) for values in found))
