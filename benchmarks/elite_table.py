@@ -1,6 +1,6 @@
 """What the recipe elite-sft teaches SmolLM2-135M-Instruct, beside what Elite-112M claims of itself.
 
-    python -m benchmarks.elite_table [--minutes 28] [--run FOLDER] [--all]
+    python -m benchmarks.elite_table [--minutes 32] [--out FOLDER | --run FOLDER] [--all]
 
 Elite-112M claims six shares of right answers (factual recall 20%, form of sums 90%, right sums 10%, structure of code
 70%, instructions 30%, patterns 60%), which no program ever scored. Six groups of the suite stand for them. Their
@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, help="of training [as the recipe says]")
     parser.add_argument("--run", type=Path, help="the folder of a run that is there, instead of training")
+    parser.add_argument("--out", type=Path, help="a new folder for the run that is trained [none is kept]")
     parser.add_argument("--all", action="store_true", help="the whole suite, and what got worse")
     parser.add_argument("--items", type=int, default=30, help="questions of each category")
     parser.add_argument("--side", choices=("held-out", "development"), default="held-out")
@@ -59,7 +60,8 @@ def main() -> None:
         if arguments.run is None:
             given = [] if arguments.minutes is None else ["--minutes", str(arguments.minutes)]
             print(f"training {RECIPE}", file=sys.stderr, flush=True)
-            run = run_worker("benchmarks.elite_table", "--worker", "train", "--folder", str(Path(text) / "run"), *given)
+            folder = str(arguments.out or Path(text) / "run")
+            run = run_worker("benchmarks.elite_table", "--worker", "train", "--folder", folder, *given)
             tuned, minutes = run["model"], run["wall"] / 60
         else:
             tuned, minutes = str(arguments.run), None
