@@ -2,6 +2,8 @@
 
 One sum, or several with a line each, which is twice as much to learn from as many tokens. Problems are those of plain
 sums, whatever the form: 7 + 8 is held out here where it is held out there, and so is the sum of an example shown.
+
+The suite asks in one wording, with the example of another sum behind it; some of these are near it, none is the same.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ _SHOWN = (
     "Like {example}, do the same for {sum}.",
     "Give the result of {sum} with a calculation mark. For another sum it looks like this: {example}",
     "How much is {sum}? Mark the calculation with << and >>, for instance {example}",
+    "Mark the calculation of {sum} with << and >>. For {other} one would write {example}",
+    "{sum}, please, with the calculation in << >>. The form, shown for {other}: {example}",
+    "Take {other} as a model: {example}\nNow {sum}.",
 )
 _TOLD = (
     "What is {sum}? Show the calculation between << and >>, the result after it.",
@@ -37,8 +42,8 @@ _MOST = 7  # sums of a list
 
 
 def annotated() -> Draw:
-    """Draws one sum in two of five, else a list: of two-digit numbers mostly, some larger, some products."""
-    return lambda rng: _one(rng) if rng.random() < 0.4 else _several(rng)
+    """Draws one sum in half of the cases, else a list: of two-digit numbers mostly, some larger, some products."""
+    return lambda rng: _one(rng) if rng.random() < 0.5 else _several(rng)
 
 
 def written(a: int, operation: str, b: int) -> str:
@@ -58,10 +63,11 @@ def drawn_sum(rng: random.Random, operations: Sequence[str] = ("add", "subtract"
     return (max(a, b), operation, min(a, b)) if operation == "subtract" else (a, operation, b)
 
 
-def _example(rng: random.Random) -> tuple[str, str]:
-    """Of two small numbers, and its problem."""
+def _example(rng: random.Random) -> tuple[str, str, str]:
+    """Of two small numbers, in the form, as it is asked for, and its problem."""
     a, b = rng.randint(1, 9), rng.randint(1, 9)
-    return written(a, "add", b), problem(a, "add", b)
+    operation = "add" if a < b or rng.random() < 0.6 else "subtract"
+    return written(a, operation, b), f"{a} {SIGNS[operation]} {b}", problem(a, operation, b)
 
 
 def _asked(rng: random.Random, a: int, operation: str, b: int) -> str:
@@ -72,10 +78,10 @@ def _asked(rng: random.Random, a: int, operation: str, b: int) -> str:
 def _one(rng: random.Random) -> Exercise:
     a, operation, b = drawn_sum(rng)
     problems = [problem(a, operation, b)]
-    if rng.random() < 0.6:
-        example, own = _example(rng)
+    if rng.random() < 0.7:
+        example, other, own = _example(rng)
         problems.append(own)
-        question = rng.choice(_SHOWN).format(sum=_asked(rng, a, operation, b), example=example)
+        question = rng.choice(_SHOWN).format(sum=_asked(rng, a, operation, b), example=example, other=other)
     else:
         question = rng.choice(_TOLD).format(sum=_asked(rng, a, operation, b))
     answer = written(a, operation, b)
@@ -85,7 +91,7 @@ def _one(rng: random.Random) -> Exercise:
 def _several(rng: random.Random) -> Exercise:
     sums = [drawn_sum(rng) for _ in range(rng.randint(2, _MOST))]
     phrasing, problems = rng.choice(_LISTED), [problem(*sum_) for sum_ in sums]
-    example, own = _example(rng)
+    example, _, own = _example(rng)
     if "{example}" in phrasing:
         problems.append(own)
     question = phrasing.format(sums=", ".join(_asked(rng, *sum_) for sum_ in sums), example=example)
