@@ -98,7 +98,11 @@ def show(
 @_make.default
 def make(
     kind: Annotated[
-        Literal["arithmetic", "patterns", "comparisons", "format", "code"], Parameter(help="what is exercised")
+        Literal[
+            "arithmetic", "patterns", "comparisons", "format", "code", "sums", "annotated", "instructions",
+            "functions", "structure", "letters", "conversation",
+        ],
+        Parameter(help="what is exercised"),
     ],
     /,
     *,

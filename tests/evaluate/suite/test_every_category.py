@@ -2,9 +2,11 @@
 
 import functools
 import random
+import re
 
 import pytest
 
+from shoestring.data.synthetic.arithmetic import SIGNS, problem
 from shoestring.data.synthetic.exercise import is_held_out
 from shoestring.data.synthetic.kinds import KINDS, make
 from shoestring.evaluate.suite import sandbox
@@ -12,6 +14,7 @@ from shoestring.evaluate.suite.categories.every import CATEGORIES, GROUPS
 from shoestring.evaluate.suite.question import HELD_OUT, ITEMS, Reply, questions
 
 SIDES = ("development", "held-out")
+OPERATIONS = {sign: operation for operation, sign in SIGNS.items()}
 CONSTANTS = ("Yes", "No", "0", "1", "7", "42", "I do not know.", "the", "Paris", "red", "[]", "A", "Monday",
              "Thank you!", "The answer is in the text.", "```python\npass\n```", "- ",
              "Hello! How can I help you today?")  # fmt: skip
@@ -93,3 +96,21 @@ def test_no_problem_that_is_held_out_is_trained_on_whatever_the_seed():
             for exercise in make(kind, 400, seed, test=0.0).train:
                 assert not held_out & set(exercise.problems)
                 assert not any(is_held_out(problem, HELD_OUT) for problem in exercise.problems)
+
+
+def test_no_text_of_a_held_out_question_is_trained_on_whatever_the_seed():
+    """Neither its words, nor a sum of it inside something longer, such as a list or an example that is shown."""
+    held_out = [question for category in CATEGORIES for question in asked_of(category, "held-out")]
+    texts = {question.asked for question in held_out}
+    pairs = {(question.asked, question.answer) for question in held_out}
+    sums = {question.problem for question in held_out}
+    looked_at = 0
+    for kind in KINDS:
+        for seed in (1, 2, 3):
+            for exercise in make(kind, 300, seed, test=0.0).train:
+                said = [message["content"] for message in exercise.row()["messages"]]
+                assert not texts & set(said) and tuple(said) not in pairs
+                for a, sign, b in re.findall(r"(?<![\d.=*+-])(\d+) ?([-+*]) ?(\d+)(?= ?=)", "\n".join(said)):
+                    assert problem(int(a), OPERATIONS[sign], int(b)) not in sums
+                    looked_at += 1
+    assert len(texts) > 1500 and looked_at > 1000

@@ -94,7 +94,8 @@ class ExampleSource:
     def _first(self) -> Iterator[dict[str, Any]]:
         """Those of the rows that are objects. Raises DataError where there is none."""
         wrong, found, any_row = None, False, False
-        for row in self._rows():
+        made = self._given is None and self.source.startswith(EXERCISES)
+        for row in _exercise_rows(self.source, 2 * _LOOKED_AT) if made else self._rows():
             any_row = True
             try:
                 content = good(row, EXPECTED)
@@ -159,9 +160,9 @@ def _rows_of(listed: Listed) -> Iterator[Row]:
         raise DataError(f"cannot be read: {error.strerror or error}", str(file)) from error
 
 
-def _exercise_rows(source: str) -> Iterator[Row]:
+def _exercise_rows(source: str, made: int = _EXERCISES_MADE) -> Iterator[Row]:
     """The exercises that `shoestring data make KIND` writes to train on, but fewer, without what is there to score."""
-    exercises = make(source.removeprefix(EXERCISES), _EXERCISES_MADE)
+    exercises = make(source.removeprefix(EXERCISES), made)
     for number, exercise in enumerate(exercises.train, 1):
         yield Row(number, f"{source}: exercise {number}", {"messages": exercise.row()["messages"]})
 

@@ -6,12 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from shoestring.core.errors import ConfigError
+from shoestring.data.synthetic.annotated import annotated
 from shoestring.data.synthetic.arithmetic import arithmetic
 from shoestring.data.synthetic.code import code
 from shoestring.data.synthetic.comparisons import comparisons
+from shoestring.data.synthetic.conversation import conversation
 from shoestring.data.synthetic.exercise import Draw, ExerciseSet, collect
 from shoestring.data.synthetic.formatting import formatting
+from shoestring.data.synthetic.functions import functions
+from shoestring.data.synthetic.instructions import instructions
+from shoestring.data.synthetic.letters import letters
 from shoestring.data.synthetic.patterns import patterns
+from shoestring.data.synthetic.structure import structure
+from shoestring.data.synthetic.sums import sums
 
 KINDS: dict[str, Callable[..., Draw]] = {
     "arithmetic": arithmetic,
@@ -19,6 +26,13 @@ KINDS: dict[str, Callable[..., Draw]] = {
     "comparisons": comparisons,
     "format": formatting,
     "code": code,
+    "sums": sums,
+    "annotated": annotated,
+    "instructions": instructions,
+    "functions": functions,
+    "structure": structure,
+    "letters": letters,
+    "conversation": conversation,
 }
 
 

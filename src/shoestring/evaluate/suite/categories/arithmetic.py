@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import re
+from collections.abc import Callable, Sequence
 
 from shoestring.data.synthetic.arithmetic import SIGNS, evaluate, problem
 from shoestring.evaluate.suite import checks
-from shoestring.evaluate.suite.question import Category, Draw, Question, ask
+from shoestring.evaluate.suite.question import Category, Check, Draw, Question, Reply, ask
 
 _PLAIN = ("What is {a} {s} {b}?", "{a} {s} {b} = ?", "Calculate {a} {s} {b}.", "How much is {a} {s} {b}?")
 _NAMES = ("Mara", "Tom", "Yuki", "Omar", "Lucia", "Piet", "Nora", "Sami", "Vera", "Carl")
@@ -30,31 +33,40 @@ def _sums(operation: str, low: int, high: int) -> Draw:
 
 
 def _annotated(rng: random.Random) -> Question:
-    """The form that GSM8K uses: 7+8=<<7+8=15>>15, the result being right too."""
-    operation = rng.choice(("add", "subtract"))
-    a, b = rng.randrange(0, 100), rng.randrange(0, 100)
+    """The form that GSM8K uses, 7+8=<<7+8=15>>15, the result being right too."""
+    question, wanted = _in_form(rng, rng.choice(("add", "subtract")), 0, 100)
+    return question(lambda reply: wanted in reply.text.replace(" ", ""))
+
+
+def _form(operations: Sequence[str], low: int, high: int) -> Draw:
+    """The same form, whatever number is between the marks: it stands behind them again."""
+
+    def draw(rng: random.Random) -> Question:
+        question, wanted = _in_form(rng, rng.choice(operations), low, high)
+        sum_ = wanted.partition("=")[0]
+
+        def check(reply: Reply) -> bool:
+            _, _, rest = reply.text.replace(" ", "").partition(f"{sum_}=<<{sum_}=")
+            inside, closed, after = rest.partition(">>")
+            return bool(closed) and re.fullmatch(r"-?\d+", inside) is not None and after.startswith(inside)
+
+        return question(check)
+
+    return draw
+
+
+def _in_form(rng: random.Random, operation: str, low: int, high: int) -> tuple[Callable[[Check], Question], str]:
+    """A question that wants its check yet, and the right answer."""
+    a, b = rng.randrange(low, high), rng.randrange(low, high)
     if operation == "subtract" and a < b:
         a, b = b, a
     sign, result = SIGNS[operation], evaluate(a, operation, b)
     wanted = f"{a}{sign}{b}=<<{a}{sign}{b}={result}>>{result}"
     text = (
         f"Work out {a} {sign} {b}. Write the calculation between << and >>, as in this example for 2 + 3:"
-        f" 2+3=<<2+3=5>>5"
+        " 2+3=<<2+3=5>>5"
     )
-    return ask(problem(a, operation, b), text, wanted, lambda reply: wanted in reply.text.replace(" ", ""))
-
-
-def _form_alone(rng: random.Random) -> Question:
-    """The same form, whatever number is between the marks."""
-    question = _annotated(rng)
-    sum_ = question.answer.partition("=")[0]
-
-    def check(reply) -> bool:
-        before, _, rest = reply.text.replace(" ", "").partition(f"{sum_}=<<{sum_}=")
-        inside, closed, after = rest.partition(">>")
-        return bool(closed) and inside.lstrip("-").isdigit() and after.startswith(inside)
-
-    return Question(question.problem, question.messages, question.answer, check)
+    return functools.partial(ask, problem(a, operation, b), text, wanted), wanted
 
 
 def _story(steps: int) -> Draw:
@@ -101,8 +113,11 @@ CATEGORIES = (
     Category("one-digit subtraction", "arithmetic", "differences of numbers below 20", _sums("subtract", 0, 20), 0.1),
     Category("two-digit subtraction", "arithmetic", "differences of numbers from 10 to 99", _sums("subtract", 10, 100)),
     Category("multiplication", "arithmetic", "products of numbers from 2 to 30", _sums("multiply", 2, 31)),
-    Category("annotated sums", "arithmetic format", "7+8=<<7+8=15>>15, with the right result", _annotated),
-    Category("annotation alone", "arithmetic format", "the same form, whatever the result", _form_alone),
+    Category("annotated results", "arithmetic", "7+8=<<7+8=15>>15, with the right result", _annotated),
+    Category(
+        "annotated sums", "arithmetic format", "the same form, whatever the result", _form(("add", "subtract"), 0, 100)
+    ),
+    Category("annotated products", "arithmetic format", "of numbers from 2 to 30", _form(("multiply",), 2, 31)),
     Category("problems of one step", "word problems", "a story with one sum or difference", _story(1), 0.07),
     Category("problems of two steps", "word problems", "a story with two of them", _story(2), 0.07),
     Category("boxes", "word problems", "a product or an equal share, in words", _shared, 0.1),
