@@ -2,6 +2,7 @@
 
 import functools
 import random
+from pathlib import Path
 import re
 
 import pytest
@@ -114,3 +115,14 @@ def test_no_text_of_a_held_out_question_is_trained_on_whatever_the_seed():
                     assert problem(int(a), OPERATIONS[sign], int(b)) not in sums
                     looked_at += 1
     assert len(texts) > 1500 and looked_at > 1000
+
+
+def test_the_docs_list_every_category_as_it_is():
+    root = Path(__file__).parents[3]
+    lines = (root / "docs" / "evaluation.md").read_text(encoding="utf-8").splitlines()
+    for category in CATEGORIES:
+        chance = f"{category.chance:.0%}" if category.chance else ""
+        assert f"| {category.group} | {category.name} | {category.about} | {chance} |" in lines
+    counted = f"{len(CATEGORIES)} categories in {len(GROUPS)} groups"
+    assert any(counted in line for line in lines)
+    assert f"{len(CATEGORIES)} categories" in (root / "README.md").read_text(encoding="utf-8")
