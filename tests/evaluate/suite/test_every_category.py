@@ -2,8 +2,8 @@
 
 import functools
 import random
-from pathlib import Path
 import re
+from pathlib import Path
 
 import pytest
 
