@@ -91,7 +91,7 @@ def make_kinds(root: Path) -> list[Kind]:
     generation = {"eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(generation))
     make = [_recipe, _values, _model, _shards, _tokenizer, _adapter, _gguf, _rows, _columns, _text, _template, _state]
-    return [each(root / each.__name__, base, rows) for each in [*make, _trained, _metrics, _prepared]]
+    return [each(root / each.__name__, base, rows) for each in [*make, _trained, _metrics, _prepared, _compressed]]
 
 
 def _recipe(sound: Path, base: Path, rows: Path) -> Kind:
@@ -405,19 +405,27 @@ def _metrics(sound: Path, base: Path, rows: Path) -> Kind:
 
 
 def _prepared(sound: Path, base: Path, rows: Path) -> Kind:
+    return _token_shards("prepared", sound, base, compress=False)
+
+
+def _compressed(sound: Path, base: Path, rows: Path) -> Kind:
+    return _token_shards("compressed", sound, base, compress=True)
+
+
+def _token_shards(name: str, sound: Path, base: Path, compress: bool) -> Kind:
     """Token shards, read by a run's first step."""
     from shoestring.data.loader import PackedLoader
-    from shoestring.data.prepare import prepare
+    from shoestring.data.prepare import Settings, prepare
     from shoestring.data.shards import ShardFolder
     from shoestring.data.tokenizer import Tokenizer
 
-    prepare(corpus(sound.parent / "shards-text"), Tokenizer.load(base), sound)
+    prepare(corpus(sound.parent / f"{name}-text"), Tokenizer.load(base), sound, settings=Settings(compress=compress))
 
     def open_it(it: Path) -> None:
         next(PackedLoader(ShardFolder(it), "train", 16, 2, seed=1))
 
     files: dict[str, list[Damage]] = {"index.json": [damaged_json, damaged]}
     for file in sorted(sound.iterdir()):
-        if file.suffix in (".bin", ".offsets"):
+        if file.name.endswith((".bin", ".bin.zst", ".offsets", ".blocks")):
             files[file.name] = [damaged]
-    return Kind("prepared", sound, files, lambda it, rng: call(open_it, it))
+    return Kind(name, sound, files, lambda it, rng: call(open_it, it))
