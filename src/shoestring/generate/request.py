@@ -8,8 +8,10 @@ from typing import Literal
 from shoestring.core.errors import ConfigError
 from shoestring.data.external import External
 from shoestring.generate.config import SamplingConfig
+from shoestring.generate.constraint import Guide, GuideReason
+from shoestring.generate.sampling import Chances
 
-StopReason = Literal["stop_token", "stop_string", "max_tokens", "context", "interrupted"]
+StopReason = Literal["stop_token", "stop_string", "max_tokens", "context", "interrupted"] | GuideReason
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Request:
     """One text to continue.
 
     prompt: token ids, at least one. stop_tokens: end the text, besides those of `sampling`. row: its row in the stream
-    of the sampling seed. external: makes the vectors that the decoder's input adapter takes.
+    of the sampling seed. external: makes the vectors that the decoder's input adapter takes. guide: of its constraint.
     """
 
     prompt: list[int]
@@ -25,6 +27,10 @@ class Request:
     stop_tokens: frozenset[int] = frozenset()
     row: int = 0
     external: External | None = None
+    guide: Guide | None = None
+
+    @property
+    def ends| None = None
 
     @property
     def ends(self) -> frozenset[int]:
@@ -34,11 +40,16 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A request got `token`. reason: why this is its last token, None while it goes on."""
+    """A request got `token`. reason: why this is its last token, None while it goes on. chances: if they are asked for."""
 
     request: int
     token: int
     reason: StopReason | None = None
+    chances: Chances | None = None
+
+
+@dataclass
+class Speed| None = None
 
 
 @dataclass

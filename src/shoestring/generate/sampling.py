@@ -213,7 +213,6 @@ def chances(logits_BV: Tensor, tokens: Sequence[int], counts: Sequence[int | Non
     return found
 
 
-
 def _sample(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
     places = [derive_seed(draw.config.seed, "sample", draw.row, draw.step) / 2**63 for draw in draws]
     draw_B1 = torch.tensor(places, dtype=torch.float64, device=logits_BV.device).unsqueeze(1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shoestring.generate.request import Request, Speed, StopReason, TokenEvent, check_prompt
-from shoestring.generate.sampling import Draw, choose
+from shoestring.generate.sampling import Draw, chances, choose
 from shoestring.models.decoder import Decoder
 from shoestring.nn.cache import Cache
 
@@ -181,10 +181,11 @@ class Scheduler:
         texts = [parts[i][0] for i in ready]
         logits_BV = self.decoder.head(hidden_BD)[:, : self.vocabulary]
         draws = [_draw(text) for text in texts]
-        events = []
-        for text, token in zip(texts, choose(logits_BV, draws), strict=True):
+        events, tokens = [], choose(logits_BV, draws)
+        found = chances(logits_BV, tokens, [text.request.sampling.logprobs for text in texts])
+        for text, token, chance in zip(texts, tokens, found, strict=True):
             text.tokens.append(token)
-            events.append(TokenEvent(text.id, token, self._reason(text, token)))
+            events.append(TokenEvent(text.id, token, self._reason(text, token), chance))
         return events
 
     def _read(self, parts: list[tuple[_Text, int]]) -> Tensor:
@@ -213,6 +214,10 @@ class Scheduler:
         request = text.request
         if token in request.ends:
             return "stop_token"
+        if request.guide is not None:
+            reason = request.guide.reason(text.tokens[len(request.prompt) :], request.ends)
+            if reason is not None:
+                return reason
         if text.new >= text.limit:
             return "max_tokens" if text.new == request.sampling.max_tokens else "context"
         return None
@@ -220,4 +225,4 @@ class Scheduler:
 
 def _draw(text: _Text) -> Draw:
     request = text.request
-    return Draw(request.sampling, request.row, text.new, text.tokens, request.ends)
+    return Draw(request.sampling, request.row, text.new, text.tokens, request.ends, request.guide)
