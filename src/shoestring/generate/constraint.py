@@ -25,6 +25,7 @@ GuideReason = Literal["complete", "dead_end"]
 # How Python and most texts write JSON. With free white space a small model would write little else.
 _JSON_STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _NAMES = {"regex": "regular expression", "json_schema": "JSON schema", "grammar": "grammar"}
+_END = "<|the end of a constrained text|>"
 
 
 def check_constraint(sampling: SamplingConfig) -> None:
@@ -64,8 +65,9 @@ def _schema(text: str) -> dict[str, Any]:
 
 
 def _unusable(kind: str, wrong: str) -> ConfigError:
-    first = next((line.strip() for line in wrong.splitlines() if line.strip()), "no reason is given")
-    return ConfigError(f"the {_NAMES[kind]} cannot be used: {first}")
+    lines = [line.strip() for line in wrong.splitlines() if line.strip()] or ["no reason is given"]
+    told = [line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: ")]  # what it was all about
+    return ConfigError(f"the {_NAMES[kind]} cannot be used: {' '.join(lines[:1] + told[:1])}")
 
 
 class Constraints:
@@ -83,16 +85,15 @@ class Constraints:
             return None
         if constraint not in self._read:
             self._read[constraint] = self._matcher(*constraint)
-        return Guide(self._read[constraint], self._tokenizer.vocabulary_size)
+        return Guide(self._read[constraint], self._tokenizer.vocabulary_size, self._vocabulary.eos_token)
 
     def _matcher(self, kind: str, text: str) -> Any:
         grammar = _grammar(kind, text)
-        from llguidance import LLMatcher, LLTokenizer
+        from llguidance import LLMatcher
 
         if self._vocabulary is None:
-            size = self._tokenizer.vocabulary_size
-            try:  # an id of its own for the end, which no text and no token of the model has
-                self._vocabulary = LLTokenizer(self._tokenizer.backend.to_str(), n_vocab=size + 1, eos_token=size)
+            try:
+                self._vocabulary = _vocabulary(self._tokenizer)
             except Exception as error:  # of several kinds
                 raise TokenizerError(f"text by this tokenizer cannot be constrained: {error}") from None
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
@@ -101,12 +102,28 @@ class Constraints:
         return matcher
 
 
+def _vocabulary(tokenizer: Tokenizer) -> Any:
+    """llguidance's form of a tokenizer. It wants one end, a token that no text has; where a text may end, a `Guide`
+    decides for all of the model's ends."""
+    import tokenizers
+    from llguidance import LLTokenizer
+
+    text, end = tokenizer.backend.to_str(), tokenizer.eos_id
+    if end not in tokenizer.special_ids:
+        end = min(tokenizer.special_ids, default=None)
+    if end is None:
+        backend = tokenizers.Tokenizer.from_str(text)
+        backend.add_special_tokens([_END])
+        text, end = backend.to_str(), backend.token_to_id(_END)
+    return LLTokenizer(text, n_vocab=max(tokenizer.vocabulary_size, end + 1), eos_token=end)
+
+
 class Guide:
     """What may come next in one text. It is asked with the text's new tokens and follows them by itself: forward at no
     cost, and from the beginning where they are others (another beam, a step taken again)."""
 
-    def __init__(self, matcher: Any, vocabulary: int):
-        self._fresh = matcher
+    def __init__(self, matcher: Any, vocabulary: int, end: int):
+        self._fresh, self._end = matcher, end
         self._vocabulary = vocabulary
         self._tokens: list[int] = []
         self._matcher = matcher.deep_copy()
@@ -153,4 +170,6 @@ class Guide:
         if self._matcher.is_error():
             return nothing, accepting
         bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
-        return bits[: self._vocabulary].astype(bool), accepting
+        mask = bits[: self._vocabulary].astype(bool)
+        mask[self._end : self._end + 1] = False  # for `allowed` to say
+        return mask, accepting

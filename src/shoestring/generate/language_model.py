@@ -7,6 +7,8 @@ model's generation_config.json recommends stands in for those not given.
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +22,11 @@ from shoestring.data.external import External
 from shoestring.data.plain_names import PlainNames
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.advice import advice
+from shoestring.generate.beams import search
 from shoestring.generate.config import SamplingConfig, sampling_config
+from shoestring.generate.constraint import Constraints, check_constraint
 from shoestring.generate.request import Request, Speed, StopReason, check_prompt
+from shoestring.generate.sampling import Chances
 from shoestring.generate.scheduler import Scheduler
 from shoestring.generate.text import TextStream
 from shoestring.models.adapters import merge
@@ -39,22 +44,27 @@ SLOTS = 64  # texts decoded at once; more wait
 
 @dataclass(frozen=True)
 class TextEvent:
-    """A piece of a row's text, perhaps empty, and the token that brought it. reason: on the last event."""
+    """A piece of a row's text, perhaps empty, and the token that brought it. reason: on the last event. chances: of the
+    token, if `logprobs` asks for them."""
 
     row: int
     text: str
     token: int
     reason: StopReason | None = None
+    chances: Chances | None = None
 
 
 @dataclass
 class Completion:
-    """What one prompt became. tokens: new ids, a stop token included; text: without prompt and stop."""
+    """What one prompt became. tokens: new ids, a stop token included; text: without prompt and stop. chances: of each
+    token, if `logprobs` asks for them. score: of a text that beam search found."""
 
     prompt_tokens: int
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     reason: StopReason = "interrupted"
+    chances: list[Chances] = field(default_factory=list)
+    score: float | None = None
 
 
 class LanguageModel:
@@ -122,19 +132,21 @@ class LanguageModel:
     # Plain text
 
     @overload
+    def generate(self, prompt: str, *, num_return_sequences: int, **options: Any) -> str | list[str]: ...
+    @overload
     def generate(self, prompt: str, **options: Any) -> str: ...
     @overload
     def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
     def generate(self, prompt: str | list[str], **options: Any) -> str | list[str]:
-        """The continuation of a prompt, without the prompt, or a list of them for several, decoded together.
+        """The continuation of a prompt, without the prompt, or a list of them for several, decoded together. With
+        `num_return_sequences` above 1 a list, those of the first prompt first.
 
         options: fields of `SamplingConfig`, and special_tokens of `encode_prompt`. Raises ConfigError for a wrong
         option, and for a prompt that is empty (when the model has no token to begin a text with) or longer than the
         context.
         """
-        if isinstance(prompt, str):
-            return self.complete([prompt], **options)[0].text
-        return [completion.text for completion in self.complete(prompt, **options)]
+        texts = [completion.text for completion in self.complete([prompt] if isinstance(prompt, str) else prompt, **options)]
+        return texts[0] if isinstance(prompt, str) and len(texts) == 1 else texts
 
     def stream(self, prompt: str, special_tokens: SpecialTokens = "read", **options: Any) -> Iterator[str]:
         """The same text in pieces as they are written: no half characters, no part of a stop string."""
@@ -150,14 +162,60 @@ class LanguageModel:
         self, prompts: list[list[int]], finished: Callable[[], object] | None = None, **options: Any
     ) -> list[Completion]:
         """The same for prompts that are token ids already. finished: called when a text has come to its end."""
+        sampling = self.sampling(**options)
+        if sampling.num_beams > 1:
+            return self._beams(prompts, sampling, finished)
+        prompts = [prompt for prompt in prompts for _ in range(sampling.num_return_sequences)]
         completions = [Completion(len(ids)) for ids in prompts]
-        for event in self.events(prompts, self.sampling(**options)):
+        for event in self._events(prompts, sampling):
             completion = completions[event.row]
             completion.text += event.text
             completion.tokens.append(event.token)
             completion.reason = event.reason or completion.reason
+            if event.chances is not None:
+                completion.chances.append(event.chances)
             if event.reason and finished is not None:
                 finished()
+        return completions
+
+    def _beams(
+        self, prompts: list[list[int]], sampling: SamplingConfig, finished: Callable[[], object] | None
+    ) -> list[Completion]:
+        """`complete_ids` by beam search, one prompt after another. Raises ConfigError where a constraint left too few
+        texts."""
+        for prompt in prompts:
+            check_prompt(prompt, self.decoder.config.context)
+        self.speed, latest = Speed(), time.perf_counter()
+
+        def advance(read: int, written: int) -> None:
+            nonlocal latest
+            now = time.perf_counter()
+            self.speed.count(read, written, now - latest)
+            latest = now
+
+        def stops(tokens: list[int]) -> bool:
+            return any(stop in self.tokenizer.decode(tokens) for stop in sampling.stop)
+
+        completions = []
+        for prompt in prompts:
+            request = self.request(prompt, sampling)
+            size = self.tokenizer.vocabulary_size
+            found = search(self.decoder, request, size, stops if sampling.stop else None, advance)
+            if len(found) < sampling.num_return_sequences:
+                raise ConfigError(
+                    f"{sampling.num_beams} beams found {len(found)} of {sampling.num_return_sequences} texts",
+                    hint="more beams or tokens may find more, if there are so many that may come",
+                )
+            for beam in found[: sampling.num_return_sequences]:
+                stream, text = TextStream(self.tokenizer, sampling.stop), ""
+                shown = beam.tokens[:-1] if beam.reason == "stop_token" else beam.tokens
+                text = "".join(stream.add(token) for token in shown) + stream.finish()
+                reason = beam.reason or "interrupted"
+                completions.append(
+                    Completion(len(prompt), text, list(beam.tokens), reason, list(beam.chances), beam.score)
+                )
+                if finished is not None:
+                    finished()
         return completions
 
     def encode_prompt(self, text: str, special_tokens: SpecialTokens = "read") -> list[int]:
@@ -206,7 +264,17 @@ class LanguageModel:
 
     def sampling(self, **options: Any) -> SamplingConfig:
         """These options, and for the others what the model recommends. Raises ConfigError."""
-        return sampling_config(self.recommended, options)
+        config = sampling_config(self.recommended, options)
+        check_constraint(config)
+        size = self.tokenizer.vocabulary_size
+        for token, _ in config.logit_bias:
+            if token >= size:
+                raise ConfigError(f"logit_bias names token {token:,}, and the tokenizer has ids from 0 to {size - 1:,}")
+        return config
+
+    @functools.cached_property
+    def _constraints(self) -> Constraints:
+        return Constraints(self.tokenizer)
 
     def external_vectors(self) -> External | None:
         """What makes the vectors that the decoder takes; None where it takes none. Raises ConfigError without a source:
@@ -219,8 +287,15 @@ class LanguageModel:
         return self.external
 
     def request(self, prompt: list[int], sampling: SamplingConfig, row: int = 0) -> Request:
-        """What a scheduler takes: with the model's own stop tokens and external vectors."""
-        return Request(prompt, sampling, self.stop_tokens, row, self.external_vectors())
+        """What a scheduler takes: with the model's own stop tokens and external vectors, and a guide where there is a
+        constraint. Raises ConfigError where no text can obey it."""
+        guide = self._constraints.guide(sampling) if sampling.constraint is not None else None
+        request = Request(prompt, sampling, self.stop_tokens, row, self.external_vectors(), guide)
+        reason = guide.reason([], request.ends) if guide is not None else None
+        if reason == "dead_end" or (reason == "complete" and not request.ends):
+            name = next(iter(sampling.constraint or ()))
+            raise ConfigError(f"no token of this model begins a text that {name} allows")
+        return request
 
     def scheduler(self, slots: int, capacity: int) -> Scheduler:
         """For so many texts at once, of so many tokens each."""
@@ -232,8 +307,14 @@ class LanguageModel:
         """Decode token ids to pieces of text. scheduler: an idle one, whose slots may hold the prompts' beginnings.
 
         Every new token gives one event, also when it brings no text. Nothing runs before the first event is
-        asked for.
+        asked for. Raises ConfigError for beams and for several texts of a prompt.
         """
+        sampling.check_streams()
+        yield from self._events(prompts, sampling, scheduler)
+
+    def _events(
+        self, prompts: list[list[int]], sampling: SamplingConfig, scheduler: Scheduler | None = None
+    ) -> Generator[TextEvent, None, None]:
         if not prompts:
             return
         context = self.decoder.config.context
@@ -257,13 +338,14 @@ class LanguageModel:
                 if stream.stopped:
                     reason = "stop_string"
                     scheduler.cancel(event.request)
-                yield TextEvent(row, piece, event.token, reason)
+                yield TextEvent(row, piece, event.token, reason, event.chances)
         finally:  # also when the reader stops early or Ctrl-C arrives
             for id in rows:
                 scheduler.cancel(id)
 
     def _pieces(self, prompt: list[int], options: dict[str, Any]) -> Iterator[str]:
         sampling = self.sampling(**options)
+        sampling.check_streams()
         check_prompt(prompt, self.decoder.config.context)
         return (event.text for event in self.events([prompt], sampling) if event.text)
 

@@ -30,9 +30,6 @@ class Request:
     guide: Guide | None = None
 
     @property
-    def ends| None = None
-
-    @property
     def ends(self) -> frozenset[int]:
         """All tokens that end the text."""
         return self.stop_tokens | frozenset(self.sampling.stop_tokens)
@@ -40,16 +37,12 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A request got `token`. reason: why this is its last token, None while it goes on. chances: if they are asked for."""
+    """A request got `token`. reason: why this is its last token, None while it goes on. chances: if asked for."""
 
     request: int
     token: int
     reason: StopReason | None = None
     chances: Chances | None = None
-
-
-@dataclass
-class Speed| None = None
 
 
 @dataclass
