@@ -6,16 +6,20 @@ A dataclass is one parameter of a verb and several flags: cyclopts takes its fie
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from shoestring.core import console
+from shoestring.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from shoestring.generate.language_model import Completion, LanguageModel
 
 Model = Annotated[str, Parameter(help="a model folder, a run, a .gguf file, or a name that get knows")]
+
+_MOST_CHARACTERS = 4_000_000  # of a schema or grammar
 
 
 @Parameter(name="*")
@@ -31,22 +35,104 @@ class SamplingFlags:
     top_p: Annotated[float | None, Parameter(help="choose among the likeliest with this total probability [0.95]")] = (
         None
     )
+    min_p: Annotated[float | None, Parameter(help="choose among those at least this share as likely as the likeliest [0]")] = (
+        None
+    )
+    typical_p: Annotated[
+        float | None, Parameter(help="choose among those of about the expected surprise, with this probability [1]")
+    ] = None
     repetition_penalty: Annotated[
         float | None, Parameter(help="above 1: tokens seen before become less likely [1]")
     ] = None
+    presence_penalty: Annotated[float | None, Parameter(help="taken from the logit of each token written so far [0]")] = (
+        None
+    )
+    frequency_penalty: Annotated[
+        float | None, Parameter(help="taken from a token's logit for each time that it was written [0]")
+    ] = None
+    no_repeat_ngram_size: Annotated[
+        int | None, Parameter(help="so many tokens in a row never come twice; 0: they may [0]")
+    ] = None
+    logit_bias: Annotated[
+        list[str] | None, Parameter(help="ID=VALUE, added to the logit of token ID; may be given several times")
+    ] = None
+    bad_words_ids: Annotated[
+        list[str] | None, Parameter(help="ID,ID,... that never come in this order; may be given several times")
+    ] = None
+    min_tokens: Annotated[int | None, Parameter(help="new tokens before the text may end by itself [0]")] = None
+    min_length: Annotated[int | None, Parameter(help="the same, the prompt's tokens counted [0]")] = None
     stop: Annotated[
         list[str] | None,
         Parameter(help="a string that ends the text; may be given several times", allow_leading_hyphen=True),
     ] = None
+    stop_tokens: Annotated[
+        list[int] | None, Parameter(help="the id of a token that ends the text; may be given several times")
+    ] = None
+    regex: Annotated[
+        str | None, Parameter(help="a regular expression that the whole text matches", allow_leading_hyphen=True)
+    ] = None
+    json_schema: Annotated[str | None, Parameter(help="a JSON schema that the text obeys, or a file that holds one")] = None
+    grammar: Annotated[str | None, Parameter(help="a Lark grammar that the text obeys, or a file that holds one")] = None
+    logprobs: Annotated[
+        int | None, Parameter(help="with --json: log-probabilities of the tokens, and of so many of the likeliest")
+    ] = None
+    num_return_sequences: Annotated[int | None, Parameter(help="texts for each prompt [1]")] = None
+    num_beams: Annotated[int | None, Parameter(help="above 1: beam search, so many beams [1]")] = None
+    length_penalty: Annotated[
+        float | None, Parameter(help="of beam search: log-probability over length to this power [1]")
+    ] = None
     seed: Annotated[int | None, Parameter(help="same seed, same text [0]")] = None
 
-    def options(self) -> dict[str, Any]:
-        """As `LanguageModel` takes them. Raises ConfigError for a wrong one, before torch is imported."""
+    def options(self, json: bool = True) -> dict[str, Any]:
+        """As `LanguageModel` takes them. json: whether a result is printed as one. Raises ConfigError for a wrong one,
+        before torch is imported."""
         from shoestring.generate.config import sampling_config
+        from shoestring.generate.constraint import check_constraint
 
-        options = {**asdict(self), "stop": tuple(self.stop) if self.stop else None}
-        sampling_config({}, options)
+        options = asdict(self)
+        for name in ("stop", "stop_tokens"):
+            options[name] = tuple(options[name]) if options[name] else None
+        if self.logit_bias:
+            options["logit_bias"] = dict(_bias(text) for text in self.logit_bias)
+        if self.bad_words_ids:
+            options["bad_words_ids"] = tuple(_ids(text) for text in self.bad_words_ids)
+        for name in ("json_schema", "grammar"):
+            if options[name] is not None:
+                options[name] = _text_or_file(options[name], name)
+        if self.logprobs is not None and not json:
+            raise ConfigError("--logprobs needs --json: the figures are part of the result")
+        check_constraint(sampling_config({}, options))
         return options
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise ConfigError(f"--logit-bias {text} is not ID=VALUE", hint="as --logit-bias 42=-5") from None
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(token) for token in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--bad-words-ids {text} is not a list of token ids", hint="as --bad-words-ids 42,7") from None
+
+
+def _text_or_file(text: str, name: str) -> str:
+    """What stands in a file of this name, else the text itself. Raises DataError."""
+    if "\n" in text or "{" in text or ":" in text.removeprefix(Path(text).drive):  # of no file, but of schemas and grammars
+        return text
+    try:
+        with open(text, encoding="utf-8") as file:
+            found = file.read(_MOST_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise DataError(f"--{name.replace('_', '-')} cannot be read: {reason}", where=text) from None
+    if len(found) > _MOST_CHARACTERS:
+        raise DataError(f"--{name.replace('_', '-')} has more than {_MOST_CHARACTERS:,} characters", where=text)
+    return found
 
 
 @Parameter(name="*")
@@ -72,7 +158,7 @@ AS_ADVISED, ANYWHERE = SamplingFlags(), PlaceFlags()  # when no flag is given
 def as_json(
     model: LanguageModel, prompts: list[str], completions: list[Completion], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """The result of `--json`: one object; a single prompt's text stands at its top."""
+    """The result of `--json`: one object; a single text stands at its top."""
     results = [
         {
             "prompt": prompt,
@@ -81,7 +167,9 @@ def as_json(
             "new_tokens": len(completion.tokens),
             "stop_reason": completion.reason,
         }
-        for prompt, completion in zip(prompts, completions, strict=True)
+        | ({} if completion.score is None else {"score": completion.score})
+        | ({"logprobs": _logprobs(model, completion)} if completion.chances else {})
+        for prompt, completion in zip(each(prompts, completions), completions, strict=True)
     ]
     speed = model.speed
     figures = {
@@ -90,3 +178,19 @@ def as_json(
     }
     settings = model.sampling(**options).model_dump(mode="json")
     return (results[0] if len(results) == 1 else {"results": results}) | figures | {"sampling": settings}
+
+
+def each(prompts: list[str], completions: list[Completion]) -> list[str]:
+    """The prompt of each completion."""
+    times = len(completions) // max(len(prompts), 1)
+    return [prompt for prompt in prompts for _ in range(times)]
+
+
+def _logprobs(model: LanguageModel, completion: Completion) -> list[dict[str, Any]]:
+    def named(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": token, "text": model.tokenizer.decode([token], skip_specials=False), "logprob": logprob}
+
+    return [
+        named(token, chances.logprob) | ({"top": [named(*pair) for pair in chances.top]} if chances.top else {})
+        for token, chances in zip(completion.tokens, completion.chances, strict=True)
+    ]

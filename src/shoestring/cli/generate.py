@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, SamplingFlags, as_json
+from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, SamplingFlags, as_json, each
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from shoestring.generate.config import SamplingConfig
     from shoestring.generate.language_model import Completion, LanguageModel, SpecialTokens
+    from shoestring.generate.request import StopReason
 
 app = verb(
     "generate",
@@ -45,17 +48,19 @@ def generate(
     place: PlaceFlags = ANYWHERE,
     json: Json = False,
 ) -> None:
-    options = sampling.options()
+    options = sampling.options(json)
     prompts = read_prompts(prompt, file)
 
     language_model = place.load(model)
     if json:
         completions = language_model.complete(prompts, special_tokens, **options)
         console.print_json(as_json(language_model, prompts, completions, options))
-    elif len(prompts) == 1:
+    elif len(prompts) == 1 and (options["num_beams"] or 1) == (options["num_return_sequences"] or 1) == 1:
         _stream(language_model, prompts[0], special_tokens, options)
     else:
-        _print_batch(prompts, language_model.complete(prompts, special_tokens, **options))
+        completions = language_model.complete(prompts, special_tokens, **options)
+        _print_batch(each(prompts, completions), completions)
+        _told_cut([completion.reason for completion in completions], language_model.sampling(**options))
         _report(language_model)
 
 
@@ -98,7 +103,24 @@ def _stream(model: LanguageModel, prompt: str, special_tokens: SpecialTokens, op
         console.say(
             f"the text ends here: the model's context of {model.decoder.config.context:,} tokens is full"
         )
+    _told_cut([reason], sampling)
     _report(model)
+
+
+def _told_cut(reasons: Sequence[StopReason | None], sampling: SamplingConfig) -> None:
+    """Say so where a text that should obey a constraint ended before it does."""
+    if sampling.constraint is None:
+        return
+    name, _ = sampling.constraint
+    for reason, why in (
+        ("max_tokens", "--max-tokens allows more"),
+        ("context", "the model's context is full"),
+        ("stop_string", "at a stop string"),
+        ("dead_end", "no token of this model leads on"),
+    ):
+        if count := sum(found == reason for found in reasons):
+            one = "a text was" if count == 1 else f"{count} texts were"
+            console.say(f"{one} cut before obeying --{name.replace('_', '-')}: {why}")
 
 
 def _print_batch(prompts: list[str], completions: list[Completion]) -> None:

@@ -20,7 +20,8 @@ from shoestring.core.console import fold
 from shoestring.core.errors import ConfigError, ShoestringError
 from shoestring.core.units import counted, format_count
 from shoestring.core.yaml_document import parse_value
-from shoestring.generate.config import SamplingConfig, sampling_config
+from shoestring.generate.config import CONSTRAINTS, SamplingConfig, sampling_config
+from shoestring.generate.constraint import check_constraint
 from shoestring.generate.language_model import LanguageModel
 from shoestring.generate.text import TextOutput
 from shoestring.serve.conversation import Conversation
@@ -131,6 +132,8 @@ class TerminalChat:
             self._note(f"(cut after {counted(self.sampling.max_tokens, 'token')}; {more} allows more)")
         elif reason == "context":
             self._note("(cut: the model's context is full; /reset starts again)")
+        elif reason == "dead_end":
+            self._note("(cut: no token of the model leads on to a text that the constraint allows)")
         elif reason == "interrupted":
             self._note("(stopped)")
         if self.interactive and speed.tokens_per_second:
@@ -176,11 +179,22 @@ class TerminalChat:
         if name:
             if not text:
                 raise ConfigError(f"/set {name} needs a value", hint=f"/set {name} VALUE; /set alone shows all")
-            value = text if name == "stop" else parse_value(text, "/set")
-            self.sampling = sampling_config(self.sampling.model_dump(), {name: text if value is None else value})
+            value = text if name in ("stop", *CONSTRAINTS) else parse_value(text, "/set")
+            settings = self.sampling.model_dump(exclude_none=True)
+            if name in CONSTRAINTS and text == "off":
+                settings.pop(name, None)
+                sampling = sampling_config(settings, {})
+            else:
+                sampling = sampling_config(settings, {name: text if value is None else value})
+            sampling.check_streams("a conversation")
+            check_constraint(sampling)
+            self.sampling = sampling
         stop = f" · stop {', '.join(map(repr, self.sampling.stop))}" if self.sampling.stop else ""
         shown = " · ".join(f"{name} {getattr(self.sampling, name):,}" for name in _SETTINGS)
-        self._note(shown + stop)
+        fields = type(self.sampling).model_fields
+        more = [name for name in fields if name not in (*_SETTINGS, "stop")]
+        values = [(name, value) for name in more if (value := getattr(self.sampling, name)) != fields[name].default]
+        self._note(shown + stop + "".join(f" · {name} {value}" for name, value in values))
 
     def _rest_of(self, line: str) -> str:
         """A message up to the quotes that end it, or the end of the input."""
