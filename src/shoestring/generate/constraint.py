@@ -1,8 +1,8 @@
-"""Text that obeys a regular expression, a JSON schema or a grammar: at each step only tokens that may still lead there.
+"""Text that obeys a regular expression, a JSON schema or a grammar: at each step only tokens that may lead there.
 
-llguidance, the extra `guided`, parses (Earley, over lexemes as derivatives of regular expressions) and says which tokens
-may come. Here are its grammars, a `Guide` for each text, and when a text is complete. The model's end tokens are not its
-affair: they may come exactly where the text obeys as it stands.
+llguidance, the extra `guided`, parses (Earley, over lexemes as derivatives of regular expressions) and says which
+tokens may come. Here are its grammars, a `Guide` for each text, and when a text is complete. The model's end tokens
+are not its affair: they may come exactly where the text obeys as it stands.
 """
 
 from __future__ import annotations

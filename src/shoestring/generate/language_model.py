@@ -145,8 +145,9 @@ class LanguageModel:
         option, and for a prompt that is empty (when the model has no token to begin a text with) or longer than the
         context.
         """
-        texts = [completion.text for completion in self.complete([prompt] if isinstance(prompt, str) else prompt, **options)]
-        return texts[0] if isinstance(prompt, str) and len(texts) == 1 else texts
+        alone = isinstance(prompt, str)
+        texts = [done.text for done in self.complete([prompt] if isinstance(prompt, str) else prompt, **options)]
+        return texts[0] if alone and len(texts) == 1 else texts
 
     def stream(self, prompt: str, special_tokens: SpecialTokens = "read", **options: Any) -> Iterator[str]:
         """The same text in pieces as they are written: no half characters, no part of a stop string."""
