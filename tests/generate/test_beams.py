@@ -42,13 +42,14 @@ def test_beams_are_those_of_transformers(both, settings, ends):
     rest = {name: value for name, value in settings.items() if name != "min"}
     more = {"min_new_tokens": least} if least else {}
     expected = theirs.generate(
-        torch.tensor([PROMPT]), max_new_tokens=8, do_sample=False, eos_token_id=ends, pad_token_id=0,
+        torch.tensor([PROMPT]), max_new_tokens=8, do_sample=False, eos_token_id=ends, pad_token_id=1,
         return_dict_in_generate=True, output_scores=True, **more, **rest,
     )  # fmt: skip
     config = SamplingConfig(max_tokens=8, min_tokens=least, **rest)
     found = search(ours, Request(PROMPT, config, frozenset(ends)))[: config.num_return_sequences]
     for beam, row, score in zip(found, expected.sequences, expected.sequences_scores, strict=True):
-        assert list(beam.tokens) == row[3 : 3 + len(beam.tokens)].tolist() and not row[3 + len(beam.tokens) :].any()
+        assert list(beam.tokens) == row[3 : 3 + len(beam.tokens)].tolist()
+        assert (row[3 + len(beam.tokens) :] == 1).all()
         assert beam.score == pytest.approx(score.item(), abs=1e-4)
 
 

@@ -101,8 +101,8 @@ def test_everything_of_sampling_is_a_flag(folder, capsys, tmp_path):
     flags = ["--typical-p", "0.9", "--min-p", "0.01", "--presence-penalty", "0.1", "--frequency-penalty", "0.1"]
     flags += ["--logit-bias", "64=-5", "--bad-words-ids", "65,66", "--no-repeat-ngram-size", "4", "--min-tokens", "2"]
     flags += ["--temperature", "0.8", "--num-return-sequences", "2", "--logprobs", "2", "--stop-tokens", "3"]
-    common = ["--prompt", "abc", "--max-tokens", "6", "--device", "cpu", "--json"]
-    assert main(["generate", folder, *common, *flags]) == 0
+    common = ["--prompt", "abc", "--device", "cpu", "--json"]
+    assert main(["generate", folder, *common, "--max-tokens", "6", *flags]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [one["prompt"] for one in result["results"]] == ["abc", "abc"]
     assert result["sampling"]["logit_bias"] == [[64, -5.0]] and result["sampling"]["bad_words_ids"] == [[65, 66]]
@@ -112,7 +112,7 @@ def test_everything_of_sampling_is_a_flag(folder, capsys, tmp_path):
     for verb, schema in (("generate", str(tmp_path / "schema.json")), ("chat", '{"enum": ["one", "other"]}')):
         assert main([verb, folder, *common, "--max-tokens", "20", "--json-schema", schema]) == 0
         assert json.loads(json.loads(capsys.readouterr().out)["text"]) in ("one", "other")
-    assert main(["generate", folder, *common, "--num-beams", "3", "--num-return-sequences", "2"]) == 0
+    assert main(["generate", folder, *common, "--max-tokens", "6", "--num-beams", "3", "--num-return-sequences", "2"]) == 0
     scores = [one["score"] for one in json.loads(capsys.readouterr().out)["results"]]
     assert scores == sorted(scores, reverse=True)
 
@@ -136,4 +136,5 @@ def test_a_constrained_text_that_is_cut_says_so(folder, capsys):
     arguments = ["generate", folder, "--prompt", "a", "--regex", "b{20}", "--max-tokens", "4", "--device", "cpu"]
     assert main(arguments) == 0
     captured = capsys.readouterr()
-    assert captured.out == "abbbb\n" and "a text was cut before obeying --regex: --max-tokens allows more" in captured.err
+    assert captured.out == "abbbb\n"
+    assert "a text was cut before obeying --regex: --max-tokens allows more" in captured.err

@@ -35,18 +35,18 @@ class SamplingFlags:
     top_p: Annotated[float | None, Parameter(help="choose among the likeliest with this total probability [0.95]")] = (
         None
     )
-    min_p: Annotated[float | None, Parameter(help="choose among those at least this share as likely as the likeliest [0]")] = (
-        None
-    )
+    min_p: Annotated[
+        float | None, Parameter(help="choose among those at least this share as likely as the likeliest [0]")
+    ] = None
     typical_p: Annotated[
         float | None, Parameter(help="choose among those of about the expected surprise, with this probability [1]")
     ] = None
     repetition_penalty: Annotated[
         float | None, Parameter(help="above 1: tokens seen before become less likely [1]")
     ] = None
-    presence_penalty: Annotated[float | None, Parameter(help="taken from the logit of each token written so far [0]")] = (
-        None
-    )
+    presence_penalty: Annotated[
+        float | None, Parameter(help="taken from the logit of each token written so far [0]")
+    ] = None
     frequency_penalty: Annotated[
         float | None, Parameter(help="taken from a token's logit for each time that it was written [0]")
     ] = None
@@ -71,8 +71,12 @@ class SamplingFlags:
     regex: Annotated[
         str | None, Parameter(help="a regular expression that the whole text matches", allow_leading_hyphen=True)
     ] = None
-    json_schema: Annotated[str | None, Parameter(help="a JSON schema that the text obeys, or a file that holds one")] = None
-    grammar: Annotated[str | None, Parameter(help="a Lark grammar that the text obeys, or a file that holds one")] = None
+    json_schema: Annotated[
+        str | None, Parameter(help="a JSON schema that the text obeys, or a file that holds one")
+    ] = None
+    grammar: Annotated[
+        str | None, Parameter(help="a Lark grammar that the text obeys, or a file that holds one")
+    ] = None
     logprobs: Annotated[
         int | None, Parameter(help="with --json: log-probabilities of the tokens, and of so many of the likeliest")
     ] = None
@@ -117,12 +121,13 @@ def _ids(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(token) for token in text.split(","))
     except ValueError:
-        raise ConfigError(f"--bad-words-ids {text} is not a list of token ids", hint="as --bad-words-ids 42,7") from None
+        hint = "as --bad-words-ids 42,7"
+        raise ConfigError(f"--bad-words-ids {text} is not a list of token ids", hint=hint) from None
 
 
 def _text_or_file(text: str, name: str) -> str:
     """What stands in a file of this name, else the text itself. Raises DataError."""
-    if "\n" in text or "{" in text or ":" in text.removeprefix(Path(text).drive):  # of no file, but of schemas and grammars
+    if any(mark in text.removeprefix(Path(text).drive) for mark in "\n{:"):  # of schemas and grammars, not of files
         return text
     try:
         with open(text, encoding="utf-8") as file:
