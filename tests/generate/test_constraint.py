@@ -6,7 +6,9 @@ import re
 import pytest
 
 from shoestring.core.errors import ConfigError
-from tests.generate.tiny import tiny_model
+from shoestring.generate.config import SamplingConfig
+from shoestring.generate.constraint import Constraints
+from tests.generate.tiny import byte_tokenizer, tiny_model
 
 SCHEMA = {
     "type": "object",
@@ -80,6 +82,23 @@ def test_a_constraint_holds_against_all_that_forbids(model):
     options = {"no_repeat_ngram_size": 1, "min_tokens": 50, "logit_bias": {7: 50.0}, "bad_words_ids": ((64,),)}
     done = model.complete(["abc"], regex="aaaa", **options)[0]
     assert (done.text, done.reason) == ("aaaa", "complete")
+
+
+def test_a_tokenizer_without_special_tokens_will_do():
+    plain = byte_tokenizer()
+    plain._special_ids = frozenset()
+    guide = Constraints(plain).guide(SamplingConfig(regex="ab?"))
+    letters = dict(zip("ab", (plain.encode(letter)[0] for letter in "ab"), strict=True))
+    assert guide.allowed([], frozenset(), 300).nonzero()[0].tolist() == [letters["a"]]
+    assert guide.reason([letters["a"]], frozenset()) is None
+    assert guide.reason([letters["a"], letters["b"]], frozenset()) == "complete"
+    assert guide.allowed([], frozenset({257}), 300).nonzero()[0].tolist() == [letters["a"]]  # from the beginning again
+
+
+def test_no_token_that_leads_on_ends_the_text_and_says_so(model):
+    guide = Constraints(byte_tokenizer()).guide(SamplingConfig(regex="ab"))
+    first, second = (model.tokenizer.encode(letter)[0] for letter in "ab")
+    assert guide.reason([first], frozenset({second})) == "dead_end"
 
 
 def test_the_empty_text_is_one_too(model):

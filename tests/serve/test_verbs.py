@@ -112,7 +112,8 @@ def test_everything_of_sampling_is_a_flag(folder, capsys, tmp_path):
     for verb, schema in (("generate", str(tmp_path / "schema.json")), ("chat", '{"enum": ["one", "other"]}')):
         assert main([verb, folder, *common, "--max-tokens", "20", "--json-schema", schema]) == 0
         assert json.loads(json.loads(capsys.readouterr().out)["text"]) in ("one", "other")
-    assert main(["generate", folder, *common, "--max-tokens", "6", "--num-beams", "3", "--num-return-sequences", "2"]) == 0
+    beams = ["--max-tokens", "6", "--num-beams", "3", "--num-return-sequences", "2"]
+    assert main(["generate", folder, *common, *beams]) == 0
     scores = [one["score"] for one in json.loads(capsys.readouterr().out)["results"]]
     assert scores == sorted(scores, reverse=True)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GuideReason = Literal["complete", "dead_end"]
 
 # How Python and most texts write JSON. With free white space a small model would write little else.
-_JSON_STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_JSON_STYLE: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _NAMES = {"regex": "regular expression", "json_schema": "JSON schema", "grammar": "grammar"}
 _END = "<|the end of a constrained text|>"
 
@@ -108,13 +108,14 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
     import tokenizers
     from llguidance import LLTokenizer
 
-    text, end = tokenizer.backend.to_str(), tokenizer.eos_id
-    if end not in tokenizer.special_ids:
-        end = min(tokenizer.special_ids, default=None)
-    if end is None:
+    text, specials = tokenizer.backend.to_str(), tokenizer.special_ids
+    if specials:
+        end = tokenizer.eos_id if tokenizer.eos_id in specials else min(specials)
+    else:
         backend = tokenizers.Tokenizer.from_str(text)
         backend.add_special_tokens([_END])
         text, end = backend.to_str(), backend.token_to_id(_END)
+    assert end is not None
     return LLTokenizer(text, n_vocab=max(tokenizer.vocabulary_size, end + 1), eos_token=end)
 
 

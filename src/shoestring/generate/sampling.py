@@ -182,8 +182,8 @@ def _without_forbidden(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
     if not any(len(tokens) for tokens in out):
         return logits_BV
     logits_BV = logits_BV.clone()
-    for row, tokens in enumerate(out):
-        logits_BV[row, tokens] = float("-inf")
+    for row, barred in enumerate(out):
+        logits_BV[row, barred] = float("-inf")
     return logits_BV
 
 
