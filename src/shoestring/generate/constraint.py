@@ -109,6 +109,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
     from llguidance import LLTokenizer
 
     text, specials = tokenizer.backend.to_str(), tokenizer.special_ids
+    end: int | None
     if specials:
         end = tokenizer.eos_id if tokenizer.eos_id in specials else min(specials)
     else:
