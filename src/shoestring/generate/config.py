@@ -23,8 +23,11 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
 
 
 def _pairs(value: Any) -> Any:
-    """A dictionary of biases as the pairs that the config keeps."""
-    return tuple(sorted(value.items())) if isinstance(value, dict) and all(type(id) is int for id in value) else value
+    """A dictionary of biases, whose ids JSON writes as text, as the pairs that the config keeps."""
+    if not isinstance(value, dict):
+        return value
+    pairs = {int(id) if isinstance(id, str) and id.isdecimal() else id: bias for id, bias in value.items()}
+    return tuple(sorted(pairs.items())) if all(type(id) is int for id in pairs) else value
 
 
 def _text_of_schema(value: Any) -> Any:
