@@ -14,7 +14,7 @@ from rich.console import Console
 
 from shoestring.core.errors import TokenizerError
 from shoestring.generate.config import SamplingConfig
-from shoestring.serve.terminal import TerminalChat
+from shoestring.serve.terminal.chat import TerminalChat
 from tests.generate.tiny import Script, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_the_reply_keeps_what_was_said_and_leaves_the_cache_sound(mo
 PROGRAM = """
 import time
 from shoestring.generate.config import SamplingConfig
-from shoestring.serve.terminal import TerminalChat
+from shoestring.serve.terminal.chat import TerminalChat
 from tests.generate.tiny import Script, tiny_model
 
 model = tiny_model(context=900)

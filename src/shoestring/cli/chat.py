@@ -40,7 +40,7 @@ def chat(
         raise ConfigError("--json needs --prompt: a conversation is not one result")
 
     from shoestring.generate.language_model import as_messages
-    from shoestring.serve.terminal import TerminalChat
+    from shoestring.serve.terminal.chat import TerminalChat
 
     language_model = place.load(model)
     if json and prompt is not None:

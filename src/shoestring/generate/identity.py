@@ -1,7 +1,7 @@
-"""Which model computes, and in which numbers, as texts that can be compared: for what is kept on disk and belongs to it.
+"""Which model computes, and in which numbers, as texts to compare: for what is kept on disk and belongs to it.
 
-Weights from files are known by the files' contents, those made in Python by their values. Whoever trains a model further
-in memory, under the name of the folder that it came from, keeps nothing of it here.
+Weights from files are known by the files' contents, those made in Python by their values. Whoever trains a model
+further in memory, under the name of the folder that it came from, keeps nothing of it here.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ def write_conversation(file: str | Path, messages: list[dict[str, Any]]) -> None
         try:
             read_conversation(file)
         except DataError:
-            raise RunError("this file is no conversation, and would be lost", str(file), "choose another name") from None
+            message = "this file is no conversation, and would be lost"
+            raise RunError(message, str(file), "choose another name") from None
     with atomic_write(file) as lines:
         lines.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
