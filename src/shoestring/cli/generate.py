@@ -12,7 +12,6 @@ from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, Sam
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError, DataError
-from shoestring.data.reading.kinds import has_rows
 
 if TYPE_CHECKING:
     from shoestring.generate.language_model import Completion, LanguageModel, SpecialTokens
@@ -42,7 +41,7 @@ def generate(
         Path | None, Parameter(help="a file with one prompt a line, or with --out rows of JSON: prompt or messages, id")
     ] = None,
     out: Annotated[
-        Path | None, Parameter(help="write an answer to each prompt of --file as a line of this .jsonl; goes on with it")
+        Path | None, Parameter(help="write an answer to each prompt of --file as a line of this .jsonl; resumed")
     ] = None,
     special_tokens: Annotated[
         Literal["read", "text"], Parameter(help="their names in the prompt: read as the tokens, or text like any other")
@@ -77,7 +76,7 @@ def _to_file(
     from shoestring.generate.prompt_rows import prompt_rows
 
     if file is None or prompt:
-        raise ConfigError("--out goes with --file, and with no --prompt (command line)", hint="put all prompts into --file")
+        raise ConfigError("--out goes with --file, and with no --prompt (command line)", hint="put all into --file")
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError(f"--out is the file of prompts itself: {out} (command line)")
     check_place(out)
@@ -97,6 +96,8 @@ def _to_file(
 
 def read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
     """The prompts of the flags, in order, then the lines of the file. Raises ConfigError, DataError."""
+    from shoestring.data.reading.kinds import has_rows
+
     texts = [_read_stdin() if text == "-" else text for text in prompts or ()]
     if file is not None and has_rows(file):
         raise ConfigError(

@@ -48,7 +48,8 @@ class AnswersFile:
         self.done.add(answer["row"])
 
     def sort(self) -> None:
-        """Put the answers in the order of their rows."""
+        """Put the answers in the order of their rows; nothing is added after this."""
+        self._finish()
         places, at = [], 0
         with open(self.file, "rb") as lines:
             for line in lines:
@@ -62,13 +63,16 @@ class AnswersFile:
                     out.write(lines.readline())
 
     def close(self) -> None:
-        with clear_errors(self.file):
-            try:
+        try:
+            self._finish()
+        finally:
+            self._held.release()
+
+    def _finish(self) -> None:
+        if not self._out.closed:
+            with clear_errors(self.file), self._out:
                 self._out.flush()
                 os.fsync(self._out.fileno())
-                self._out.close()
-            finally:
-                self._held.release()
 
     def __enter__(self) -> AnswersFile:
         return self
@@ -80,7 +84,8 @@ class AnswersFile:
         name = hashlib.sha256(str(self.file.resolve()).encode("utf-8", "replace")).hexdigest()[:24]
         held = hold(cache_dir() / f"answers-{name}.lock")
         if held is None:
-            raise RunError("another process is writing this file", str(self.file), "wait for it, or choose another --out")
+            message = "another process is writing this file"
+            raise RunError(message, str(self.file), "wait for it, or choose another --out")
         return held
 
     def _open(self, of: dict[str, Any]) -> None:

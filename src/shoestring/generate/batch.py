@@ -1,4 +1,4 @@
-"""Many prompts answered together, each as soon as there is a place for it, and each answer given as soon as it is whole.
+"""Many prompts answered together, each as soon as there is a place for it; an answer is given once it is whole.
 
 Which random numbers an answer gets depends on its row alone: answers asked for in several goes are those of one.
 """
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def answer_rows(
-    model: LanguageModel, prompts: Iterable[tuple[int, Sequence[int]]], longest: int, sampling: SamplingConfig, slots: int
+    model: LanguageModel,
+    prompts: Iterable[tuple[int, Sequence[int]]],
+    longest: int,
+    sampling: SamplingConfig,
+    slots: int,
 ) -> Iterator[tuple[int, Completion]]:
     """(row, completion) of each (row, its tokens), in the order in which they end. longest: tokens of a prompt.
 
