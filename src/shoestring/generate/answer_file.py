@@ -89,9 +89,9 @@ def answer_file(
             answered()
             done = f"{len(answers.done):,} of {counted(len(asked), 'prompt')} are answered"
             raise Stopped(f"stopped: {done}; the same command goes on", str(out)) from None
-    tokens = 0 if speed is None else speed.new_tokens + len(left)
+    new = 0 if speed is None else speed.new_tokens + len(left)
     seconds = 0.0 if speed is None else speed.prompt_seconds + speed.new_seconds
-    return Answers(str(out), len(asked), found, tokens, round(seconds, 3))
+    return Answers(str(out), len(asked), found, new, round(seconds, 3))
 
 
 def _answer(

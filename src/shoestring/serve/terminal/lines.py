@@ -103,15 +103,15 @@ class Lines:
         try:
             if not self._typed:
                 return self._source.readline() or None
-            line = self._input(prompt)
-            lines = [line]
-            while line is not None and not self._is_command(lines[0]) and self._keyboard.waits(_PASTED):
-                line = self._input("")
+            line, lines = self._input(prompt), list[str]()
+            while line is not None:
                 lines.append(line)
+                if self._is_command(lines[0]) or not self._keyboard.waits(_PASTED):
+                    break
+                line = self._input("")
         except UnicodeDecodeError:
             raise DataError("the text is not UTF-8", "(standard input)") from None
-        found = [text for text in lines if text is not None]
-        return "\n".join(found) if found else None
+        return "\n".join(lines) if lines else None
 
     def _input(self, prompt: str) -> str | None:
         if typed := self._keyboard.offer():
