@@ -114,6 +114,7 @@ def test_pasted_text_of_several_lines_is_one_message_and_so_are_opened_lines(rea
         assert answered(terminal, b'/b"""\n') == "a\n/b"
         os.write(terminal, b"/first\nsecond\n")  # behind a command nothing is joined
         assert wait_for(terminal, b'"second" end').count(b'got "/first" end') == 1
+        wait_for(terminal, b"> ")
         os.write(terminal, b"\x04")
         wait_for(terminal, b"left")
         assert process.wait(20) == 0
@@ -146,7 +147,9 @@ def test_ctrl_c_stops_the_answer_a_resize_rewraps_it_and_a_second_one_at_the_pro
         wait_for(terminal, b"(stopped)")
         wait_for(terminal, b"> ")
         resize(terminal, 300)
-        os.write(terminal, b"half a thought\x03")
+        os.write(terminal, b"half a thought")
+        wait_for(terminal, b"thought")
+        os.write(terminal, b"\x03")
         wait_for(terminal, b"/exit leaves")
         wait_for(terminal, b"> ")
         assert answered(terminal, b"still\nthere\n") == "still\nthere"
