@@ -242,7 +242,7 @@ def test_at_a_terminal_lines_break_between_words_typing_waits_ctrl_c_stops_the_r
         os.close(ours)
 
 
-def wait_for(terminal, text, seconds=8):
+def wait_for(terminal, text, seconds=60):
     """What the terminal shows up to and with `text`."""
     seen, end = b"", time.monotonic() + seconds
     while text not in seen:
