@@ -44,7 +44,7 @@ def chat(
         sampling_config({}, options).check_streams("a conversation")
 
     from shoestring.generate.language_model import as_messages
-    from shoestring.serve.terminal import TerminalChat
+    from shoestring.serve.terminal.chat import TerminalChat
 
     language_model = place.load(model)
     if json and prompt is not None:

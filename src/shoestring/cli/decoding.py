@@ -6,20 +6,17 @@ A dataclass is one parameter of a verb and several flags: cyclopts takes its fie
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from shoestring.core import console
-from shoestring.core.errors import ConfigError, DataError
+from shoestring.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from shoestring.generate.language_model import Completion, LanguageModel
 
 Model = Annotated[str, Parameter(help="a model folder, a run, a .gguf file, or a name that get knows")]
-
-_MOST_CHARACTERS = 4_000_000  # of a schema or grammar
 
 
 @Parameter(name="*")
@@ -91,7 +88,7 @@ class SamplingFlags:
         """As `LanguageModel` takes them. json: whether a result is printed as one. Raises ConfigError for a wrong one,
         before torch is imported."""
         from shoestring.generate.config import sampling_config
-        from shoestring.generate.constraint import check_constraint
+        from shoestring.generate.constraint import check_constraint, text_or_file
 
         options = asdict(self)
         for name in ("stop", "stop_tokens"):
@@ -102,7 +99,7 @@ class SamplingFlags:
             options["bad_words_ids"] = tuple(_ids(text) for text in self.bad_words_ids)
         for name in ("json_schema", "grammar"):
             if options[name] is not None:
-                options[name] = _text_or_file(options[name], name)
+                options[name] = text_or_file(options[name], name)
         if self.logprobs is not None and not json:
             raise ConfigError("--logprobs needs --json: the figures are part of the result")
         check_constraint(sampling_config({}, options))
@@ -123,21 +120,6 @@ def _ids(text: str) -> tuple[int, ...]:
     except ValueError:
         hint = "as --bad-words-ids 42,7"
         raise ConfigError(f"--bad-words-ids {text} is not a list of token ids", hint=hint) from None
-
-
-def _text_or_file(text: str, name: str) -> str:
-    """What stands in a file of this name, else the text itself. Raises DataError."""
-    if any(mark in text.removeprefix(Path(text).drive) for mark in "\n{:"):  # of schemas and grammars, not of files
-        return text
-    try:
-        with open(text, encoding="utf-8") as file:
-            found = file.read(_MOST_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise DataError(f"--{name.replace('_', '-')} cannot be read: {reason}", where=text) from None
-    if len(found) > _MOST_CHARACTERS:
-        raise DataError(f"--{name.replace('_', '-')} has more than {_MOST_CHARACTERS:,} characters", where=text)
-    return found
 
 
 @Parameter(name="*")

@@ -40,7 +40,12 @@ def generate(
             help="text to continue, - for stdin; may be given several times", allow_leading_hyphen=True
         ),
     ] = None,
-    file: Annotated[Path | None, Parameter(help="a file with one prompt a line")] = None,
+    file: Annotated[
+        Path | None, Parameter(help="a file with one prompt a line, or with --out rows of JSON: prompt or messages, id")
+    ] = None,
+    out: Annotated[
+        Path | None, Parameter(help="write an answer to each prompt of --file as a line of this .jsonl; resumed")
+    ] = None,
     special_tokens: Annotated[
         Literal["read", "text"], Parameter(help="their names in the prompt: read as the tokens, or text like any other")
     ] = "read",
@@ -48,7 +53,10 @@ def generate(
     place: PlaceFlags = ANYWHERE,
     json: Json = False,
 ) -> None:
-    options = sampling.options(json)
+    options = sampling.options(json or out is not None)
+    if out is not None:
+        _to_file(model, prompt, file, out, special_tokens, options, place, json)
+        return
     prompts = read_prompts(prompt, file)
 
     language_model = place.load(model)
@@ -64,9 +72,42 @@ def generate(
         _report(language_model)
 
 
+def _to_file(
+    model: str, prompt: list[str] | None, file: Path | None, out: Path, special_tokens: SpecialTokens,
+    options: dict[str, Any], place: PlaceFlags, json: bool,
+) -> None:  # fmt: skip
+    from shoestring.core.files import check_place
+    from shoestring.core.units import counted, format_seconds
+    from shoestring.generate.prompt_rows import prompt_rows
+
+    if file is None or prompt:
+        raise ConfigError("--out goes with --file, and with no --prompt (command line)", hint="put all into --file")
+    if out.exists() and file.exists() and out.samefile(file):
+        raise ConfigError(f"--out is the file of prompts itself: {out} (command line)")
+    check_place(out)
+    for _ in prompt_rows(file):  # a bad row is told before a model is loaded
+        pass
+
+    from shoestring.generate.answer_file import answer_file
+
+    done = answer_file(place.load(model), file, out, special_tokens, console.say, **options)
+    if json:
+        console.print_json(done.to_json())
+        return
+    before = f" ({done.found:,} of them before)" if done.found else ""
+    speed = f"; {done.new_tokens / done.seconds:.1f} tokens/s in {format_seconds(done.seconds)}" if done.seconds else ""
+    console.show(f"answers  {out}: {counted(done.rows, 'prompt')}{before}{speed}")
+
+
 def read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
     """The prompts of the flags, in order, then the lines of the file. Raises ConfigError, DataError."""
+    from shoestring.data.reading.kinds import has_rows
+
     texts = [_read_stdin() if text == "-" else text for text in prompts or ()]
+    if file is not None and has_rows(file):
+        raise ConfigError(
+            f"{file} holds rows, whose answers go into a file (command line)", hint="name it: --out answers.jsonl"
+        )
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()

@@ -124,12 +124,23 @@ class SamplingConfig(Config):
         """Which one, and its text."""
         return next(((name, text) for name in CONSTRAINTS if (text := getattr(self, name)) is not None), None)
 
-    def check_streams(self, what: str = "a stream") -> None:
-        """Raises ConfigError where there is more, or less, to show than one text while it is written."""
+    def check_streams(self, what: str = "a stream", chances: bool = False) -> None:
+        """Raises ConfigError where there is more, or less, to show than one text while it is written. chances: whether
+        log-probabilities are given beside it."""
         if self.num_beams > 1:
             raise ConfigError(f"beam search cannot be combined with {what}: its text is known only at the end")
         if self.num_return_sequences > 1:
             raise ConfigError(f"num_return_sequences {self.num_return_sequences} cannot be combined with {what}")
+        if not chances:
+            self.check_text(what)
+
+    def check_text(self, what: str) -> None:
+        """Raises ConfigError where log-probabilities are asked for and nothing but text is given."""
+        if self.logprobs is not None:
+            raise ConfigError(
+                f"logprobs cannot be combined with {what}, which is text alone",
+                hint="LanguageModel.complete gives them, and so does generate with --json",
+            )
 
 
 def sampling_config(defaults: dict[str, Any], options: dict[str, Any]) -> SamplingConfig:

@@ -8,11 +8,12 @@ are not its affair: they may come exactly where the text obeys as it stands.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from shoestring.core.errors import ConfigError, TokenizerError
+from shoestring.core.errors import ConfigError, DataError, TokenizerError
 from shoestring.core.extras import need
 from shoestring.core.foreign import check_depth, parse_json
 
@@ -20,12 +21,30 @@ if TYPE_CHECKING:
     from shoestring.data.tokenizer import Tokenizer
     from shoestring.generate.config import SamplingConfig
 
+MOST_CHARACTERS = 4_000_000  # of a schema or grammar
 GuideReason = Literal["complete", "dead_end"]
 
 # How Python and most texts write JSON. With free white space a small model would write little else.
 _JSON_STYLE: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _NAMES = {"regex": "regular expression", "json_schema": "JSON schema", "grammar": "grammar"}
 _END = "<|the end of a constrained text|>"
+
+
+def text_or_file(text: str, name: str) -> str:
+    """What stands in a file of this name, else the text itself. name: of the setting. Raises DataError."""
+    if any(mark in text.removeprefix(Path(text).drive) for mark in "\n{:"):  # of schemas and grammars, not of files
+        return text
+    try:
+        with open(text, encoding="utf-8") as file:
+            found = file.read(MOST_CHARACTERS + 1)
+    except OSError as error:
+        raise DataError(f"the {_NAMES[name]} cannot be read: {error.strerror}", where=text) from None
+    except ValueError as error:  # also of a name that no file can have
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise DataError(f"the {_NAMES[name]} cannot be read: {reason}", where=text) from None
+    if len(found) > MOST_CHARACTERS:
+        raise DataError(f"the {_NAMES[name]} has more than {MOST_CHARACTERS:,} characters", where=text)
+    return found
 
 
 def check_constraint(sampling: SamplingConfig) -> None:

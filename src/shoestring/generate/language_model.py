@@ -21,6 +21,7 @@ from shoestring.core.errors import ConfigError, TokenizerError
 from shoestring.data.external import External
 from shoestring.data.plain_names import PlainNames
 from shoestring.data.tokenizer import Tokenizer
+from shoestring.generate import prefix
 from shoestring.generate.advice import advice
 from shoestring.generate.beams import search
 from shoestring.generate.config import SamplingConfig, sampling_config
@@ -245,17 +246,22 @@ class LanguageModel:
 
     # Conversations
 
-    def chat(self, messages: Messages, system: str | None = None, **options: Any) -> str:
+    def chat(
+        self, messages: Messages, system: str | None = None, scheduler: Scheduler | None = None, **options: Any
+    ) -> str:
         """The model's reply to a question, or to messages [{"role": "user", "content": ...}, ...].
 
         Raises TokenizerError when the model has no chat template, ConfigError when the conversation does not
         fit its context.
+        scheduler: an idle one, whose slots may hold the conversation's beginning.
         """
-        return "".join(self.chat_stream(messages, system, **options))
+        return "".join(self.chat_stream(messages, system, scheduler, **options))
 
-    def chat_stream(self, messages: Messages, system: str | None = None, **options: Any) -> Iterator[str]:
+    def chat_stream(
+        self, messages: Messages, system: str | None = None, scheduler: Scheduler | None = None, **options: Any
+    ) -> Iterator[str]:
         """The reply in pieces as they are written."""
-        return self._pieces(self.encode_chat(as_messages(messages, system)), options)
+        return self._pieces(self.encode_chat(as_messages(messages, system)), options, scheduler)
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Ids of a conversation in the model's chat template, up to where the model is to answer."""
@@ -308,6 +314,14 @@ class LanguageModel:
         """For so many texts at once, of so many tokens each."""
         return Scheduler(self.decoder, self.decoder.new_cache(slots, capacity), self.tokenizer.vocabulary_size)
 
+    def save_prefix(self, file: str | Path, tokens: list[int], scheduler: Scheduler | None = None) -> int:
+        """See `generate.prefix.save_prefix`: what the cache holds of a text's beginning, for another process."""
+        return prefix.save_prefix(self, file, tokens, scheduler)
+
+    def load_prefix(self, file: str | Path, scheduler: Scheduler) -> int:
+        """See `generate.prefix.load_prefix`: it is then held by a slot, as if it had been read."""
+        return prefix.load_prefix(self, file, scheduler)
+
     def events(
         self, prompts: list[list[int]], sampling: SamplingConfig, scheduler: Scheduler | None = None
     ) -> Generator[TextEvent, None, None]:
@@ -350,11 +364,13 @@ class LanguageModel:
             for id in rows:
                 scheduler.cancel(id)
 
-    def _pieces(self, prompt: list[int], options: dict[str, Any]) -> Iterator[str]:
+    def _pieces(
+        self, prompt: list[int], options: dict[str, Any], scheduler: Scheduler | None = None
+    ) -> Iterator[str]:
         sampling = self.sampling(**options)
         sampling.check_streams()
         check_prompt(prompt, self.decoder.config.context)
-        return (event.text for event in self.events([prompt], sampling) if event.text)
+        return (event.text for event in self.events([prompt], sampling, scheduler) if event.text)
 
 
 def load(model: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> LanguageModel:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from shoestring.core.errors import ConfigError
+from shoestring.generate.config import SamplingConfig
 from shoestring.generate.request import Request, Speed, StopReason, TokenEvent, check_prompt
 from shoestring.generate.sampling import Draw, chances, choose
 from shoestring.models.decoder import Decoder
@@ -128,6 +130,33 @@ class Scheduler:
         self.speed.count(read, written, time.perf_counter() - started)
         return events
 
+    def held(self, tokens: list[int]) -> tuple[int, int]:
+        """The slot that holds most of a text's beginning, and how many of its tokens can be taken from there."""
+        counts = []
+        for slot, latest in enumerate(self._latest):
+            plain = latest is not None and latest.request.external is None
+            shared = _common(latest.tokens[: self.cache.lengths[slot]], tokens) if latest is not None and plain else 0
+            counts.append(self.cache.apart(slot, shared))
+        slot = max(range(len(counts)), key=counts.__getitem__)
+        return slot, counts[slot]
+
+    def give(self, tokens: list[int], fill: Callable[[dict[str, Tensor]], object]) -> None:
+        """Let a free slot hold `tokens` as if they had been read. fill: writes what the cache keeps of them.
+
+        Where it raises, the slot holds nothing. Raises ConfigError where no slot is free.
+        """
+        taken = {text.slot for text in self._running.values()}
+        free = [slot for slot in range(self.cache.batch) if slot not in taken]
+        if not free:
+            raise ConfigError("every slot is in use", hint="give the scheduler another one, or wait for a text to end")
+        slot = min(free, key=self.cache.lengths.__getitem__)
+        self.reserve(len(tokens) + 1)
+        self.cache.cut(slot, 0)
+        self._latest[slot] = None
+        fill(self.cache.slot_tensors(slot, len(tokens)))
+        self.cache.hold(slot, len(tokens))
+        self._latest[slot] = _Text(-1, Request(list(tokens), SamplingConfig()), 0, slot, list(tokens))
+
     def _admit(self) -> None:
         """Give waiting requests the free slots."""
         taken = {text.slot for text in self._running.values()}
@@ -145,11 +174,7 @@ class Scheduler:
         latest = self._latest[slot]
         if latest is None or latest.request.external is not text.request.external:
             return 0
-        shared = 0
-        for held, wanted in zip(latest.tokens[: self.cache.lengths[slot]], text.tokens[:-1], strict=False):
-            if held != wanted:
-                break
-            shared += 1
+        shared = _common(latest.tokens[: self.cache.lengths[slot]], text.tokens[:-1])
         return self.cache.cuttable(slot, shared)
 
     def _worth(self, choice: tuple[int, int]) -> tuple[int, int]:
@@ -221,6 +246,14 @@ class Scheduler:
         if text.new >= text.limit:
             return "max_tokens" if text.new == request.sampling.max_tokens else "context"
         return None
+
+
+def _common(held: list[int], wanted: list[int]) -> int:
+    """How many tokens two texts have in common from their beginning on."""
+    for shared, (one, other) in enumerate(zip(held, wanted, strict=False)):
+        if one != other:
+            return shared
+    return min(len(held), len(wanted))
 
 
 def _draw(text: _Text) -> Draw:
