@@ -155,6 +155,101 @@ def test_fields_that_are_not_read_are_named(tmp_path):
     assert said == [f"{file}: not read: temperature (1 row)"]
 
 
+OWN = [
+    ({"temperature": 0, "max_tokens": 3}, {"stop_reason": "max_tokens"}),
+    ({"regex": "[ab]{3}"}, {"text": None}),
+    ({"num_return_sequences": 3, "temperature": 1.3}, {"results": 3}),
+    ({"num_beams": 3, "num_return_sequences": 2}, {"results": 2}),
+    ({"num_beams": 2}, {"score": None}),
+    ({"logprobs": 2}, {"logprobs": None}),
+    ({"json_schema": {"enum": ["a", "b"]}}, {"text": None}),
+    ({"stop": "e", "logit_bias": {"101": 40.0}}, {"stop_reason": "stop_string"}),
+]
+
+
+def rows_of_their_own(file):
+    rows = [{"prompt": f"number {n}", "sampling": own} for n, (own, _) in enumerate(OWN)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "x", "sampling": None}, *rows]))
+    return file
+
+
+def test_a_row_may_have_settings_of_its_own_and_gets_the_texts_that_it_gets_alone(tmp_path):
+    file, out = rows_of_their_own(tmp_path / "prompts.jsonl"), tmp_path / "out.jsonl"
+    done = answer_file(model(), file, out, slots=3, max_tokens=6)
+    plain, *answers = answers_of(out)
+    assert plain["new_tokens"] == 6 and len(answers) == len(OWN) == done.rows - 1
+    for n, (own, has) in enumerate(OWN):
+        answer = answers[n]
+        assert answer["row"] == n + 2
+        for name, value in has.items():
+            found = answer[name]
+            assert value is None or (len(found) if name == "results" else found) == value
+        texts = answer.get("results", [answer])
+        assert all(one["prompt_tokens"] == 8 for one in texts)
+        if own.get("num_beams", 1) > 1 or "temperature" in own and own["temperature"] == 0:
+            alone = model().complete([f"number {n}"], **({"max_tokens": 6} | own))
+            assert [one["text"] for one in texts] == [one.text for one in alone]
+    assert set(answers[1]["text"]) <= set("ab") and len(answers[1]["text"]) == 3
+    assert len({one["text"] for one in answers[2]["results"]}) == 3
+    scores = [one["score"] for one in answers[3]["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(answers[5]["logprobs"]) == 6 and len(answers[5]["logprobs"][0]["top"]) == 2
+    assert json.loads(answers[6]["text"]) in ("a", "b") and answers[7]["text"] == ""
+
+
+def test_a_killed_file_of_rows_with_several_texts_and_beams_goes_on_as_if_never_killed(tmp_path):
+    file, whole, out = rows_of_their_own(tmp_path / "p.jsonl"), tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    answer_file(model(), file, whole, slots=3, max_tokens=6)
+    for last in (8, 20):
+        dying, passes = model(), []
+
+        def die(*arguments, last=last, passes=passes):
+            passes.append(1)
+            if len(passes) == last:
+                raise Dies
+
+        dying.decoder.register_forward_pre_hook(die)
+        with pytest.raises(Dies):
+            answer_file(dying, file, out, slots=3, max_tokens=6)
+    assert 0 < len(answers_of(out)) < len(OWN)
+    answer_file(model(), file, out, slots=2, max_tokens=6)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "own, words",
+    [
+        ([1], "sampling is no object of options"),
+        ("hot", "sampling is no object of options"),
+        ({"temprature": 1}, "did you mean temperature"),
+        ({"self": 1}, "unknown generation option self"),
+        ({"\x1b[31m": 1}, r"unknown generation option '\\x1b\[31m'"),
+        ({"temperature": -1}, "temperature -1 cannot be used"),
+        ({"temperature": "x" * 10_000}, r"temperature 'x{50,200}\.\.\."),
+        ({"num_beams": 2, "temperature": 0.5}, "no use for temperature"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "2 beams cannot become"),
+        ({"regex": "(a"}, "regular expression cannot be used"),
+        ({"json_schema": {"type": "blah"}}, "JSON schema cannot be used"),
+        ({"logit_bias": {"999": 1}}, "logit_bias names token 999"),
+    ],
+)
+def test_bad_settings_of_a_row_are_told_with_its_line_before_anything_is_computed(own, words, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "fine"}\n' + json.dumps({"prompt": "a", "sampling": own}) + "\n")
+    with pytest.raises(DataError, match=words) as caught:
+        answer_file(model(), file, tmp_path / "out.jsonl", max_tokens=6)
+    assert caught.value.where == f"{file}:2" and not (tmp_path / "out.jsonl").exists()
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_constraint_of_a_row_takes_the_place_of_that_of_all(tmp_path):
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    rows = [{"prompt": "a"}, {"prompt": "a", "sampling": {"grammar": 'start: "no"'}}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer_file(model(), file, out, regex="yes", max_tokens=6)
+    assert [answer["text"] for answer in answers_of(out)] == ["yes", "no"]
+
+
 def test_a_second_process_is_kept_out(prompts, tmp_path):
     from shoestring.generate.answers_file import AnswersFile
 
@@ -177,6 +272,17 @@ def test_the_verb_writes_answers_and_goes_on_with_them(prompts, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["found"] == 9
     assert main([*given, "--out", str(out), "--temperature", "0"]) == 2
     assert "another temperature" in capsys.readouterr().err
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "sampling": {"top_k": -1}}\n')
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "shoestring.offload.load", None)  # told before a model is loaded
+        assert main(["generate", str(folder), "--file", str(rows), "--out", str(tmp_path / "d")]) == 2
+    assert f"{rows}:1: top_k -1 cannot be used" in capsys.readouterr().err
+    rows.write_text('{"prompt": "a"}\n')
+    several = ["--file", str(rows), "--out", str(tmp_path / "d"), "--num-return-sequences", "2", "--logprobs", "0"]
+    assert main(["generate", str(folder), *several, "--max-tokens", "2", "--device", "cpu"]) == 0
+    [answer] = answers_of(tmp_path / "d")
+    assert [len(one["logprobs"]) for one in answer["results"]] == [2, 2]
     lines = tmp_path / "lines.txt"
     lines.write_text("one\n\ntwo\n")
     assert main(["generate", str(folder), "--file", str(lines), "--out", str(tmp_path / "b"), "--max-tokens", "2"]) == 0

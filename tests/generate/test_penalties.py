@@ -142,3 +142,10 @@ def test_settings_that_cannot_be_or_cannot_be_combined_are_refused(options, said
 def test_a_bias_for_a_token_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="token 258, and the tokenizer has ids from 0 to 257"):
         tiny_model().generate("a", logit_bias={258: 1.0})
+
+
+def test_log_probabilities_are_refused_where_only_text_is_given():
+    model = tiny_model()
+    for ask in (model.generate, model.stream, model.chat, model.chat_stream):
+        with pytest.raises(ConfigError, match="logprobs cannot be combined with .* text alone"):
+            ask("a", logprobs=1)

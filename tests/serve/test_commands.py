@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from shoestring.generate.config import SamplingConfig
 from shoestring.models.adapters import adapted_linears, attach
 from shoestring.models.peft_folder import save_adapter
 from shoestring.nn.lora_config import LoRAConfig
@@ -148,3 +149,35 @@ def test_a_backslash_at_a_lines_end_opens_another_line_and_two_do_not():
     session, _, _ = chat(model, "one\\\n  two \\\nthree\nC:\\\\\nlast\\\n")
     asked = [content for role, content in contents(session) if role == "user"]
     assert asked == ["one\n  two \nthree", "C:\\\\", "last"]
+
+
+EVERY = {  # of the settings, a value that is not at rest, as it is typed
+    "max_tokens": "7", "temperature": "0.5", "top_k": "9", "top_p": "0.8", "min_p": "0.1", "typical_p": "0.9",
+    "repetition_penalty": "1.1", "presence_penalty": "0.2", "frequency_penalty": "-0.3", "logit_bias": "{64: -5.0}",
+    "no_repeat_ngram_size": "3", "bad_words_ids": "[[65, 66]]", "min_tokens": "2", "min_length": "4", "stop": "a=b",
+    "stop_tokens": "[3]", "regex": "[a-z]+", "json_schema": '{"type": "boolean"}', "grammar": 'start: "yes"', "seed": "5",
+}  # fmt: skip
+OTHERS = {"logprobs": "2", "num_return_sequences": "2", "num_beams": "2", "length_penalty": "2"}  # a chat has no use for
+
+
+def test_every_setting_is_one_of_the_chat_or_is_refused_by_name():
+    assert EVERY.keys() | OTHERS.keys() == SamplingConfig.model_fields.keys()
+    rest = SamplingConfig(temperature=0.7)
+    for name, text in EVERY.items():
+        session, _, notes = chat(tiny_model(context=400), f"/set {name} {text}\n", rest)
+        changed = {field for field in SamplingConfig.model_fields
+                   if getattr(session.sampling, field) != getattr(rest, field)}  # fmt: skip
+        assert changed == {name} and name in notes and "error" not in notes, name
+    for name, text in OTHERS.items():
+        session, _, notes = chat(tiny_model(context=400), f"/set {name} {text}\n", rest)
+        assert "error: " in notes and (name if name != "num_beams" else "beam search") in notes
+        assert session.sampling == rest
+
+
+def test_off_takes_back_what_is_nothing_by_default(tmp_path):
+    (tmp_path / "yes.lark").write_text('start: "yes"')
+    lines = f'/set grammar {tmp_path / "yes.lark"}\none\n/set grammar off\n/set stop x\n/set stop off\n'
+    lines += "/set logit_bias {1: 2}\n/set logit-bias off\n/set temperature off\n/set grammar nowhere.lark\n"
+    session, output, notes = chat(tiny_model(context=400), lines, SHORT)
+    assert output == "yes\n" and session.sampling == SHORT
+    assert "error: temperature" in notes and "the grammar cannot be read" in notes

@@ -14,7 +14,8 @@ from shoestring.core import console
 from shoestring.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from shoestring.generate.language_model import Completion, LanguageModel
+    from shoestring.generate.language_model import LanguageModel
+    from shoestring.generate.texts import Completion
 
 Model = Annotated[str, Parameter(help="a model folder, a run, a .gguf file, or a name that get knows")]
 
@@ -146,16 +147,10 @@ def as_json(
     model: LanguageModel, prompts: list[str], completions: list[Completion], options: dict[str, Any]
 ) -> dict[str, Any]:
     """The result of `--json`: one object; a single text stands at its top."""
+    from shoestring.generate.texts import as_result
+
     results = [
-        {
-            "prompt": prompt,
-            "text": completion.text,
-            "prompt_tokens": completion.prompt_tokens,
-            "new_tokens": len(completion.tokens),
-            "stop_reason": completion.reason,
-        }
-        | ({} if completion.score is None else {"score": completion.score})
-        | ({"logprobs": _logprobs(model, completion)} if completion.chances else {})
+        {"prompt": prompt} | as_result(model.tokenizer, completion)
         for prompt, completion in zip(each(prompts, completions), completions, strict=True)
     ]
     speed = model.speed
@@ -171,13 +166,3 @@ def each(prompts: list[str], completions: list[Completion]) -> list[str]:
     """The prompt of each completion."""
     times = len(completions) // max(len(prompts), 1)
     return [prompt for prompt in prompts for _ in range(times)]
-
-
-def _logprobs(model: LanguageModel, completion: Completion) -> list[dict[str, Any]]:
-    def named(token: int, logprob: float) -> dict[str, Any]:
-        return {"token": token, "text": model.tokenizer.decode([token], skip_specials=False), "logprob": logprob}
-
-    return [
-        named(token, chances.logprob) | ({"top": [named(*pair) for pair in chances.top]} if chances.top else {})
-        for token, chances in zip(completion.tokens, completion.chances, strict=True)
-    ]

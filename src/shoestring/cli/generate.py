@@ -16,8 +16,9 @@ from shoestring.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from shoestring.generate.config import SamplingConfig
-    from shoestring.generate.language_model import Completion, LanguageModel, SpecialTokens
+    from shoestring.generate.language_model import LanguageModel, SpecialTokens
     from shoestring.generate.request import StopReason
+    from shoestring.generate.texts import Completion
 
 app = verb(
     "generate",
@@ -85,8 +86,9 @@ def _to_file(
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError(f"--out is the file of prompts itself: {out} (command line)")
     check_place(out)
-    for _ in prompt_rows(file):  # a bad row is told before a model is loaded
-        pass
+    for row in prompt_rows(file):  # a bad row is told before a model is loaded
+        if row.sampling:
+            row.settings(options)
 
     from shoestring.generate.answer_file import answer_file
 

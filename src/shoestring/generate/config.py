@@ -16,6 +16,7 @@ from shoestring.core.config import Config
 from shoestring.core.errors import ConfigError
 
 CONSTRAINTS = ("regex", "json_schema", "grammar")
+_SHOWN = 200  # characters of a value that is refused
 _RANDOM = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # what beams have no use for
 _NEUTRAL: dict[str, tuple[float, ...]] = {
     "temperature": (0, 1), "top_k": (0,), "top_p": (1,), "min_p": (0,), "typical_p": (1,),
@@ -132,15 +133,16 @@ class SamplingConfig(Config):
         if self.num_return_sequences > 1:
             raise ConfigError(f"num_return_sequences {self.num_return_sequences} cannot be combined with {what}")
         if not chances:
-            self.check_text(what)
+            text_alone(self.logprobs, what)
 
-    def check_text(self, what: str) -> None:
-        """Raises ConfigError where log-probabilities are asked for and nothing but text is given."""
-        if self.logprobs is not None:
-            raise ConfigError(
-                f"logprobs cannot be combined with {what}, which is text alone",
-                hint="LanguageModel.complete gives them, and so does generate with --json",
-            )
+
+def text_alone(logprobs: int | None, what: str) -> None:
+    """Raises ConfigError where log-probabilities are asked for, of what gives nothing but text."""
+    if logprobs is not None:
+        raise ConfigError(
+            f"logprobs cannot be combined with {what}, which is text alone",
+            hint="LanguageModel.complete gives them, and so does generate with --json",
+        )
 
 
 def sampling_config(defaults: dict[str, Any], options: dict[str, Any]) -> SamplingConfig:
@@ -154,7 +156,7 @@ def sampling_config(defaults: dict[str, Any], options: dict[str, Any]) -> Sampli
         if name not in SamplingConfig.model_fields:
             near = difflib.get_close_matches(name, SamplingConfig.model_fields, 1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SamplingConfig.model_fields)}"
-            raise ConfigError(f"unknown generation option {name}", hint=hint)
+            raise ConfigError(f"unknown generation option {name if name.isidentifier() else repr(name)}", hint=hint)
     if isinstance(given.get("stop"), str):
         given["stop"] = (given["stop"],)
     settings = {**defaults, **given}
@@ -169,8 +171,14 @@ def sampling_config(defaults: dict[str, Any], options: dict[str, Any]) -> Sampli
         name = str(first["loc"][0])
         meaning = SamplingConfig.model_fields[name].description
         raise ConfigError(
-            f"{name} {first['input']!r} cannot be used: {first['msg'].lower()}", hint=meaning
+            f"{name} {_short(first['input'])} cannot be used: {first['msg'].lower()}", hint=meaning
         ) from None
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _above_one(value: Any) -> bool:

@@ -8,9 +8,7 @@ model's generation_config.json recommends stands in for those not given.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -23,13 +21,11 @@ from shoestring.data.plain_names import PlainNames
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate import prefix
 from shoestring.generate.advice import advice
-from shoestring.generate.beams import search
-from shoestring.generate.config import SamplingConfig, sampling_config
+from shoestring.generate.config import SamplingConfig, sampling_config, text_alone
 from shoestring.generate.constraint import Constraints, check_constraint
-from shoestring.generate.request import Request, Speed, StopReason, check_prompt
-from shoestring.generate.sampling import Chances
+from shoestring.generate.request import Request, Speed, check_prompt
 from shoestring.generate.scheduler import Scheduler
-from shoestring.generate.text import TextStream
+from shoestring.generate.texts import Asked, Completion, TextEvent, completed, decoded, places, searched
 from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
 from shoestring.models.external import open_external
@@ -41,31 +37,6 @@ Messages = str | Sequence[dict[str, Any]]
 SpecialTokens = Literal["read", "text"]
 
 SLOTS = 64  # texts decoded at once; more wait
-
-
-@dataclass(frozen=True)
-class TextEvent:
-    """A piece of a row's text, perhaps empty, and the token that brought it. reason: on the last event. chances: of the
-    token, if `logprobs` asks for them."""
-
-    row: int
-    text: str
-    token: int
-    reason: StopReason | None = None
-    chances: Chances | None = None
-
-
-@dataclass
-class Completion:
-    """What one prompt became. tokens: new ids, a stop token included; text: without prompt and stop. chances: of each
-    token, if `logprobs` asks for them. score: of a text that beam search found."""
-
-    prompt_tokens: int
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    reason: StopReason = "interrupted"
-    chances: list[Chances] = field(default_factory=list)
-    score: float | None = None
 
 
 class LanguageModel:
@@ -147,6 +118,7 @@ class LanguageModel:
         context.
         """
         alone = isinstance(prompt, str)
+        text_alone(options.get("logprobs"), "generate")
         texts = [done.text for done in self.complete([prompt] if isinstance(prompt, str) else prompt, **options)]
         return texts[0] if alone and len(texts) == 1 else texts
 
@@ -169,61 +141,27 @@ class LanguageModel:
     ) -> list[Completion]:
         """The same for prompts that are token ids already. finished: called when a text has come to its end.
 
-        scheduler: an idle one, as for `events`; beams use none."""
+        scheduler: an idle one, as for `events`; beams use none. Raises ConfigError, also where a constraint leaves beams
+        too few texts."""
         sampling = self.sampling(**options)
-        if sampling.num_beams > 1:
-            return self._beams(prompts, sampling, finished)
-        prompts = [prompt for prompt in prompts for _ in range(sampling.num_return_sequences)]
-        completions = [Completion(len(ids)) for ids in prompts]
-        for event in self._events(prompts, sampling, scheduler):
-            completion = completions[event.row]
-            completion.text += event.text
-            completion.tokens.append(event.token)
-            completion.reason = event.reason or completion.reason
-            if event.chances is not None:
-                completion.chances.append(event.chances)
-            if event.reason and finished is not None:
-                finished()
-        return completions
-
-    def _beams(
-        self, prompts: list[list[int]], sampling: SamplingConfig, finished: Callable[[], object] | None
-    ) -> list[Completion]:
-        """`complete_ids` by beam search, one prompt after another. Raises ConfigError where a constraint left too few
-        texts."""
         for prompt in prompts:
             check_prompt(prompt, self.decoder.config.context)
-        self.speed, latest = Speed(), time.perf_counter()
-
-        def advance(read: int, written: int) -> None:
-            nonlocal latest
-            now = time.perf_counter()
-            self.speed.count(read, written, now - latest)
-            latest = now
-
-        def stops(tokens: list[int]) -> bool:
-            return any(stop in self.tokenizer.decode(tokens) for stop in sampling.stop)
-
-        completions = []
-        for prompt in prompts:
-            request = self.request(prompt, sampling)
-            size = self.tokenizer.vocabulary_size
-            found = search(self.decoder, request, size, stops if sampling.stop else None, advance)
-            if len(found) < sampling.num_return_sequences:
-                raise ConfigError(
-                    f"{sampling.num_beams} beams found {len(found)} of {sampling.num_return_sequences} texts",
-                    hint="more beams or tokens may find more, if there are so many that may come",
-                )
-            for beam in found[: sampling.num_return_sequences]:
-                stream, text = TextStream(self.tokenizer, sampling.stop), ""
-                shown = beam.tokens[:-1] if beam.reason == "stop_token" else beam.tokens
-                text = "".join(stream.add(token) for token in shown) + stream.finish()
-                reason = beam.reason or "interrupted"
-                completions.append(
-                    Completion(len(prompt), text, list(beam.tokens), reason, list(beam.chances), beam.score)
-                )
-                if finished is not None:
-                    finished()
+        if not prompts:
+            return []
+        self.speed = Speed()
+        done = finished or (lambda: None)
+        if sampling.num_beams > 1:
+            found = []
+            for prompt in prompts:
+                for completion in searched(self, prompt, sampling):
+                    found.append(completion)
+                    done()
+            return found
+        prompts = [prompt for prompt in prompts for _ in range(sampling.num_return_sequences)]
+        completions = [Completion(len(ids)) for ids in prompts]
+        for row, completion in completed(self, *self._all(prompts, sampling, scheduler)):
+            completions[row] = completion
+            done()
         return completions
 
     def encode_prompt(self, text: str, special_tokens: SpecialTokens = "read") -> list[int]:
@@ -330,39 +268,24 @@ class LanguageModel:
         Every new token gives one event, also when it brings no text. Nothing runs before the first event is
         asked for. Raises ConfigError for beams and for several texts of a prompt.
         """
-        sampling.check_streams()
-        yield from self._events(prompts, sampling, scheduler)
-
-    def _events(
-        self, prompts: list[list[int]], sampling: SamplingConfig, scheduler: Scheduler | None = None
-    ) -> Generator[TextEvent, None, None]:
+        sampling.check_streams(chances=True)
         if not prompts:
             return
-        context = self.decoder.config.context
         for prompt in prompts:
-            check_prompt(prompt, context)
-        longest = min(max(map(len, prompts)) + sampling.max_tokens, context)
+            check_prompt(prompt, self.decoder.config.context)
+        self.speed = Speed()
+        yield from decoded(self, *self._all(prompts, sampling, scheduler))
+
+    def _all(
+        self, prompts: list[list[int]], sampling: SamplingConfig, scheduler: Scheduler | None
+    ) -> tuple[list[Asked], Scheduler]:
+        """What is asked where all have the same settings, and a scheduler with room for it."""
+        lengths = [len(prompt) + sampling.max_tokens for prompt in prompts]
+        longest = min(max(lengths), self.decoder.config.context)
         if scheduler is None:
-            scheduler = self.scheduler(min(len(prompts), SLOTS), longest)
+            scheduler = self.scheduler(places(self, min(len(prompts), SLOTS), longest), longest)
         scheduler.reserve(longest)
-        self.speed = scheduler.speed = Speed()
-        rows = {scheduler.add(self.request(prompt, sampling, row)): row for row, prompt in enumerate(prompts)}
-        texts = [TextStream(self.tokenizer, sampling.stop) for _ in prompts]
-        try:
-            for event in scheduler.run():
-                row = rows[event.request]
-                stream, reason, piece = texts[row], event.reason, ""
-                if reason != "stop_token":
-                    piece = stream.add(event.token)
-                if reason is not None and not stream.stopped:
-                    piece += stream.finish()
-                if stream.stopped:
-                    reason = "stop_string"
-                    scheduler.cancel(event.request)
-                yield TextEvent(row, piece, event.token, reason, event.chances)
-        finally:  # also when the reader stops early or Ctrl-C arrives
-            for id in rows:
-                scheduler.cancel(id)
+        return [Asked(row, prompt, sampling) for row, prompt in enumerate(prompts)], scheduler
 
     def _pieces(
         self, prompt: list[int], options: dict[str, Any], scheduler: Scheduler | None = None

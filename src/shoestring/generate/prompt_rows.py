@@ -2,13 +2,15 @@
 
 {"prompt": "...", "id"?}                                                  continued as plain text
 {"messages": [{"role", "content"}, ...], "system"?, "id"?}                answered in the model's chat template
+
+`sampling`, an object of options by their names, is of this row alone.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,34 +19,55 @@ from shoestring.data.reading import streams
 from shoestring.data.reading.kinds import has_rows, rows
 from shoestring.data.reading.row import UTF8_HINT
 from shoestring.data.supervised.conversation import conversation_of
+from shoestring.generate.config import CONSTRAINTS, SamplingConfig, sampling_config
+from shoestring.generate.constraint import check_constraint
 from shoestring.generate.request import check_prompt
 
 if TYPE_CHECKING:
     from shoestring.generate.language_model import LanguageModel, SpecialTokens
 
 EXPECTED = 'expected {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
-_READ = ("prompt", "messages", "system", "id")
+_READ = ("prompt", "messages", "system", "id", "sampling")
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """row: its number in the file, which is its seed's row too. asked: a text, or messages. unused: fields with
-    something in them that is not read."""
+    """row: its number in the file, which is its seed's row too. asked: a text, or messages. sampling: options of
+    this row alone. unused: fields with something in them that is not read."""
 
     row: int
     where: str
     id: Any
     asked: str | list[dict[str, Any]]
     unused: tuple[str, ...] = ()
+    sampling: dict[str, Any] = field(default_factory=dict)
 
-    def encode(self, model: LanguageModel, special_tokens: SpecialTokens) -> array[int]:
-        """Its tokens. Raises DataError where they are none, too many, or the template refuses them."""
+    def settings(self, options: dict[str, Any], make: Callable[..., SamplingConfig] | None = None) -> SamplingConfig:
+        """How its text is made, where `options` are those of all rows. make: `LanguageModel.sampling`, if there is a
+        model. Raises DataError."""
+        given = {name: value for name, value in self.sampling.items() if value is not None}
+        if given.keys() & set(CONSTRAINTS):  # one takes the place of another
+            options = {name: value for name, value in options.items() if name not in CONSTRAINTS}
+        try:
+            config = sampling_config({}, {**options, **given})  # first: it knows the names
+            if make is not None:
+                return make(**{**options, **given})
+            check_constraint(config)
+            return config
+        except ConfigError as error:
+            raise DataError(error.message, self.where, error.hint) from None
+
+    def encode(self, model: LanguageModel, special_tokens: SpecialTokens, sampling: SamplingConfig) -> array[int]:
+        """Its tokens. Raises DataError where they are none, too many, the template refuses them, or no text can obey
+        the constraint."""
         try:
             if isinstance(self.asked, str):
                 tokens = model.encode_prompt(self.asked, special_tokens)
             else:
                 tokens = model.encode_chat(self.asked)
             check_prompt(tokens, model.decoder.config.context)
+            if self.sampling and sampling.constraint is not None:
+                model.request(tokens, sampling)
         except (ConfigError, TokenizerError) as error:
             raise DataError(error.message, self.where, error.hint) from None
         return array("q", tokens)
@@ -95,5 +118,8 @@ def _rows(file: Path) -> Iterator[PromptRow]:
             asked = conversation_of({name: content.get(name) for name in ("messages", "system")}, where)
             if asked[-1]["role"] == "assistant":
                 raise DataError("the conversation ends with an answer, so there is nothing to answer", where)
+        sampling = content.get("sampling") or {}
+        if not isinstance(sampling, dict):
+            raise DataError("sampling is no object of options", where, 'as {"sampling": {"temperature": 0}}')
         unused = tuple(name for name, value in content.items() if name not in _READ and value not in (None, "", []))
-        yield PromptRow(row.number, where, content.get("id"), asked, unused)
+        yield PromptRow(row.number, where, content.get("id"), asked, unused, sampling)

@@ -63,6 +63,11 @@ class Scheduler:
         self._ids = 0
 
     @property
+    def slots(self) -> int:
+        """How many requests run at once."""
+        return self.cache.batch
+
+    @property
     def running(self) -> list[int]:
         """Requests that have a slot, in the order in which they came."""
         return list(self._running)
