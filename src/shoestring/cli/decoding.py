@@ -126,18 +126,34 @@ def _ids(text: str) -> tuple[int, ...]:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PlaceFlags:
-    """Where the model computes, in what numbers, and in how much memory."""
+    """Where the model computes, in what numbers, in how much memory, and what guesses ahead."""
 
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto"
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto"
     memory: Annotated[
         str | None, Parameter(help="the whole process at most, as 2GB; layers stream from disk if they must")
     ] = None
+    speculate: Annotated[
+        str | None,
+        Parameter(help="for speed: lookup, or a smaller MODEL of the same tokens, that guesses tokens ahead"),
+    ] = None
 
     def load(self, model: str) -> LanguageModel:
+        guesser = self.speculate
+        if guesser not in (None, "lookup") and self.memory is not None:
+            raise ConfigError(
+                f"--speculate {guesser} cannot be combined with --memory, which plans for one model",
+                hint="--speculate lookup can",
+            )
+
         from shoestring.offload.load import load
 
-        return load(model, self.device, self.dtype, self.memory, say=console.say)
+        language = load(model, self.device, self.dtype, self.memory, say=console.say)
+        if guesser == "lookup":
+            language.speculate("lookup")
+        elif guesser is not None:
+            language.speculate(load(guesser, self.device, self.dtype, say=console.say))
+        return language
 
 
 AS_ADVISED, ANYWHERE = SamplingFlags(), PlaceFlags()  # when no flag is given
@@ -154,10 +170,12 @@ def as_json(
         for prompt, completion in zip(each(prompts, completions), completions, strict=True)
     ]
     speed = model.speed
-    figures = {
+    figures: dict[str, Any] = {
         "prompt_seconds": round(speed.prompt_seconds, 4),
         "tokens_per_second": round(speed.tokens_per_second, 2) if speed.tokens_per_second else None,
     }
+    if speed.guessed:
+        figures |= {"guessed_tokens": speed.guessed, "guessed_right": speed.right}
     settings = model.sampling(**options).model_dump(mode="json")
     return (results[0] if len(results) == 1 else {"results": results}) | figures | {"sampling": settings}
 

@@ -55,6 +55,8 @@ def generate(
     json: Json = False,
 ) -> None:
     options = sampling.options(json or out is not None)
+    if place.speculate is not None and (options["num_beams"] or 1) > 1:
+        raise ConfigError("beam search guesses nothing ahead, so it has no use for --speculate (command line)")
     if out is not None:
         _to_file(model, prompt, file, out, special_tokens, options, place, json)
         return
@@ -180,7 +182,8 @@ def _print_batch(prompts: list[str], completions: list[Completion]) -> None:
 def _report(model: LanguageModel) -> None:
     speed = model.speed
     if console.err.is_terminal and speed.tokens_per_second:
-        console.say(f"{speed.tokens_per_second:.1f} tokens/s", style="dim")
+        guessed = f", {speed.right:,} of {speed.guessed:,} guesses right" if speed.guessed else ""
+        console.say(f"{speed.tokens_per_second:.1f} tokens/s{guessed}", style="dim")
 
 
 def _read_stdin() -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from shoestring.core.errors import ConfigError, DataError, TokenizerError
 from shoestring.core.extras import need
 from shoestring.core.foreign import check_depth, parse_json
+from shoestring.generate.lookup import common
 
 if TYPE_CHECKING:
     from shoestring.data.tokenizer import Tokenizer
@@ -141,7 +142,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
 
 class Guide:
     """What may come next in one text. It is asked with the text's new tokens and follows them by itself: forward at no
-    cost, and from the beginning where they are others (another beam, a step taken again)."""
+    cost, and back to where they are others (another beam, a guess that was wrong, a step taken again)."""
 
     def __init__(self, matcher: Any, vocabulary: int, end: int):
         self._fresh, self._end = matcher, end
@@ -170,13 +171,15 @@ class Guide:
 
     def _state(self, tokens: Sequence[int]) -> tuple[np.ndarray, bool]:
         """bool [V] of what the constraint lets follow, and whether the text obeys as it stands."""
-        tokens, known = list(tokens), len(self._tokens)
-        if tokens[:known] != self._tokens:
-            self._matcher, self._tokens, known = self._fresh.deep_copy(), [], 0
+        tokens = list(tokens)
+        shared = common(self._tokens, tokens)
+        if shared < len(self._tokens):  # another beam, or a guess that was wrong
+            if self._matcher.is_error() or not self._matcher.rollback(len(self._tokens) - shared):
+                self._matcher, shared = self._fresh.deep_copy(), 0
+            self._tokens, self._found = tokens[:shared], None
+        if len(tokens) > shared:
             self._found = None
-        if len(tokens) > known:
-            self._found = None
-            self._matcher.consume_tokens(tokens[known:])
+            self._matcher.consume_tokens(tokens[shared:])
             self._tokens = tokens
         if self._found is None:
             self._found = self._look()

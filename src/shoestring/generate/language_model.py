@@ -25,6 +25,7 @@ from shoestring.generate.config import SamplingConfig, sampling_config, text_alo
 from shoestring.generate.constraint import Constraints, check_constraint
 from shoestring.generate.request import Request, Speed, check_prompt
 from shoestring.generate.scheduler import Scheduler
+from shoestring.generate.speculation import MOST, Speculation
 from shoestring.generate.texts import Asked, Completion, TextEvent, completed, decoded, places, searched
 from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
@@ -66,6 +67,8 @@ class LanguageModel:
         self.stop_tokens = frozenset(token for token in ends if token is not None)
         self.speed = Speed()
         self.at_once: int | None = None  # tokens computed together at most, where memory is limited
+        self.speculation: Speculation | None = None  # see `speculate`
+| None = None  # tokens computed together at most, where memory is limited
 
     @classmethod
     def load(
@@ -141,8 +144,8 @@ class LanguageModel:
     ) -> list[Completion]:
         """The same for prompts that are token ids already. finished: called when a text has come to its end.
 
-        scheduler: an idle one, as for `events`; beams use none. Raises ConfigError, also where a constraint leaves beams
-        too few texts."""
+        scheduler: an idle one, as for `events`; beams use none. Raises ConfigError, also where a constraint leaves too
+        few texts to beams."""
         sampling = self.sampling(**options)
         for prompt in prompts:
             check_prompt(prompt, self.decoder.config.context)
@@ -250,7 +253,42 @@ class LanguageModel:
 
     def scheduler(self, slots: int, capacity: int) -> Scheduler:
         """For so many texts at once, of so many tokens each."""
-        return Scheduler(self.decoder, self.decoder.new_cache(slots, capacity), self.tokenizer.vocabulary_size)
+        cache, size = self.decoder.new_cache(slots, capacity), self.tokenizer.vocabulary_size
+        return Scheduler(self.decoder, cache, size, speculation=self.speculation)
+
+    def speculate(self, by: Literal["lookup"] | LanguageModel | None, most: int = MOST) -> None:
+        """Guess tokens ahead from now on, at most so many for one pass: the texts stay what they are, and come sooner
+        where the guesses are right and a pass over several tokens costs little more than over one. That is measured,
+        and where it does not pay, nothing is guessed.
+
+        by: "lookup", what followed the last time that a text read like this; a smaller model with the same tokens;
+        None, no more. Schedulers that were made before, and beam search, are left as they are. Raises ConfigError for
+        a model that cannot guess for this one.
+        """
+        if isinstance(by, LanguageModel):
+            self._check_draft(by)
+        elif by not in ("lookup", None):
+            raise ConfigError(f"{by!r} guesses nothing", hint='"lookup", a model that was loaded, or None')
+        draft = by.decoder if isinstance(by, LanguageModel) else None
+        self.speculation = None if by is None else Speculation(draft, most)
+
+    def check_memory_of_draft(self) -> None:
+        """Raises ConfigError where no second model may be loaded."""
+        if self.at_once is not None:
+            raise ConfigError(
+                "a second model that guesses ahead needs memory of its own, which is not planned with --memory",
+                hint="lookup guesses without one",
+            )
+
+    def _check_draft(self, draft: LanguageModel) -> None:
+        self.check_memory_of_draft()
+        if draft.decoder.config.input_adapter is not None:
+            raise ConfigError("a model that takes vectors from another one cannot guess ahead")
+        if draft.tokenizer.backend.get_vocab() != self.tokenizer.backend.get_vocab():
+            raise ConfigError(
+                "the model that is to guess ahead has other tokens", str(draft.folder) if draft.folder else None,
+                hint="a smaller model of the same family has the same ones",
+            )  # fmt: skip
 
     def save_prefix(self, file: str | Path, tokens: list[int], scheduler: Scheduler | None = None) -> int:
         """See `generate.prefix.save_prefix`: what the cache holds of a text's beginning, for another process."""

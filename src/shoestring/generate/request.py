@@ -50,12 +50,15 @@ class Speed:
     """Tokens and seconds of reading prompts and of writing; the first new token of a text belongs to reading.
 
     The seconds of a pass that does both are divided as its tokens are.
+    guessed, right: tokens that were guessed ahead, and those of them that stand.
     """
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     new_tokens: int = 0
     new_seconds: float = 0.0
+    guessed: int = 0
+    right: int = 0
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -4,7 +4,8 @@ Each running request has a slot of the cache; more requests than slots wait in o
 (Orca, OSDI 2022) whose tokens are packed, [1, N]: the newest token of every running text, and beside them prompts, in
 chunks within a budget (Sarathi, arXiv 2308.16369), so that long prompts need bounded memory. To the scheduler both are
 one thing: a text's tokens that its slot does not hold yet. A freed slot keeps what it holds, and a request whose prompt
-begins alike goes on from there. Plain twin: run each whole text without a cache at every step.
+begins alike goes on from there. Where tokens are guessed ahead (`speculation`), a pass reads them too, and what was
+guessed wrongly is cut off again. Plain twin: run each whole text without a cache at every step.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from shoestring.core.errors import ConfigError
 from shoestring.generate.config import SamplingConfig
+from shoestring.generate.lookup import common
 from shoestring.generate.request import Request, Speed, StopReason, TokenEvent, check_prompt
 from shoestring.generate.sampling import Draw, chances, choose
+from shoestring.generate.speculation import Speculation, Wanted
 from shoestring.models.decoder import Decoder
 from shoestring.nn.cache import Cache
 
@@ -42,21 +45,56 @@ class _Text:
         return len(self.tokens) - len(self.request.prompt)
 
 
+@dataclass
+class _Part:
+    """What a pass reads of a text: the next `count` of its tokens, and the guess of those behind."""
+
+    text: _Text
+    count: int
+    guess: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return self.count + len(self.guess)
+
+    @property
+    def rows(self) -> int:
+        """Of the logits that are needed: behind the text, and behind each token of the guess."""
+        return 1 + len(self.guess)
+
+    def draws(self) -> list[Draw]:
+        """For the token of each row."""
+        request, tokens, new = self.text.request, self.text.tokens, self.text.new
+        behind = range(self.rows)
+        wholes = [[*tokens, *self.guess[:i]] if i else tokens for i in behind]
+        return [
+            Draw(request.sampling, request.row, new + i, wholes[i], request.ends, request.guide) for i in behind
+        ]
+
+
 class Scheduler:
     """cache: from `decoder.new_cache(slots, capacity)`; what it holds is forgotten. speed: figures so far.
 
     vocabulary: ids from here on are never chosen (rows of the embedding that the tokenizer has no token for).
+    speculation: how tokens are guessed ahead, if at all.
     A request's tokens do not depend on what runs beside it, but for the last bits in which a batch computes otherwise.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: Cache, vocabulary: int | None = None, prefill_tokens: int = PREFILL_TOKENS
+        self,
+        decoder: Decoder,
+        cache: Cache,
+        vocabulary: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        speculation: Speculation | None = None,
+    ):| None = None, prefill_tokens: int = PREFILL_TOKENS
     ):
         self.decoder = decoder
         self.cache = cache
         self.vocabulary = vocabulary
         self.prefill_tokens = prefill_tokens
         self.speed = Speed()
+        self.speculate(speculation)
         self._waiting: deque[_Text] = deque()
         self._running: dict[int, _Text] = {}
         self._latest: list[_Text | None] = [None] * cache.batch  # of each slot, running or ended
@@ -81,6 +119,11 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether a step would do nothing."""
         return not self._running and not self._waiting
+
+    def speculate(self, speculation: Speculation | None) -> None:
+        """Guess ahead in this way from the next step on; None: no more."""
+        self.speculation = speculation
+        self._guesser = None if speculation is None else speculation.guesser(self.slots, self.vocabulary)
 
     def reserve(self, tokens: int) -> None:
         """Let slots hold texts of so many tokens, if the model's context does: the only time that contents move."""
@@ -110,7 +153,7 @@ class Scheduler:
 
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
-        """One pass over the model: an event for each text that got a token, in the order in which they came.
+        """One pass over the model: an event for each token that a text got, texts in the order in which they came.
 
         When it is interrupted, every text is as it was before, and may be stepped again.
         """
@@ -119,10 +162,12 @@ class Scheduler:
         parts = self._parts()
         if not parts:
             return []
-        before = [(text, self.cache.lengths[text.slot], len(text.tokens)) for text, _ in parts]
-        read = sum(count for text, count in parts if text.new == 0)
-        written = sum(text.new > 0 for text, _ in parts)
+        texts = [part.text for part in parts]
+        before = [(text, self.cache.lengths[text.slot], len(text.tokens)) for text in texts]
+        read = sum(part.count for part in parts if part.text.new == 0)
+        writing = [(text, tokens) for text, _, tokens in before if text.new > 0]
         try:
+            self._guess(parts)
             events = self._take(parts)
         except BaseException:
             for text, length, tokens in before:
@@ -132,6 +177,7 @@ class Scheduler:
         for event in events:
             if event.reason is not None:
                 del self._running[event.request]
+        written = sum(max(len(text.tokens) - tokens, 1) for text, tokens in writing)
         self.speed.count(read, written, time.perf_counter() - started)
         return events
 
@@ -140,7 +186,7 @@ class Scheduler:
         counts = []
         for slot, latest in enumerate(self._latest):
             plain = latest is not None and latest.request.external is None
-            shared = _common(latest.tokens[: self.cache.lengths[slot]], tokens) if latest is not None and plain else 0
+            shared = common(latest.tokens[: self.cache.lengths[slot]], tokens) if latest is not None and plain else 0
             counts.append(self.cache.apart(slot, shared))
         slot = max(range(len(counts)), key=counts.__getitem__)
         return slot, counts[slot]
@@ -179,7 +225,7 @@ class Scheduler:
         latest = self._latest[slot]
         if latest is None or latest.request.external is not text.request.external:
             return 0
-        shared = _common(latest.tokens[: self.cache.lengths[slot]], text.tokens[:-1])
+        shared = common(latest.tokens[: self.cache.lengths[slot]], text.tokens[:-1])
         return self.cache.cuttable(slot, shared)
 
     def _worth(self, choice: tuple[int, int]) -> tuple[int, int]:
@@ -187,57 +233,96 @@ class Scheduler:
         kept, slot = choice
         return 2 * kept - self.cache.lengths[slot], -slot
 
-    def _parts(self) -> list[tuple[_Text, int]]:
-        """Whose tokens the next pass reads, and how many: single ones first, by slot, then prompts as they came."""
-        texts = [(text, len(text.tokens) - self.cache.lengths[text.slot]) for text in self._running.values()]
-        parts = sorted((part for part in texts if part[1] == 1), key=lambda part: part[0].slot)
+    def _parts(self) -> list[_Part]:
+        """What the next pass reads: single tokens first, by slot, then prompts as they came."""
+        texts = [_Part(text, len(text.tokens) - self.cache.lengths[text.slot]) for text in self._running.values()]
+        parts = sorted((part for part in texts if part.count == 1), key=lambda part: part.text.slot)
         budget = max(self.prefill_tokens - len(parts), 1)
-        for text, pending in texts:
-            if pending > 1 and budget > 0:
-                parts.append((text, min(pending, budget)))
-                budget -= pending
+        for part in texts:
+            if part.count > 1 and budget > 0:
+                parts.append(_Part(part.text, min(part.count, budget)))
+                budget -= part.count
         return parts
 
-    def _take(self, parts: list[tuple[_Text, int]]) -> list[TokenEvent]:
-        """Read the parts, and give each text that is read to its end its next token."""
+    def _guess(self, parts: list[_Part]) -> None:
+        """Guess ahead for all texts, where none is being read."""
+        if self.speculation is None or self._guesser is None or any(part.count > 1 for part in parts):
+            return
+        spare = self.prefill_tokens // len(parts) - 1
+        rooms = [min(part.text.limit - part.text.new - 1, spare) for part in parts]
+        texts = [Wanted(part.text.id, part.text.slot, part.draws()[0]) for part in parts]
+        for part, guess in zip(parts, self.speculation.guess(self._guesser, texts, rooms), strict=True):
+            part.guess = guess
+
+    def _take(self, parts: list[_Part]) -> list[TokenEvent]:
+        """Read the parts, and give each text that is read to its end its next tokens."""
+        started = self.speculation.clock() if self.speculation is not None else 0.0
         hidden_BTD = self._read(parts)
-        ends = torch.tensor([count for _, count in parts]).cumsum(0) - 1
-        ready = [i for i, (text, _) in enumerate(parts) if self.cache.lengths[text.slot] == len(text.tokens)]
+        ends = torch.tensor([part.size for part in parts]).cumsum(0).tolist()
+        ready = [i for i, part in enumerate(parts) if self._held(part) == len(part.text.tokens)]
         if not ready:
             return []
-        ready.sort(key=lambda i: parts[i][0].id)
+        ready.sort(key=lambda i: parts[i].text.id)
+        places = [place for i in ready for place in range(ends[i] - parts[i].rows, ends[i])]
         # Indexed, which copies: a view would keep the whole pass.
-        hidden_BD = hidden_BTD[0, ends[ready].to(hidden_BTD.device)]
-        texts = [parts[i][0] for i in ready]
+        hidden_BD = hidden_BTD[0, torch.tensor(places, device=hidden_BTD.device)]
         logits_BV = self.decoder.head(hidden_BD)[:, : self.vocabulary]
-        draws = [_draw(text) for text in texts]
-        events, tokens = [], choose(logits_BV, draws)
-        found = chances(logits_BV, tokens, [text.request.sampling.logprobs for text in texts])
-        for text, token, chance in zip(texts, tokens, found, strict=True):
-            text.tokens.append(token)
-            events.append(TokenEvent(text.id, token, self._reason(text, token), chance))
-        return events
+        chosen = choose(logits_BV, [draw for i in ready for draw in parts[i].draws()])
+        kept, asked, at = list[tuple[_Text, int, StopReason | None]](), list[int | None](), 0
+        for part in (parts[i] for i in ready):
+            reasons = self._keep(part, chosen[at : at + part.rows])
+            kept += [(part.text, at + i, reason) for i, reason in enumerate(reasons)]
+            asked += [part.text.request.sampling.logprobs if i < len(reasons) else None for i in range(part.rows)]
+            at += part.rows
+        seen = chances(logits_BV, chosen, asked)
+        if self.speculation is not None and all(part.count == 1 for part in parts):
+            self.speculation.passed(sum(part.size for part in parts), started)
+        return [TokenEvent(text.id, chosen[row], reason, seen[row]) for text, row, reason in kept]
 
-    def _read(self, parts: list[tuple[_Text, int]]) -> Tensor:
+    def _held(self, part: _Part) -> int:
+        """Tokens of the text that its slot holds, the guess apart."""
+        return self.cache.lengths[part.text.slot] - len(part.guess)
+
+    def _keep(self, part: _Part, chosen: list[int]) -> list[StopReason | None]:
+        """Give a text those of the tokens chosen for it that stand: the first, and each behind a guess that was right,
+        up to the text's end -> the reasons of ending. Its slot then holds nothing else."""
+        text, reasons = part.text, list[StopReason | None]()
+        for token, guessed in zip(chosen, [*part.guess, None], strict=True):
+            text.tokens.append(token)
+            reasons.append(self._reason(text, token))
+            if reasons[-1] is not None or token != guessed:
+                break
+        if part.guess and self.speculation is not None:
+            right = common(part.guess, chosen[: len(reasons)])
+            self.speculation.judged(right, min(len(reasons), len(part.guess)) - right)
+            self.speed.guessed += len(part.guess)
+            self.speed.right += right
+            held = len(text.tokens) - 1
+            if self.cache.lengths[text.slot] > held:
+                self.cache.cut(text.slot, self.cache.cuttable(text.slot, held))
+        return reasons
+
+    def _read(self, parts: list[_Part]) -> Tensor:
         """One pass over the parts' tokens, which their slots then hold -> hidden states [1, N, D]."""
-        starts = [self.cache.lengths[text.slot] for text, _ in parts]
-        pieces = [text.tokens[start : start + count] for (text, count), start in zip(parts, starts, strict=True)]
-        rows = self.cache.rows([text.slot for text, _ in parts], [count for _, count in parts])
+        starts = [self.cache.lengths[part.text.slot] for part in parts]
+        wholes = [[*part.text.tokens, *part.guess] if part.guess else part.text.tokens for part in parts]
+        pieces = [whole[start : start + part.size] for part, whole, start in zip(parts, wholes, starts, strict=True)]
+        rows = self.cache.rows([part.text.slot for part in parts], [part.size for part in parts])
         tokens = [token for piece in pieces for token in piece]
         tokens_BT = torch.tensor([tokens], device=self.decoder.embedding.weight.device)
-        hidden_BTD, _ = self.decoder(tokens_BT, cache=rows, external_BTE=self._vectors(parts, starts))
+        hidden_BTD, _ = self.decoder(tokens_BT, cache=rows, external_BTE=self._vectors(parts, wholes, starts))
         return hidden_BTD
 
-    def _vectors(self, parts: list[tuple[_Text, int]], starts: list[int]) -> Tensor | None:
+    def _vectors(self, parts: list[_Part], wholes: list[list[int]], starts: list[int]) -> Tensor | None:
         """External vectors [1, N, E] of a pass's tokens, zeros for texts that have none."""
-        sources = [text.request.external for text, _ in parts]
+        sources = [part.text.request.external for part in parts]
         width = next((source.width for source in sources if source is not None), None)
         if width is None:
             return None
-        found = [torch.zeros(count, width) for _, count in parts]
-        for i, ((text, count), start, source) in enumerate(zip(parts, starts, sources, strict=True)):
+        found = [torch.zeros(part.size, width) for part in parts]
+        for i, (part, whole, start, source) in enumerate(zip(parts, wholes, starts, sources, strict=True)):
             if source is not None:
-                found[i] = torch.from_numpy(source.vectors(text.tokens, start, start + count))
+                found[i] = torch.from_numpy(source.vectors(whole, start, start + part.size))
         return torch.cat(found).unsqueeze(0).to(self.decoder.embedding.weight.device)
 
     def _reason(self, text: _Text, token: int) -> StopReason | None:
@@ -251,16 +336,3 @@ class Scheduler:
         if text.new >= text.limit:
             return "max_tokens" if text.new == request.sampling.max_tokens else "context"
         return None
-
-
-def _common(held: list[int], wanted: list[int]) -> int:
-    """How many tokens two texts have in common from their beginning on."""
-    for shared, (one, other) in enumerate(zip(held, wanted, strict=False)):
-        if one != other:
-            return shared
-    return min(len(held), len(wanted))
-
-
-def _draw(text: _Text) -> Draw:
-    request = text.request
-    return Draw(request.sampling, request.row, text.new, text.tokens, request.ends, request.guide)

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shoestring.core.errors import ConfigError, ModelFileError, TokenizerError
 from shoestring.generate.config import SamplingConfig
@@ -144,6 +144,11 @@ class Conversation:
         self.adapters.off()
         self._scheduler = self._empty()
 
+    def speculate(self, by: Literal["lookup"] | LanguageModel | None) -> None:
+        """Guess ahead from the next answer on; see `LanguageModel.speculate`."""
+        self.model.speculate(by)
+        self._scheduler.speculate(self.model.speculation)
+
     def tokens(self) -> int:
         """Of the conversation so far; 0 where the template takes it only with a question."""
         try:
@@ -159,6 +164,8 @@ class Conversation:
         self.spent.prompt_seconds += speed.prompt_seconds
         self.spent.new_tokens += speed.new_tokens
         self.spent.new_seconds += speed.new_seconds
+        self.spent.guessed += speed.guessed
+        self.spent.right += speed.right
 
     def _forget_oldest(self) -> bool:
         """Drop the first question and its answer, never the latest question."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoestring.core.units import counted, format_bytes
+from shoestring.generate.language_model import LanguageModel
 from shoestring.generate.text import without_controls
 from shoestring.serve.conversation_file import cache_beside
 from shoestring.serve.terminal.settings import change, shown
-from shoestring.serve.terminal.speed import figures
+from shoestring.serve.terminal.speed import figures, guessing
 
 if TYPE_CHECKING:
     from shoestring.serve.terminal.chat import TerminalChat
@@ -132,6 +133,19 @@ def _adapter(chat: TerminalChat, argument: str) -> None:
         chat.note(f"adapter {argument}" + (f", trained on {base}" if base else ""))
 
 
+def _speculate(chat: TerminalChat, argument: str) -> None:
+    model = chat.conversation.model
+    if argument == "off":
+        chat.conversation.speculate(None)
+    elif argument == "lookup":
+        chat.conversation.speculate("lookup")
+    elif argument:
+        model.check_memory_of_draft()
+        device = model.decoder.embedding.weight.device
+        chat.conversation.speculate(LanguageModel.load(argument, device, say=chat.note))
+    chat.note(guessing(model), style="" if not argument else "dim")
+
+
 def _exit(chat: TerminalChat, argument: str) -> bool:
     return False
 
@@ -146,6 +160,7 @@ COMMANDS = (
     Command(("/save",), "FILE", "write the conversation as JSONL that `shoestring finetune` reads", _save),
     Command(("/load",), "FILE", "go on with a saved conversation", _load),
     Command(("/adapter",), "FOLDER", "answer with an adapter (PEFT folder or run); off: without", _adapter),
+    Command(("/speculate",), "MODEL", "a smaller model guesses ahead; lookup: the text itself; off: nothing", _speculate),
     Command(("/help", "/?"), "", "this list", _help),
     Command(("/exit", "/quit", "/bye"), "", "leave (also Ctrl-D)", _exit),
 )

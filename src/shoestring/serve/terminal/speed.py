@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shoestring.core.units import counted, format_seconds
+from shoestring.generate.language_model import LanguageModel
 from shoestring.generate.request import Speed
 from shoestring.serve.conversation import Conversation
 
@@ -16,6 +17,15 @@ def figures(conversation: Conversation) -> str:
     return "\n".join([*lines, f"context   {conversation.tokens():,} of {counted(context, 'token')}"])
 
 
+def guessing(model: LanguageModel) -> str:
+    """What guesses ahead, and whether it does at present."""
+    speculation = model.speculation
+    if speculation is None:
+        return "nothing is guessed ahead; /speculate lookup or MODEL begins"
+    name = "the text itself" if speculation.draft is None else "a smaller model"
+    return f"{name} guesses ahead, where that is measured to pay"
+
+
 def _of(speed: Speed) -> str:
     read = f"{counted(speed.prompt_tokens, 'token')} read in {format_seconds(speed.prompt_seconds)}"
     if speed.prompt_seconds:
@@ -23,4 +33,5 @@ def _of(speed: Speed) -> str:
     written = f"{speed.new_tokens:,} written in {format_seconds(speed.new_seconds)}"
     if speed.tokens_per_second:
         written += f" ({speed.tokens_per_second:,.1f} tokens/s)"
-    return f"{read}, {written}"
+    guessed = f"; {speed.right:,} of {speed.guessed:,} guesses right" if speed.guessed else ""
+    return f"{read}, {written}{guessed}"
