@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import deque
 
 _KEPT = 7  # latest passes over so many tokens, of which the median counts
-_FADING = 0.97  # what a judged guess counts, for each that was judged after it
+_FADING = 0.95  # what a judged guess counts, for each that was judged after it
 _BELIEVED, _OF = 3.0, 5.0  # guesses right, of so many, before any was judged
 _MARGIN = 1.03  # what guessing must bring over not guessing: the figures are noisy
-_FIRST_WAIT, _LONGEST_WAIT = 16, 512  # passes without guesses before it is tried again
+_FIRST_WAIT, _LONGEST_WAIT = 16, 128  # passes without guesses before it is tried again
 _CONTROL = 48  # passes with guesses before one is made without, as texts grow and passes become dearer
 _TRIED = 3  # tokens guessed of a text where guessing is tried again
 

@@ -160,7 +160,7 @@ COMMANDS = (
     Command(("/save",), "FILE", "write the conversation as JSONL that `shoestring finetune` reads", _save),
     Command(("/load",), "FILE", "go on with a saved conversation", _load),
     Command(("/adapter",), "FOLDER", "answer with an adapter (PEFT folder or run); off: without", _adapter),
-    Command(("/speculate",), "MODEL", "a smaller model guesses ahead; lookup: the text itself; off: nothing", _speculate),
+    Command(("/speculate",), "MODEL", "a smaller model guesses ahead; lookup: the text itself; off: none", _speculate),
     Command(("/help", "/?"), "", "this list", _help),
     Command(("/exit", "/quit", "/bye"), "", "leave (also Ctrl-D)", _exit),
 )
