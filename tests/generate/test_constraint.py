@@ -2,6 +2,7 @@
 
 import json
 import re
+from random import Random
 
 import pytest
 
@@ -131,3 +132,20 @@ def test_without_the_extra_the_way_to_it_is_told(model, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="regex needs the package llguidance\n  install it with: .*guided"):
         model.generate("a", regex="a")
+
+
+def test_a_guide_taken_back_says_what_a_new_one_does():
+    constraints, random = Constraints(byte_tokenizer()), Random(0)
+    for settings in ({"regex": "(ab|ba){1,6}c?"}, {"json_schema": SCHEMA}, {"grammar": 'start: "(" start ")" | /[0-9]/'}):
+        config, ends = SamplingConfig(**settings), frozenset({257})
+        guide, tokens = constraints.guide(config), []
+        for _ in range(60):
+            fresh = constraints.guide(config)
+            allowed = guide.allowed(tokens, ends, 258)
+            assert (allowed == fresh.allowed(tokens, ends, 258)).all()
+            assert guide.reason(tokens, ends) == fresh.reason(tokens, ends)
+            choices = [token for token in allowed.nonzero()[0].tolist() if token not in ends]
+            if random.random() < 0.4 or not choices:
+                tokens = tokens[: random.randint(0, len(tokens))]
+            else:
+                tokens = [*tokens, random.choice(choices)]

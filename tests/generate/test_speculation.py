@@ -267,7 +267,7 @@ def test_guesses_go_on_where_passes_over_several_tokens_cost_no_more(long_text):
 
 
 @pytest.mark.parametrize("cost, draft_cost", [(lambda tokens: float(tokens), 0.1), (lambda tokens: 1.0, 1.5)])
-def test_guesses_are_given_up_where_the_measured_cost_says_so_and_are_tried_again_now_and_then(cost, draft_cost, long_text):
+def test_guesses_that_do_not_pay_by_measure_are_given_up_and_tried_again_now_and_then(cost, draft_cost, long_text):
     count, late = passes(cost, draft_cost, long_text)
     assert count > 160 * 0.75 and late <= 3
 

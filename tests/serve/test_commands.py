@@ -181,3 +181,31 @@ def test_off_takes_back_what_is_nothing_by_default(tmp_path):
     session, output, notes = chat(tiny_model(context=400), lines, SHORT)
     assert output == "yes\n" and session.sampling == SHORT
     assert "error: temperature" in notes and "the grammar cannot be read" in notes
+
+
+def test_what_guesses_ahead_is_switched_live_and_changes_no_answer(tmp_path):
+    from shoestring.models.folder import save_model
+    from tests.generate.tiny import byte_tokenizer
+
+    folder = tmp_path / "small"
+    save_model(tiny_decoder(400), folder, byte_tokenizer())
+    asked = ["one one one", "two one two one", "three"]
+    _, plain, _ = chat(tiny_model(context=400), "".join(f"{each}\n" for each in asked), SHORT)
+    lines = "/speculate\n/speculate lookup\n{}\n/speculate %s\n{}\n/speculate off\n{}\n/speculate nowhere\n" % folder
+    session, output, notes = chat(tiny_model(context=400), lines.format(*asked), SHORT)
+    assert output == plain and session.conversation.model.speculation is None
+    assert "nothing is guessed ahead" in notes and "the text itself guesses ahead" in notes
+    assert "a smaller model guesses ahead" in notes and "error: no model 'nowhere'" in notes
+
+
+def test_speed_tells_how_many_guesses_were_right():
+    model = tiny_model(context=400)
+    session, _, notes = chat(model, "one\n/speed\n", GREEDY)
+    assert "guesses" not in notes
+    session.conversation.speculate(tiny_model(context=400))
+    session.conversation.model.speculation.payoff.best = lambda texts, guessing: 3
+    session.handle("two")
+    session.handle("/speed")
+    speed = session.conversation.spent
+    assert speed.right == speed.guessed > 0
+    assert f"{speed.right} of {speed.guessed} guesses right" in session.notes.file.getvalue()

@@ -139,3 +139,31 @@ def test_a_constrained_text_that_is_cut_says_so(folder, capsys):
     captured = capsys.readouterr()
     assert captured.out == "abbbb\n"
     assert "a text was cut before obeying --regex: --max-tokens allows more" in captured.err
+
+
+def test_guessing_ahead_gives_the_same_text_and_its_figures(folder, expected, capsys):
+    for guesser in ("lookup", folder):
+        assert main(["generate", folder, "--prompt", "abababab", "--speculate", guesser, *FAST]) == 0
+        assert capsys.readouterr().out == "abababab" + expected("abababab") + "\n"
+        assert main(["chat", folder, "--prompt", "abab", "--speculate", guesser, *FAST]) == 0
+        said = capsys.readouterr().out
+    assert main(["chat", folder, "--prompt", "abab", *FAST]) == 0
+    assert capsys.readouterr().out == said
+    longer = ["--max-tokens", "60", "--temperature", "0", "--device", "cpu", "--json"]
+    assert main(["generate", folder, "--prompt", "abababab", "--speculate", folder, *longer]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["guessed_tokens"] == result["guessed_right"] > 0
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--speculate", "{}", "--memory", "4GB"], "cannot be combined with --memory"),
+        (["--speculate", "lookup", "--num-beams", "2"], "no use for --speculate"),
+        (["--speculate", "nowhere"], "no model 'nowhere'"),
+    ],
+)
+def test_what_guesses_ahead_and_cannot_is_a_sentence(folder, capsys, flags, said):
+    flags = [folder if flag == "{}" else flag for flag in flags]
+    assert main(["generate", folder, "--prompt", "a", "--device", "cpu", *flags]) == 2
+    assert said in capsys.readouterr().err
