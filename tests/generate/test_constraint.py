@@ -136,7 +136,8 @@ def test_without_the_extra_the_way_to_it_is_told(model, monkeypatch):
 
 def test_a_guide_taken_back_says_what_a_new_one_does():
     constraints, random = Constraints(byte_tokenizer()), Random(0)
-    for settings in ({"regex": "(ab|ba){1,6}c?"}, {"json_schema": SCHEMA}, {"grammar": 'start: "(" start ")" | /[0-9]/'}):
+    grammar = 'start: "(" start ")" | /[0-9]/'
+    for settings in ({"regex": "(ab|ba){1,6}c?"}, {"json_schema": SCHEMA}, {"grammar": grammar}):
         config, ends = SamplingConfig(**settings), frozenset({257})
         guide, tokens = constraints.guide(config), []
         for _ in range(60):

@@ -155,9 +155,10 @@ EVERY = {  # of the settings, a value that is not at rest, as it is typed
     "max_tokens": "7", "temperature": "0.5", "top_k": "9", "top_p": "0.8", "min_p": "0.1", "typical_p": "0.9",
     "repetition_penalty": "1.1", "presence_penalty": "0.2", "frequency_penalty": "-0.3", "logit_bias": "{64: -5.0}",
     "no_repeat_ngram_size": "3", "bad_words_ids": "[[65, 66]]", "min_tokens": "2", "min_length": "4", "stop": "a=b",
-    "stop_tokens": "[3]", "regex": "[a-z]+", "json_schema": '{"type": "boolean"}', "grammar": 'start: "yes"', "seed": "5",
+    "stop_tokens": "[3]", "regex": "[a-z]+", "json_schema": '{"type": "boolean"}', "grammar": 'start: "yes"',
+    "seed": "5",
 }  # fmt: skip
-OTHERS = {"logprobs": "2", "num_return_sequences": "2", "num_beams": "2", "length_penalty": "2"}  # a chat has no use for
+OTHERS = {"logprobs": "2", "num_return_sequences": "2", "num_beams": "2", "length_penalty": "2"}  # of no chat
 
 
 def test_every_setting_is_one_of_the_chat_or_is_refused_by_name():
@@ -190,8 +191,8 @@ def test_what_guesses_ahead_is_switched_live_and_changes_no_answer(tmp_path):
     folder = tmp_path / "small"
     save_model(tiny_decoder(400), folder, byte_tokenizer())
     asked = ["one one one", "two one two one", "three"]
-    _, plain, _ = chat(tiny_model(context=400), "".join(f"{each}\n" for each in asked), SHORT)
-    lines = "/speculate\n/speculate lookup\n{}\n/speculate %s\n{}\n/speculate off\n{}\n/speculate nowhere\n" % folder
+    _, plain, _ = chat(tiny_model(context=400), "\n".join(asked), SHORT)
+    lines = "/speculate\n/speculate lookup\n{}\n/speculate %s\n{}\n/speculate off\n{}\n/speculate nowhere" % folder
     session, output, notes = chat(tiny_model(context=400), lines.format(*asked), SHORT)
     assert output == plain and session.conversation.model.speculation is None
     assert "nothing is guessed ahead" in notes and "the text itself guesses ahead" in notes
