@@ -147,8 +147,7 @@ class LanguageModel:
         scheduler: an idle one, as for `events`; beams use none. Raises ConfigError, also where a constraint leaves too
         few texts to beams."""
         sampling = self.sampling(**options)
-        for prompt in prompts:
-            check_prompt(prompt, self.decoder.config.context)
+        self._check(prompts)
         if not prompts:
             return []
         self.speed = Speed()
@@ -309,10 +308,14 @@ class LanguageModel:
         sampling.check_streams(chances=True)
         if not prompts:
             return
-        for prompt in prompts:
-            check_prompt(prompt, self.decoder.config.context)
+        self._check(prompts)
         self.speed = Speed()
         yield from decoded(self, *self._all(prompts, sampling, scheduler))
+
+    def _check(self, prompts: list[list[int]]) -> None:
+        """Raises ConfigError for a prompt that cannot be continued."""
+        for prompt in prompts:
+            check_prompt(prompt, self.decoder.config.context, self.decoder.config.vocabulary)
 
     def _all(
         self, prompts: list[list[int]], sampling: SamplingConfig, scheduler: Scheduler | None
@@ -330,7 +333,7 @@ class LanguageModel:
     ) -> Iterator[str]:
         sampling = self.sampling(**options)
         sampling.check_streams()
-        check_prompt(prompt, self.decoder.config.context)
+        self._check([prompt])
         return (event.text for event in self.events([prompt], sampling, scheduler) if event.text)
 
 

@@ -65,7 +65,7 @@ class PromptRow:
                 tokens = model.encode_prompt(self.asked, special_tokens)
             else:
                 tokens = model.encode_chat(self.asked)
-            check_prompt(tokens, model.decoder.config.context)
+            check_prompt(tokens, model.decoder.config.context, model.decoder.config.vocabulary)
             if self.sampling and sampling.constraint is not None:
                 model.request(tokens, sampling)
         except (ConfigError, TokenizerError) as error:

@@ -74,8 +74,8 @@ class Speed:
         self.new_seconds += seconds * (1 - share)
 
 
-def check_prompt(prompt: list[int], context: int) -> None:
-    """Raises ConfigError for a prompt that leaves nothing to do, or no place to do it."""
+def check_prompt(prompt: list[int], context: int, vocabulary: int) -> None:
+    """Raises ConfigError for a prompt that leaves nothing to do, or no place to do it, or holds ids that are none."""
     if not prompt:
         raise ConfigError("the prompt is empty", hint="give at least one token to continue from")
     if len(prompt) >= context:
@@ -83,3 +83,6 @@ def check_prompt(prompt: list[int], context: int) -> None:
             f"the prompt has {len(prompt):,} tokens, and the model's context is {context:,}",
             hint=f"shorten it to fewer than {context:,} tokens, so that there is room for an answer",
         )
+    for token in (min(prompt), max(prompt)):
+        if not 0 <= token < vocabulary:
+            raise ConfigError(f"the prompt holds token {token:,}, and the model has ids from 0 to {vocabulary - 1:,}")

@@ -134,7 +134,7 @@ class Scheduler:
     def add(self, request: Request) -> int:
         """-> the request's id. Raises ConfigError for a prompt that is empty, or fills the context or a slot."""
         room = min(self.decoder.config.context, self.cache.capacity)
-        check_prompt(request.prompt, room)
+        check_prompt(request.prompt, room, self.decoder.config.vocabulary)
         limit = min(request.sampling.max_tokens, room - len(request.prompt))
         text = _Text(self._ids, request, limit, tokens=list(request.prompt))
         self._ids += 1
