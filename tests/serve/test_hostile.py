@@ -19,7 +19,7 @@ from tests.serve.test_terminal import GREEDY, chat, contents
 
 LONG = "x" * 64  # of a context of 64
 LOOPS = "{% for i in range(10**9) %}x{% endfor %}"
-SOMETIMES = "{% for m in messages %}{% if 'boom' in m.content %}{% for i in range(10**9) %}{% endfor %}{% endif %}{% endfor %}"
+SOMETIMES = "{% for m in messages if 'boom' in m.content %}{% for i in range(10**9) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
