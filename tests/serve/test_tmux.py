@@ -92,9 +92,9 @@ class Screen:
     def wait_for(self, text):
         self.wait(lambda: text in self.words())
 
-    def idle(self):
-        """Until the chat waits for a message."""
-        self.wait(lambda: self.shown()[-1].rstrip() == ">")
+    def idle(self, prompt=">"):
+        """Until the chat waits for a message, or for more of one."""
+        self.wait(lambda: self.shown()[-1].rstrip() == prompt)
 
     def press(self, *keys):
         self.tmux("send-keys", *keys)
@@ -180,12 +180,14 @@ def test_what_is_pasted_is_one_message_that_can_be_edited_and_the_arrows_bring_b
         screen.clear()
         screen.type("first \\")
         screen.press("Enter")
+        screen.idle(".")
         screen.type("last")
         screen.press("Enter")
         screen.wait_for('got "first \\nlast" end')
         screen.idle()
         screen.type('"""a')
         screen.press("Enter")
+        screen.idle(".")
         screen.type('/help"""')
         screen.press("Enter")
         screen.wait_for('got "a\\n/help" end')
