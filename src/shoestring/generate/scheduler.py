@@ -10,6 +10,7 @@ guessed wrongly is cut off again. Plain twin: run each whole text without a cach
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -87,7 +88,6 @@ class Scheduler:
         vocabulary: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
         speculation: Speculation | None = None,
-    ):| None = None, prefill_tokens: int = PREFILL_TOKENS
     ):
         self.decoder = decoder
         self.cache = cache
@@ -258,7 +258,7 @@ class Scheduler:
         """Read the parts, and give each text that is read to its end its next tokens."""
         started = self.speculation.clock() if self.speculation is not None else 0.0
         hidden_BTD = self._read(parts)
-        ends = torch.tensor([part.size for part in parts]).cumsum(0).tolist()
+        ends = list(itertools.accumulate(part.size for part in parts))
         ready = [i for i, part in enumerate(parts) if self._held(part) == len(part.text.tokens)]
         if not ready:
             return []
