@@ -68,7 +68,6 @@ class LanguageModel:
         self.speed = Speed()
         self.at_once: int | None = None  # tokens computed together at most, where memory is limited
         self.speculation: Speculation | None = None  # see `speculate`
-| None = None  # tokens computed together at most, where memory is limited
 
     @classmethod
     def load(
