@@ -149,3 +149,9 @@ def test_log_probabilities_are_refused_where_only_text_is_given():
     for ask in (model.generate, model.stream, model.chat, model.chat_stream):
         with pytest.raises(ConfigError, match="logprobs cannot be combined with .* text alone"):
             ask("a", logprobs=1)
+
+
+@pytest.mark.parametrize("settings", [{"stop_tokens": (258,)}, {"bad_words_ids": ((3, 258),)}, {"stop_tokens": (-1,)}])
+def test_ids_that_are_none_are_refused_by_the_setting_that_names_them(settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} names token (258|-1), and the tokenizer has ids"):
+        tiny_model().generate("a", **settings)

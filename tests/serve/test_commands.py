@@ -166,9 +166,7 @@ def test_every_setting_is_one_of_the_chat_or_is_refused_by_name():
     rest = SamplingConfig(temperature=0.7)
     for name, text in EVERY.items():
         session, _, notes = chat(tiny_model(context=400), f"/set {name} {text}\n", rest)
-        changed = {field for field in SamplingConfig.model_fields
-                   if getattr(session.sampling, field) != getattr(rest, field)}  # fmt: skip
-        assert changed == {name} and name in notes and "error" not in notes, name
+        assert session.sampling.differing(rest) == [name] and name in notes and "error" not in notes, name
     for name, text in OTHERS.items():
         session, _, notes = chat(tiny_model(context=400), f"/set {name} {text}\n", rest)
         assert "error: " in notes and (name if name != "num_beams" else "beam search") in notes
@@ -178,10 +176,12 @@ def test_every_setting_is_one_of_the_chat_or_is_refused_by_name():
 def test_off_takes_back_what_is_nothing_by_default(tmp_path):
     (tmp_path / "yes.lark").write_text('start: "yes"')
     lines = f'/set grammar {tmp_path / "yes.lark"}\none\n/set grammar off\n/set stop x\n/set stop off\n'
+    lines += "/set stop_tokens [999]\n/set regex a\n/set json_schema true\n/set json_schema {}\n/set json_schema off\n"
     lines += "/set logit_bias {1: 2}\n/set logit-bias off\n/set temperature off\n/set grammar nowhere.lark\n"
     session, output, notes = chat(tiny_model(context=400), lines, SHORT)
     assert output == "yes\n" and session.sampling == SHORT
     assert "error: temperature" in notes and "the grammar cannot be read" in notes
+    assert "error: stop_tokens names token 999, and the tokenizer has ids from 0 to 257" in notes
 
 
 def test_what_guesses_ahead_is_switched_live_and_changes_no_answer(tmp_path):

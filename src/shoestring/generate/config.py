@@ -125,6 +125,10 @@ class SamplingConfig(Config):
         """Which one, and its text."""
         return next(((name, text) for name in CONSTRAINTS if (text := getattr(self, name)) is not None), None)
 
+    def differing(self, other: SamplingConfig) -> list[str]:
+        """Names of the settings in which two differ."""
+        return [name for name in SamplingConfig.model_fields if getattr(self, name) != getattr(other, name)]
+
     def check_streams(self, what: str = "a stream", chances: bool = False) -> None:
         """Raises ConfigError where there is more, or less, to show than one text while it is written. chances: whether
         log-probabilities are given beside it."""

@@ -8,7 +8,7 @@ model's generation_config.json recommends stands in for those not given.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -218,11 +218,21 @@ class LanguageModel:
         """These options, and for the others what the model recommends. Raises ConfigError."""
         config = sampling_config(self.recommended, options)
         check_constraint(config)
-        size = self.tokenizer.vocabulary_size
-        for token, _ in config.logit_bias:
-            if token >= size:
-                raise ConfigError(f"logit_bias names token {token:,}, and the tokenizer has ids from 0 to {size - 1:,}")
+        self.check_ids(config, [name for name, value in options.items() if value is not None])
         return config
+
+    def check_ids(self, sampling: SamplingConfig, settings: Iterable[str]) -> None:
+        """Raises ConfigError where one of these settings names a token that there is not."""
+        named = {
+            "logit_bias": [token for token, _ in sampling.logit_bias],
+            "stop_tokens": sampling.stop_tokens,
+            "bad_words_ids": [token for tokens in sampling.bad_words_ids for token in tokens],
+        }
+        last = self.tokenizer.vocabulary_size - 1
+        for name in named.keys() & set(settings):
+            for token in named[name]:
+                if not 0 <= token <= last:
+                    raise ConfigError(f"{name} names token {token:,}, and the tokenizer has ids from 0 to {last:,}")
 
     @functools.cached_property
     def _constraints(self) -> Constraints:

@@ -74,7 +74,9 @@ def _undo(chat: TerminalChat, argument: str) -> None:
 
 
 def _set(chat: TerminalChat, argument: str) -> None:
-    chat.sampling = change(chat.sampling, argument)
+    changed = change(chat.sampling, argument)
+    chat.conversation.model.check_ids(changed, changed.differing(chat.sampling))
+    chat.sampling = changed
     chat.note(shown(chat.sampling))
 
 

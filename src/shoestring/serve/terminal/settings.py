@@ -50,6 +50,8 @@ def change(sampling: SamplingConfig, argument: str) -> SamplingConfig:
         settings.pop(name, None)
         changed = sampling_config(settings, {})
     else:
+        if name in CONSTRAINTS:  # one takes the place of another
+            settings = {other: value for other, value in settings.items() if other not in CONSTRAINTS}
         changed = sampling_config(settings, {name: _value(name, text)})
     changed.check_streams(WHAT)
     check_constraint(changed)
