@@ -223,14 +223,14 @@ class LanguageModel:
 
     def check_ids(self, sampling: SamplingConfig, settings: Iterable[str]) -> None:
         """Raises ConfigError where one of these settings names a token that there is not."""
-        named = {
+        named: dict[str, Sequence[int]] = {
             "logit_bias": [token for token, _ in sampling.logit_bias],
             "stop_tokens": sampling.stop_tokens,
             "bad_words_ids": [token for tokens in sampling.bad_words_ids for token in tokens],
         }
         last = self.tokenizer.vocabulary_size - 1
-        for name in named.keys() & set(settings):
-            for token in named[name]:
+        for name in settings:
+            for token in named.get(name, ()):
                 if not 0 <= token <= last:
                     raise ConfigError(f"{name} names token {token:,}, and the tokenizer has ids from 0 to {last:,}")
 

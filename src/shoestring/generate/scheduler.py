@@ -3,9 +3,10 @@
 Each running request has a slot of the cache; more requests than slots wait in order. A step is one pass over the model
 (Orca, OSDI 2022) whose tokens are packed, [1, N]: the newest token of every running text, and beside them prompts, in
 chunks within a budget (Sarathi, arXiv 2308.16369), so that long prompts need bounded memory. To the scheduler both are
-one thing: a text's tokens that its slot does not hold yet. A freed slot keeps what it holds, and a request whose prompt
-begins alike goes on from there. Where tokens are guessed ahead (`speculation`), a pass reads them too, and what was
-guessed wrongly is cut off again. Plain twin: run each whole text without a cache at every step.
+one thing: a text's tokens that its slot does not hold yet. A slot keeps what it holds, and a request whose prompt
+begins alike goes on from there, or from a copy; while that is being read for another one, it waits. Where tokens are
+guessed ahead (`speculation`), a pass reads them too, and what was guessed wrongly is cut off again. Plain twin: run
+each whole text without a cache at every step.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.nn.cache import Cache
 
 PREFILL_TOKENS = 1024  # of one pass, at most: beyond the newest tokens of running texts it reads no more of prompts
+WORTH_COPYING = 32  # tokens of a common beginning, at least: fewer are as soon read
 
 
 @dataclass(eq=False)
@@ -209,24 +211,53 @@ class Scheduler:
         self._latest[slot] = _Text(-1, Request(list(tokens), SamplingConfig()), 0, slot, list(tokens))
 
     def _admit(self) -> None:
-        """Give waiting requests the free slots."""
+        """Give waiting requests the free slots, those that came first before others."""
         taken = {text.slot for text in self._running.values()}
         free = [slot for slot in range(self.cache.batch) if slot not in taken]
-        while self._waiting and free:
-            text = self._waiting.popleft()
-            kept, slot = max(((self._shared(slot, text), slot) for slot in free), key=self._worth)
-            self.cache.cut(slot, kept)
+        for text in list(self._waiting):
+            if not free:
+                return
+            shared = [self._shared(slot, text) for slot in range(self.cache.batch)]
+            kept, slot = max(((self.cache.cuttable(slot, shared[slot]), slot) for slot in free), key=self._worth)
+            copied, source = max((self.cache.apart(slot, count), -slot) for slot, count in enumerate(shared))
+            if self._awaits(text, max(kept, copied)):
+                free.remove(max(free))  # is kept for it
+                continue
+            if copied >= kept + WORTH_COPYING:
+                slot = min(free, key=self.cache.lengths.__getitem__)
+                self._copy(-source, slot, copied)
+            else:
+                self.cache.cut(slot, kept)
             free.remove(slot)
+            self._waiting.remove(text)
             text.slot = slot
             self._latest[slot] = self._running[text.id] = text
 
+    def _awaits(self, text: _Text, held: int) -> bool:
+        """Whether much more of a prompt's start than is held is being read for another request."""
+        for other in self._running.values():
+            read = self.cache.lengths[other.slot]
+            if other.request.external is text.request.external and read < len(other.tokens) - 1:
+                coming = common(other.tokens, text.tokens[:-1])
+                if read < coming >= held + WORTH_COPYING:
+                    return True
+        return False
+
+    def _copy(self, source: int, slot: int, count: int) -> None:
+        """Let a free slot hold what another one does of its first tokens."""
+        self.cache.cut(slot, 0)
+        self._latest[slot] = None
+        views = self.cache.slot_tensors(slot, count)
+        for name, tensor in self.cache.slot_tensors(source, count).items():
+            views[name].copy_(tensor)
+        self.cache.hold(slot, count)
+
     def _shared(self, slot: int, text: _Text) -> int:
-        """Tokens that a free slot holds of a prompt's start, never all of it: the last one gives the next token."""
+        """Tokens that a slot holds of a prompt's start, never all of it: the last one gives the next token."""
         latest = self._latest[slot]
         if latest is None or latest.request.external is not text.request.external:
             return 0
-        shared = common(latest.tokens[: self.cache.lengths[slot]], text.tokens[:-1])
-        return self.cache.cuttable(slot, shared)
+        return common(latest.tokens[: self.cache.lengths[slot]], text.tokens[:-1])
 
     def _worth(self, choice: tuple[int, int]) -> tuple[int, int]:
         """What a slot saves, less what is lost with it; then the lowest, so that running slots stand together."""
