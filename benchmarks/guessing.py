@@ -2,9 +2,9 @@
 
     python -m benchmarks.guessing [--quick] [--tokens N] [--rounds N] [--model MODEL]
 
-Two prompts: one whose answer repeats it, and one whose answer is free, where guesses should cost nothing. Rounds alternate
-between decoding without guesses, with them, and transformers without and with its prompt lookup, in one process; the
-table shows medians. Before it, what a pass over so many tokens takes, which decides whether a guess pays.
+Two prompts: one whose answer repeats it, and one whose answer is free, where guesses should cost nothing. Rounds
+alternate in one process between decoding without guesses, with them, and transformers without and with its prompt
+lookup; the table shows medians. Before it, what a pass over so many tokens takes, which decides whether a guess pays.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from shoestring.generate.language_model import LanguageModel
+from shoestring.generate.speculation import Speculation
 from shoestring.models.resolve import find_model
 
 LIST = "apple, banana, cherry, damson, elderberry, fig, grape, hazelnut, iceberg lettuce, juniper, kale, lemon"
@@ -64,10 +65,11 @@ def main() -> None:
     folder = find_model(options.model)
     model = LanguageModel.load(folder, device="cpu")
     model.stop_tokens = frozenset()
+    lookup = Speculation()  # what it learns lasts
     judge: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def ours(prompt: list[int], guess: bool) -> list[int]:
-        model.speculate("lookup" if guess else None)
+        model.speculation = lookup if guess else None
         return model.complete_ids([prompt], max_tokens=tokens, temperature=0, repetition_penalty=1.0)[0].tokens
 
     @torch.inference_mode()
@@ -81,8 +83,10 @@ def main() -> None:
     print(f"{options.model}, float32, {torch.get_num_threads()} threads, {tokens} greedy tokens, {rounds} rounds\n")
     one = pass_seconds(model, 1)
     costs = {count: pass_seconds(model, count) / one for count in (2, 3, 5, 9)}
-    print("a pass over " + ", ".join(f"{count} tokens {cost:.2f}" for count, cost in costs.items()) + " times one over 1\n")
-    print(f"{'answer':<10}{'plain':>10}{'guessing':>10}{'ratio':>8}{'right':>8}{'theirs':>10}{'guessing':>10}{'ratio':>8}")
+    shown = ", ".join(f"{count} tokens {cost:.2f}" for count, cost in costs.items())
+    print(f"a pass over {shown} times one over 1\n")
+    heads = f"{'plain':>10}{'guessing':>10}{'ratio':>8}"
+    print(f"{'answer':<10}{heads}{'right':>8}  transformers:{heads}")
     result: dict[str, Any] = {f"pass_{count}_cost": round(cost, 3) for count, cost in costs.items()}
     same = True
     for name, text in PROMPTS.items():
@@ -104,9 +108,10 @@ def main() -> None:
         ratio, peer = (medians[who, True] / medians[who, False] for who in ("ours", "theirs"))
         print(
             f"{name:<10}{medians['ours', False]:>10.1f}{medians['ours', True]:>10.1f}{ratio:>8.2f}{right:>8.0%}"
-            f"{medians['theirs', False]:>10.1f}{medians['theirs', True]:>10.1f}{peer:>8.2f}"
+            f"{'':>15}{medians['theirs', False]:>10.1f}{medians['theirs', True]:>10.1f}{peer:>8.2f}"
         )
-        result |= {f"{name}_ratio": round(ratio, 3), f"{name}_peer_ratio": round(peer, 3), f"{name}_right": round(right, 3)}
+        result |= {f"{name}_ratio": round(ratio, 3), f"{name}_peer_ratio": round(peer, 3)}
+        result[f"{name}_right"] = round(right, 3)
     print(f"\nsame tokens: {'yes' if same else 'NO'}")
     print(json.dumps(result | {"same_tokens": same}))
 
