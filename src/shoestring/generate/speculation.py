@@ -74,11 +74,11 @@ class Speculation:
         found = guesser.guess(texts, most)
         if guesser.seconds is not None:
             self.payoff.guessing(guesser.seconds)
-        found = [_usable(text.draw, guess[:room]) for text, guess, room in zip(texts, found, rooms, strict=True)]
+        found = [guess[:room] for guess, room in zip(found, rooms, strict=True)]
         if self.draft is None and (guessing := sum(map(bool, found))):
             most = self.payoff.best(len(texts), guessing)
             found = [guess[:most] for guess in found]
-        return found
+        return [_usable(text.draw, guess) for text, guess in zip(texts, found, strict=True)]
 
     def passed(self, tokens: int, started: float) -> None:
         """A pass over so many tokens, none of them of a prompt, began then and has ended."""
