@@ -98,7 +98,7 @@ def main() -> None:
             said = []
             for who, run in (("ours", ours), ("theirs", theirs)):
                 for guess in (False, True):
-                    seconds, new = timed(lambda run=run, guess=guess: run(prompt, guess))
+                    seconds, new = timed(lambda run=run, prompt=prompt, guess=guess: run(prompt, guess))
                     speeds.setdefault((who, guess), []).append(tokens / seconds)
                     said.append(new)
                     if who == "ours" and guess:

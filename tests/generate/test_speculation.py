@@ -39,8 +39,9 @@ def nearly(kind, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("slots, every, budget", [(6, 1, 1000), (2, 1, 12), (3, 2, 5)])
-@pytest.mark.parametrize("guesser", ["lookup", "itself", "nearly", "another"])
+@pytest.mark.parametrize("guesser, slots, every, budget", [
+    ("lookup", 6, 1, 1000), ("itself", 2, 1, 12), ("nearly", 6, 1, 1000), ("nearly", 2, 1, 12), ("another", 3, 2, 5),
+])  # fmt: skip
 def test_every_kind_s_texts_are_those_without_guesses_while_requests_come_and_go(kind, slots, every, budget, guesser):
     decoder = decoder_of(kind)
     drafts = {"lookup": lambda: None, "itself": lambda: decoder, "nearly": lambda: nearly(kind),
@@ -50,16 +51,18 @@ def test_every_kind_s_texts_are_those_without_guesses_while_requests_come_and_go
     scheduler = Scheduler(decoder, decoder.new_cache(slots, 64), prefill_tokens=budget, speculation=speculation)
     widths = []
     decoder.register_forward_pre_hook(lambda module, arguments: widths.append(arguments[0].shape[1]))
-    requests = [Request(prompt, MIXED[i], row=i) for i, prompt in enumerate(prompts)]
+    few = {"logit_bias": ((1, 60.0), (2, 60.0), (3, 60.0))} if guesser == "lookup" else {}  # then texts repeat
+    mixed = [sampling.model_copy(update=few) for sampling in MIXED]
+    requests = [Request(prompt, mixed[i], row=i) for i, prompt in enumerate(prompts)]
     tokens = step_with_arrivals(scheduler, requests, every)
     assert guesser == "itself" or max(widths) <= budget
-    assert tokens == [alone(decoder_of(kind), prompt, MIXED[i], i) for i, prompt in enumerate(prompts)]
+    assert tokens == [alone(decoder_of(kind), prompt, mixed[i], i) for i, prompt in enumerate(prompts)]
     speed = scheduler.speed
-    assert speed.guessed > 0 if budget > 5 else speed.guessed >= 0
+    assert speed.guessed > 0
     if guesser == "itself":
         assert speed.right == speed.guessed
-    elif guesser == "nearly" and budget > 12:
-        assert speed.guessed / 3 < speed.right
+    elif guesser == "nearly":
+        assert 0 < speed.right < speed.guessed
 
 
 def test_right_guesses_save_passes_and_wrong_ones_cost_none():
@@ -85,7 +88,7 @@ def test_a_slot_holds_a_text_but_for_its_newest_token_after_every_step():
 
 
 def test_what_is_drawn_has_the_model_s_distribution_by_chi_square():
-    decoder, draft, rows = tiny_decoder(vocabulary=4, layers=1), tiny_decoder(vocabulary=4, layers=1, seed=3), 1200
+    decoder, draft, rows = tiny_decoder(vocabulary=4, layers=1), tiny_decoder(vocabulary=4, layers=1, seed=3), 800
     config = SamplingConfig(max_tokens=4, temperature=3.0, top_p=0.95)
     triples = list(itertools.product(range(4), repeat=3))  # of which the first token is not guessed
     with torch.no_grad():
@@ -136,7 +139,7 @@ def test_an_interrupted_step_with_guesses_can_be_taken_again(kind, moment):
 def test_a_text_that_fills_the_context_and_one_that_stops_end_where_they_do_without_guesses():
     long = SamplingConfig(max_tokens=40, temperature=0)
     whole = alone(tiny_decoder(context=24), [5, 6, 7], long)
-    for most in (1, 2, 5, 30):
+    for most in (1, 5, 30):
         for draft in (tiny_decoder(context=24), tiny_decoder(context=24, seed=1), tiny_decoder(context=12), None):
             speculation = always(draft, most)
             rows, reasons = decode(tiny_decoder(context=24), [[5, 6, 7]], long, speculation=speculation)
@@ -171,14 +174,14 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("guesser", ["lookup", "itself", "another"])
+@pytest.mark.parametrize("guesser", ["lookup", "another"])
 def test_completions_are_those_without_guesses_for_all_that_can_be_asked(settings, guesser):
-    options = {"max_tokens": 24} | settings
-    prompts = ["red reddish red", "abcdabcd", "x"]
+    options = {"max_tokens": 16} | settings
+    prompts = ["red reddish red", "abcdabcd"]
     expected = tiny_model(context=100).complete(prompts, **options)
     model = tiny_model(context=100)
-    drafts = {"itself": tiny_model(context=100), "another": LanguageModel(tiny_decoder(100, seed=1), byte_tokenizer())}
-    model.speculate(drafts.get(guesser, "lookup"))
+    draft = LanguageModel(tiny_decoder(100, seed=1), byte_tokenizer())
+    model.speculate(draft if guesser == "another" else "lookup")
     model.speculation.payoff.best = lambda texts, guessing: 4
     found = model.complete(prompts, **options)
     for one, other in zip(found, expected, strict=True):
@@ -190,8 +193,6 @@ def test_completions_are_those_without_guesses_for_all_that_can_be_asked(setting
             [id for id, _ in chance.top] for chance in other.chances
         ]
     assert model.speed.guessed > 0 or guesser == "lookup"
-    if guesser == "itself":
-        assert model.speed.right == model.speed.guessed
 
 
 def test_a_stop_string_within_guesses_ends_the_text_there():

@@ -192,8 +192,9 @@ def test_what_guesses_ahead_is_switched_live_and_changes_no_answer(tmp_path):
     save_model(tiny_decoder(400), folder, byte_tokenizer())
     asked = ["one one one", "two one two one", "three"]
     _, plain, _ = chat(tiny_model(context=400), "\n".join(asked), SHORT)
-    lines = "/speculate\n/speculate lookup\n{}\n/speculate %s\n{}\n/speculate off\n{}\n/speculate nowhere" % folder
-    session, output, notes = chat(tiny_model(context=400), lines.format(*asked), SHORT)
+    lines = ["/speculate", "/speculate lookup", asked[0], f"/speculate {folder}", asked[1], "/speculate off", asked[2]]
+    lines.append("/speculate nowhere")
+    session, output, notes = chat(tiny_model(context=400), "\n".join(lines), SHORT)
     assert output == plain and session.conversation.model.speculation is None
     assert "nothing is guessed ahead" in notes and "the text itself guesses ahead" in notes
     assert "a smaller model guesses ahead" in notes and "error: no model 'nowhere'" in notes

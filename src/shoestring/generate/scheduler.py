@@ -220,7 +220,7 @@ class Scheduler:
             shared = [self._shared(slot, text) for slot in range(self.cache.batch)]
             kept, slot = max(((self.cache.cuttable(slot, shared[slot]), slot) for slot in free), key=self._worth)
             copied, source = max((self.cache.apart(slot, count), -slot) for slot, count in enumerate(shared))
-            if self._awaits(text, max(kept, copied)):
+            if self._awaits(text, shared):
                 free.remove(max(free))  # is kept for it
                 continue
             if copied >= kept + WORTH_COPYING:
@@ -233,13 +233,14 @@ class Scheduler:
             text.slot = slot
             self._latest[slot] = self._running[text.id] = text
 
-    def _awaits(self, text: _Text, held: int) -> bool:
-        """Whether much more of a prompt's start than is held is being read for another request."""
+    def _awaits(self, text: _Text, shared: list[int]) -> bool:
+        """Whether much more of a prompt's start than any slot holds is being read for another request."""
         for other in self._running.values():
             read = self.cache.lengths[other.slot]
             if other.request.external is text.request.external and read < len(other.tokens) - 1:
                 coming = common(other.tokens, text.tokens[:-1])
-                if read < coming >= held + WORTH_COPYING:
+                elsewhere = max((count for slot, count in enumerate(shared) if slot != other.slot), default=0)
+                if read < coming >= elsewhere + WORTH_COPYING:
                     return True
         return False
 
