@@ -95,10 +95,10 @@ def answer_file(
         try:
             with waiting("answers", len(asked)) as told:
                 told.found(found)
-                for row, texts in _answered(model, left, slots):
+                for number, texts in _answered(model, left, slots):
                     results = [as_result(model.tokenizer, text) for text in texts]
-                    id = asked[row].id
-                    answer = {"row": row, **({} if id is None else {"id": id})}
+                    id = asked[number].id
+                    answer = {"row": number, **({} if id is None else {"id": id})}
                     answers.add(answer | (results[0] if len(results) == 1 else {"results": results}))
                     new += sum(len(text.tokens) for text in texts)
                     told.advance()

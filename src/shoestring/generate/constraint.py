@@ -28,6 +28,7 @@ GuideReason = Literal["complete", "dead_end"]
 # How Python and most texts write JSON. With free white space a small model would write little else.
 _JSON_STYLE: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _NAMES = {"regex": "regular expression", "json_schema": "JSON schema", "grammar": "grammar"}
+_SHOWN = 200  # characters of a parser's message, from its beginning and its end
 _END = "<|the end of a constrained text|>"
 
 
@@ -87,7 +88,10 @@ def _schema(text: str) -> dict[str, Any]:
 def _unusable(kind: str, wrong: str) -> ConfigError:
     lines = [line.strip() for line in wrong.splitlines() if line.strip()] or ["no reason is given"]
     told = [line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: ")]  # what it was all about
-    return ConfigError(f"the {_NAMES[kind]} cannot be used: {' '.join(lines[:1] + told[:1])}")
+    said = " ".join(lines[:1] + told[:1])
+    if len(said) > 2 * _SHOWN:  # it quotes the grammar; what is wrong stands at the end
+        said = f"{said[:_SHOWN]} ... {said[-_SHOWN:]}"
+    return ConfigError(f"the {_NAMES[kind]} cannot be used: {said}")
 
 
 class Constraints:
