@@ -124,8 +124,9 @@ def count_read(scheduler, prompts, max_tokens=5, every=0):
     return [tokens[id] for id in ids], scheduler.speed.prompt_tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("slots, every, budget", [(4, 0, 1000), (4, 0, 7), (2, 0, 1000), (4, 2, 16)])
+@pytest.mark.parametrize("kind, slots, every, budget", [
+    *((kind, 4, 0, 1000) for kind in KINDS), ("gqa", 4, 0, 7), ("mtla", 4, 0, 7), ("mtla", 2, 0, 1000), ("gqa", 4, 2, 16),
+])  # fmt: skip
 def test_what_requests_have_in_common_is_read_once_and_copied(kind, slots, every, budget):
     decoder = decoder_of(kind)
     prompts = [[*COMMON, 1, 2], [*COMMON, 3], [*COMMON[:38], 5, 6], [*COMMON, 1, 2], [9, 8]]

@@ -82,7 +82,7 @@ class Screen:
         """What is shown, wherever its lines are broken."""
         return " ".join(" ".join(self.shown()).split())
 
-    def wait(self, holds, seconds=60):
+    def wait(self, holds, seconds=30):
         end = time.monotonic() + seconds
         while not (found := holds()):
             assert time.monotonic() < end, "\n".join(self.shown())
