@@ -125,7 +125,8 @@ def count_read(scheduler, prompts, max_tokens=5, every=0):
 
 
 @pytest.mark.parametrize("kind, slots, every, budget", [
-    *((kind, 4, 0, 1000) for kind in KINDS), ("gqa", 4, 0, 7), ("mtla", 4, 0, 7), ("mtla", 2, 0, 1000), ("gqa", 4, 2, 16),
+    *((kind, 4, 0, 1000) for kind in KINDS), ("gqa", 4, 0, 7), ("mtla", 4, 0, 7), ("mtla", 2, 0, 1000),
+    ("gqa", 4, 2, 16),
 ])  # fmt: skip
 def test_what_requests_have_in_common_is_read_once_and_copied(kind, slots, every, budget):
     decoder = decoder_of(kind)
