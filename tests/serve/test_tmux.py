@@ -226,6 +226,7 @@ def test_every_command_answers_and_nothing_that_is_said_steers_the_terminal(tmp_
         assert "no adapter" in screen.ask("/adapter")
         assert "did you mean /save" in screen.ask("/sav")
         assert "error: " in screen.ask("/adapter nowhere")
+        # Not understood yet: twice the program did not end here, and with fewer commands before it always did.
         screen.type("/exit")
         screen.press("Enter")
         screen.wait(lambda: screen.tmux("display-message", "-p", "#{pane_dead}#{pane_dead_status}").strip() == "10")
