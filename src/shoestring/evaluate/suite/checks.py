@@ -50,18 +50,18 @@ def says(*wanted: str) -> Check:
 
 
 def continues(wanted: str, item: str) -> Check:
-    """The first or the last item of the reply is the wanted one, or it is called the next one. item: a pattern of all
-    items. Those on the way to it count for nothing, and neither does one that stands in a long list."""
+    """What the reply calls the next item is the wanted one; where it calls none so, its first or its last item is.
+    item: a pattern of all items. Those on the way to it count for nothing, and neither does one that stands in a list."""
     form = re.compile(item)
     called = re.compile(
-        rf"\b(?:next|follow\w*|continu\w*)\b[^.\n]*?\b(?:is|be|by|with)\b\W*{re.escape(wanted)}(?![\w-]|\.\d)",
-        re.IGNORECASE,
+        rf"(?i:\b(?:next|follow\w*|continu\w*)\b[^.\n]*?\b(?:is|be|by|with)\b)[^\w.\n-]*({item})(?![\w-]|\.\d)"
     )
 
     def check(reply: Reply) -> bool:
-        found = [one.replace(",", "").casefold() for one in form.findall(reply.text)]
-        named = bool(found) and wanted.casefold() in (found[0], found[-1])
-        return named or called.search(reply.text) is not None
+        named = called.search(reply.text)
+        found = [named[1]] if named else form.findall(reply.text)
+        texts = [one.replace(",", "").casefold() for one in found]
+        return bool(texts) and wanted.casefold() in (texts[0], texts[-1])
 
     return check
 

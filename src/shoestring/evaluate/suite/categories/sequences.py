@@ -60,7 +60,7 @@ def _repeats(rng: random.Random) -> Question:
     unit = rng.sample(WORDS, rng.randint(2, 4))
     shown = [unit[n % len(unit)] for n in range(rng.randint(len(unit) + 2, 2 * len(unit) + 2))]
     problem = f"repeats {' '.join(sorted(unit))}"
-    return _follow(rng, shown, unit[len(shown) % len(unit)], problem, rf"(?i)\b(?:{'|'.join(unit)})\b")
+    return _follow(rng, shown, unit[len(shown) % len(unit)], problem, rf"(?i:\b(?:{'|'.join(unit)})\b)")
 
 
 def _numbers(rng: random.Random, count: int, decimals: bool) -> list[str]:
