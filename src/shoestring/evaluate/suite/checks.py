@@ -51,7 +51,7 @@ def says(*wanted: str) -> Check:
 
 def continues(wanted: str, item: str) -> Check:
     """What the reply calls the next item is the wanted one; where it calls none so, its first or its last item is.
-    item: a pattern of all items. Those on the way to it count for nothing, and neither does one that stands in a list."""
+    item: a pattern of all items. Those on the way to it count for nothing, and neither does one in a long list."""
     form = re.compile(item)
     called = re.compile(
         rf"(?i:\b(?:next|follow\w*|continu\w*)\b[^.\n]*?\b(?:is|be|by|with)\b)[^\w.\n-]*({item})(?![\w-]|\.\d)"
