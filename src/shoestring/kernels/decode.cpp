@@ -1,0 +1,210 @@
+// A whole pass of a plain decoder (RMSNorm, grouped-query attention with rotary positions, SwiGLU: Llama, Qwen2, Qwen3) over
+// the new tokens of some texts, in one call: at these sizes the interpreter between two operations costs as much as the
+// weights do. Weights are in blocks (blocks.h), activations are rounded to int8 before each product; norms, rotations,
+// attention and residuals are float32. Tokens of a text stand one after another, and keys and values are written before
+// any token attends, so that prompts, single tokens and many texts at once are the same to it.
+//
+// One parallel region for all layers: a thread takes its share of a step's tiles, heads or rows, then waits for the others.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "blocks.h"
+#include "exponential.h"
+
+struct Layer {
+    const float *attention_norm, *feed_forward_norm;  // [width]
+    const float *query_norm, *key_norm;               // [head width] or none
+    Matrix queries_keys_values, output, gate_up, down;
+    float *keys, *values;  // [slots, kv heads, capacity, head width]
+};
+
+struct Shape {
+    int64_t layers, width, heads, kv_heads, head_width, hidden, capacity;
+    float epsilon;
+};
+
+// New tokens: the slot and the place of each; cos and sin [tokens, head width / 2]; x [tokens, width], overwritten.
+struct Pass {
+    int64_t tokens;
+    const int64_t *slots, *places;
+    const float *cos, *sin;
+    float* x;
+};
+
+// Scratch for so many tokens, from the caller.
+struct Room {
+    int8_t* codes;          // [tokens, widest]
+    float *scales, *sums;   // [tokens, widest / 32]
+    float *wide;            // [tokens, max(heads + 2 · kv heads) · head width, 2 · hidden]
+    float *narrow;          // [tokens, max(heads · head width, width)]
+    float *scores;          // [threads, capacity · heads of a kv head]
+};
+
+static const int64_t LANES = 32;
+
+static inline float dot(const float* a, const float* b, int64_t count) {
+    float lanes[LANES] = {}, sum = 0.0f;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int64_t j = 0; j < LANES; ++j) lanes[j] += a[i + j] * b[i + j];
+    for (; i < count; ++i) sum += a[i] * b[i];
+    for (int64_t half = LANES / 2; half > 0; half /= 2)
+        for (int64_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+    return sum + lanes[0];
+}
+
+static inline void norm_row(const float* x, const float* weight, float epsilon, int64_t width, float* y) {
+    const float factor = 1.0f / std::sqrt(dot(x, x, width) / (float)width + epsilon);
+    for (int64_t i = 0; i < width; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+static inline void turn(float* x, const float* cos, const float* sin, int64_t half) {
+    for (int64_t i = 0; i < half; ++i) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a * cos[i] - b * sin[i];
+        x[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+// What a thread does: its number among so many.
+struct Share {
+    int64_t thread, threads;
+
+    int64_t begin(int64_t count) const { return count * thread / threads; }
+    int64_t end(int64_t count) const { return count * (thread + 1) / threads; }
+};
+
+static inline void multiply_share(const Matrix& of, const Rounded& x, int64_t tokens, float* y, int64_t stride,
+                                  const Share& share) {
+    const int64_t tiles = tiles_of(of);
+    multiply_tiles(of, share.begin(tiles), share.end(tiles), x, 0, tokens, y, stride);
+}
+
+// Some query heads of one key head, of one token, over its slot's places 0 … place.
+static void attend(const float* queries, int64_t count, const float* keys, const float* values, int64_t place,
+                   int64_t head_width, float* scores, float* out) {
+    const int64_t length = place + 1;
+    const float scale = 1.0f / std::sqrt((float)head_width);
+    for (int64_t s = 0; s < length; ++s)
+        for (int64_t h = 0; h < count; ++h)
+            scores[h * length + s] = scale * dot(queries + h * head_width, keys + s * head_width, head_width);
+    for (int64_t h = 0; h < count; ++h) {
+        float* row = scores + h * length;
+        float highest = row[0], sum = 0.0f;
+        for (int64_t s = 1; s < length; ++s) highest = row[s] > highest ? row[s] : highest;
+        for (int64_t s = 0; s < length; ++s) row[s] = exponential(row[s] - highest);
+        for (int64_t s = 0; s < length; ++s) sum += row[s];
+        const float inverse = 1.0f / sum;
+        for (int64_t s = 0; s < length; ++s) row[s] *= inverse;
+        std::fill(out + h * head_width, out + (h + 1) * head_width, 0.0f);
+    }
+    for (int64_t s = 0; s < length; ++s)
+        for (int64_t h = 0; h < count; ++h) {
+            const float weight = scores[h * length + s];
+            const float* value = values + s * head_width;
+            for (int64_t i = 0; i < head_width; ++i) out[h * head_width + i] += weight * value[i];
+        }
+}
+
+static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass, const Room& room, const Share& share,
+                       int64_t widest) {
+    const int64_t width = shape.width, head = shape.head_width, tokens = pass.tokens, group = shape.heads / shape.kv_heads;
+    const int64_t queries = shape.heads * head, keys = shape.kv_heads * head, all = queries + 2 * keys;
+    const int64_t first = share.begin(tokens), last = share.end(tokens);
+    const auto rounded = [&](int64_t depth) { return Rounded{room.codes, room.scales, room.sums, depth}; };
+    const auto round = [&](const float* row, int64_t t, int64_t depth) {
+        round_row(row, depth, room.codes + t * depth, room.scales + t * depth / BLOCK, room.sums + t * depth / BLOCK);
+    };
+    for (int64_t t = first; t < last; ++t) {
+        norm_row(pass.x + t * width, layer.attention_norm, shape.epsilon, width, room.narrow + t * widest);
+        round(room.narrow + t * widest, t, width);
+    }
+#pragma omp barrier
+    multiply_share(layer.queries_keys_values, rounded(width), tokens, room.wide, all, share);
+#pragma omp barrier
+    // Heads of every token: normed, turned; keys and values go to the cache.
+    const int64_t parts = shape.heads + 2 * shape.kv_heads;
+    for (int64_t item = share.begin(tokens * parts); item < share.end(tokens * parts); ++item) {
+        const int64_t t = item / parts, part = item % parts;
+        float* x = room.wide + t * all + part * head;
+        if (part < shape.heads + shape.kv_heads) {
+            const float* weight = part < shape.heads ? layer.query_norm : layer.key_norm;
+            if (weight != nullptr) norm_row(x, weight, shape.epsilon, head, x);
+            turn(x, pass.cos + t * head / 2, pass.sin + t * head / 2, head / 2);
+        }
+        if (part >= shape.heads) {
+            const int64_t kv = (part - shape.heads) % shape.kv_heads;
+            float* held = part < shape.heads + shape.kv_heads ? layer.keys : layer.values;
+            memcpy(held + ((pass.slots[t] * shape.kv_heads + kv) * shape.capacity + pass.places[t]) * head, x,
+                   head * sizeof(float));
+        }
+    }
+#pragma omp barrier
+    // One token has few heads: each is a task; many tokens are attended by whole groups, which read a key once.
+    const int64_t together = tokens < 4 * share.threads ? 1 : group, each = shape.heads / together;
+    float* scores = room.scores + share.thread * shape.capacity * group;
+    for (int64_t item = share.thread; item < tokens * each; item += share.threads) {
+        const int64_t t = item / each, h = item % each * together, kv = h / group;
+        const int64_t slot = (pass.slots[t] * shape.kv_heads + kv) * shape.capacity * head;
+        attend(room.wide + t * all + h * head, together, layer.keys + slot, layer.values + slot, pass.places[t], head,
+               scores, room.narrow + t * widest + h * head);
+    }
+#pragma omp barrier
+    for (int64_t t = first; t < last; ++t) round(room.narrow + t * widest, t, queries);
+#pragma omp barrier
+    multiply_share(layer.output, rounded(queries), tokens, room.narrow, widest, share);
+#pragma omp barrier
+    for (int64_t t = first; t < last; ++t) {
+        float *x = pass.x + t * width, *y = room.narrow + t * widest;
+        for (int64_t i = 0; i < width; ++i) x[i] += y[i];
+        norm_row(x, layer.feed_forward_norm, shape.epsilon, width, y);
+        round(y, t, width);
+    }
+#pragma omp barrier
+    const int64_t hidden = shape.hidden;
+    multiply_share(layer.gate_up, rounded(width), tokens, room.wide, 2 * hidden, share);
+#pragma omp barrier
+    for (int64_t t = first; t < last; ++t) {
+        float *gate = room.wide + t * 2 * hidden, *up = gate + hidden;
+        for (int64_t i = 0; i < hidden; ++i) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+        round(gate, t, hidden);
+    }
+#pragma omp barrier
+    multiply_share(layer.down, rounded(hidden), tokens, room.narrow, widest, share);
+#pragma omp barrier
+    for (int64_t t = first; t < last; ++t)
+        for (int64_t i = 0; i < width; ++i) pass.x[t * width + i] += room.narrow[t * widest + i];
+    // The next layer reads only rows of x that this thread has written.
+}
+
+// Adds what every layer adds to x. threads: that take part, torch's own.
+extern "C" void decode_layers(const Shape* shape, const Layer* layers, const Pass* pass, const Room* room, int threads) {
+    const int64_t widest = std::max(shape->heads * shape->head_width, shape->width);
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t thread = 0, count = 1;
+#if defined(_OPENMP)
+        extern int omp_get_thread_num(), omp_get_num_threads();
+        thread = omp_get_thread_num(), count = omp_get_num_threads();
+#endif
+        const Share share{thread, count};
+        for (int64_t i = 0; i < shape->layers; ++i) layer_pass(*shape, layers[i], *pass, *room, share, widest);
+    }
+}
+
+// x [rows, depth] rounded, and times a matrix -> y [rows, columns].
+extern "C" void multiply_rows(const Matrix* of, const float* x, int64_t rows, int8_t* codes, float* scales, float* sums,
+                              float* y, int64_t y_stride, int threads) {
+    const int64_t depth = of->depth, tiles = tiles_of(*of);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; ++row)
+        round_row(x + row * depth, depth, codes + row * depth, scales + row * depth / BLOCK, sums + row * depth / BLOCK);
+    const Rounded rounded{codes, scales, sums, depth};
+    // Tiles that fit into a cache stay there while all rows pass by.
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t tile = 0; tile < tiles; ++tile) multiply_tiles(*of, tile, tile + 1, rounded, 0, rows, y, y_stride);
+}
