@@ -56,22 +56,24 @@ class BlockMatrix:
 
     def weights(self) -> Tensor:
         """[N, K] float32, the numbers that the codes stand for; a new tensor."""
-        halves = 2 if self.offset else 1
-        tiles, blocks = -(-self.columns // COLUMNS), self.depth // BLOCK
-        raw = self.tiles.view(tiles, blocks, -1)
-        scales = raw[..., : 2 * COLUMNS * halves].contiguous().view(torch.float16).float()
-        scales = scales.view(tiles, blocks, halves, COLUMNS)
+        return self.rows(torch.arange(self.columns))
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """[n, K] float32: those of these columns of the product."""
+        halves, blocks = 2 if self.offset else 1, self.depth // BLOCK
+        tile, column = numbers // COLUMNS, numbers % COLUMNS
+        raw = self.tiles[tile]  # [n, blocks, bytes]
+        each = torch.arange(len(numbers))
+        scales = raw[..., : 2 * COLUMNS * halves].contiguous().view(torch.float16)
+        scales = scales.view(-1, blocks, halves, COLUMNS)[each, :, :, column].float()
         codes = raw[..., 2 * COLUMNS * halves :]
         if self.bits == 4:
-            quads = codes.reshape(tiles, blocks, 4, COLUMNS, 4)
-            codes_TBDC = torch.stack([quads & 15, quads >> 4], 2)  # [tiles, blocks, half, quad, column, 4]
+            quads = codes.reshape(-1, blocks, 4, COLUMNS, 4)[each, :, :, column]  # [n, blocks, quad, 4]
+            values = torch.cat([quads & 15, quads >> 4], 2).float()
         else:
-            codes_TBDC = codes.contiguous().view(torch.int8).view(tiles, blocks, 2, 4, COLUMNS, 4)
-        values = codes_TBDC.permute(0, 4, 1, 2, 3, 5).reshape(tiles, COLUMNS, blocks, BLOCK).float()
-        values *= scales[:, :, 0].transpose(1, 2).unsqueeze(-1)
-        if self.offset:
-            values += scales[:, :, 1].transpose(1, 2).unsqueeze(-1)
-        return values.reshape(tiles * COLUMNS, self.depth)[: self.columns]
+            values = codes.contiguous().view(torch.int8).view(-1, blocks, 8, COLUMNS, 4)[each, :, :, column].float()
+        values = values.flatten(2).mul_(scales[:, :, :1])
+        return (values.add_(scales[:, :, 1:]) if self.offset else values).flatten(1)
 
 
 def pack(codes_NK: Tensor, scales_NB: Tensor, offsets_NB: Tensor | None, bits: int, bias: Tensor | None = None) -> BlockMatrix:
@@ -90,6 +92,20 @@ def pack(codes_NK: Tensor, scales_NB: Tensor, offsets_NB: Tensor | None, bits: i
     ]
     joined = torch.cat([*parts, laid.reshape(tiles, blocks, -1)], -1).contiguous()
     return BlockMatrix(joined, columns, depth, bits, offsets_NB is not None, bias)
+
+
+def joined(matrices: list[BlockMatrix]) -> BlockMatrix:
+    """Several over the same inputs as one, their outputs one after another. Tiles that are not whole are packed anew."""
+    first = matrices[0]
+    if len(matrices) == 1:
+        return first
+    same = all((one.depth, one.bits, one.offset) == (first.depth, first.bits, first.offset) for one in matrices)
+    assert same, "matrices of one layer in several formats"
+    assert all(one.columns % COLUMNS == 0 for one in matrices[:-1]), "not whole tiles"
+    biases = [torch.zeros(one.columns) if one.bias is None else one.bias for one in matrices]
+    bias = None if all(one.bias is None for one in matrices) else torch.cat(biases)
+    tiles = torch.cat([one.tiles for one in matrices])
+    return BlockMatrix(tiles, sum(one.columns for one in matrices), first.depth, first.bits, first.offset, bias)
 
 
 def quantize(weight_NK: Tensor, bits: int, bias: Tensor | None = None) -> BlockMatrix:

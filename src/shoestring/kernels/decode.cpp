@@ -6,6 +6,8 @@
 //
 // One parallel region for all layers: a thread takes its share of a step's tiles, heads or rows, then waits for the others.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -186,12 +188,7 @@ extern "C" void decode_layers(const Shape* shape, const Layer* layers, const Pas
     const int64_t widest = std::max(shape->heads * shape->head_width, shape->width);
 #pragma omp parallel num_threads(threads)
     {
-        int64_t thread = 0, count = 1;
-#if defined(_OPENMP)
-        extern int omp_get_thread_num(), omp_get_num_threads();
-        thread = omp_get_thread_num(), count = omp_get_num_threads();
-#endif
-        const Share share{thread, count};
+        const Share share{omp_get_thread_num(), omp_get_num_threads()};
         for (int64_t i = 0; i < shape->layers; ++i) layer_pass(*shape, layers[i], *pass, *room, share, widest);
     }
 }
