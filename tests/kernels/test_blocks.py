@@ -24,8 +24,9 @@ def drawn(columns, depth, bits, offset, seed=1):
     return codes, scales, offsets
 
 
-def dense(codes, scales, offsets):
-    values = codes.double().unflatten(1, (-1, BLOCK)) * scales.half().double().unsqueeze(-1)
+def dense(codes, scales, offsets, bits):
+    middle = 8 if bits == 4 and offsets is None else 0
+    values = (codes.double() - middle).unflatten(1, (-1, BLOCK)) * scales.half().double().unsqueeze(-1)
     return (values if offsets is None else values + offsets.half().double().unsqueeze(-1)).flatten(1)
 
 
@@ -34,7 +35,7 @@ def dense(codes, scales, offsets):
 def test_weights_are_what_was_packed(bits, offset, columns):
     parts = drawn(columns, 96, bits, offset)
     matrix = pack(*parts, bits)
-    assert torch.equal(matrix.weights().double(), dense(*parts).float().double())
+    assert torch.equal(matrix.weights().double(), dense(*parts, bits).float().double())
     some = torch.tensor([columns - 1, 0, columns // 2])
     assert torch.equal(matrix.rows(some), matrix.weights()[some])
     per_weight = 8 * matrix.nbytes / (-(-columns // COLUMNS) * COLUMNS * 96)

@@ -5,7 +5,7 @@
 //
 //     d[16] float16   m[16] float16 (formats with an offset)   codes
 //
-// and stands for w = d · code + m. Codes are laid out so that 64 bytes hold four neighbours along the depth for each of
+// and stands for w = d · code + m, or w = d · (code − 8) for 4 bits without an offset. Codes are laid out so that 64 bytes hold four neighbours along the depth for each of
 // the 16 columns: 4-bit ones (0 … 15) 256 bytes, depths 4j … 4j + 3 in the low halves and 16 more in the high ones; 8-bit
 // ones (−128 … 127) 512 bytes. A row of activations is a scale, scale · Σ codes and 32 codes for each block. A product is
 //
@@ -309,6 +309,9 @@ static void tile_rows(const Matrix& of, int64_t tile, const Rounded& x, int64_t 
             const Values offset = halves(block + 2 * COLUMNS);
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) add_offset(values[m], offset, sums[m * blocks + b]);
+        } else if constexpr (is_nibbles(FORMAT)) {
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) add_offset(values[m], d, -8.0f * sums[m * blocks + b]);
         }
     }
     for (int m = 0; m < M; ++m) store(y + m * y_stride, values[m]);

@@ -1,6 +1,7 @@
 """Products with weights of 4 or 8 bits in blocks of 32, activations rounded to int8 by blocks: for decoding.
 
-A matrix [N, K] is codes and, for each block along K, a scale d and perhaps an offset m, float16: w = d · code + m.
+A matrix [N, K] is codes and, for each block along K, a scale d and perhaps an offset m, float16: w = d · code + m; codes
+of 4 bits without an offset stand for code − 8.
 `pack` lays them out as the kernel reads them (blocks.h: tiles of 16 columns of the product); `BlockMatrix.weights` is
 what they stand for, and `multiply_plain` the twin: the same integers, summed in another order.
 """
@@ -70,6 +71,7 @@ class BlockMatrix:
         if self.bits == 4:
             quads = codes.reshape(-1, blocks, 4, COLUMNS, 4)[each, :, :, column]  # [n, blocks, quad, 4]
             values = torch.cat([quads & 15, quads >> 4], 2).float()
+            values = values if self.offset else values.sub_(8)
         else:
             values = codes.contiguous().view(torch.int8).view(-1, blocks, 8, COLUMNS, 4)[each, :, :, column].float()
         values = values.flatten(2).mul_(scales[:, :, :1])

@@ -57,9 +57,12 @@ class BlockHead(OutputHead):
 class BlockEmbedding(nn.Module):
     """Rows of a head's codes, float32. tokens: [...] -> [..., width]."""
 
+    weight: Tensor  # no rows: it says the dtype and the device of what comes out
+
     def __init__(self, head: BlockHead):
         super().__init__()
         self.head = head
+        self.register_buffer("weight", torch.empty(0, head.width), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         rows = self.head.matrix.rows(tokens.reshape(-1))[:, : self.head.width]
