@@ -41,7 +41,9 @@ def test_what_was_written_is_read(folder, engine):
 
 DAMAGE = {
     "step": ["x", None, -1, 9, 10**30, [], 1.5], "total_steps": ["x", {}, 2], "planned_steps": [None, "x"],
-    "seconds": ["x", {}], "events": [{}, [1], [{}], [{"event": "planned"}], [{"event": 1, "step": 1}]],
+    "seconds": ["x", {}], "events": [{}, [1], [{}], [{"event": "planned"}], [{"event": 1, "step": 1}],
+        [{"event": "started", "step": 0, "before": "x"}], [{"event": "started", "step": 0}],
+        [{"event": "source", "step": 0}]],
     "held_out": [1, {}, {"step": 1}], "data": [[], "x"], "matmul": [[]], "format": [2, None],
     "optimizer": [[], {"a": 1}, {"a": {"b": "c"}}, None], "unheard": [1], "finished": ["maybe"],
 }  # fmt: skip

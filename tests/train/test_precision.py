@@ -292,7 +292,8 @@ def test_elite_in_emulated_fp8_is_within_two_percent_of_bfloat16_after_100_steps
 
     last = {}
     for name, settings in {"bfloat16": {}, "fp8": {"precision.fp8": {"emulate": True}}}.items():
-        overrides = {"train.steps": 100, "train.evaluate_every": 100, "precision.compute": "bfloat16", **settings}
+        overrides = {"train.steps": 100, "train.evaluate_every": 100, "train.batch_tokens": 2048}
+        overrides |= {"precision.compute": "bfloat16", **settings}
         run = pretrain("elite-112m-smoke", out=tmp_path / name, overrides=overrides)
         last[name] = [line["loss"] for line in read_metrics(run.out / "metrics.jsonl") if "loss" in line][-10:]
     assert max(last["bfloat16"]) < 6, "it has learned"

@@ -147,11 +147,17 @@ class LanguageModel:
         return self.complete_ids([self.encode_prompt(prompt, special_tokens) for prompt in prompts], **options)
 
     def complete_ids(
-        self, prompts: list[list[int]], finished: Callable[[], object] | None = None, **options: Any
+        self,
+        prompts: list[list[int]],
+        finished: Callable[[], object] | None = None,
+        scheduler: Scheduler | None = None,
+        **options: Any,
     ) -> list[Completion]:
-        """The same for prompts that are token ids already. finished: called when a text has come to its end."""
+        """The same for prompts that are token ids already. finished: called when a text has come to its end.
+
+        scheduler: an idle one, as for `events`."""
         completions = [Completion(len(ids)) for ids in prompts]
-        for event in self.events(prompts, self.sampling(**options)):
+        for event in self.events(prompts, self.sampling(**options), scheduler):
             completion = completions[event.row]
             completion.text += event.text
             completion.tokens.append(event.token)
@@ -268,9 +274,7 @@ class LanguageModel:
         return (event.text for event in self.events([prompt], sampling) if event.text)
 
 
-def load(
-    model: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
-) -> LanguageModel:
+def load(model: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> LanguageModel:
     """`shoestring.load`: see `LanguageModel.load`."""
     return LanguageModel.load(model, device, dtype)
 
@@ -286,4 +290,3 @@ def as_messages(messages: Messages, system: str | None = None) -> list[dict[str,
                 hint='a message looks like {"role": "user", "content": "Hello"}',
             )
     return ([{"role": "system", "content": system}] if system else []) + list(messages)
-

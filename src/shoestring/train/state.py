@@ -12,6 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 FORMAT = 1
 _MOST = 2**62  # that counters in C can hold
+# What a resumed run reads of an event, and its type.
+_READ_AGAIN: dict[str, tuple[str, type]] = {"started": ("before", float), "source": ("digest", str)}
 
 
 @dataclass
@@ -142,6 +144,10 @@ class TrainerState:
             raise ValueError("total_steps and planned_steps are known together")
         if any(type(event.get("step")) is not int or not isinstance(event.get("event"), str) for event in state.events):
             raise ValueError("an event without its name or step")
+        for event in state.events:
+            key, kind = _READ_AGAIN.get(event["event"], ("event", str))
+            if not isinstance(event.get(key), kind):
+                raise ValueError(f"an event {event['event']!r} without its {key}")
         return state
 
 

@@ -12,6 +12,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.evaluate.suite import sandbox
 from shoestring.evaluate.suite.categories.every import CATEGORIES
 from shoestring.evaluate.suite.kept import Kept, digest_of, write_answers
+from shoestring.evaluate.suite.likelihood import _read_each, _read_once
 from shoestring.evaluate.suite.picture import draw
 from shoestring.evaluate.suite.question import questions
 from shoestring.evaluate.suite.results import Answered, differences
@@ -65,7 +66,8 @@ class Killed(Exception):
 
 
 def test_killed_and_gone_on_with_is_as_uninterrupted(model, tmp_path, monkeypatch):
-    whole, answered = evaluate(model, only=FEW, items=4)
+    names = ("spelling", "JSON arrays", "tables")  # answers of three lengths: no two are asked together
+    whole, answered = evaluate(model, only=names, items=4)
     kept, calls = Kept("of this model", tmp_path), []
     complete = model.complete_ids
 
@@ -77,14 +79,20 @@ def test_killed_and_gone_on_with_is_as_uninterrupted(model, tmp_path, monkeypatc
 
     monkeypatch.setattr(model, "complete_ids", counted)
     with pytest.raises(Killed):
-        evaluate(model, only=FEW, items=4, kept=kept)
+        evaluate(model, only=names, items=4, kept=kept)
     assert calls == [4, 4] and len(list(tmp_path.iterdir())) == 2
-    monkeypatch.setattr(model, "complete_ids", complete)
     asked = []
     monkeypatch.setattr(model, "complete_ids", lambda *a, **o: (asked.append(len(a[0])), complete(*a, **o))[1])
-    result, found = evaluate(model, only=FEW, items=4, kept=kept)
+    result, found = evaluate(model, only=names, items=4, kept=kept)
     assert asked == [4], "what was answered before the kill is not asked again"
     assert found == answered and result.scores == whole.scores
+
+
+def test_categories_that_are_asked_together_are_answered_as_each_alone(model):
+    _, together = evaluate(model, only=FEW, items=5)
+    alone = [one for name in FEW for one in evaluate(model, only=[name], items=5)[1]]
+    order = [category.name for category in CATEGORIES]
+    assert together == sorted(alone, key=lambda one: order.index(one.category))
 
 
 def test_a_damaged_answer_is_asked_again_and_another_model_too(model, tmp_path, capsys):
@@ -113,11 +121,11 @@ def test_what_cannot_be_scored_here_is_left_out_by_name(model, monkeypatch):
 
 def test_with_little_memory_fewer_are_asked_at_once_and_answered_alike(model, monkeypatch):
     _, answered = evaluate(model, only=FEW, items=6)
-    complete, together = model.complete_ids, []
-    monkeypatch.setattr(model, "complete_ids", lambda *a, **o: (together.append(len(a[0])), complete(*a, **o))[1])
+    made, slots = model.scheduler, []
+    monkeypatch.setattr(model, "scheduler", lambda *a: (slots.append(a), made(*a))[1])
     monkeypatch.setattr(model, "at_once", 1024)
     _, fewer = evaluate(model, only=FEW, items=6)
-    assert max(together) < 6 and sum(together) == 18
+    assert slots and all(number * length <= 1024 or number == 1 for number, length in slots)
     assert fewer == answered
 
 
@@ -164,3 +172,20 @@ def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match="no category or group 'sums'"):
         categories(["sums"])
     assert {one.group for one in categories(["arithmetic", "spelling"])} == {"arithmetic", "words and letters"}
+
+
+LATENT = {"heads": 2, "latent_rank": 8, "content_width": 16, "rotary_width": 8, "value_width": 16}
+
+
+@pytest.mark.parametrize("attention", [
+    tiny.SHAPE["attention"], {"kind": "mla", **LATENT}, {"kind": "mtla", "stride": 2, **LATENT},
+])  # fmt: skip
+def test_prompts_read_once_say_what_they_say_with_every_option(attention):
+    tokenizer = chatml(templates.CHATML)
+    shape = {**tiny.SHAPE, "attention": attention, "vocabulary": tokenizer.vocabulary_size}
+    model = LanguageModel(build(ModelConfig.model_validate(shape), seed=4), tokenizer)
+    prompts = [[7, 8, 9, 10, 11], [20, 21], [30, 31, 32]]
+    options = [[[5], [6, 7, 8, 9]], [[40, 41], [42]], [[50]]]
+    found, each = _read_once(model, prompts, options, 12), _read_each(model, prompts, options)
+    for some, others in zip(found, each, strict=True):
+        assert some == pytest.approx(others, abs=1e-5)

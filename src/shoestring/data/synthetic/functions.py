@@ -111,9 +111,7 @@ def functions() -> Draw:
 
 def _form(rng: random.Random) -> Exercise:
     name = f"{rng.choice(_VERBS)}_{rng.choice(_THINGS)}"
-    kinds: list[tuple[str, ...]] = [
-        rng.choice((_NUMBERS, _NUMBERS, _TEXTS, _LISTS)) for _ in range(rng.randint(1, 3))
-    ]
+    kinds: list[tuple[str, ...]] = [rng.choice((_NUMBERS, _NUMBERS, _TEXTS, _LISTS)) for _ in range(rng.randint(1, 3))]
     arguments: list[str] = []
     for kind in kinds:
         arguments.append(rng.choice([one for one in kind if one not in arguments]))

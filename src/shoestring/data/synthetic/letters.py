@@ -36,8 +36,17 @@ def _alphabet_steps(rng: random.Random) -> Exercise:
     first = rng.choice([n for n in range(26) if 0 <= n + step * number < 26])
     items = [string.ascii_uppercase[first + step * n] for n in range(number + 1)]
     problems = [f"letters {abs(step)} {first % abs(step)} {item}" for item in items]
-    way = "on" if step > 0 else "back"
-    answer = f"Each letter is {abs(step)} further {way}. The next one is {items[-1]}."
+    way, one = ("on", 1) if step > 0 else ("back", -1)
+
+    def between(letter: str) -> str:
+        """The letters from one item to the next, that one included."""
+        at = string.ascii_uppercase.index(letter)
+        return ", ".join(string.ascii_uppercase[at + one * n] for n in range(1, abs(step) + 1))
+
+    answer = (
+        f"After {items[0]}: {between(items[0])}. Each letter is {abs(step)} further {way}."
+        f" After {items[-2]}: {between(items[-2])}. The next one is {items[-1]}."
+    )
     return _exercise(rng.choice(_FOLLOWS).format(shown=", ".join(items[:-1])), answer, items[-1], *problems)
 
 

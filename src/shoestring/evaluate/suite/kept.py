@@ -1,4 +1,4 @@
-"""Answers of a model, kept category by category: a killed evaluation goes on with the next category."""
+"""Answers of a model, kept some categories at a time: a killed evaluation goes on with the next ones."""
 
 from __future__ import annotations
 
@@ -21,33 +21,36 @@ VERSION = 1  # of how answers are decoded and checked: what was kept under anoth
 
 
 class Kept:
-    """digest: of the model whose answers these are. folder: where; one file for a category, a line for each
+    """digest: of the model whose answers these are. folder: where; a file for what is decoded together, a line for each
     question."""
 
     def __init__(self, digest: str, folder: Path | None = None):
         self._digest, self._folder = digest, folder or cache_dir() / "answers"
 
-    def read(self, category: str, asked: Sequence[Question]) -> list[Answered] | None:
-        """The answers to these questions in this order, None where they are not there or cannot be read."""
-        file = self._file(category, asked)
+    def read(self, categories: Sequence[str], asked: Sequence[Sequence[Question]]) -> list[Answered] | None:
+        """The answers to the questions of these categories, in this order; None where they are not there or cannot be
+        read."""
+        file = self._file(categories, asked)
         if not file.is_file():
             return None
         try:
             found = [Answered(**parse_json(line)) for line in file.read_bytes().splitlines()]
         except (ValueError, TypeError):
             found = []
-        if [one.asked for one in found] != [question.shown for question in asked]:
-            console.say(f"{file} is damaged: the questions of {category!r} are asked again")
+        if [one.asked for one in found] != [question.shown for some in asked for question in some]:
+            console.say(f"{file} is damaged: the questions of {', '.join(categories)} are asked again")
             return None
         return found
 
-    def write(self, category: str, asked: Sequence[Question], answered: Sequence[Answered]) -> None:
-        write_answers(answered, self._file(category, asked))
+    def write(
+        self, categories: Sequence[str], asked: Sequence[Sequence[Question]], answered: Sequence[Answered]
+    ) -> None:
+        write_answers(answered, self._file(categories, asked))
 
-    def _file(self, category: str, asked: Sequence[Question]) -> Path:
-        key = json.dumps(
-            [VERSION, self._digest, category, [[*question.messages, question.answer] for question in asked]]
-        )
+    def _file(self, categories: Sequence[str], asked: Sequence[Sequence[Question]]) -> Path:
+        """What is decoded together decides the last bits, so it decides the name."""
+        questions = [[[*question.messages, question.answer] for question in some] for some in asked]
+        key = json.dumps([VERSION, self._digest, [*categories], questions])
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.jsonl"
 
 

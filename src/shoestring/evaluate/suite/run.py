@@ -1,12 +1,15 @@
 """`evaluate(model)`: the suite put to a model, category by category.
 
-Questions of a category are decoded together, greedily, so that the same model has the same scores.
+Questions of some categories are decoded together, greedily and always the same ones, so that the same model has the
+same scores.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Literal
 
 from shoestring.core.errors import ConfigError
@@ -17,10 +20,13 @@ from shoestring.evaluate.suite.kept import Kept
 from shoestring.evaluate.suite.likelihood import likeliest
 from shoestring.evaluate.suite.question import ITEMS, Category, Question, Reply, questions
 from shoestring.evaluate.suite.results import Answered, Evaluation, Score
-from shoestring.generate.language_model import Completion, LanguageModel
+from shoestring.generate.language_model import SLOTS, LanguageModel
 
 Side = Literal["development", "held-out"]
+_TOGETHER = 4  # categories
+_LONG = 512  # tokens of a question with its answer, from which its category goes alone
 _CACHED = 2**14  # tokens of all texts that are decoded together
+_SANDBOXES = 2  # programs that run at once
 
 
 def evaluate(
@@ -37,31 +43,74 @@ def evaluate(
     Categories that cannot be scored here are left out, with the reason. Raises ConfigError for a name that is none.
     """
     chosen, began = categories(only), time.monotonic()
-    why_not = sandbox.why_not() if any(category.needs_code for category in chosen) else None
     left_out: dict[str, str] = {}
-    scores, answered = [], []
+    answered: list[Answered] = []
     with waiting("asking    questions of the suite", len(chosen) * items) as told:
-        for category in chosen:
-            asked = questions(category, side, items)
-            prompts = [prompt(model, question) for question in asked]
-            if category.needs_code and why_not is not None:
-                left_out[category.name] = why_not
-            elif (longest := _longest(prompts, asked)) > model.decoder.config.context:
-                context = f"the model's context is of {model.decoder.config.context:,} tokens"
-                left_out[category.name] = f"its questions and answers take up to {longest:,} tokens, and {context}"
+        for batch in _batches(_possible(model, chosen, side, items, left_out, told)):
+            names, asked = [one.category.name for one in batch], [one.asked for one in batch]
+            found = kept.read(names, asked) if kept is not None else None
+            if found is not None:
+                told.found(len(found))
             else:
-                found = kept.read(category.name, asked) if kept is not None else None
-                if found is not None:
-                    told.found(len(found))
-                else:
-                    found = _ask(model, category, asked, prompts, told)
-                    if kept is not None:
-                        kept.write(category.name, asked, found)
-                answered += found
-                scores.append(score(category, found))
-                continue
-            told.found(len(asked))
+                found = _ask(model, batch, told)
+                if kept is not None:
+                    kept.write(names, asked, found)
+            answered += found
+    place = {category.name: number for number, category in enumerate(chosen)}
+    answered.sort(key=lambda one: place[one.category])
+    scores = [score(one, [a for a in answered if a.category == one.name]) for one in chosen if one.name not in left_out]
     return Evaluation(name, side, tuple(scores), time.monotonic() - began, left_out), answered
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A category's questions, and what the model is to go on from for each."""
+
+    category: Category
+    asked: list[Question]
+    prompts: list[list[int]]
+
+    @property
+    def most(self) -> int:
+        """Tokens of an answer."""
+        return max(question.max_tokens for question in self.asked)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a question with its answer."""
+        return max(map(len, self.prompts)) + self.most
+
+
+def _possible(
+    model: LanguageModel, chosen: list[Category], side: Side, items: int, left_out: dict[str, str], told: Waiting
+) -> Iterator[_Asked]:
+    """Those that can be scored here; the others get a reason in `left_out`."""
+    why_not = sandbox.why_not() if any(category.needs_code for category in chosen) else None
+    context = model.decoder.config.context
+    for category in chosen:
+        asked = questions(category, side, items)
+        one = _Asked(category, asked, [prompt(model, question) for question in asked])
+        if category.needs_code and why_not is not None:
+            left_out[category.name] = why_not
+        elif one.longest > context:
+            takes = f"its questions and answers take up to {one.longest:,} tokens"
+            left_out[category.name] = f"{takes}, and the model's context is of {context:,} tokens"
+        else:
+            yield one
+            continue
+        told.found(items)
+
+
+def _batches(all_of: Iterable[_Asked]) -> Iterator[list[_Asked]]:
+    """Categories whose answers are as long, some at a time: the more texts there are, the more is made of each reading
+    of the weights."""
+    waiting_for: dict[int, list[_Asked]] = {}
+    for one in all_of:
+        batch = waiting_for.setdefault(one.most, [])
+        batch.append(one)
+        if len(batch) == _TOGETHER or one.longest > _LONG:
+            yield waiting_for.pop(one.most)
+    yield from waiting_for.values()
 
 
 def categories(only: Sequence[str]) -> list[Category]:
@@ -89,30 +138,27 @@ def score(category: Category, answered: Sequence[Answered]) -> Score:
     return Score(category.name, category.group, right, len(answered), category.chance, chosen)
 
 
-def _ask(
-    model: LanguageModel, category: Category, asked: list[Question], prompts: list[list[int]], told: Waiting
-) -> list[Answered]:
-    said = _replies(model, prompts, max(question.max_tokens for question in asked), told)
-    chosen = likeliest(model, prompts, [question.options for question in asked])
+def _ask(model: LanguageModel, batch: list[_Asked], told: Waiting) -> list[Answered]:
+    said = iter(_replies(model, batch, told))
     found = []
-    for question, completion, option in zip(asked, said, chosen, strict=True):
-        text = completion.text.strip()
-        right = question.right(Reply(text, completion.reason in ("stop_token", "stop_string")))
-        choice = None if option is None else question.options[option] == question.answer
-        found.append(Answered(category.name, question.shown, question.answer, text, right, choice))
+    for one in batch:
+        replies = [next(said) for _ in one.asked]
+        chosen = likeliest(model, one.prompts, [question.options for question in one.asked])
+        with ThreadPoolExecutor(_SANDBOXES if one.category.needs_code else 1) as pool:
+            right = list(pool.map(Question.right, one.asked, replies))
+        for question, reply, option, verdict in zip(one.asked, replies, chosen, right, strict=True):
+            choice = None if option is None else question.options[option] == question.answer
+            found.append(Answered(one.category.name, question.shown, question.answer, reply.text, verdict, choice))
     return found
 
 
-def _replies(model: LanguageModel, prompts: list[list[int]], most: int, told: Waiting) -> list[Completion]:
-    """Greedy, so many tokens at most; as many together as there is room for."""
-    room = _CACHED if model.at_once is None else model.at_once
-    at_once = max(room // (max(map(len, prompts)) + most), 1)
-    said: list[Completion] = []
-    for first in range(0, len(prompts), at_once):
-        some = prompts[first : first + at_once]
-        said += model.complete_ids(some, told.advance, temperature=0.0, repetition_penalty=1.0, max_tokens=most)
-    return said
-
-
-def _longest(prompts: list[list[int]], asked: list[Question]) -> int:
-    return max(len(ids) + question.max_tokens for ids, question in zip(prompts, asked, strict=True))
+def _replies(model: LanguageModel, batch: list[_Asked], told: Waiting) -> list[Reply]:
+    """Greedy; as many together as there is room for, the next one beginning where one has ended."""
+    prompts = [ids for one in batch for ids in one.prompts]
+    longest = max(one.longest for one in batch)
+    slots = max(min((model.at_once or _CACHED) // longest, SLOTS, len(prompts)), 1)
+    said = model.complete_ids(
+        prompts, told.advance, model.scheduler(slots, longest),
+        temperature=0.0, repetition_penalty=1.0, max_tokens=batch[0].most,
+    )  # fmt: skip
+    return [Reply(one.text.strip(), one.reason in ("stop_token", "stop_string")) for one in said]
