@@ -1,10 +1,11 @@
-// A whole pass of a plain decoder (RMSNorm, grouped-query attention with rotary positions, SwiGLU: Llama, Qwen2, Qwen3) over
-// the new tokens of some texts, in one call: at these sizes the interpreter between two operations costs as much as the
-// weights do. Weights are in blocks (blocks.h), activations are rounded to int8 before each product; norms, rotations,
-// attention and residuals are float32. Tokens of a text stand one after another, and keys and values are written before
-// any token attends, so that prompts, single tokens and many texts at once are the same to it.
+// A whole pass of a plain decoder (RMSNorm, grouped-query attention with rotary positions, SwiGLU: Llama, Qwen2, Qwen3)
+// over the new tokens of some texts, in one call: at these sizes the interpreter between two operations costs as much
+// as the weights do. For matrices in blocks (matrix.h) activations are rounded to int8 before the product; all else is
+// float32. Tokens of a text stand one after another, and keys and values are written before any token attends, so that
+// prompts, single tokens and many texts at once are the same to it.
 //
-// One parallel region for all layers: a thread takes its share of a step's tiles, heads or rows, then waits for the others.
+// One parallel region for all layers: a thread takes its share of a step's tiles, heads or rows, then waits for the
+// others.
 
 #include <omp.h>
 
@@ -12,7 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <initializer_list>
 
 #include "blocks.h"
 #include "exponential.h"
@@ -20,7 +21,7 @@
 struct Layer {
     const float *attention_norm, *feed_forward_norm;  // [width]
     const float *query_norm, *key_norm;               // [head width] or none
-    Matrix queries_keys_values, output, gate_up, down;
+    Matrix query, key, value, output, gate, up, down;
     float *keys, *values;  // [slots, kv heads, capacity, head width]
 };
 
@@ -37,13 +38,12 @@ struct Pass {
     float* x;
 };
 
-// Scratch for so many tokens, from the caller.
+// Scratch for so many tokens, from the caller. depth: the most of width, heads · head width and hidden.
 struct Room {
-    int8_t* codes;          // [tokens, widest]
-    float *scales, *sums;   // [tokens, widest / 32]
-    float *wide;            // [tokens, max(heads + 2 · kv heads) · head width, 2 · hidden]
-    float *narrow;          // [tokens, max(heads · head width, width)]
-    float *scores;          // [threads, capacity · heads of a kv head]
+    Rows rows;      // of depth
+    float* wide;    // [tokens, the most of (heads + 2 · kv heads) · head width and 2 · hidden]
+    float* narrow;  // [tokens, the most of heads · head width and width]
+    float* scores;  // [threads, heads of a kv head, capacity]
 };
 
 static const int64_t LANES = 32;
@@ -59,6 +59,7 @@ static inline float dot(const float* a, const float* b, int64_t count) {
     return sum + lanes[0];
 }
 
+// y may be x.
 static inline void norm_row(const float* x, const float* weight, float epsilon, int64_t width, float* y) {
     const float factor = 1.0f / std::sqrt(dot(x, x, width) / (float)width + epsilon);
     for (int64_t i = 0; i < width; ++i) y[i] = x[i] * factor * weight[i];
@@ -80,10 +81,20 @@ struct Share {
     int64_t end(int64_t count) const { return count * (thread + 1) / threads; }
 };
 
-static inline void multiply_share(const Matrix& of, const Rounded& x, int64_t tokens, float* y, int64_t stride,
-                                  const Share& share) {
-    const int64_t tiles = tiles_of(of);
-    multiply_tiles(of, share.begin(tiles), share.end(tiles), x, 0, tokens, y, stride);
+// A thread's share of the products of matrices over the same rows, their columns one after another in y [tokens,
+// stride].
+static inline void multiply_share(std::initializer_list<const Matrix*> matrices, const Rows& x, int64_t tokens,
+                                  float* y, int64_t stride, const Share& share) {
+    int64_t all = 0, before = 0;
+    for (const Matrix* of : matrices) all += tiles_of(*of);
+    for (const Matrix* of : matrices) {
+        const int64_t tiles = tiles_of(*of);
+        const int64_t first = std::max(share.begin(all) - before, (int64_t)0);
+        const int64_t last = std::min(share.end(all) - before, tiles);
+        if (first < last) multiply_tiles(*of, first, last, x, tokens, y, stride);
+        before += tiles;
+        y += of->columns;
+    }
 }
 
 // Some query heads of one key head, of one token, over its slot's places 0 … place.
@@ -114,33 +125,31 @@ static void attend(const float* queries, int64_t count, const float* keys, const
 
 static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass, const Room& room, const Share& share,
                        int64_t widest) {
-    const int64_t width = shape.width, head = shape.head_width, tokens = pass.tokens, group = shape.heads / shape.kv_heads;
-    const int64_t queries = shape.heads * head, keys = shape.kv_heads * head, all = queries + 2 * keys;
+    const int64_t width = shape.width, head = shape.head_width, tokens = pass.tokens;
+    const int64_t group = shape.heads / shape.kv_heads, hidden = shape.hidden;
+    const int64_t queries = shape.heads * head, all = queries + 2 * shape.kv_heads * head;
     const int64_t first = share.begin(tokens), last = share.end(tokens);
-    const auto rounded = [&](int64_t depth) { return Rounded{room.codes, room.scales, room.sums, depth}; };
-    const auto round = [&](const float* row, int64_t t, int64_t depth) {
-        round_row(row, depth, room.codes + t * depth, room.scales + t * depth / BLOCK, room.sums + t * depth / BLOCK);
-    };
+    const Wants three = wants(layer.query) | wants(layer.key) | wants(layer.value);
     for (int64_t t = first; t < last; ++t) {
         norm_row(pass.x + t * width, layer.attention_norm, shape.epsilon, width, room.narrow + t * widest);
-        round(room.narrow + t * widest, t, width);
+        prepare_row(room.narrow + t * widest, t, width, three, room.rows);
     }
 #pragma omp barrier
-    multiply_share(layer.queries_keys_values, rounded(width), tokens, room.wide, all, share);
+    multiply_share({&layer.query, &layer.key, &layer.value}, room.rows, tokens, room.wide, all, share);
 #pragma omp barrier
     // Heads of every token: normed, turned; keys and values go to the cache.
-    const int64_t parts = shape.heads + 2 * shape.kv_heads;
+    const int64_t parts = shape.heads + 2 * shape.kv_heads, turned = shape.heads + shape.kv_heads;
     for (int64_t item = share.begin(tokens * parts); item < share.end(tokens * parts); ++item) {
         const int64_t t = item / parts, part = item % parts;
         float* x = room.wide + t * all + part * head;
-        if (part < shape.heads + shape.kv_heads) {
+        if (part < turned) {
             const float* weight = part < shape.heads ? layer.query_norm : layer.key_norm;
             if (weight != nullptr) norm_row(x, weight, shape.epsilon, head, x);
-            turn(x, pass.cos + t * head / 2, pass.sin + t * head / 2, head / 2);
+            turn(x, pass.cos + t * (head / 2), pass.sin + t * (head / 2), head / 2);
         }
         if (part >= shape.heads) {
             const int64_t kv = (part - shape.heads) % shape.kv_heads;
-            float* held = part < shape.heads + shape.kv_heads ? layer.keys : layer.values;
+            float* held = part < turned ? layer.keys : layer.values;
             memcpy(held + ((pass.slots[t] * shape.kv_heads + kv) * shape.capacity + pass.places[t]) * head, x,
                    head * sizeof(float));
         }
@@ -156,35 +165,37 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
                scores, room.narrow + t * widest + h * head);
     }
 #pragma omp barrier
-    for (int64_t t = first; t < last; ++t) round(room.narrow + t * widest, t, queries);
+    for (int64_t t = first; t < last; ++t)
+        prepare_row(room.narrow + t * widest, t, queries, wants(layer.output), room.rows);
 #pragma omp barrier
-    multiply_share(layer.output, rounded(queries), tokens, room.narrow, widest, share);
+    multiply_share({&layer.output}, room.rows, tokens, room.narrow, widest, share);
 #pragma omp barrier
+    const Wants two = wants(layer.gate) | wants(layer.up);
     for (int64_t t = first; t < last; ++t) {
         float *x = pass.x + t * width, *y = room.narrow + t * widest;
         for (int64_t i = 0; i < width; ++i) x[i] += y[i];
         norm_row(x, layer.feed_forward_norm, shape.epsilon, width, y);
-        round(y, t, width);
+        prepare_row(y, t, width, two, room.rows);
     }
 #pragma omp barrier
-    const int64_t hidden = shape.hidden;
-    multiply_share(layer.gate_up, rounded(width), tokens, room.wide, 2 * hidden, share);
+    multiply_share({&layer.gate, &layer.up}, room.rows, tokens, room.wide, 2 * hidden, share);
 #pragma omp barrier
     for (int64_t t = first; t < last; ++t) {
         float *gate = room.wide + t * 2 * hidden, *up = gate + hidden;
         for (int64_t i = 0; i < hidden; ++i) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
-        round(gate, t, hidden);
+        prepare_row(gate, t, hidden, wants(layer.down), room.rows);
     }
 #pragma omp barrier
-    multiply_share(layer.down, rounded(hidden), tokens, room.narrow, widest, share);
+    multiply_share({&layer.down}, room.rows, tokens, room.narrow, widest, share);
 #pragma omp barrier
     for (int64_t t = first; t < last; ++t)
         for (int64_t i = 0; i < width; ++i) pass.x[t * width + i] += room.narrow[t * widest + i];
-    // The next layer reads only rows of x that this thread has written.
+    // The next layer begins with rows of x that this thread has written.
 }
 
-// Adds what every layer adds to x. threads: that take part, torch's own.
-extern "C" void decode_layers(const Shape* shape, const Layer* layers, const Pass* pass, const Room* room, int threads) {
+// Adds what every layer adds to x. threads: that take part, at most so many.
+extern "C" void decode_layers(const Shape* shape, const Layer* layers, const Pass* pass, const Room* room,
+                              int threads) {
     const int64_t widest = std::max(shape->heads * shape->head_width, shape->width);
 #pragma omp parallel num_threads(threads)
     {
@@ -193,15 +204,39 @@ extern "C" void decode_layers(const Shape* shape, const Layer* layers, const Pas
     }
 }
 
-// x [rows, depth] rounded, and times a matrix -> y [rows, columns].
-extern "C" void multiply_rows(const Matrix* of, const float* x, int64_t rows, int8_t* codes, float* scales, float* sums,
-                              float* y, int64_t y_stride, int threads) {
+// x [rows, depth], made ready in `room`, times a matrix -> y [rows, columns].
+extern "C" void multiply_rows(const Matrix* of, const float* x, int64_t rows, const Rows* room, float* y, int threads) {
     const int64_t depth = of->depth, tiles = tiles_of(*of);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; ++row)
-        round_row(x + row * depth, depth, codes + row * depth, scales + row * depth / BLOCK, sums + row * depth / BLOCK);
-    const Rounded rounded{codes, scales, sums, depth};
-    // Tiles that fit into a cache stay there while all rows pass by.
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t tile = 0; tile < tiles; ++tile) multiply_tiles(*of, tile, tile + 1, rounded, 0, rows, y, y_stride);
+    Rows ready = *room;
+    if (!is_blocks(of->format)) ready.floats = const_cast<float*>(x);
+#pragma omp parallel num_threads(threads)
+    {
+        if (is_blocks(of->format)) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < rows; ++row) prepare_row(x + row * depth, row, depth, wants(*of), ready);
+        }
+        // Tiles that fit into a cache stay there while all rows pass by.
+#pragma omp for schedule(static)
+        for (int64_t tile = 0; tile < tiles; ++tile) multiply_tiles(*of, tile, tile + 1, ready, rows, y, of->columns);
+    }
+}
+
+// The weights of some columns -> out [count, depth]; false where there is no such column.
+extern "C" int unpack_columns(const Matrix* of, const int64_t* numbers, int64_t count, float* out, int threads) {
+    for (int64_t i = 0; i < count; ++i)
+        if (numbers[i] < 0 || numbers[i] >= of->columns) return 0;
+#pragma omp parallel for num_threads(threads) schedule(static) if (count > 16)
+    for (int64_t i = 0; i < count; ++i) {
+        float* to = out + i * of->depth;
+        switch (of->format) {
+            case NIBBLES: unpack_column<NIBBLES>(*of, numbers[i], to); break;
+            case NIBBLES_OFFSET: unpack_column<NIBBLES_OFFSET>(*of, numbers[i], to); break;
+            case BYTES: unpack_column<BYTES>(*of, numbers[i], to); break;
+            case BYTES_OFFSET: unpack_column<BYTES_OFFSET>(*of, numbers[i], to); break;
+            case FLOATS: unpack_column<FLOATS>(*of, numbers[i], to); break;
+            case HALVES: unpack_column<HALVES>(*of, numbers[i], to); break;
+            default: unpack_column<BFLOATS>(*of, numbers[i], to);
+        }
+    }
+    return 1;
 }
