@@ -15,6 +15,10 @@ from shoestring.core import console
 if TYPE_CHECKING:
     from shoestring.generate.language_model import Completion, LanguageModel
 
+WEIGHTS_HELP = (
+    "how they are kept: file (a GGUF file's own blocks), float32, bf16, int8 or int4; with --memory: how layers on disk"
+    " are kept [as dtype says]"
+)
 Model = Annotated[str, Parameter(help="a model folder, a run, a .gguf file, or a name that get knows")]
 
 
@@ -56,14 +60,30 @@ class PlaceFlags:
 
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto"
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto"
+    weights: Annotated[str | None, Parameter(help=WEIGHTS_HELP)] = None
     memory: Annotated[
         str | None, Parameter(help="the whole process at most, as 2GB; layers stream from disk if they must")
     ] = None
 
     def load(self, model: str) -> LanguageModel:
+        weights = checked_weights(self.weights, self.device, self.dtype, self.memory)
+
         from shoestring.offload.load import load
 
-        return load(model, self.device, self.dtype, self.memory, say=console.say)
+        return load(model, self.device, self.dtype, self.memory, weights, say=console.say)
+
+
+def checked_weights(weights: str | None, device: str, dtype: str, memory: str | None) -> Any:
+    """The flag --weights as `offload.load.load` takes it. Raises ConfigError, before torch is imported."""
+    from shoestring.models.decoding_formats import check_format
+    from shoestring.offload.config import store_format
+
+    asked = weights or "source"
+    if memory is None:
+        check_format(asked, device, dtype)
+    else:
+        store_format(asked)
+    return asked
 
 
 AS_ADVISED, ANYWHERE = SamplingFlags(), PlaceFlags()  # when no flag is given

@@ -14,22 +14,21 @@ from typing import Any, Literal, overload
 
 import torch
 
-from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError, TokenizerError
 from shoestring.data.external import External
 from shoestring.data.plain_names import PlainNames
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.advice import advice
 from shoestring.generate.config import SamplingConfig, sampling_config
+from shoestring.generate.loading import open_model
 from shoestring.generate.request import Request, Speed, StopReason, check_prompt
 from shoestring.generate.scheduler import Scheduler
 from shoestring.generate.text import TextStream
-from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
+from shoestring.models.decoding_formats import DecodingFormat
 from shoestring.models.external import open_external
-from shoestring.models.folder import GenerationDefaults, check_rows, load_model, read_generation_config
-from shoestring.models.peft_folder import is_adapter, load_adapted
-from shoestring.models.resolve import Say, find_model
+from shoestring.models.folder import GenerationDefaults, check_rows
+from shoestring.models.resolve import Say
 
 Messages = str | Sequence[dict[str, Any]]
 SpecialTokens = Literal["read", "text"]
@@ -84,6 +83,7 @@ class LanguageModel:
         self.stop_tokens = frozenset(token for token in ends if token is not None)
         self.speed = Speed()
         self.at_once: int | None = None  # tokens computed together at most, where memory is limited
+        self.weights: DecodingFormat = "source"  # how they are kept
 
     @classmethod
     def load(
@@ -93,24 +93,20 @@ class LanguageModel:
         dtype: str | torch.dtype = "auto",
         say: Say | None = None,
         external: External | None = None,
+        weights: DecodingFormat = "source",
     ) -> LanguageModel:
         """Load a model or adapter folder, run, GGUF file or known name (see `models.resolve.find_model`).
 
         dtype "auto" is float32, which computes what the weights say. say: told in a sentence what is being
-        waited for. external: of the input adapter, where it is open already. Raises ModelFileError, TokenizerError,
-        NetworkError.
+        waited for. external: of the input adapter, where it is open already. weights: how they are kept
+        (`models.decoding_formats`), for decoding alone where it is not "source". Raises ModelFileError, TokenizerError,
+        NetworkError, ConfigError.
         """
-        folder = base = find_model(model, say=say)
-        where, number_format = resolve_device(device), torch.float32 if dtype == "auto" else resolve_dtype(dtype)
-        if is_adapter(folder):
-            decoder, base = load_adapted(folder, device=where, dtype=number_format, say=say)
-            decoder = merge(decoder)  # decoding then costs what it costs without an adapter
-        else:
-            decoder = load_model(folder, device=where, dtype=number_format)
-        tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
+        decoder, tokenizer, folder, defaults = open_model(model, device, dtype, weights, say)
         if external is None:
             external = open_external(decoder.config, tokenizer, say)
-        language = cls(decoder, tokenizer, folder, read_generation_config(base), external)
+        language = cls(decoder, tokenizer, folder, defaults, external)
+        language.weights = weights
         language.tell_unused(say)
         return language
 

@@ -1,4 +1,4 @@
-"""A decoder made ready to decode on a CPU: its weights kept as they are to be read, and plain kinds in native passes."""
+"""A decoder made ready to decode on a CPU: weights kept as they are to be read, plain kinds in native passes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEAD_BITS = 8  # with 4 bits a head loses more than all other matrices together
 def load_for_decoding(folder: str | Path, weights: str) -> Decoder:
     """The decoder in a model folder on the CPU, each block's weights kept as `weights` says before the next is read.
 
-    weights: "file" as they are stored, else float32, bf16, int8 or int4. Raises what `load_model` does, and ConfigError.
+    weights: "file" as they are stored, else float32, bf16, int8 or int4. Raises what `load_model` does, ConfigError.
     """
     if weights == "file":
         weights = _STORED.get(stored_dtypes(folder)["embedding.weight"], "float32")

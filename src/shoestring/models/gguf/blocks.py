@@ -1,20 +1,21 @@
-"""Blocks of a GGUF tensor as the decoding kernels take them: codes, scales and offsets, without a way over floats.
+"""Blocks of a GGUF tensor as decoding keeps them: codes, scales and offsets, without a way over floats.
 
-Q4_0, Q4_1, Q8_0, Q5_0 and Q5_1 are kept as they are, the latter two with codes of 8 bits. Q4_K and Q5_K have scales of two
-levels, whose products are rounded to float16 (11 bits). Q6_K has a scale for every 16 numbers: its codes are brought to
-the larger scale of both, in 8 bits.
+Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 keep their numbers; codes of 5 bits take 8. Q4_K and Q5_K have scales and offsets of
+two levels, whose products are rounded to float16 (11 bits). Q6_K has a scale for every 16 numbers: each 32 are brought
+to one scale, in 8 bits. Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from gguf.constants import GGMLQuantizationType as Kind
-from torch import Tensor
 
-from shoestring.kernels.blocks import BLOCK, BlockMatrix, pack
+from shoestring.kernels.blocks import BlockMatrix, pack
+from shoestring.kernels.decode import BLOCK
 
 _SUPER = 256  # numbers of a block of the K formats
 
@@ -27,20 +28,22 @@ class Parts(NamedTuple):
     offsets: np.ndarray | None
     bits: int
 
-    def matrix(self, bias: Tensor | None = None) -> BlockMatrix:
-        offsets = None if self.offsets is None else torch.from_numpy(self.offsets)
-        return pack(torch.from_numpy(self.codes), torch.from_numpy(self.scales), offsets, self.bits, bias)
+    def matrix(self, order: np.ndarray | None = None) -> BlockMatrix:
+        """As the kernel takes them. order: of the rows."""
+        arrays = (self.codes, self.scales, self.offsets)
+        codes, scales, offsets = (
+            None if one is None else torch.from_numpy(one if order is None else one[order]) for one in arrays
+        )
+        assert codes is not None and scales is not None
+        return pack(codes, scales, offsets, self.bits)
 
 
-def parts_of(raw: memoryview | bytes, kind: Kind, width: int) -> Parts | None:
-    """raw: whole rows of so many numbers. None for a format that has no such blocks."""
-    read = _FORMATS.get(kind)
-    if read is None or width % (_SUPER if kind in _K_FORMATS else BLOCK):
-        return None
-    size, make = read
-    numbers = _SUPER if kind in _K_FORMATS else BLOCK
+def parts_of(raw: memoryview | bytes, kind: Kind, width: int) -> Parts:
+    """raw: whole rows of `width` numbers, a multiple of the format's block. kind: one of `BLOCKS`."""
+    numbers, size, read = _FORMATS[kind]
+    assert width % numbers == 0
     blocks = np.frombuffer(raw, np.uint8).reshape(-1, size)  # of all rows, one after another
-    return make(blocks, width // numbers)
+    return read(blocks, width // numbers)
 
 
 def _halves(blocks: np.ndarray, at: int) -> np.ndarray:
@@ -72,7 +75,7 @@ def _fifth_bits(blocks: np.ndarray, at: int) -> np.ndarray:
 
 
 def _q5_0(blocks: np.ndarray, per_row: int) -> Parts:
-    codes = (_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).astype(np.int8) - 16
+    codes = (_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).astype(np.int8) - np.int8(16)
     return Parts(_rows(codes, per_row), _rows(_halves(blocks, 0), per_row), None, 8)
 
 
@@ -83,15 +86,15 @@ def _q5_1(blocks: np.ndarray, per_row: int) -> Parts:
 
 
 def _q8_0(blocks: np.ndarray, per_row: int) -> Parts:
-    return Parts(_rows(blocks[:, 2:].view(np.int8), per_row), _rows(_halves(blocks, 0), per_row), None, 8)
+    codes = blocks[:, 2:].copy().view(np.int8)
+    return Parts(_rows(codes, per_row), _rows(_halves(blocks, 0), per_row), None, 8)
 
 
 def _k_scales(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of eight parts of 32: scales and offsets [n, 8] float32 (d · 6 bits, −dmin · 6 bits)."""
-    packed = blocks[:, 4:16].astype(np.uint8)
-    low, high, both = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    low, high, both = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = np.concatenate([low & 63, (both & 15) | (low >> 6) << 4], 1)
-    offsets = np.concatenate([high & 63, both >> 4 | (high >> 6) << 4], 1)
+    offsets = np.concatenate([high & 63, (both >> 4) | (high >> 6) << 4], 1)
     return _halves(blocks, 0) * scales, -_halves(blocks, 2) * offsets
 
 
@@ -118,18 +121,20 @@ def _q6_k(blocks: np.ndarray, per_row: int) -> Parts:
     low, high = blocks[:, :128].reshape(-1, 2, 2, 32), blocks[:, 128:192].reshape(-1, 2, 1, 32)
     nibbles = np.concatenate([low & 15, low >> 4], 2)  # [n, 2, 4, 32]: four parts of each half
     pairs = np.concatenate([high >> shift & 3 for shift in (0, 2, 4, 6)], 2)
-    codes = ((nibbles | pairs << 4).astype(np.int8) - 32).reshape(-1, 16, 16).astype(np.float32)
-    scales = _halves(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)  # [n, 16], of 16 numbers each
-    values = (codes * scales[:, :, None]).reshape(-1, 8, BLOCK)
-    together = np.abs(values).max(-1) / 127
-    together = together.astype(np.float16).astype(np.float32)
-    steps = np.where(together > 0, together, 1)[:, :, None]
+    codes = ((nibbles | pairs << 4).astype(np.int8) - np.int8(32)).reshape(-1, 16, 16).astype(np.float32)
+    own = blocks[:, 192:208].copy().view(np.int8).astype(np.float32)
+    values = codes * (_halves(blocks, 208) * own)[:, :, None]  # a scale for every 16
+    values = values.reshape(-1, 8, BLOCK)
+    scales = (np.abs(values).max(-1) / 127).astype(np.float16).astype(np.float32)
+    steps = np.where(scales > 0, scales, 1)[:, :, None]
     rounded = np.clip(np.rint(values / steps), -127, 127).astype(np.int8).reshape(-1, _SUPER)
-    return Parts(_rows(rounded, per_row), _rows(together, per_row), None, 8)
+    return Parts(_rows(rounded, per_row), _rows(scales, per_row), None, 8)
 
 
-_K_FORMATS = frozenset({Kind.Q4_K, Kind.Q5_K, Kind.Q6_K})
-_FORMATS = {  # bytes of a block, and how it is read
-    Kind.Q4_0: (18, _q4_0), Kind.Q4_1: (20, _q4_1), Kind.Q5_0: (22, _q5_0), Kind.Q5_1: (24, _q5_1), Kind.Q8_0: (34, _q8_0),
-    Kind.Q4_K: (144, _q4_k), Kind.Q5_K: (176, _q5_k), Kind.Q6_K: (210, _q6_k),
+# Numbers and bytes of a block, and how blocks are read.
+_FORMATS: dict[Kind, tuple[int, int, Callable[[np.ndarray, int], Parts]]] = {
+    Kind.Q4_0: (BLOCK, 18, _q4_0), Kind.Q4_1: (BLOCK, 20, _q4_1), Kind.Q5_0: (BLOCK, 22, _q5_0),
+    Kind.Q5_1: (BLOCK, 24, _q5_1), Kind.Q8_0: (BLOCK, 34, _q8_0), Kind.Q4_K: (_SUPER, 144, _q4_k),
+    Kind.Q5_K: (_SUPER, 176, _q5_k), Kind.Q6_K: (_SUPER, 210, _q6_k),
 }  # fmt: skip
+BLOCKS = frozenset(_FORMATS)
