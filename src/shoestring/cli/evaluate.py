@@ -62,7 +62,8 @@ def evaluate(
     kept = checked_weights(weights, device, dtype, memory)
     if adapter is not None and kept == "file":
         raise ConfigError(
-            "--weights file: with an adapter the weights are no longer the file's (command line)", hint="take int8 or int4"
+            "--weights file: an adapter changes the weights, which are then not the file's (command line)",
+            hint="take int8 or int4",
         )
 
     from shoestring.evaluate.suite.categories.every import CATEGORIES
@@ -133,8 +134,8 @@ def _load(
     from shoestring.offload.load import load
 
     later = adapter is not None and memory is None and weights != "source"  # merged first, then kept as is asked
-    where, first = ("cpu", "source") if later else (device, weights)
-    language = load(name, where, dtype, memory, first, say=console.say, scoring=True)
+    where = "cpu" if later and weights != "float32" else device
+    language = load(name, where, dtype, memory, "source" if later else weights, say=console.say, scoring=True)
     if adapter is None:
         return language, None
     folder = find_model(adapter, say=console.say)

@@ -55,7 +55,7 @@ class Kept:
 
 
 def digest_of(model: LanguageModel, adapter: Path | None = None) -> str | None:
-    """Of the files of its folder, of an adapter's base too, and of the number formats; None for one without a folder."""
+    """Of the files of its folder, an adapter's base too, and of the number formats; None for one without a folder."""
     if model.folder is None:
         return None
     folders = [model.folder, *([find_base(model.folder)] if is_adapter(model.folder) else [])]
