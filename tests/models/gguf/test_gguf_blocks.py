@@ -20,7 +20,8 @@ from tests.models.gguf.gguf_files import quantize_model, tiny_model, write_gguf
 
 # Where a block's scale is a float16, and how far from zero it may be; of the K formats scales are rounded once more.
 SCALES = {
-    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2),
+    "Q6_K": (208,),
 }  # fmt: skip
 NEAR = {"Q4_K": 1e-3, "Q5_K": 1e-3, "Q6_K": 5e-3}
 
@@ -80,7 +81,7 @@ def test_a_file_is_decoded_as_its_folder_is(arch, kind, tmp_path, monkeypatch):
         theirs = dense.head(dense(tokens)[0])
         for cache in (None, decoder.new_cache(1, 32)):
             mine = decoder.head(decoder(tokens, cache=cache)[0])
-            assert (mine - theirs).norm() <= (1e-4 if "F" in kind else 0.03) * theirs.norm()
+            assert (mine - theirs).norm() <= (1e-4 if "F" in kind else 0.05) * theirs.norm()
 
 
 def test_formats_without_such_blocks_are_refused_by_name(tmp_path, monkeypatch):
