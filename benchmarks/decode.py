@@ -3,7 +3,7 @@
     python -m benchmarks.decode --llama-python PYTHON [--cases q4_1,q8_0,f32,0.5b] [--rounds N] [--quick]
 
 PYTHON: an interpreter that has llama-cpp-python, best built from source with native flags; this one if it is not given.
-Each side is a process that holds its model and answers in turn: a prompt of 16 tokens with 128 greedy ones after it, and
+Each side is a process that holds its model and answers in turn: a prompt of 16 tokens and 128 greedy ones after it, and
 one of 512. The table shows medians of rounds. The limit of memory is the bytes of all weights over the bandwidth that
 is measured in the same run; the limit of products is our kernels on one row with nothing besides. Transformers' float32
 and bfloat16 stand beside. Last line: ratios of ours to llama.cpp's, on the same file and on its fastest 4-bit one.

@@ -3,8 +3,8 @@ interpreter has llama_cpp may run it.
 
     PYTHON benchmarks/llama_worker.py FILE.gguf THREADS
 
-Reads requests from stdin, a JSON object a line, and answers each with one: {"prompt": ids, "tokens": N} with the seconds
-until the first token, those of the N − 1 after it, and the tokens.
+Reads requests from stdin, a JSON object a line, and answers each with one: {"prompt": ids, "tokens": N} with seconds
+until the first token, seconds of the N − 1 after it, and the tokens.
 """
 
 from __future__ import annotations
