@@ -16,7 +16,7 @@
 #include <initializer_list>
 
 #include "blocks.h"
-#include "exponential.h"
+#include "cached_attention.h"
 
 struct Layer {
     const float *attention_norm, *feed_forward_norm;  // [width]
@@ -27,6 +27,7 @@ struct Layer {
 
 struct Shape {
     int64_t layers, width, heads, kv_heads, head_width, hidden, capacity;
+    int64_t longest;  // of the texts, with their new tokens
     float epsilon;
 };
 
@@ -43,8 +44,10 @@ struct Room {
     Rows rows;      // of depth
     float* wide;    // [tokens, the most of (heads + 2 · kv heads) · head width and 2 · hidden]
     float* narrow;  // [tokens, the most of heads · head width and width]
-    float* scores;  // [threads, heads of a kv head, capacity]
+    float* scores;  // [threads, WINDOW · heads of a kv head, longest]
 };
+
+static const int64_t WINDOW = 8;  // tokens that are attended together: they read keys once
 
 static const int64_t LANES = 32;
 
@@ -97,37 +100,11 @@ static inline void multiply_share(std::initializer_list<const Matrix*> matrices,
     }
 }
 
-// Some query heads of one key head, of one token, over its slot's places 0 … place.
-static void attend(const float* queries, int64_t count, const float* keys, const float* values, int64_t place,
-                   int64_t head_width, float* scores, float* out) {
-    const int64_t length = place + 1;
-    const float scale = 1.0f / std::sqrt((float)head_width);
-    for (int64_t s = 0; s < length; ++s)
-        for (int64_t h = 0; h < count; ++h)
-            scores[h * length + s] = scale * dot(queries + h * head_width, keys + s * head_width, head_width);
-    for (int64_t h = 0; h < count; ++h) {
-        float* row = scores + h * length;
-        float highest = row[0], sum = 0.0f;
-        for (int64_t s = 1; s < length; ++s) highest = row[s] > highest ? row[s] : highest;
-        for (int64_t s = 0; s < length; ++s) row[s] = exponential(row[s] - highest);
-        for (int64_t s = 0; s < length; ++s) sum += row[s];
-        const float inverse = 1.0f / sum;
-        for (int64_t s = 0; s < length; ++s) row[s] *= inverse;
-        std::fill(out + h * head_width, out + (h + 1) * head_width, 0.0f);
-    }
-    for (int64_t s = 0; s < length; ++s)
-        for (int64_t h = 0; h < count; ++h) {
-            const float weight = scores[h * length + s];
-            const float* value = values + s * head_width;
-            for (int64_t i = 0; i < head_width; ++i) out[h * head_width + i] += weight * value[i];
-        }
-}
-
 static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass, const Room& room, const Share& share,
                        int64_t widest) {
     const int64_t width = shape.width, head = shape.head_width, tokens = pass.tokens;
     const int64_t group = shape.heads / shape.kv_heads, hidden = shape.hidden;
-    const int64_t queries = shape.heads * head, all = queries + 2 * shape.kv_heads * head;
+    const int64_t attended = shape.heads * head, all = attended + 2 * shape.kv_heads * head;
     const int64_t first = share.begin(tokens), last = share.end(tokens);
     const Wants three = wants(layer.query) | wants(layer.key) | wants(layer.value);
     for (int64_t t = first; t < last; ++t) {
@@ -155,18 +132,22 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
         }
     }
 #pragma omp barrier
-    // One token has few heads: each is a task; many tokens are attended by whole groups, which read a key once.
-    const int64_t together = tokens < 4 * share.threads ? 1 : group, each = shape.heads / together;
-    float* scores = room.scores + share.thread * shape.capacity * group;
-    for (int64_t item = share.thread; item < tokens * each; item += share.threads) {
-        const int64_t t = item / each, h = item % each * together, kv = h / group;
-        const int64_t slot = (pass.slots[t] * shape.kv_heads + kv) * shape.capacity * head;
-        attend(room.wide + t * all + h * head, together, layer.keys + slot, layer.values + slot, pass.places[t], head,
-               scores, room.narrow + t * widest + h * head);
+    // One token has few heads: each is a task. Of many, a window of tokens with all heads of a key head is one.
+    const bool few = tokens < 4 * share.threads;
+    const int64_t window = few ? 1 : WINDOW, together = few ? 1 : group, each = shape.heads / together;
+    float* scores = room.scores + share.thread * WINDOW * group * shape.longest;
+    for (int64_t item = share.thread; item < (tokens + window - 1) / window * each; item += share.threads) {
+        const int64_t h = item % each * together, end = std::min((item / each + 1) * window, tokens);
+        for (int64_t t = item / each * window, run; t < end; t += run) {
+            for (run = 1; t + run < end && pass.slots[t + run] == pass.slots[t];) ++run;
+            const int64_t held = (pass.slots[t] * shape.kv_heads + h / group) * shape.capacity * head;
+            const Queries queries{room.wide + t * all + h * head, run, together, all, head, pass.places[t]};
+            attend(queries, layer.keys + held, layer.values + held, scores, room.narrow + t * widest + h * head, widest);
+        }
     }
 #pragma omp barrier
     for (int64_t t = first; t < last; ++t)
-        prepare_row(room.narrow + t * widest, t, queries, wants(layer.output), room.rows);
+        prepare_row(room.narrow + t * widest, t, attended, wants(layer.output), room.rows);
 #pragma omp barrier
     multiply_share({&layer.output}, room.rows, tokens, room.narrow, widest, share);
 #pragma omp barrier

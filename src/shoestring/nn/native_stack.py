@@ -39,7 +39,8 @@ from shoestring.nn.stack import Aux, SequentialStack
 
 _MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
 _NORMS = ("attention_norm", "feed_forward_norm", "query_norm", "key_norm")
-_SIZES = ("layers", "width", "heads", "kv_heads", "head_width", "hidden", "capacity")
+_SIZES = ("layers", "width", "heads", "kv_heads", "head_width", "hidden", "capacity", "longest")
+_WINDOW = 8  # as in decode.cpp
 
 
 class _Layer(ctypes.Structure):
@@ -117,7 +118,7 @@ class NativeStack:
         part = None if len(kept) == tokens else torch.tensor(kept)  # padding takes no part
         x_ND = x_ND.clone() if part is None else x_ND[part]
         cos_NC, sin_NC = (_table(table, x_BTD.shape, part) for table in context.rotary)  # type: ignore[union-attr]
-        many, threads = len(kept), torch.get_num_threads()
+        many, threads, longest = len(kept), torch.get_num_threads(), max(places) + 1
         queries, keys = self._heads * self._head_width, self._kv_heads * self._head_width
         narrow = max(self._width, queries)
         depth = max(narrow, self._hidden)
@@ -126,13 +127,13 @@ class NativeStack:
         floats = torch.empty(many, depth) if self._in_floats else scales
         numbers = [
             torch.empty(many, max(queries + 2 * keys, 2 * self._hidden)), torch.empty(many, narrow),
-            torch.empty(threads, self._heads // self._kv_heads, held.capacity),
+            torch.empty(threads, _WINDOW * self._heads // self._kv_heads, longest),
         ]  # fmt: skip
         made = RowsStruct(*(one.data_ptr() for one in (codes, scales, totals, floats)))
         room = _Room(made, *(one.data_ptr() for one in numbers))
         shape = _Shape(
             len(self.order), self._width, self._heads, self._kv_heads, self._head_width, self._hidden, held.capacity,
-            self._epsilon,
+            longest, self._epsilon,
         )  # fmt: skip
         layers = type(self._layers).from_buffer_copy(self._layers)  # another thread may run another pass
         for layer, its_keys, its_values in zip(layers, held.keys, held.values, strict=True):
