@@ -1,13 +1,15 @@
 """Matrices as decoding keeps them: what is packed is what was given, and the kernel is its twin in every form."""
 
 import ctypes
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoestring.kernels import decode
+from shoestring.kernels import compiled, decode
 from shoestring.kernels.blocks import COLUMNS, below, pack, quantize
 from shoestring.kernels.decode import (
     BLOCK,
@@ -171,3 +173,16 @@ def test_without_a_compiler_the_twin_multiplies(monkeypatch):
     monkeypatch.setattr(decode, "decode_kernels", lambda: None)
     assert torch.equal(multiply(x, matrix), multiply_plain(x, matrix))
     assert torch.allclose(multiply(x, matrix), with_kernel, atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["SHOESTRING_OWN", "SHOESTRING_PLAIN", "SHOESTRING_NARROW"])
+def test_nothing_is_read_or_written_beside_its_memory(form, tmp_path):
+    """Random shapes in memory of their exact size, under AddressSanitizer."""
+    build = ["g++", "-std=c++17", "-O1", "-g", "-march=native", "-fopenmp", "-fsanitize=address,undefined", f"-D{form}"]
+    build += ["-fno-sanitize-recover=all", "-I", str(Path(compiled.__file__).parent)]
+    source, program = Path(__file__).with_name("decode_stress.cpp"), tmp_path / "stress"
+    made = subprocess.run([*build, str(source), "-o", str(program)], capture_output=True, text=True)
+    assert made.returncode == 0, f"g++ has no sanitizer here, or the program is wrong: {made.stderr}"
+    run = subprocess.run([str(program), "150"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
