@@ -45,7 +45,9 @@ struct Made {
     }
 };
 
-static int any_format(int64_t depth) { return (int)(depth % BLOCK ? between(FLOATS, BFLOATS) : between(NIBBLES, BFLOATS)); }
+static int any_format(int64_t depth) {
+    return (int)(depth % BLOCK ? between(FLOATS, BFLOATS) : between(NIBBLES, BFLOATS));
+}
 
 // Room for rows, of this depth.
 struct Prepared {
@@ -82,8 +84,10 @@ static void pass_once(int threads) {
     const int64_t kv_heads = between(1, 3), group = between(1, 4), heads = kv_heads * group;
     const bool blocks = between(0, 1);
     const int64_t head = blocks ? 32 * between(1, 2) : 2 * between(1, 25);
-    const int64_t width = blocks ? 32 * between(1, 3) : between(1, 80), hidden = blocks ? 32 * between(1, 4) : between(1, 90);
+    const int64_t width = blocks ? 32 * between(1, 3) : between(1, 80);
+    const int64_t hidden = blocks ? 32 * between(1, 4) : between(1, 90);
     const int64_t layers = between(1, 3), slots = between(1, 4), capacity = between(3, 40);
+    const int64_t held_by_one = slots * kv_heads * capacity * head;
     std::vector<Made> made;
     std::vector<Held<float>> vectors;
     std::vector<Layer> all(layers);
@@ -103,7 +107,7 @@ static void pass_once(int threads) {
         layer.query = matrix(heads * head, width), layer.key = matrix(kv_heads * head, width);
         layer.value = matrix(kv_heads * head, width), layer.output = matrix(width, heads * head);
         layer.gate = matrix(hidden, width), layer.up = matrix(hidden, width), layer.down = matrix(width, hidden);
-        layer.keys = vector(slots * kv_heads * capacity * head), layer.values = vector(slots * kv_heads * capacity * head);
+        layer.keys = vector(held_by_one), layer.values = vector(held_by_one);
     }
     std::vector<int64_t> slot, place;
     int64_t longest = 0;

@@ -143,7 +143,8 @@ static void attend(const Queries& queries, const float* keys, const float* value
         const bool four = s + 4 <= longest;
         for (int64_t r = 0; r < rows;) {
             const float* from[2] = {query(r), query(r + 1 < rows ? r + 1 : r)};
-            float* to[2] = {scores + r * longest + s, scores + (r + 1) * longest + s};
+            float* first = scores + r * longest + s;
+            float* to[2] = {first, r + 1 < rows ? first + longest : first};
             const float* at = keys + s * width;
             if (r + 1 < rows) {
                 four ? score<2, 4>(from, at, width, scale, to) : score<2, 1>(from, at, width, scale, to);
