@@ -26,7 +26,7 @@ from shoestring.kernels.decode import (
 
 FORMS = [(4, False), (4, True), (8, False), (8, True)]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-MACROS = [(), ("SHOESTRING_PLAIN",), ("SHOESTRING_NARROW",)]
+MACROS = [(), ("SHOESTRING_PLAIN",)]
 needs_kernel = pytest.mark.skipif(decode_kernels() is None, reason="no compiler")
 
 
@@ -186,3 +186,13 @@ def test_nothing_is_read_or_written_beside_its_memory(form, tmp_path):
     assert made.returncode == 0, f"g++ has no sanitizer here, or the program is wrong: {made.stderr}"
     run = subprocess.run([str(program), "150"], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.long
+@needs_kernel
+@pytest.mark.parametrize("form", FORMS)
+def test_vectors_of_narrower_processors(form):
+    bits, offset = form
+    matrix, x = pack(*drawn(70, 192, bits, offset), bits), torch.randn(7, 192)
+    found = through(decode_kernels("SHOESTRING_NARROW"), x, matrix)
+    assert torch.allclose(found, multiply_plain(x, matrix), rtol=1e-4, atol=1e-3)
