@@ -9,16 +9,20 @@ from shoestring.generate.config import SamplingConfig
 from shoestring.generate.language_model import LanguageModel
 from shoestring.generate.request import Request
 from shoestring.generate.scheduler import Scheduler
+from shoestring.kernels import decode as kernels
 from shoestring.kernels.decode import FloatMatrix, weights_of
+from shoestring.models import decoding_weights
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoding_weights import kept_as
 from shoestring.models.folder import load_model, save_model
 from shoestring.models.peft_folder import save_adapter
+from shoestring.nn import native_stack
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.native_stack import NativeStack
 from shoestring.nn.quantized.decoding import DecodingHead, QuickHead
+from shoestring.nn.stack import SequentialStack
 from tests.generate.tiny import byte_tokenizer, decode, finish, strengthened, tiny_decoder
 from tests.models.gguf.gguf_files import quantize_model, tiny_model, write_gguf
 
@@ -122,6 +126,16 @@ def test_a_gguf_file_is_decoded_from_its_own_blocks(tmp_path):
 def test_what_cannot_be_served_is_said_before_anything_is_read(options, said):
     with pytest.raises(ConfigError, match=said):
         LanguageModel.load("no such model", **options)
+
+
+def test_without_a_compiler_that_is_said_and_the_text_is_the_same(folder, monkeypatch):
+    said, wanted = [], LanguageModel.load(folder, weights="bf16").generate("Once", temperature=0, max_tokens=6)
+    for module in (loading, kernels, native_stack, decoding_weights):
+        monkeypatch.setattr(module, "decode_kernels", lambda: None)
+    model = LanguageModel.load(folder, weights="bf16", say=said.append)
+    assert [sentence for sentence in said if "compiler" in sentence] == said[:1]
+    assert type(model.decoder._stack) is SequentialStack
+    assert model.generate("Once", temperature=0, max_tokens=6) == wanted
 
 
 def test_where_there_is_a_gpu_blocks_are_on_the_cpu_and_that_is_said(folder, monkeypatch):

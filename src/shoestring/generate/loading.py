@@ -10,6 +10,7 @@ import torch
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
 from shoestring.data.tokenizer import Tokenizer
+from shoestring.kernels.decode import decode_kernels
 from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoding_formats import check_format
@@ -45,6 +46,8 @@ def open_model(
         where = torch.device("cpu")
         if say is not None:
             say(f"device    cpu: weights {weights} are multiplied there")
+    if weights != "source" and say is not None and decode_kernels() is None:
+        say("kernels   none: without a C++ compiler (g++) torch multiplies, several times slower")
     file = gguf_file(model, say) if weights == "file" else None
     if file is not None:
         from shoestring.models.gguf.load import load_gguf
