@@ -82,7 +82,7 @@ class Keeping:
         for module in [*block.modules()]:
             for name, child in [*module.named_children()]:
                 absorbed = isinstance(module, LatentAttention) and child is module.expand
-                if type(child) in (Linear, nn.Linear) and not absorbed:
+                if isinstance(child, nn.Linear) and type(child) in (Linear, nn.Linear) and not absorbed:
                     setattr(module, name, DecodingLinear(self._matrix(child.weight, child.bias), child.in_features))
                     count += 1
         return count

@@ -90,6 +90,7 @@ class NativeStack:
         held = cache.cache if isinstance(cache, CacheRows) else cache
         if not self._fits(x_BTD, context, held) or not self._as_they_were(blocks):
             return self._stack(blocks, x_BTD, context, cache, recompute)
+        assert isinstance(held, KVCache)
         rows = cache if isinstance(cache, CacheRows) else held.all_rows(context.counts)
         return self._run(x_BTD, context, held, rows), {}
 
