@@ -23,7 +23,7 @@ from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.native_stack import NativeStack
 from shoestring.nn.quantized.decoding import DecodingHead, QuickHead
 from shoestring.nn.stack import SequentialStack
-from tests.generate.tiny import byte_tokenizer, decode, finish, strengthened, tiny_decoder
+from tests.generate.tiny import byte_tokenizer, decode, decoder_of, finish, strengthened, tiny_decoder
 from tests.models.gguf.gguf_files import quantize_model, tiny_model, write_gguf
 
 CONFIG = {
@@ -117,9 +117,31 @@ def test_a_gguf_file_is_decoded_from_its_own_blocks(tmp_path):
     assert isinstance(model.generate("The quick", max_tokens=5, temperature=0), str)
 
 
+@pytest.mark.parametrize("weights", ["source", "int8"])
+def test_keys_and_values_may_be_kept_in_int8(folder, weights):
+    plain, kept = (LanguageModel.load(folder, weights=weights, cache=cache) for cache in ("source", "int8"))
+    one, other = (model.decoder.new_cache(2, 40) for model in (plain, kept))
+    assert other.bytes_per_token() == one.bytes_per_token() * (8 + 4) / (4 * 8)  # heads of 8, and a scale
+    prompts = ["Once", "upon a time, and then"]
+    texts = [model.generate(prompts, temperature=0, max_tokens=12) for model in (plain, kept)]
+    alone = [kept.generate(prompt, temperature=0, max_tokens=12) for prompt in prompts]
+    assert alone == texts[1] and kept.cache == "int8"
+    tokens = torch.randint(256, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        exact, near = (m.decoder(tokens, cache=m.decoder.new_cache(1, 30))[0] for m in (plain, kept))
+    assert 0 < (near - exact).norm() < 0.03 * exact.norm()
+
+
+def test_other_caches_are_not_kept_in_int8(tmp_path):
+    save_model(decoder_of("mla").float(), tmp_path / "model", byte_tokenizer())
+    with pytest.raises(ConfigError, match="grouped-query"):
+        LanguageModel.load(tmp_path / "model", cache="int8")
+
+
 @pytest.mark.parametrize(("options", "said"), [
     ({"weights": "int3"}, "weights 'int3'"),
     ({"weights": "nf4"}, "weights 'nf4'"),
+    ({"cache": "int4"}, "cache 'int4'"),
     ({"weights": "int4", "dtype": "bfloat16"}, "both say"),
     ({"weights": "int4", "device": "cuda"}, "not on cuda"),
 ])  # fmt: skip

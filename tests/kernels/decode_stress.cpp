@@ -100,14 +100,23 @@ static void pass_once(int threads) {
         vectors.push_back(numbers(count));
         return vectors.back().get();
     };
-    const bool normed = between(0, 1);
+    std::vector<Held<int8_t>> bytes;
+    const bool normed = between(0, 1), codes = between(0, 1);
     for (Layer& layer : all) {
         layer.attention_norm = vector(width), layer.feed_forward_norm = vector(width);
         layer.query_norm = normed ? vector(head) : nullptr, layer.key_norm = normed ? vector(head) : nullptr;
         layer.query = matrix(heads * head, width), layer.key = matrix(kv_heads * head, width);
         layer.value = matrix(kv_heads * head, width), layer.output = matrix(width, heads * head);
         layer.gate = matrix(hidden, width), layer.up = matrix(hidden, width), layer.down = matrix(width, hidden);
-        layer.keys = vector(held_by_one), layer.values = vector(held_by_one);
+        if (codes) {
+            layer.keys = bytes.emplace_back(room<int8_t>(held_by_one)).get();
+            layer.values = bytes.emplace_back(room<int8_t>(held_by_one)).get();
+            for (int64_t i = 0; i < held_by_one; ++i)
+                ((int8_t*)layer.keys)[i] = ((int8_t*)layer.values)[i] = (int8_t)between(-127, 127);
+            layer.key_scales = vector(held_by_one / head), layer.value_scales = vector(held_by_one / head);
+        } else {
+            layer.keys = vector(held_by_one), layer.values = vector(held_by_one);
+        }
     }
     std::vector<int64_t> slot, place;
     int64_t longest = 0;

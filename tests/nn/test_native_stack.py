@@ -1,6 +1,7 @@
 """Whole native passes against the stack that they replace: prompts, single tokens, many texts, every plain kind."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -13,6 +14,7 @@ from shoestring.models.adapters import adapted_linears, attach, merge, switch
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoding_weights import kept_as
+from shoestring.nn.int8_cache import Int8KVCache
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.native_stack import NativeStack, native_stack
 from shoestring.nn.quantized.decoding import DecodingLinear
@@ -49,10 +51,10 @@ def stacks_of(decoder):
 
 
 @torch.inference_mode()
-def run(decoder, stack, passes, capacity=64):
+def run(decoder, stack, passes, capacity=64, new_cache=None):
     """Hidden states of some passes (tokens, slots, counts) by a stack, and the cache."""
     before, decoder._stack = decoder._stack, stack
-    cache, states = decoder.new_cache(4, capacity), []
+    cache, states = (new_cache or decoder.new_cache)(4, capacity), []
     for tokens, slots, counts in passes:
         states.append(decoder(torch.tensor([tokens]), cache=cache.rows(slots, counts))[0])
     decoder._stack = before
@@ -91,6 +93,19 @@ def test_passes_are_those_of_the_stack(kind, weights):
     assert cache.lengths == held.lengths
     for mine, theirs in zip(cache.keys + cache.values, held.keys + held.values, strict=True):
         assert (mine[1, :, :18] - theirs[1, :, :18]).norm() <= near * theirs[1, :, :18].norm()
+
+
+def test_a_cache_in_int8_is_that_of_the_stack():
+    decoder, tokens = decoder_of("qwen3", "float32"), list(range(9))
+    passes = [(tokens, [1], [9]), (tokens[:5], [3, 0], [1, 4]), (tokens[:3], [0, 1, 3], [1, 1, 1])]
+    make = functools.partial(Int8KVCache, 3, kv_heads=2, head_width=40)
+    (native, cache), (twin, held) = (run(decoder, stack, passes, 64, make) for stack in stacks_of(decoder))
+    for a, b in zip(native, twin, strict=True):
+        assert (a - b).norm() <= 3e-3 * b.norm()  # a code may round the other way
+    for mine, theirs in zip(cache.keys + cache.values, held.keys + held.values, strict=True):
+        assert (mine[1, :, :10].int() - theirs[1, :, :10].int()).abs().max() <= 1
+    exact, _ = run(decoder, decoder._stack, passes)
+    assert 0 < (native[2] - exact[2]).norm() < 0.03 * exact[2].norm()
 
 
 def test_long_prompts_go_through_the_kernel_where_weights_are_in_blocks(monkeypatch):

@@ -6,7 +6,7 @@ A dataclass is one parameter of a verb and several flags: cyclopts takes its fie
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 
@@ -61,16 +61,22 @@ class PlaceFlags:
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto"
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto"
     weights: Annotated[str | None, Parameter(help=WEIGHTS_HELP)] = None
+    cache: Annotated[
+        str | None, Parameter(help="what keys and values are kept in: int8 [as the model computes]")
+    ] = None
     memory: Annotated[
         str | None, Parameter(help="the whole process at most, as 2GB; layers stream from disk if they must")
     ] = None
 
     def load(self, model: str) -> LanguageModel:
+        from shoestring.models.decoding_formats import check_cache
+
         weights = checked_weights(self.weights, self.device, self.dtype, self.memory)
+        check_cache(cache := self.cache or "source", self.memory)
 
         from shoestring.offload.load import load
 
-        return load(model, self.device, self.dtype, self.memory, weights, say=console.say)
+        return load(model, self.device, self.dtype, self.memory, weights, say=console.say, cache=cast(Any, cache))
 
 
 def checked_weights(weights: str | None, device: str, dtype: str, memory: str | None) -> Any:

@@ -25,7 +25,8 @@ from shoestring.generate.request import Request, Speed, StopReason, check_prompt
 from shoestring.generate.scheduler import Scheduler
 from shoestring.generate.text import TextStream
 from shoestring.models.decoder import Decoder
-from shoestring.models.decoding_formats import DecodingFormat
+from shoestring.models.decoding_formats import CacheFormat, DecodingFormat, check_cache
+from shoestring.models.decoding_weights import with_int8_cache
 from shoestring.models.external import open_external
 from shoestring.models.folder import GenerationDefaults, check_rows
 from shoestring.models.resolve import Say
@@ -84,6 +85,7 @@ class LanguageModel:
         self.speed = Speed()
         self.at_once: int | None = None  # tokens computed together at most, where memory is limited
         self.weights: DecodingFormat = "source"  # how they are kept
+        self.cache: CacheFormat = "source"  # how keys and values are
 
     @classmethod
     def load(
@@ -94,19 +96,23 @@ class LanguageModel:
         say: Say | None = None,
         external: External | None = None,
         weights: DecodingFormat = "source",
+        cache: CacheFormat = "source",
     ) -> LanguageModel:
         """Load a model or adapter folder, run, GGUF file or known name (see `models.resolve.find_model`).
 
         dtype "auto" is float32, which computes what the weights say. say: told in a sentence what is being
         waited for. external: of the input adapter, where it is open already. weights: how they are kept
-        (`models.decoding_formats`), for decoding alone where it is not "source". Raises ModelFileError, TokenizerError,
-        NetworkError, ConfigError.
+        (`models.decoding_formats`), for decoding alone where it is not "source". cache: what keys and values are kept
+        in. Raises ModelFileError, TokenizerError, NetworkError, ConfigError.
         """
+        check_cache(cache, None)
         decoder, tokenizer, folder, defaults = open_model(model, device, dtype, weights, say)
+        if cache == "int8":
+            decoder = with_int8_cache(decoder)
         if external is None:
             external = open_external(decoder.config, tokenizer, say)
         language = cls(decoder, tokenizer, folder, defaults, external)
-        language.weights = weights
+        language.weights, language.cache = weights, cache
         language.tell_unused(say)
         return language
 

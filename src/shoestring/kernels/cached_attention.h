@@ -1,4 +1,5 @@
-// Softmax attention of some queries of one text over what the cache holds of it. Scores are made for two queries and
+// Softmax attention of some queries of one text over what the cache holds of it, in float32 or in int8 with a scale for
+// each place. Scores are made for two queries and
 // four keys at a time, sums of values for four queries and 16 columns. What a query gets does not depend, to the last
 // bit, on which others are beside it: every score and every sum is made in one order.
 #pragma once
@@ -17,6 +18,26 @@ struct Queries {
     int64_t offset(int64_t r, int64_t stride) const { return r / heads * stride + r % heads * width; }
     int64_t length(int64_t r) const { return first_place + r / heads + 1; }
 };
+
+// Keys or values of one head, [places, width]; scales: of each place, where they are codes.
+template <typename Number>
+struct Cached {
+    const Number* numbers;
+    const float* scales;
+};
+
+static inline Eight eight_of(const float* from) {
+    Eight found;
+    memcpy(&found, from, sizeof found);
+    return found;
+}
+static inline Eight eight_of(const int8_t* from) {
+    typedef int8_t Codes __attribute__((vector_size(EIGHT)));
+    typedef int32_t Ints __attribute__((vector_size(4 * EIGHT)));
+    Codes codes;
+    memcpy(&codes, from, sizeof codes);
+    return __builtin_convertvector(__builtin_convertvector(codes, Ints), Eight);
+}
 
 // The sums of four vectors' lanes: 0 + 1 and 2 + 3, then these, then both halves.
 static inline void sum_four(const Eight& a, const Eight& b, const Eight& c, const Eight& d, float* to) {
@@ -38,8 +59,8 @@ static inline float sum_one(const Eight& a) {
 }
 
 // scale · M queries · K keys -> scores[m][0 … K). K: 4 or 1.
-template <int M, int K>
-static inline void score(const float* const* queries, const float* keys, int64_t width, float scale,
+template <int M, int K, typename Number>
+static inline void score(const float* const* queries, Cached<Number> keys, int64_t width, float scale,
                          float* const* scores) {
     Eight sums[M][K];
     for (int m = 0; m < M; ++m)
@@ -51,8 +72,7 @@ static inline void score(const float* const* queries, const float* keys, int64_t
         for (int m = 0; m < M; ++m) memcpy(&query[m], queries[m] + c, sizeof query[m]);
 #pragma GCC unroll 4
         for (int k = 0; k < K; ++k) {
-            Eight key;
-            memcpy(&key, keys + k * width + c, sizeof key);
+            const Eight key = eight_of(keys.numbers + k * width + c);
 #pragma GCC unroll 2
             for (int m = 0; m < M; ++m) sums[m][k] += query[m] * key;
         }
@@ -65,8 +85,9 @@ static inline void score(const float* const* queries, const float* keys, int64_t
         else
             found[0] = sum_one(sums[m][0]);
         for (int k = 0; k < K; ++k) {
-            for (int64_t rest = c; rest < width; ++rest) found[k] += queries[m][rest] * keys[k * width + rest];
-            scores[m][k] = found[k] * scale;
+            for (int64_t rest = c; rest < width; ++rest)
+                found[k] += queries[m][rest] * (float)keys.numbers[k * width + rest];
+            scores[m][k] = found[k] * (keys.scales == nullptr ? scale : scale * keys.scales[k]);
         }
     }
 }
@@ -90,8 +111,8 @@ static inline void softmax(float* row, int64_t length) {
 }
 
 // Σ_s weights[m][s] · values[s] -> out[m], for V · 8 columns.
-template <int M, int V>
-static inline void weigh(const float* const* weights, const float* values, int64_t length, int64_t width,
+template <int M, int V, typename Number>
+static inline void weigh(const float* const* weights, const Number* values, int64_t length, int64_t width,
                          float* const* out) {
     Eight sums[M][V];
     for (int m = 0; m < M; ++m)
@@ -99,7 +120,7 @@ static inline void weigh(const float* const* weights, const float* values, int64
     for (int64_t s = 0; s < length; ++s, values += width) {
         Eight value[V];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) memcpy(&value[v], values + v * EIGHT, sizeof value[v]);
+        for (int v = 0; v < V; ++v) value[v] = eight_of(values + v * EIGHT);
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
@@ -111,8 +132,8 @@ static inline void weigh(const float* const* weights, const float* values, int64
         for (int v = 0; v < V; ++v) memcpy(out[m] + v * EIGHT, &sums[m][v], sizeof sums[m][v]);
 }
 
-template <int M>
-static inline void weigh_rows(const float* const* weights, const float* values, int64_t length, int64_t width,
+template <int M, typename Number>
+static inline void weigh_rows(const float* const* weights, const Number* values, int64_t length, int64_t width,
                               float* const* out) {
     float* to[M];
     int64_t c = 0;
@@ -127,14 +148,15 @@ static inline void weigh_rows(const float* const* weights, const float* values, 
     for (; c < width; ++c)
         for (int m = 0; m < M; ++m) {
             float sum = 0.0f;
-            for (int64_t s = 0; s < length; ++s) sum += weights[m][s] * values[s * width + c];
+            for (int64_t s = 0; s < length; ++s) sum += weights[m][s] * (float)values[s * width + c];
             out[m][c] = sum;
         }
 }
 
 // scores: room for rows · longest numbers, longest being the length of the last query; out: as queries, with a stride
 // of its own between tokens.
-static void attend(const Queries& queries, const float* keys, const float* values, float* scores, float* out,
+template <typename Number>
+static void attend(const Queries& queries, Cached<Number> keys, Cached<Number> values, float* scores, float* out,
                    int64_t out_stride) {
     const int64_t rows = queries.rows(), width = queries.width, longest = queries.length(rows - 1);
     const float scale = 1.0f / std::sqrt((float)width);
@@ -145,7 +167,7 @@ static void attend(const Queries& queries, const float* keys, const float* value
             const float* from[2] = {query(r), query(r + 1 < rows ? r + 1 : r)};
             float* first = scores + r * longest + s;
             float* to[2] = {first, r + 1 < rows ? first + longest : first};
-            const float* at = keys + s * width;
+            const Cached<Number> at{keys.numbers + s * width, keys.scales == nullptr ? nullptr : keys.scales + s};
             if (r + 1 < rows) {
                 four ? score<2, 4>(from, at, width, scale, to) : score<2, 1>(from, at, width, scale, to);
                 r += 2;
@@ -158,8 +180,10 @@ static void attend(const Queries& queries, const float* keys, const float* value
     }
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t length = queries.length(r);
-        softmax(scores + r * longest, length);
-        for (int64_t s = length; s < longest; ++s) scores[r * longest + s] = 0.0f;  // what comes later is not seen
+        float* row = scores + r * longest;
+        softmax(row, length);
+        for (int64_t s = 0; values.scales != nullptr && s < length; ++s) row[s] *= values.scales[s];
+        for (int64_t s = length; s < longest; ++s) row[s] = 0.0f;  // what comes later is not seen
     }
     for (int64_t r = 0, some; r < rows; r += some) {
         some = rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;
@@ -170,10 +194,10 @@ static void attend(const Queries& queries, const float* keys, const float* value
             to[m] = out + queries.offset(r + m, out_stride);
         }
         if (some == 4)
-            weigh_rows<4>(weights, values, longest, width, to);
+            weigh_rows<4>(weights, values.numbers, longest, width, to);
         else if (some == 2)
-            weigh_rows<2>(weights, values, longest, width, to);
+            weigh_rows<2>(weights, values.numbers, longest, width, to);
         else
-            weigh_rows<1>(weights, values, longest, width, to);
+            weigh_rows<1>(weights, values.numbers, longest, width, to);
     }
 }

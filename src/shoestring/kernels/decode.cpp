@@ -22,7 +22,8 @@ struct Layer {
     const float *attention_norm, *feed_forward_norm;  // [width]
     const float *query_norm, *key_norm;               // [head width] or none
     Matrix query, key, value, output, gate, up, down;
-    float *keys, *values;  // [slots, kv heads, capacity, head width]
+    void *keys, *values;               // [slots, kv heads, capacity, head width], floats or int8 codes
+    float *key_scales, *value_scales;  // [slots, kv heads, capacity] of codes, or none
 };
 
 struct Shape {
@@ -100,6 +101,23 @@ static inline void multiply_share(std::initializer_list<const Matrix*> matrices,
     }
 }
 
+// One head of one token into its place of the cache.
+static inline void keep(const float* x, void* held, float* scales, int64_t place, int64_t width) {
+    if (scales == nullptr) {
+        memcpy((float*)held + place * width, x, width * sizeof(float));
+        return;
+    }
+    int8_t* codes = (int8_t*)held + place * width;
+    float largest = 0.0f;
+    for (int64_t i = 0; i < width; ++i) {
+        const float size = std::fabs(x[i]);
+        largest = size > largest || size != size ? size : largest;
+    }
+    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+    for (int64_t i = 0; i < width; ++i) codes[i] = inverse > 0.0f ? (int8_t)(int32_t)std::rint(x[i] * inverse) : 0;
+    scales[place] = largest / 127.0f;
+}
+
 static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass, const Room& room, const Share& share,
                        int64_t widest) {
     const int64_t width = shape.width, head = shape.head_width, tokens = pass.tokens;
@@ -126,9 +144,11 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
         }
         if (part >= shape.heads) {
             const int64_t kv = (part - shape.heads) % shape.kv_heads;
-            float* held = part < turned ? layer.keys : layer.values;
-            memcpy(held + ((pass.slots[t] * shape.kv_heads + kv) * shape.capacity + pass.places[t]) * head, x,
-                   head * sizeof(float));
+            const int64_t place = (pass.slots[t] * shape.kv_heads + kv) * shape.capacity + pass.places[t];
+            if (part < turned)
+                keep(x, layer.keys, layer.key_scales, place, head);
+            else
+                keep(x, layer.values, layer.value_scales, place, head);
         }
     }
 #pragma omp barrier
@@ -140,9 +160,16 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
         const int64_t h = item % each * together, end = std::min((item / each + 1) * window, tokens);
         for (int64_t t = item / each * window, run; t < end; t += run) {
             for (run = 1; t + run < end && pass.slots[t + run] == pass.slots[t];) ++run;
-            const int64_t held = (pass.slots[t] * shape.kv_heads + h / group) * shape.capacity * head;
+            const int64_t held = (pass.slots[t] * shape.kv_heads + h / group) * shape.capacity;
             const Queries queries{room.wide + t * all + h * head, run, together, all, head, pass.places[t]};
-            attend(queries, layer.keys + held, layer.values + held, scores, room.narrow + t * widest + h * head, widest);
+            float* out = room.narrow + t * widest + h * head;
+            if (layer.key_scales == nullptr)
+                attend(queries, Cached<float>{(float*)layer.keys + held * head, nullptr},
+                       Cached<float>{(float*)layer.values + held * head, nullptr}, scores, out, widest);
+            else
+                attend(queries, Cached<int8_t>{(int8_t*)layer.keys + held * head, layer.key_scales + held},
+                       Cached<int8_t>{(int8_t*)layer.values + held * head, layer.value_scales + held}, scores, out,
+                       widest);
         }
     }
 #pragma omp barrier

@@ -11,7 +11,16 @@ from typing import Literal, get_args
 from shoestring.core.errors import ConfigError
 
 DecodingFormat = Literal["source", "file", "float32", "bf16", "int8", "int4"]
+CacheFormat = Literal["source", "int8"]  # of keys and values: as the model computes, or in int8
 FORMATS: tuple[str, ...] = get_args(DecodingFormat)
+
+
+def check_cache(cache: str, memory: object) -> None:
+    """Raises ConfigError for what keys and values cannot be kept in."""
+    if cache not in get_args(CacheFormat):
+        raise ConfigError(f"cache {cache!r}: keys and values are kept as the model computes, or in int8")
+    if cache != "source" and memory is not None:
+        raise ConfigError(f"cache {cache} is not had within a memory budget", hint="leave one of them out")
 
 
 def check_format(weights: str, device: str, dtype: str) -> None:

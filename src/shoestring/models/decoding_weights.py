@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from shoestring.kernels.decode import FloatMatrix, Matrix, decode_kernels
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, stored_dtypes
 from shoestring.nn.attention.mla import LatentAttention
+from shoestring.nn.cache import KVCache
 from shoestring.nn.head import Head
+from shoestring.nn.int8_cache import Int8KVCache
 from shoestring.nn.linear import Linear
 from shoestring.nn.native_stack import native_stack
 from shoestring.nn.quantized.decoding import DecodingEmbedding, DecodingHead, DecodingLinear, QuickHead
@@ -54,6 +57,16 @@ def made_native(decoder: Decoder) -> Decoder:
     head = decoder.head
     if type(head) is Head and _is_plain_float32(head.weight) and decode_kernels() is not None:
         decoder.head = QuickHead(head, FloatMatrix(head.weight.detach()))
+    return decoder
+
+
+def with_int8_cache(decoder: Decoder) -> Decoder:
+    """The same decoder, whose new caches keep keys and values in int8. Raises ConfigError where a cache holds other
+    things."""
+    make = decoder._make_cache
+    if not isinstance(make, functools.partial) or make.func is not KVCache:
+        raise ConfigError("cache int8 is for grouped-query attention without a memory", hint="leave cache out")
+    decoder._make_cache = functools.partial(Int8KVCache, **make.keywords)
     return decoder
 
 

@@ -31,6 +31,7 @@ from shoestring.nn.block import SequentialBlock
 from shoestring.nn.cache import Cache, CacheRows, KVCache
 from shoestring.nn.context import Context
 from shoestring.nn.feed_forward import SwiGLU
+from shoestring.nn.int8_cache import Int8KVCache
 from shoestring.nn.linear import Linear
 from shoestring.nn.lora import LoRALinear
 from shoestring.nn.norm import RMSNorm
@@ -39,6 +40,7 @@ from shoestring.nn.stack import Aux, SequentialStack
 
 _MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
 _NORMS = ("attention_norm", "feed_forward_norm", "query_norm", "key_norm")
+_HELD = ("keys", "values", "key_scales", "value_scales")
 _SIZES = ("layers", "width", "heads", "kv_heads", "head_width", "hidden", "capacity", "longest")
 _WINDOW = 8  # as in decode.cpp
 
@@ -46,7 +48,7 @@ _WINDOW = 8  # as in decode.cpp
 class _Layer(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in _NORMS), *((name, MatrixStruct) for name in _MATRICES),
-        ("keys", ctypes.c_void_p), ("values", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in _HELD),
     ]  # fmt: skip
 
 
@@ -90,7 +92,7 @@ class NativeStack:
         held = cache.cache if isinstance(cache, CacheRows) else cache
         if not self._fits(x_BTD, context, held) or not self._as_they_were(blocks):
             return self._stack(blocks, x_BTD, context, cache, recompute)
-        assert isinstance(held, KVCache)
+        assert isinstance(held, KVCache | Int8KVCache)
         rows = cache if isinstance(cache, CacheRows) else held.all_rows(context.counts)
         return self._run(x_BTD, context, held, rows), {}
 
@@ -98,12 +100,13 @@ class NativeStack:
         return SequentialStack, (self.order,)
 
     def _fits(self, x_BTD: Tensor, context: Context, held: Cache | None) -> bool:
-        if not isinstance(held, KVCache) or context.rotary is None:
+        if not isinstance(held, KVCache | Int8KVCache) or context.rotary is None:
             return False
         few = not self._in_floats or x_BTD.shape[0] * x_BTD.shape[1] <= FEW
         whole = 2 * context.rotary.cos.shape[-1] == self._head_width
-        tensors = (x_BTD, held.keys[0])
-        kept = all(one.dtype == torch.float32 and one.is_cpu for one in tensors) and held.keys[0].is_contiguous()
+        kind = torch.int8 if isinstance(held, Int8KVCache) else torch.float32
+        keys = held.keys[0]
+        kept = x_BTD.dtype == torch.float32 and x_BTD.is_cpu and keys.dtype == kind and keys.is_contiguous()
         return few and whole and kept and any(context.counts) and not torch.is_grad_enabled()
 
     def _as_they_were(self, blocks: nn.ModuleList) -> bool:
@@ -112,7 +115,7 @@ class NativeStack:
         same = len(now) == len(self._blocks) and all(map(operator.is_, now, self._blocks))
         return same and all(part.as_it_was() for part in self._parts)
 
-    def _run(self, x_BTD: Tensor, context: Context, held: KVCache, rows: CacheRows) -> Tensor:
+    def _run(self, x_BTD: Tensor, context: Context, held: KVCache | Int8KVCache, rows: CacheRows) -> Tensor:
         x_ND = x_BTD.reshape(-1, self._width)
         tokens = len(x_ND)
         slots, places, kept = _places(rows, x_BTD.shape[1])
@@ -137,8 +140,9 @@ class NativeStack:
             longest, self._epsilon,
         )  # fmt: skip
         layers = type(self._layers).from_buffer_copy(self._layers)  # another thread may run another pass
-        for layer, its_keys, its_values in zip(layers, held.keys, held.values, strict=True):
-            layer.keys, layer.values = its_keys.data_ptr(), its_values.data_ptr()
+        for name in _HELD[: 4 if isinstance(held, Int8KVCache) else 2]:
+            for layer, tensor in zip(layers, getattr(held, name), strict=True):
+                setattr(layer, name, tensor.data_ptr())
         slots_N, places_N = torch.tensor(slots), torch.tensor(places)
         given = _Pass(many, *(one.data_ptr() for one in (slots_N, places_N, cos_NC, sin_NC, x_ND)))
         self._kernels.decode_layers(

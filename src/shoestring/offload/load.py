@@ -16,7 +16,7 @@ from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.language_model import LanguageModel
 from shoestring.kernels import allocator
 from shoestring.models.config import ModelConfig
-from shoestring.models.decoding_formats import DecodingFormat
+from shoestring.models.decoding_formats import CacheFormat, DecodingFormat, check_cache
 from shoestring.models.external import open_external
 from shoestring.models.folder import read_generation_config
 from shoestring.models.peft_folder import find_base, is_adapter, load_adapter
@@ -40,18 +40,20 @@ def load(
     weights: StoreFormat | DecodingFormat = "source",
     say: Callable[[str], Any] | None = None,
     scoring: bool = False,
+    cache: CacheFormat = "source",
 ) -> LanguageModel:
     """`LanguageModel.load`, inside `memory` bytes ("2GB") for the whole process if given.
 
     A model that fits is in memory, in bfloat16 where it has that and float32 would not fit. Another is read from disk
     layer by layer for every token (`weights`: how it is kept there; with one of its own it is always read from there).
     Without a budget `weights` is that of `LanguageModel.load`. device: with a budget, which is of the process, "auto"
-    is the CPU and a GPU is refused. scoring: keep room for `perplexity` too. Raises BudgetError with the least that
-    would do, and what `LanguageModel.load` raises.
+    is the CPU and a GPU is refused. scoring: keep room for `perplexity` too. cache: as there. Raises BudgetError with the
+    least that would do, and what `LanguageModel.load` raises.
     """
     allocator.install()
     if memory is None:
-        return LanguageModel.load(model, device, dtype, say, weights=cast(DecodingFormat, weights))
+        return LanguageModel.load(model, device, dtype, say, weights=cast(DecodingFormat, weights), cache=cache)
+    check_cache(cache, memory)
     kept = store_format(weights)
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     where = resolve_device(device)
