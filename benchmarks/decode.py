@@ -186,8 +186,8 @@ def table(case: Case, found: Sequence[Figures], bandwidth: float) -> None:
         rows.append([
             side.name, f"{speed:.1f}", f"{ratio(found[0].written, figures.written):.2f}",
             f"{statistics.median(figures.read):.0f}", f"{ratio(found[0].read, figures.read):.2f}",
-            f"{limit:.0f} ({speed / limit:.0%})" if limit else "", f"{1 / about['products']:.0f}" if limit else "",
-            f"{alike} of 8",
+            f"{limit:.0f} ({speed / limit:.0%})" if limit else "",
+            f"{1 / about['products']:.0f}" if about.get("products") else "", f"{alike} of 8",
         ])  # fmt: skip
     columns = ["", "tokens/s", "ours ×", f"prompt of {LONG}", "ours ×", "limit of memory", "of products", "same tokens"]
     show(f"{case.name}: {PROMPT} tokens read, {NEW} written", columns, rows)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -53,15 +54,23 @@ def matrices(decoder: Any) -> list[Any]:
 
 
 def products(held: list[Any], rounds: int = 5) -> float:
-    """Seconds that all products of one token take, and nothing besides; the least of some rounds."""
-    from shoestring.kernels.decode import multiply
+    """Seconds that all products of one token take, and nothing besides; the least of some rounds. 0 without a
+    compiler."""
+    from shoestring.kernels.decode import BLOCK, RowsStruct, decode_kernels, struct_of
 
-    least = float("inf")
-    rows = [torch.randn(1, one.depth) for one in held]
+    kernels, least = decode_kernels(), float("inf")
+    if kernels is None:
+        return 0.0
+    deepest, widest = max(one.depth for one in held), max(one.columns for one in held)
+    row, out, codes = torch.randn(deepest), torch.empty(widest), torch.empty(deepest, dtype=torch.int8)
+    scales, totals = torch.empty(deepest // BLOCK + 1), torch.empty(deepest // BLOCK + 1, dtype=torch.int32)
+    room = RowsStruct(codes.data_ptr(), scales.data_ptr(), totals.data_ptr(), None)
+    structs, threads = [struct_of(one) for one in held], torch.get_num_threads()
+    calls = [(ctypes.byref(one), row.data_ptr(), 1, ctypes.byref(room), out.data_ptr(), threads) for one in structs]
     for _ in range(rounds):
         started = time.perf_counter()
-        for row, matrix in zip(rows, held, strict=True):
-            multiply(row, matrix)
+        for call in calls:
+            kernels.multiply_rows(*call)
         least = min(least, time.perf_counter() - started)
     return least
 
