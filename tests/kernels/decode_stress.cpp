@@ -126,14 +126,15 @@ static void pass_once(int threads) {
         if (more) longest = std::max(longest, held + more);
     }
     const int64_t tokens = (int64_t)slot.size(), attended = heads * head, keys = kv_heads * head;
-    const int64_t narrow = std::max(width, attended), depth = std::max(narrow, hidden);
+    const int64_t narrow = std::max(width, attended), copies = tokens < 4 * threads ? threads : 1;
     auto cosine = numbers(tokens * head / 2), sine = numbers(tokens * head / 2), x = numbers(tokens * width);
-    Prepared ready(tokens, depth);
-    auto wide = room<float>(tokens * std::max(attended + 2 * keys, 2 * hidden));
+    Prepared ready(copies * tokens, narrow), inner(tokens, hidden);
+    auto wide = room<float>(tokens * std::max({attended + 2 * keys, 2 * hidden, width}));
     auto small = room<float>(tokens * narrow), scores = room<float>(threads * WINDOW * group * longest);
+    auto one = room<float>(threads * width);
     const Shape shape{layers, width, heads, kv_heads, head, hidden, capacity, longest, 1e-5f};
     const Pass pass{tokens, slot.data(), place.data(), cosine.get(), sine.get(), x.get()};
-    const Room given{ready.rows, wide.get(), small.get(), scores.get()};
+    const Room given{ready.rows, inner.rows, wide.get(), small.get(), scores.get(), one.get()};
     decode_layers(&shape, all.data(), &pass, &given, threads);
 }
 

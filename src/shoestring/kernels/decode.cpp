@@ -4,8 +4,8 @@
 // float32. Tokens of a text stand one after another, and keys and values are written before any token attends, so that
 // prompts, single tokens and many texts at once are the same to it.
 //
-// One parallel region for all layers: a thread takes its share of a step's tiles, heads or rows, then waits for the
-// others.
+// One parallel region for all layers: a thread takes its share of a step's tiles, heads or tokens, then waits for the
+// others. Of few tokens every thread makes the rows of a product ready for itself, which takes less than waiting.
 
 #include <omp.h>
 
@@ -40,12 +40,14 @@ struct Pass {
     float* x;
 };
 
-// Scratch for so many tokens, from the caller. depth: the most of width, heads · head width and hidden.
+// Scratch for so many tokens, from the caller. rows: of the most of width and heads · head width, so many for each thread
+// where there are few tokens. inner: of hidden.
 struct Room {
-    Rows rows;      // of depth
-    float* wide;    // [tokens, the most of (heads + 2 · kv heads) · head width and 2 · hidden]
+    Rows rows, inner;
+    float* wide;    // [tokens, the most of (heads + 2 · kv heads) · head width, 2 · hidden and width]
     float* narrow;  // [tokens, the most of heads · head width and width]
     float* scores;  // [threads, WINDOW · heads of a kv head, longest]
+    float* normed;  // [threads, width]
 };
 
 static const int64_t WINDOW = 8;  // tokens that are attended together: they read keys once
@@ -118,19 +120,57 @@ static inline void keep(const float* x, void* held, float* scales, int64_t place
     scales[place] = largest / 127.0f;
 }
 
-static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass, const Room& room, const Share& share,
-                       int64_t widest) {
-    const int64_t width = shape.width, head = shape.head_width, tokens = pass.tokens;
-    const int64_t group = shape.heads / shape.kv_heads, hidden = shape.hidden;
-    const int64_t attended = shape.heads * head, all = attended + 2 * shape.kv_heads * head;
-    const int64_t first = share.begin(tokens), last = share.end(tokens);
-    const Wants three = wants(layer.query) | wants(layer.key) | wants(layer.value);
-    for (int64_t t = first; t < last; ++t) {
-        norm_row(pass.x + t * width, layer.attention_norm, shape.epsilon, width, room.narrow + t * widest);
-        prepare_row(room.narrow + t * widest, t, width, three, room.rows);
+// A thread's share of a product, added to x [tokens, width]; y: room for the product.
+static inline void add_share(const Matrix& of, const Rows& rows, int64_t tokens, float* y, float* x, int64_t width,
+                             const Share& share) {
+    const int64_t tiles = tiles_of(of), first = share.begin(tiles), last = share.end(tiles);
+    const int64_t begin = first * COLUMNS, end = std::min(last * COLUMNS, width);
+    multiply_tiles(of, first, last, rows, tokens, y, width);
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t i = begin; i < end; ++i) x[t * width + i] += y[t * width + i];
+}
+
+// A thread's share of silu(gate) · up, in whole blocks, made ready as `inner`. wide: room for both products.
+static inline void gate_share(const Layer& layer, int64_t hidden, const Rows& rows, int64_t tokens, float* wide,
+                              const Rows& inner, const Share& share) {
+    const int64_t blocks = (hidden + BLOCK - 1) / BLOCK, both = BLOCK / COLUMNS;
+    const int64_t first = share.begin(blocks) * both, last = std::min(share.end(blocks) * both, tiles_of(layer.gate));
+    const int64_t begin = first * COLUMNS, count = std::min(last * COLUMNS, hidden) - begin;
+    if (count <= 0) return;
+    multiply_tiles(layer.gate, first, last, rows, tokens, wide, hidden);
+    multiply_tiles(layer.up, first, last, rows, tokens, wide + tokens * hidden, hidden);
+    const Wants what = wants(layer.down);
+    for (int64_t t = 0; t < tokens; ++t) {
+        float *gate = wide + t * hidden + begin, *up = gate + tokens * hidden;
+        for (int64_t i = 0; i < count; ++i) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+        const int64_t block = t * (hidden / BLOCK) + begin / BLOCK;
+        if (what.codes)
+            round_row(gate, count, inner.codes + t * hidden + begin, inner.scales + block, inner.totals + block);
+        if (what.floats) memcpy(inner.floats + t * hidden + begin, gate, count * sizeof(float));
     }
+}
+
+static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass, const Room& room, const Share& share) {
+    const int64_t width = shape.width, head = shape.head_width, tokens = pass.tokens, hidden = shape.hidden;
+    const int64_t group = shape.heads / shape.kv_heads, attended = shape.heads * head;
+    const int64_t all = attended + 2 * shape.kv_heads * head, widest = std::max(attended, width);
+    const bool few = tokens < 4 * share.threads;
+    const int64_t first = few ? 0 : share.begin(tokens), last = few ? tokens : share.end(tokens);
+    const int64_t before = few ? share.thread * tokens : 0, blocks_before = before * (widest / BLOCK);
+    const Rows rows{room.rows.codes + before * widest, room.rows.scales + blocks_before,
+                    room.rows.totals + blocks_before, room.rows.floats + before * widest};
+    float* normed = room.normed + share.thread * width;
+    const auto prepare_normed = [&](const float* weight, Wants what) {
+        for (int64_t t = first; t < last; ++t) {
+            norm_row(pass.x + t * width, weight, shape.epsilon, width, normed);
+            prepare_row(normed, t, width, what, rows);
+        }
+    };
+    prepare_normed(layer.attention_norm, wants(layer.query) | wants(layer.key) | wants(layer.value));
+    if (!few) {
 #pragma omp barrier
-    multiply_share({&layer.query, &layer.key, &layer.value}, room.rows, tokens, room.wide, all, share);
+    }
+    multiply_share({&layer.query, &layer.key, &layer.value}, rows, tokens, room.wide, all, share);
 #pragma omp barrier
     // Heads of every token: normed, turned; keys and values go to the cache.
     const int64_t parts = shape.heads + 2 * shape.kv_heads, turned = shape.heads + shape.kv_heads;
@@ -153,7 +193,6 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
     }
 #pragma omp barrier
     // One token has few heads: each is a task. Of many, a window of tokens with all heads of a key head is one.
-    const bool few = tokens < 4 * share.threads;
     const int64_t window = few ? 1 : WINDOW, together = few ? 1 : group, each = shape.heads / together;
     float* scores = room.scores + share.thread * WINDOW * group * shape.longest;
     for (int64_t item = share.thread; item < (tokens + window - 1) / window * each; item += share.threads) {
@@ -162,53 +201,41 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
             for (run = 1; t + run < end && pass.slots[t + run] == pass.slots[t];) ++run;
             const int64_t held = (pass.slots[t] * shape.kv_heads + h / group) * shape.capacity;
             const Queries queries{room.wide + t * all + h * head, run, together, all, head, pass.places[t]};
-            float* out = room.narrow + t * widest + h * head;
+            float* out = room.narrow + t * attended + h * head;
             if (layer.key_scales == nullptr)
                 attend(queries, Cached<float>{(float*)layer.keys + held * head, nullptr},
-                       Cached<float>{(float*)layer.values + held * head, nullptr}, scores, out, widest);
+                       Cached<float>{(float*)layer.values + held * head, nullptr}, scores, out, attended);
             else
                 attend(queries, Cached<int8_t>{(int8_t*)layer.keys + held * head, layer.key_scales + held},
                        Cached<int8_t>{(int8_t*)layer.values + held * head, layer.value_scales + held}, scores, out,
-                       widest);
+                       attended);
         }
     }
 #pragma omp barrier
     for (int64_t t = first; t < last; ++t)
-        prepare_row(room.narrow + t * widest, t, attended, wants(layer.output), room.rows);
+        prepare_row(room.narrow + t * attended, t, attended, wants(layer.output), rows);
+    if (!few) {
 #pragma omp barrier
-    multiply_share({&layer.output}, room.rows, tokens, room.narrow, widest, share);
-#pragma omp barrier
-    const Wants two = wants(layer.gate) | wants(layer.up);
-    for (int64_t t = first; t < last; ++t) {
-        float *x = pass.x + t * width, *y = room.narrow + t * widest;
-        for (int64_t i = 0; i < width; ++i) x[i] += y[i];
-        norm_row(x, layer.feed_forward_norm, shape.epsilon, width, y);
-        prepare_row(y, t, width, two, room.rows);
     }
+    add_share(layer.output, rows, tokens, room.wide, pass.x, width, share);  // narrow may still be read
 #pragma omp barrier
-    multiply_share({&layer.gate, &layer.up}, room.rows, tokens, room.wide, 2 * hidden, share);
+    prepare_normed(layer.feed_forward_norm, wants(layer.gate) | wants(layer.up));
+    if (!few) {
 #pragma omp barrier
-    for (int64_t t = first; t < last; ++t) {
-        float *gate = room.wide + t * 2 * hidden, *up = gate + hidden;
-        for (int64_t i = 0; i < hidden; ++i) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
-        prepare_row(gate, t, hidden, wants(layer.down), room.rows);
     }
+    gate_share(layer, hidden, rows, tokens, room.wide, room.inner, share);
 #pragma omp barrier
-    multiply_share({&layer.down}, room.rows, tokens, room.narrow, widest, share);
+    add_share(layer.down, room.inner, tokens, room.narrow, pass.x, width, share);
 #pragma omp barrier
-    for (int64_t t = first; t < last; ++t)
-        for (int64_t i = 0; i < width; ++i) pass.x[t * width + i] += room.narrow[t * widest + i];
-    // The next layer begins with rows of x that this thread has written.
 }
 
 // Adds what every layer adds to x. threads: that take part, at most so many.
 extern "C" void decode_layers(const Shape* shape, const Layer* layers, const Pass* pass, const Room* room,
                               int threads) {
-    const int64_t widest = std::max(shape->heads * shape->head_width, shape->width);
 #pragma omp parallel num_threads(threads)
     {
         const Share share{omp_get_thread_num(), omp_get_num_threads()};
-        for (int64_t i = 0; i < shape->layers; ++i) layer_pass(*shape, layers[i], *pass, *room, share, widest);
+        for (int64_t i = 0; i < shape->layers; ++i) layer_pass(*shape, layers[i], *pass, *room, share);
     }
 }
 

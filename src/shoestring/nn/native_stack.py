@@ -67,7 +67,10 @@ class _Pass(ctypes.Structure):
 
 
 class _Room(ctypes.Structure):
-    _fields_ = [("rows", RowsStruct), *((name, ctypes.c_void_p) for name in ("wide", "narrow", "scores"))]
+    _fields_ = [
+        ("rows", RowsStruct), ("inner", RowsStruct),
+        *((name, ctypes.c_void_p) for name in ("wide", "narrow", "scores", "normed")),
+    ]  # fmt: skip
 
 
 class NativeStack:
@@ -124,17 +127,14 @@ class NativeStack:
         cos_NC, sin_NC = (_table(table, x_BTD.shape, part) for table in context.rotary)  # type: ignore[union-attr]
         many, threads, longest = len(kept), torch.get_num_threads(), max(places) + 1
         queries, keys = self._heads * self._head_width, self._kv_heads * self._head_width
-        narrow = max(self._width, queries)
-        depth = max(narrow, self._hidden)
-        codes, scales = torch.empty(many, depth, dtype=torch.int8), torch.empty(many, depth // BLOCK + 1)
-        totals = torch.empty(many, depth // BLOCK + 1, dtype=torch.int32)
-        floats = torch.empty(many, depth) if self._in_floats else scales
+        narrow, copies = max(self._width, queries), threads if many < 4 * threads else 1
+        ready, inner = self._rows(copies * many, narrow), self._rows(many, self._hidden)
         numbers = [
-            torch.empty(many, max(queries + 2 * keys, 2 * self._hidden)), torch.empty(many, narrow),
-            torch.empty(threads, _WINDOW * self._heads // self._kv_heads, longest),
+            torch.empty(many, max(queries + 2 * keys, 2 * self._hidden, self._width)), torch.empty(many, narrow),
+            torch.empty(threads, _WINDOW * self._heads // self._kv_heads, longest), torch.empty(threads, self._width),
         ]  # fmt: skip
-        made = RowsStruct(*(one.data_ptr() for one in (codes, scales, totals, floats)))
-        room = _Room(made, *(one.data_ptr() for one in numbers))
+        made = (RowsStruct(*(one.data_ptr() for one in some)) for some in (ready, inner))
+        room = _Room(*made, *(one.data_ptr() for one in numbers))
         shape = _Shape(
             len(self.order), self._width, self._heads, self._kv_heads, self._head_width, self._hidden, held.capacity,
             longest, self._epsilon,
@@ -153,6 +153,13 @@ class NativeStack:
             whole[part] = x_ND
             x_ND = whole
         return x_ND.view(x_BTD.shape)
+
+    def _rows(self, count: int, depth: int) -> list[Tensor]:
+        """Room for rows of so many numbers, as the kernel makes them ready."""
+        scales = torch.empty(count, depth // BLOCK + 1)
+        floats = torch.empty(count, depth) if self._in_floats else scales
+        codes, totals = torch.empty(count, depth, dtype=torch.int8), torch.empty(scales.shape, dtype=torch.int32)
+        return [codes, scales, totals, floats]
 
 
 class _Parts:
