@@ -65,12 +65,14 @@ def test_file_keeps_the_half_precision_of_a_folder(tmp_path):
     assert isinstance(matrix, FloatMatrix) and torch.equal(matrix.values, decoder.blocks[0].attention.query.weight)
 
 
-@pytest.mark.parametrize("weights", ["int4", "int8", "bf16", "float32"])
-def test_batched_and_continuously_admitted_texts_are_those_decoded_alone(weights):
+@pytest.mark.parametrize(("weights", "count"), [
+    ("int4", 10), ("float32", 10), *(pytest.param(w, 200, marks=pytest.mark.long) for w in ("int4", "int8", "bf16")),
+])  # fmt: skip
+def test_batched_and_continuously_admitted_texts_are_those_decoded_alone(weights, count):
     config = {**CONFIG, "layers": 3}
     decoder = kept_as(strengthened(build(ModelConfig.model_validate(config), seed=0).eval(), 10), weights)
     random = torch.Generator().manual_seed(4)
-    lengths = torch.randint(1, 30, (40,), generator=random).tolist()
+    lengths = torch.randint(1, 30, (count,), generator=random).tolist()
     prompts = [torch.randint(61, (length,), generator=random).tolist() for length in lengths]
     sampling = SamplingConfig(max_tokens=8, temperature=0)
     alone = [decode(decoder, [prompt], sampling)[0][0] for prompt in prompts]

@@ -40,7 +40,7 @@ struct Pass {
     float* x;
 };
 
-// Scratch for so many tokens, from the caller. rows: of the most of width and heads · head width, so many for each thread
+// Scratch for so many tokens, from the caller. rows: of the most of width and heads · head width, for each thread so many
 // where there are few tokens. inner: of hidden.
 struct Room {
     Rows rows, inner;
