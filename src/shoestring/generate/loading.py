@@ -14,7 +14,7 @@ from shoestring.kernels.decode import decode_kernels
 from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoding_formats import check_format
-from shoestring.models.decoding_weights import kept_as, load_for_decoding, made_native
+from shoestring.models.decoding_weights import kept_as, load_for_decoding
 from shoestring.models.folder import GenerationDefaults, load_model, read_generation_config
 from shoestring.models.get import gguf_file
 from shoestring.models.peft_folder import is_adapter, load_adapted
@@ -69,7 +69,5 @@ def open_model(
         decoder = load_for_decoding(folder, weights)
     else:
         decoder = load_model(folder, device=where, dtype=number_format)
-    if weights == "source" and where.type == "cpu":
-        decoder = made_native(decoder)  # where it is float32: the same numbers but for the order of sums
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     return Opened(decoder, tokenizer, folder, read_generation_config(base))
