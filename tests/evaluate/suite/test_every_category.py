@@ -3,6 +3,7 @@
 import functools
 import random
 import re
+import string
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from shoestring.data.synthetic.exercise import is_held_out
 from shoestring.data.synthetic.kinds import KINDS, make
 from shoestring.evaluate.suite import sandbox
 from shoestring.evaluate.suite.categories.every import CATEGORIES, GROUPS
+from shoestring.evaluate.suite.categories.sequences import WORDS
 from shoestring.evaluate.suite.question import HELD_OUT, ITEMS, Reply, questions
 
 SIDES = ("development", "held-out")
@@ -79,6 +81,18 @@ def test_words_at_random_are_at_chance_at_most(category):
     words = "the a red blue seven 12 yes no Paris house of in is and water sum 3 list run day".split()
     found = share(category, lambda question: " ".join(rng.choices(words, k=rng.randint(1, 12))))
     assert found <= category.chance + 0.2
+
+
+@every
+@pytest.mark.parametrize(
+    "all_of", [[str(n) for n in range(150)], string.ascii_lowercase, string.ascii_uppercase, WORDS[:12]],
+    ids=["numbers", "letters", "capitals", "words"],
+)  # fmt: skip
+def test_naming_everything_is_no_better_than_chance(category, all_of):
+    """A dozen words, as a reply has them; all letters, and more numbers than a reply has room for."""
+    listed = " ".join(all_of)
+    for said in (listed, listed.replace(" ", ", ")):
+        assert share(category, lambda question, said=said: said) <= category.chance + 0.2
 
 
 @every

@@ -53,8 +53,9 @@ def test_ending_early_is_no_success(program):
         "import os\nwhile True:\n    os.fork()",
         "open('big', 'wb').write(bytes(5 * 10**6))",
         "for n in range(1000):\n    open(f'{n}', 'w').write('x')",
+        "while True:\n    print('x' * 10**6)",
     ],
-    ids=["memory", "network", "loopback", "processes", "fork bomb", "a large file", "many files"],
+    ids=["memory", "network", "loopback", "processes", "fork bomb", "a large file", "many files", "output"],
 )
 def test_what_takes_too_much_is_stopped(program):
     before = time.monotonic()

@@ -13,6 +13,7 @@ from shoestring.evaluate.suite.question import Check, Reply
 
 _FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)```", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_NUMBERS = 3  # in a sentence that answers with one
 
 
 def words(text: str) -> list[str]:
@@ -35,9 +36,34 @@ def exactly(wanted: str) -> Check:
 
 
 def says(*wanted: str) -> Check:
-    """The answer alone, or a sentence with one of its wordings as whole words."""
+    """The answer alone, or a sentence with one of its wordings as whole words; where it is a number, not one among
+    many."""
     patterns = [re.compile(rf"(?<![\w-]){re.escape(plain(one))}(?![\w-]|\.\d)") for one in wanted]
-    return lambda reply: any(pattern.search(plain(reply.text)) for pattern in patterns)
+    numeric = any(one.isdigit() for one in wanted)
+
+    def check(reply: Reply) -> bool:
+        if numeric and len(re.findall(r"\d+", reply.text)) > _NUMBERS:
+            return False
+        return any(pattern.search(plain(reply.text)) for pattern in patterns)
+
+    return check
+
+
+def continues(wanted: str, item: str) -> Check:
+    """What the reply calls the next item is the wanted one; where it calls none so, its first or its last item is.
+    item: a pattern of all items. Those on the way to it count for nothing, and neither does one in a long list."""
+    form = re.compile(item)
+    called = re.compile(
+        rf"(?i:\b(?:next|follow\w*|continu\w*)\b[^.\n]*?\b(?:is|be|by|with)\b)[^\w.\n-]*({item})(?![\w-]|\.\d)"
+    )
+
+    def check(reply: Reply) -> bool:
+        named = called.search(reply.text)
+        found = [named[1]] if named else form.findall(reply.text)
+        texts = [one.replace(",", "").casefold() for one in found]
+        return bool(texts) and wanted.casefold() in (texts[0], texts[-1])
+
+    return check
 
 
 def chooses(right: str, wrong: Sequence[str]) -> Check:

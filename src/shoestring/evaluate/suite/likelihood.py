@@ -46,10 +46,10 @@ def _read_once(
     A prompt is read once, its options one after another behind it in a cache that is cut back; with a model whose cache
     cannot be cut, or that takes external vectors, every one is read with its prompt.
     """
-    cache = model.decoder.new_cache(len(prompts), longest)
-    counts = [len(prompt) for prompt in prompts]
     if model.external_vectors() is not None:
         return _read_each(model, prompts, options)
+    cache = model.decoder.new_cache(len(prompts), longest)
+    counts = [len(prompt) for prompt in prompts]
     last_BV = _passed(model, prompts, cache)
     log_BV = torch.stack([states[-1] for states in last_BV]).log_softmax(-1)
     values = [[float(log_BV[row, option[0]]) if option else 0.0 for option in own] for row, own in enumerate(options)]

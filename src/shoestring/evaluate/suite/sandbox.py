@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,6 @@ SECONDS = 5  # of the processor; twice that of the clock
 MEMORY = 512 * 2**20
 _FILES, _FILE_BYTES, _PROCESSES = 32, 2**20, 8
 _NOBODY = "65534"
-_DONE = "every assertion held"
 _LIMITS = f"""
 import resource
 for name, most in (("CPU", {SECONDS}), ("AS", {MEMORY}), ("NOFILE", {_FILES}), ("FSIZE", {_FILE_BYTES}),
@@ -76,8 +76,10 @@ def _works() -> bool:
 
 
 def _run(source: str) -> bool:
-    """The last line of the output says that it came to its end: `exit(0)` half way is no success."""
-    script = _LIMITS + f"exec(compile({source!r}, 'reply', 'exec'), {{'__name__': '__main__'}})\nprint({_DONE!r})\n"
+    """The last line of the output is a word that a program does not know and that is written at its end: `exit(0)` half
+    way is no success. Output goes into a file, which is held to the limit on files."""
+    done = secrets.token_hex(16)
+    script = _LIMITS + f"exec(compile({source!r}, 'reply', 'exec'), {{'__name__': '__main__'}})\nprint({done!r})\n"
     prefix = os.path.realpath(sys.base_prefix)
     interpreter = Path("/python") / Path(os.path.realpath(sys.executable)).relative_to(prefix)
     apart = ["unshare", "--net", "--ipc", "--pid", "--fork", "--mount", "--kill-child"]
@@ -96,16 +98,17 @@ def _run(source: str) -> bool:
         ]
     else:
         apart += ["--user", "--map-root-user"]
-    with tempfile.TemporaryDirectory(prefix="sandbox-") as root:
+    with tempfile.TemporaryDirectory(prefix="sandbox-") as root, tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [*apart, "sh", "-c", _ENTER, "sh", root, prefix, *python],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, start_new_session=True,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/scratch", "LANG": "C.UTF-8"},
         )  # fmt: skip
         try:
-            output, _ = process.communicate(timeout=2 * SECONDS)
+            code = process.wait(timeout=2 * SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
             return False
-    return process.returncode == 0 and output.decode(errors="replace").rstrip().endswith(_DONE)
+        output.seek(0)
+        return code == 0 and output.read().rstrip().endswith(done.encode())

@@ -6,7 +6,7 @@ import random
 
 from shoestring.data.synthetic.arithmetic import problem
 from shoestring.evaluate.suite import checks
-from shoestring.evaluate.suite.question import Category, Question, Reply, ask
+from shoestring.evaluate.suite.question import Category, Check, Question, Reply, ask
 from shoestring.evaluate.suite.sandbox import passes
 
 _WORDS = "anchor bottle copper dollar engine finger guitar hammer jungle ladder magnet oyster".split()
@@ -14,11 +14,11 @@ _NAMES = "x y n total value count".split()
 _VERBS = "compute find make get check build read join split scale merge count".split()
 _THINGS = "area price label score path ratio total angle speed weight title margin".split()
 _ARGUMENTS = "a b items text width height rate start end limit value size".split()
+_NUMBER = r"-?\b\d+\b"
 
 
-def _prints(rng: random.Random, program: str, result: str, name: str) -> Question:
-    text = f"What does this Python code print?\n```python\n{program}\n```"
-    return ask(name, text, result, checks.says(result))
+def _prints(program: str, result: str, name: str, check: Check) -> Question:
+    return ask(name, f"What does this Python code print?\n```python\n{program}\n```", result, check)
 
 
 def _sums(rng: random.Random) -> Question:
@@ -26,7 +26,7 @@ def _sums(rng: random.Random) -> Question:
     operation, sign = rng.choice((("add", "+"), ("subtract", "-")))
     result = a + b if operation == "add" else a - b
     program = rng.choice((f"{name} = {a}\n{name} {sign}= {b}\nprint({name})", f"print({a} {sign} {b})"))
-    return _prints(rng, program, str(result), problem(a, operation, b))
+    return _prints(program, str(result), problem(a, operation, b), checks.continues(str(result), _NUMBER))
 
 
 def _texts(rng: random.Random) -> Question:
@@ -37,14 +37,16 @@ def _texts(rng: random.Random) -> Question:
         (f'print("{word}"[{at}])', word[at]), (f'print("{word}"[:{at}])', word[:at]),
         (f'print("{word}" + "{word[:2]}")', word + word[:2]), (f'print("-".join("{word}"))', "-".join(word)),
     ))  # fmt: skip
-    return _prints(rng, program, result, f"text {word}")
+    return _prints(program, result, f"text {word}", checks.says(result))
 
 
 def _lists(rng: random.Random) -> Question:
     items = [rng.randint(0, 30) for _ in range(rng.randint(3, 5))]
     results = {"max": max(items), "min": min(items), "len": len(items), "sum": sum(items), "sorted": sorted(items)}
     name = rng.choice(list(results))
-    return _prints(rng, f"print({name}({items}))", str(results[name]), f"list {sorted(items)}")
+    result = str(results[name])
+    check = checks.says(result) if name == "sorted" else checks.continues(result, _NUMBER)
+    return _prints(f"print({name}({items}))", result, f"list {sorted(items)}", check)
 
 
 def _structure(rng: random.Random) -> Question:

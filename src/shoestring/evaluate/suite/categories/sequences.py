@@ -22,16 +22,20 @@ WORDS = tuple(
 )
 
 
-def _follow(rng: random.Random, items: list[str], following: str, problem: str) -> Question:
+_NUMBER = r"\b\d{1,3}(?:,\d{3})+\b|\b\d+\b"
+
+
+def _follow(rng: random.Random, items: list[str], following: str, problem: str, form: str) -> Question:
+    """form: a pattern of an item."""
     shown = ", ".join(items)
-    return ask(problem, rng.choice(_NEXT).format(shown), following, checks.says(following))
+    return ask(problem, rng.choice(_NEXT).format(shown), following, checks.continues(following, form))
 
 
 def _steps(rng: random.Random) -> Question:
     step, count = rng.choice([n for n in range(-12, 13) if n]), rng.randint(4, 5)
     first = rng.randint(0, 60) + max(0, -step * count)
     items = [str(first + step * n) for n in range(count)]
-    return _follow(rng, items, str(first + step * count), f"steps {abs(step)} {first % abs(step)}")
+    return _follow(rng, items, str(first + step * count), f"steps {abs(step)} {first % abs(step)}", _NUMBER)
 
 
 def _factors(rng: random.Random) -> Question:
@@ -40,7 +44,7 @@ def _factors(rng: random.Random) -> Question:
     while root % factor == 0:
         root //= factor
     items = [str(first * factor**n) for n in range(count)]
-    return _follow(rng, items, str(first * factor**count), f"factors {root} {factor}")
+    return _follow(rng, items, str(first * factor**count), f"factors {root} {factor}", _NUMBER)
 
 
 def _letters(rng: random.Random) -> Question:
@@ -48,13 +52,15 @@ def _letters(rng: random.Random) -> Question:
     places = [n for n in range(26) if 0 <= n + step * count < 26]
     first = rng.choice(places)
     items = [string.ascii_uppercase[first + step * n] for n in range(count + 1)]
-    return _follow(rng, items[:-1], items[-1], f"letters {abs(step)} {first % abs(step)} {rng.choice(items)}")
+    problem = f"letters {abs(step)} {first % abs(step)} {rng.choice(items)}"
+    return _follow(rng, items[:-1], items[-1], problem, r"\b[A-Z]\b")
 
 
 def _repeats(rng: random.Random) -> Question:
     unit = rng.sample(WORDS, rng.randint(2, 4))
     shown = [unit[n % len(unit)] for n in range(rng.randint(len(unit) + 2, 2 * len(unit) + 2))]
-    return _follow(rng, shown, unit[len(shown) % len(unit)], f"repeats {' '.join(sorted(unit))}")
+    problem = f"repeats {' '.join(sorted(unit))}"
+    return _follow(rng, shown, unit[len(shown) % len(unit)], problem, rf"(?i:\b(?:{'|'.join(unit)})\b)")
 
 
 def _numbers(rng: random.Random, count: int, decimals: bool) -> list[str]:
@@ -113,7 +119,7 @@ CATEGORIES = (
     Category("equal steps", "patterns", "2, 5, 8, 11: what follows", _steps),
     Category("equal factors", "patterns", "3, 6, 12: what follows", _factors, 0.1),
     Category("letters", "patterns", "A, C, E, G: what follows", _letters, 0.07),
-    Category("repeating words", "patterns", "sun, moon, sun, moon: what follows", _repeats, 0.1),
+    Category("repeating words", "patterns", "sun, moon, sun, moon: what follows", _repeats, 0.36),
     Category("whole numbers compared", "comparisons", "the larger or smaller of two", _compare(False), 0.5),
     Category("decimals compared", "comparisons", "9.9 and 9.11", _compare(True), 0.5),
     Category("numbers sorted", "sorting", "three or four numbers in order", _sort(False)),
