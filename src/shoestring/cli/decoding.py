@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from shoestring.generate.language_model import LanguageModel
     from shoestring.generate.texts import Completion
 
+WEIGHTS_HELP = (
+    "how they are kept: file (a GGUF file's own blocks), float32, bf16, int8 or int4; with --memory: how layers on disk"
+    " are kept [as dtype says]"
+)
 Model = Annotated[str, Parameter(help="a model folder, a run, a .gguf file, or a name that get knows")]
 
 
@@ -130,6 +134,10 @@ class PlaceFlags:
 
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto"
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto"
+    weights: Annotated[str | None, Parameter(help=WEIGHTS_HELP)] = None
+    cache: Annotated[
+        str | None, Parameter(help="what keys and values are kept in: int8 [as the model computes]")
+    ] = None
     memory: Annotated[
         str | None, Parameter(help="the whole process at most, as 2GB; layers stream from disk if they must")
     ] = None
@@ -139,21 +147,39 @@ class PlaceFlags:
     ] = None
 
     def load(self, model: str) -> LanguageModel:
-        guesser = self.speculate
+        from shoestring.models.decoding_formats import check_cache
+
+        guesser, cache = self.speculate, self.cache or "source"
         if guesser not in (None, "lookup") and self.memory is not None:
             raise ConfigError(
                 f"--speculate {guesser} cannot be combined with --memory, which plans for one model",
                 hint="--speculate lookup can",
             )
+        weights = checked_weights(self.weights, self.device, self.dtype, self.memory)
+        check_cache(cache, self.memory)
 
         from shoestring.offload.load import load
 
-        language = load(model, self.device, self.dtype, self.memory, say=console.say)
+        place: Any = {"weights": weights, "cache": cache, "say": console.say}
+        language = load(model, self.device, self.dtype, self.memory, **place)
         if guesser == "lookup":
             language.speculate("lookup")
         elif guesser is not None:
-            language.speculate(load(guesser, self.device, self.dtype, say=console.say))
+            language.speculate(load(guesser, self.device, self.dtype, **place))
         return language
+
+
+def checked_weights(weights: str | None, device: str, dtype: str, memory: str | None) -> Any:
+    """The flag --weights as `offload.load.load` takes it. Raises ConfigError, before torch is imported."""
+    from shoestring.models.decoding_formats import check_format
+    from shoestring.offload.config import store_format
+
+    asked = weights or "source"
+    if memory is None:
+        check_format(asked, device, dtype)
+    else:
+        store_format(asked)
+    return asked
 
 
 AS_ADVISED, ANYWHERE = SamplingFlags(), PlaceFlags()  # when no flag is given

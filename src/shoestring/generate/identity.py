@@ -31,9 +31,11 @@ SENTENCES = {
 
 
 def identity(model: LanguageModel) -> dict[str, str]:
-    """model: a digest of config and weights. numbers: the kinds of layers with their number formats. adapter: a digest
-    of the one at work, or none. Raises ModelFileError where the files are gone."""
-    return {"model": _weights(model), "numbers": _numbers(model.decoder), "adapter": _adapter(model.decoder)}
+    """model: a digest of config and weights. numbers: how weights and the cache are kept, and the kinds of layers with
+    their number formats. adapter: a digest of the one at work, or none. Raises ModelFileError where the files are
+    gone."""
+    numbers = ", ".join([*_kept(model), _numbers(model.decoder)])
+    return {"model": _weights(model), "numbers": numbers, "adapter": _adapter(model.decoder)}
 
 
 def difference(old: dict[str, str], new: dict[str, str]) -> str | None:
@@ -42,6 +44,11 @@ def difference(old: dict[str, str], new: dict[str, str]) -> str | None:
         if old.get(what) != new[what]:
             return sentence.format(old=old.get(what), new=new[what])
     return None
+
+
+def _kept(model: LanguageModel) -> list[str]:
+    found = {"weights": model.weights, "cache": model.cache}
+    return [f"{name} {kept}" for name, kept in found.items() if kept != "source"]
 
 
 def _weights(model: LanguageModel) -> str:

@@ -14,7 +14,6 @@ from typing import Any, Literal, overload
 
 import torch
 
-from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError, TokenizerError
 from shoestring.data.external import External
 from shoestring.data.plain_names import PlainNames
@@ -23,16 +22,17 @@ from shoestring.generate import prefix
 from shoestring.generate.advice import advice
 from shoestring.generate.config import SamplingConfig, sampling_config, text_alone
 from shoestring.generate.constraint import Constraints, check_constraint
+from shoestring.generate.loading import open_model
 from shoestring.generate.request import Request, Speed, check_prompt
 from shoestring.generate.scheduler import Scheduler
 from shoestring.generate.speculation import MOST, Speculation
 from shoestring.generate.texts import Asked, Completion, TextEvent, completed, decoded, places, searched
-from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
+from shoestring.models.decoding_formats import CacheFormat, DecodingFormat, check_cache
+from shoestring.models.decoding_weights import with_int8_cache
 from shoestring.models.external import open_external
-from shoestring.models.folder import GenerationDefaults, check_rows, load_model, read_generation_config
-from shoestring.models.peft_folder import is_adapter, load_adapted
-from shoestring.models.resolve import Say, find_model
+from shoestring.models.folder import GenerationDefaults, check_rows
+from shoestring.models.resolve import Say
 
 Messages = str | Sequence[dict[str, Any]]
 SpecialTokens = Literal["read", "text"]
@@ -68,6 +68,8 @@ class LanguageModel:
         self.speed = Speed()
         self.at_once: int | None = None  # tokens computed together at most, where memory is limited
         self.speculation: Speculation | None = None  # see `speculate`
+        self.weights: DecodingFormat = "source"  # how they are kept
+        self.cache: CacheFormat = "source"  # how keys and values are
 
     @classmethod
     def load(
@@ -77,24 +79,24 @@ class LanguageModel:
         dtype: str | torch.dtype = "auto",
         say: Say | None = None,
         external: External | None = None,
+        weights: DecodingFormat = "source",
+        cache: CacheFormat = "source",
     ) -> LanguageModel:
         """Load a model or adapter folder, run, GGUF file or known name (see `models.resolve.find_model`).
 
         dtype "auto" is float32, which computes what the weights say. say: told in a sentence what is being
-        waited for. external: of the input adapter, where it is open already. Raises ModelFileError, TokenizerError,
-        NetworkError.
+        waited for. external: of the input adapter, where it is open already. weights: how they are kept
+        (`models.decoding_formats`), for decoding alone where it is not "source". cache: what keys and values are kept
+        in. Raises ModelFileError, TokenizerError, NetworkError, ConfigError.
         """
-        folder = base = find_model(model, say=say)
-        where, number_format = resolve_device(device), torch.float32 if dtype == "auto" else resolve_dtype(dtype)
-        if is_adapter(folder):
-            decoder, base = load_adapted(folder, device=where, dtype=number_format, say=say)
-            decoder = merge(decoder)  # decoding then costs what it costs without an adapter
-        else:
-            decoder = load_model(folder, device=where, dtype=number_format)
-        tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
+        check_cache(cache, None)
+        decoder, tokenizer, folder, defaults = open_model(model, device, dtype, weights, say)
+        if cache == "int8":
+            decoder = with_int8_cache(decoder)
         if external is None:
             external = open_external(decoder.config, tokenizer, say)
-        language = cls(decoder, tokenizer, folder, read_generation_config(base), external)
+        language = cls(decoder, tokenizer, folder, defaults, external)
+        language.weights, language.cache = weights, cache
         language.tell_unused(say)
         return language
 

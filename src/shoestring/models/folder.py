@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,16 @@ Dtypes = torch.dtype | Mapping[str, torch.dtype] | None
 """What weights are saved in: one number format, or one for each parameter; None: as they are in memory."""
 
 
+class AsRead(Protocol):
+    """What changes parts of a decoder as they come into memory, in place."""
+
+    def ends(self, decoder: Decoder) -> None:
+        """Its embedding and head; it has no blocks yet."""
+        ...
+
+    def block(self, block: torch.nn.Module) -> Any: ...
+
+
 # --- loading ------------------------------------------------------------------------------------------------
 
 
@@ -51,17 +61,18 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     quantized: Config | None = None,
+    as_read: AsRead | None = None,
 ) -> Decoder:
     """The decoder in a model folder, ready to run; `train()` makes it ready to train.
 
     dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it. quantized:
     what the linears of the blocks become as they are read, one block after another, so that they are never all dense;
-    where they compute in int8, the head does as well.
+    where they compute in int8, the head does as well. as_read: changes all parts in the same order.
     A head that config.json ties but the file gives other values is untied, as transformers does.
     Raises ModelFileError with what is missing, unexpected, misshapen or broken.
     """
     with WeightFiles(folder) as files:
-        if quantized is None:
+        if quantized is None and as_read is None:
             decoder = build(files.config, device=device, dtype=dtype or torch.float32)
             _fill(decoder, "", files)
             return decoder.eval()
@@ -69,12 +80,18 @@ def load_model(
         blocks, decoder.blocks = decoder.blocks, torch.nn.ModuleList()
         allocate(decoder, device)
         _fill(decoder, "", files)
-        assert isinstance(decoder.head, Head)
-        decoder.head = head_for(decoder.head, quantized)
+        if as_read is not None:
+            as_read.ends(decoder)
+        else:
+            assert isinstance(decoder.head, Head)
+            decoder.head = head_for(decoder.head, quantized)
         for index, block in enumerate(blocks):
             allocate(block, device)
             _fill(block, f"blocks.{index}.", files)
-            replace_linears(block, quantized, lambda *_: True)
+            if as_read is not None:
+                as_read.block(block)
+            elif quantized is not None:
+                replace_linears(block, quantized, lambda *_: True)
         decoder.blocks = blocks
         return decoder.eval()
 

@@ -55,14 +55,15 @@ class Kept:
 
 
 def digest_of(model: LanguageModel, adapter: Path | None = None) -> str | None:
-    """Of the files of its folder, of an adapter's base too, and of the number format; None for one without a folder."""
+    """Of the files of its folder, an adapter's base too, and of the number formats; None for one without a folder."""
     if model.folder is None:
         return None
     folders = [model.folder, *([find_base(model.folder)] if is_adapter(model.folder) else [])]
     folders += [adapter] if adapter is not None else []
     paths = [path for folder in folders for path in ([folder] if folder.is_file() else sorted(folder.glob("*")))]
     dtype = next(model.decoder.parameters()).dtype
-    return f"{Fingerprint.of([path for path in paths if path.is_file()]).digest} {dtype}"
+    kept = "" if model.weights == "source" else f" {model.weights}"
+    return f"{Fingerprint.of([path for path in paths if path.is_file()]).digest} {dtype}{kept}"
 
 
 def write_answers(answered: Sequence[Answered], file: Path) -> None:
