@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.core.errors import ConfigError
+from shoestring.kernels import large_pages
 from shoestring.kernels.blocks import quantize
 from shoestring.kernels.decode import FloatMatrix, Matrix, decode_kernels
 from shoestring.models.decoder import Decoder
@@ -52,11 +53,13 @@ def kept_as(decoder: Decoder, weights: str) -> Decoder:
 
 
 def made_native(decoder: Decoder) -> Decoder:
-    """Native passes for plain kinds, and a head at the speed of memory, where there is a compiler; in place."""
+    """Native passes for plain kinds, and a head at the speed of memory, where there is a compiler; weights in large
+    pages; in place."""
     decoder._stack = native_stack(decoder) or decoder._stack
     head = decoder.head
     if type(head) is Head and _is_plain_float32(head.weight) and decode_kernels() is not None:
         decoder.head = QuickHead(head, FloatMatrix(head.weight.detach()))
+    large_pages.gather([*decoder.parameters(), *decoder.buffers()])
     return decoder
 
 
