@@ -1,9 +1,13 @@
 """Weights as they are kept for decoding: loaded by name, refused in a sentence, the same tokens on every way."""
 
+import json
+
 import pytest
 import torch
 
+from shoestring.cli.main import main
 from shoestring.core.errors import ConfigError
+from shoestring.evaluate.perplexity import perplexity
 from shoestring.generate import loading
 from shoestring.generate.config import SamplingConfig
 from shoestring.generate.language_model import LanguageModel
@@ -168,3 +172,17 @@ def test_where_there_is_a_gpu_blocks_are_on_the_cpu_and_that_is_said(folder, mon
     monkeypatch.setattr(loading, "load_for_decoding", lambda at, weights: seen.append(weights) or load_model(at))
     LanguageModel.load(folder, weights="int8", say=said.append)
     assert seen == ["int8"] and "cpu" in said[0]
+
+
+def test_perplexity_is_that_of_the_weights_as_they_are_kept(folder, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a small fox that wanted to read. " * 6, encoding="utf-8")
+    found = {}
+    for weights in ("float32", "int8", "int4"):
+        assert main(["perplexity", str(folder), "--data", str(text), "--weights", weights, "--json"]) == 0
+        found[weights] = json.loads(capsys.readouterr().out)["loss"]
+    assert found["float32"] == pytest.approx(perplexity(folder, text).loss, abs=1e-5)
+    assert found["float32"] != found["int8"] != found["int4"]
+    assert found["int8"] == pytest.approx(found["float32"], abs=0.01)
+    assert found["int4"] == pytest.approx(found["float32"], abs=0.2)
+    assert main(["perplexity", str(folder), "--data", str(text), "--weights", "int3"]) == 2
