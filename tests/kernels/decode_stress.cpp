@@ -135,7 +135,12 @@ static void pass_once(int threads) {
     const Shape shape{layers, width, heads, kv_heads, head, hidden, capacity, longest, 1e-5f};
     const Pass pass{tokens, slot.data(), place.data(), cosine.get(), sine.get(), x.get()};
     const Room given{ready.rows, inner.rows, wide.get(), small.get(), scores.get(), one.get()};
-    decode_layers(&shape, all.data(), &pass, &given, threads);
+    std::vector<int64_t> which(between(1, tokens));
+    for (int64_t& one : which) one = between(0, tokens - 1);
+    const Matrix top = matrix(between(1, 70), width);
+    auto logits = room<float>((int64_t)which.size() * top.columns);
+    const Ends ends{vector(width), top, (int64_t)which.size(), which.data(), logits.get()};
+    decode_layers(&shape, all.data(), &pass, &given, between(0, 1) ? &ends : nullptr, threads);
 }
 
 int main(int, char** arguments) {

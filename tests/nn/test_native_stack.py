@@ -95,6 +95,44 @@ def test_passes_are_those_of_the_stack(kind, weights):
         assert (mine[1, :, :18] - theirs[1, :, :18]).norm() <= near * theirs[1, :, :18].norm()
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_logits_of_one_call_are_those_of_the_parts(weights, monkeypatch):
+    calls, tokens = made_by_kernel(monkeypatch), list(range(30, 44))
+    decoder = decoder_of("llama", weights)
+    passes = [(tokens[:9], [1], [9], [8]), (tokens[:5], [3, 0], [1, 4], [4, 0, 2]), (tokens[:1], [1], [1], [0])]
+    found = []
+    for stack in stacks_of(decoder):
+        decoder._stack = stack
+        with torch.inference_mode():
+            cache = decoder.new_cache(4, 64)
+            found.append([
+                decoder.next_logits(torch.tensor([some]), places, cache.rows(slots, counts))
+                for some, slots, counts, places in passes
+            ])  # fmt: skip
+        assert cache.lengths == [4, 10, 0, 1]
+    assert len(calls) == len(passes)
+    near = 1e-5 if weights in ("float32", "bf16") else 1e-2  # a code of an activation may round the other way
+    for native, parts in zip(*found, strict=True):
+        assert native.shape == parts.shape and (native - parts).norm() <= near * parts.norm()
+
+
+def test_another_norm_or_head_is_seen(monkeypatch):
+    calls = made_by_kernel(monkeypatch)
+    decoder, places = decoder_of("llama", "int8"), [0]
+
+    def logits():
+        with torch.inference_mode():
+            return decoder.next_logits(torch.tensor([[5]]), places, decoder.new_cache(1, 8).rows([0], [1]))
+
+    before = logits()
+    decoder.norm = copy.deepcopy(decoder.norm)
+    decoder.norm.weight.data *= 2
+    assert (logits() - 2 * before).norm() <= 2e-2 * before.norm() and len(calls) == 1
+    decoder.blocks[1].attention_norm = copy.deepcopy(decoder.blocks[1].attention_norm)
+    decoder.blocks[1].attention_norm.weight.data.zero_()
+    assert (logits() - 2 * before).norm() > 2e-2 * before.norm() and len(calls) == 1
+
+
 def test_a_cache_in_int8_is_that_of_the_stack():
     decoder, tokens = decoder_of("qwen3", "float32"), list(range(9))
     passes = [(tokens, [1], [9]), (tokens[:5], [3, 0], [1, 4]), (tokens[:3], [0, 1, 3], [1, 1, 1])]

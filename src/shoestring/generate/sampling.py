@@ -109,14 +109,24 @@ def _choose(logits_BV: Tensor, draws: list[Draw]) -> list[int]:
     """The same where all rows have the settings of the first."""
     config = draws[0].config
     logits_BV = adjusted(logits_BV, draws)
-    best, chosen = logits_BV.max(-1)
-    if not all(abs(value) < float("inf") for value in best.tolist()):
+    best, chosen = likeliest(logits_BV)
+    if not all(abs(value) < float("inf") for value in best):
         raise ModelFileError(
             "the model's output is not finite: its weights are broken or overflow this number format"
         )
     if config.temperature > 0:
-        chosen = _sample(logits_BV.float() / max(config.temperature, _COLDEST), draws)
-    return chosen.tolist()
+        return _sample(logits_BV.float() / max(config.temperature, _COLDEST), draws).tolist()
+    return chosen
+
+
+def likeliest(logits_BV: Tensor) -> tuple[list[float], list[int]]:
+    """The highest logit of each row and its place, the first of equals; NaN is above all."""
+    if not (logits_BV.is_cpu and logits_BV.dtype == torch.float32):
+        best_B, places_B = logits_BV.max(-1)
+        return best_B.tolist(), places_B.tolist()
+    rows = list(logits_BV.numpy())  # a row takes it a tenth of torch's time
+    places = [int(row.argmax()) for row in rows]
+    return [float(row[place]) for row, place in zip(rows, places, strict=True)], places
 
 
 def adjusted(logits_BV: Tensor, draws: list[Draw]) -> Tensor:

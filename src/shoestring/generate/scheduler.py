@@ -289,16 +289,13 @@ class Scheduler:
     def _take(self, parts: list[_Part]) -> list[TokenEvent]:
         """Read the parts, and give each text that is read to its end its next tokens."""
         started = self.speculation.clock() if self.speculation is not None else 0.0
-        hidden_BTD = self._read(parts)
         ends = list(itertools.accumulate(part.size for part in parts))
-        ready = [i for i, part in enumerate(parts) if self._held(part) == len(part.text.tokens)]
-        if not ready:
-            return []
+        ready = [i for i, part in enumerate(parts) if self._ends_text(part)]
         ready.sort(key=lambda i: parts[i].text.id)
         places = [place for i in ready for place in range(ends[i] - parts[i].rows, ends[i])]
-        # Indexed, which copies: a view would keep the whole pass.
-        hidden_BD = hidden_BTD[0, torch.tensor(places, device=hidden_BTD.device)]
-        logits_BV = self.decoder.head(hidden_BD)[:, : self.vocabulary]
+        if (found := self._read(parts, places)) is None:
+            return []
+        logits_BV = found[:, : self.vocabulary]
         chosen = choose(logits_BV, [draw for i in ready for draw in parts[i].draws()])
         kept, asked, at = list[tuple[_Text, int, StopReason | None]](), list[int | None](), 0
         for part in (parts[i] for i in ready):
@@ -311,9 +308,9 @@ class Scheduler:
             self.speculation.passed(sum(part.size for part in parts), started)
         return [TokenEvent(text.id, chosen[row], reason, seen[row]) for text, row, reason in kept]
 
-    def _held(self, part: _Part) -> int:
-        """Tokens of the text that its slot holds, the guess apart."""
-        return self.cache.lengths[part.text.slot] - len(part.guess)
+    def _ends_text(self, part: _Part) -> bool:
+        """Whether a text is read to its end by this part."""
+        return self.cache.lengths[part.text.slot] + part.count == len(part.text.tokens)
 
     def _keep(self, part: _Part, chosen: list[int]) -> list[StopReason | None]:
         """Give a text those of the tokens chosen for it that stand: the first, and each behind a guess that was right,
@@ -334,16 +331,20 @@ class Scheduler:
                 self.cache.cut(text.slot, self.cache.cuttable(text.slot, held))
         return reasons
 
-    def _read(self, parts: list[_Part]) -> Tensor:
-        """One pass over the parts' tokens, which their slots then hold -> hidden states [1, N, D]."""
+    def _read(self, parts: list[_Part], places: list[int]) -> Tensor | None:
+        """One pass over the parts' tokens, which their slots then hold -> logits [n, V] behind those at n places, None
+        where there is none."""
         starts = [self.cache.lengths[part.text.slot] for part in parts]
         wholes = [[*part.text.tokens, *part.guess] if part.guess else part.text.tokens for part in parts]
         pieces = [whole[start : start + part.size] for part, whole, start in zip(parts, wholes, starts, strict=True)]
         rows = self.cache.rows([part.text.slot for part in parts], [part.size for part in parts])
         tokens = [token for piece in pieces for token in piece]
         tokens_BT = torch.tensor([tokens], device=self.decoder.embedding.weight.device)
-        hidden_BTD, _ = self.decoder(tokens_BT, cache=rows, external_BTE=self._vectors(parts, wholes, starts))
-        return hidden_BTD
+        vectors = self._vectors(parts, wholes, starts)
+        if places:
+            return self.decoder.next_logits(tokens_BT, places, rows, vectors)
+        self.decoder(tokens_BT, cache=rows, external_BTE=vectors)
+        return None
 
     def _vectors(self, parts: list[_Part], wholes: list[list[int]], starts: list[int]) -> Tensor | None:
         """External vectors [1, N, E] of a pass's tokens, zeros for texts that have none."""

@@ -16,6 +16,11 @@ constexpr int above(int format) {
     return is_nibbles(format) ? (has_offset(format) ? 0 : 8) : BYTES_ABOVE;
 }
 
+// Bytes ahead of a block that are asked for: one stream of memory is slow to come by itself.
+#ifndef SHOESTRING_AHEAD
+#define SHOESTRING_AHEAD 2048
+#endif
+
 // M rows from `row` on by the 16 columns of a tile -> y [M, 16].
 template <int FORMAT, int M>
 static inline void tile_rows(const Matrix& of, int64_t tile, const Rows& x, int64_t row, float* y, int64_t y_stride) {
@@ -27,6 +32,8 @@ static inline void tile_rows(const Matrix& of, int64_t tile, const Rows& x, int6
     Values values[M];
     for (int m = 0; m < M; ++m) values[m] = nothing();
     for (int64_t b = 0; b < blocks; ++b, block += block_bytes(FORMAT), codes += BLOCK) {
+        for (int64_t line = 0; line < block_bytes(FORMAT); line += 64)
+            __builtin_prefetch(block + SHOESTRING_AHEAD + line);
         int32_t start[M];
         for (int m = 0; m < M; ++m) start[m] = above(FORMAT) ? -above(FORMAT) * totals[m * blocks + b] : 0;
         Sums sums[M];

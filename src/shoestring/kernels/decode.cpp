@@ -4,7 +4,7 @@
 // float32. Tokens of a text stand one after another, and keys and values are written before any token attends, so that
 // prompts, single tokens and many texts at once are the same to it.
 //
-// One parallel region for all layers: a thread takes its share of a step's tiles, heads or tokens, then waits for the
+// One parallel region for all layers and the head: a thread takes its share of a step's tiles, heads or tokens, then waits for the
 // others. Of few tokens every thread makes the rows of a product ready for itself, which takes less than waiting.
 
 #include <omp.h>
@@ -229,13 +229,42 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
 #pragma omp barrier
 }
 
-// Adds what every layer adds to x. threads: that take part, at most so many.
+// What follows the layers: logits [count, head columns] of some tokens of the pass.
+struct Ends {
+    const float* norm;  // [width]
+    Matrix head;        // of depth width
+    int64_t count;
+    const int64_t* which;
+    float* logits;
+};
+
+static void ends_pass(const Shape& shape, const Pass& pass, const Room& room, const Ends& ends, const Share& share) {
+    const int64_t width = shape.width, widest = std::max(shape.heads * shape.head_width, width);
+    const bool few = pass.tokens < 4 * share.threads;  // as for the layers: so much room there is
+    const int64_t first = few ? 0 : share.begin(ends.count), last = few ? ends.count : share.end(ends.count);
+    const int64_t before = few ? share.thread * pass.tokens : 0, blocks_before = before * (widest / BLOCK);
+    const Rows rows{room.rows.codes + before * widest, room.rows.scales + blocks_before,
+                    room.rows.totals + blocks_before, room.rows.floats + before * widest};
+    float* normed = room.normed + share.thread * width;
+    for (int64_t i = first; i < last; ++i) {
+        norm_row(pass.x + ends.which[i] * width, ends.norm, shape.epsilon, width, normed);
+        prepare_row(normed, i, width, wants(ends.head), rows);
+    }
+    if (!few) {
+#pragma omp barrier
+    }
+    const int64_t tiles = tiles_of(ends.head);
+    multiply_tiles(ends.head, share.begin(tiles), share.end(tiles), rows, ends.count, ends.logits, ends.head.columns);
+}
+
+// Adds what every layer adds to x; with ends also what follows. threads: that take part, at most so many.
 extern "C" void decode_layers(const Shape* shape, const Layer* layers, const Pass* pass, const Room* room,
-                              int threads) {
+                              const Ends* ends, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         const Share share{omp_get_thread_num(), omp_get_num_threads()};
         for (int64_t i = 0; i < shape->layers; ++i) layer_pass(*shape, layers[i], *pass, *room, share);
+        if (ends != nullptr) ends_pass(*shape, *pass, *room, *ends, share);
     }
 }
 

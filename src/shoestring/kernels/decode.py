@@ -167,5 +167,5 @@ def decode_kernels(*macros: str) -> ctypes.CDLL | None:
         at, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         found.multiply_rows.argtypes = [at, at, size, at, at, number]
         found.unpack_columns.argtypes = [at, at, size, at, number]
-        found.decode_layers.argtypes = [at, at, at, at, number]
+        found.decode_layers.argtypes = [at, at, at, at, at, number]
     return found

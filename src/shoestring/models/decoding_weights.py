@@ -55,10 +55,10 @@ def kept_as(decoder: Decoder, weights: str) -> Decoder:
 def made_native(decoder: Decoder) -> Decoder:
     """Native passes for plain kinds, and a head at the speed of memory, where there is a compiler; weights in large
     pages; in place."""
-    decoder._stack = native_stack(decoder) or decoder._stack
     head = decoder.head
     if type(head) is Head and _is_plain_float32(head.weight) and decode_kernels() is not None:
         decoder.head = QuickHead(head, FloatMatrix(head.weight.detach()))
+    decoder._stack = native_stack(decoder) or decoder._stack
     large_pages.gather([*decoder.parameters(), *decoder.buffers()])
     return decoder
 
