@@ -33,6 +33,7 @@ class Small(LanguageModel):
 
     def __init__(self, decoder):
         self.decoder, self.folder, self.external = decoder, None, None
+        self.weights = self.cache = "source"
 
     def scheduler(self, slots, capacity):
         return Scheduler(self.decoder, self.decoder.new_cache(slots, capacity))

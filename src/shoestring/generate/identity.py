@@ -7,17 +7,20 @@ further in memory, under the name of the folder that it came from, keeps nothing
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from shoestring.models.adapters import adapted_linears
 from shoestring.models.fingerprint import Fingerprint
+from shoestring.models.gguf.split import part_paths
 from shoestring.models.peft_folder import CONFIG, WEIGHTS, find_base, is_adapter
 from shoestring.models.weight_files import weight_paths
 from shoestring.models.weights import tensor_bytes
 from shoestring.nn.lora import LoRA
+from shoestring.nn.quantized.decoding import DecodingEmbedding, DecodingHead, DecodingLinear
 
 if TYPE_CHECKING:
     from shoestring.generate.language_model import LanguageModel
@@ -56,15 +59,26 @@ def _weights(model: LanguageModel) -> str:
     if model.folder is not None:
         digest.update(Fingerprint.of(_files(model.folder)).digest.encode())
     else:
-        for name, tensor in model.decoder.state_dict().items():
-            if ".adapters." not in name:
-                digest.update(tensor_bytes(tensor))
+        for tensor in _values(model.decoder):
+            digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def _values(decoder: nn.Module) -> Iterator[Tensor]:
+    """All that it computes with, adapters apart; matrices kept for decoding are in no state dictionary."""
+    for name, tensor in decoder.state_dict().items():
+        if ".adapters." not in name:
+            yield tensor
+    for module in decoder.modules():
+        if isinstance(module, DecodingLinear | DecodingHead | DecodingEmbedding):
+            yield module.matrix.held
+            if module.matrix.bias is not None:
+                yield module.matrix.bias
 
 
 def _files(folder: Path) -> list[Path]:
     if folder.is_file():
-        return [folder]
+        return part_paths(folder)
     if is_adapter(folder):
         return [folder / CONFIG, folder / WEIGHTS, *weight_paths(find_base(folder))]
     return weight_paths(folder)

@@ -68,7 +68,10 @@ def with_int8_cache(decoder: Decoder) -> Decoder:
     things."""
     make = decoder._make_cache
     if not isinstance(make, functools.partial) or make.func is not KVCache:
-        raise ConfigError("cache int8 is for grouped-query attention without a memory", hint="leave cache out")
+        raise ConfigError(
+            "cache int8 is for grouped-query attention, without a memory and without a convolution",
+            hint="leave cache out",
+        )
     decoder._make_cache = functools.partial(Int8KVCache, **make.keywords)
     return decoder
 

@@ -144,7 +144,7 @@ def _speculate(chat: TerminalChat, argument: str) -> None:
     elif argument:
         model.check_memory_of_draft()
         device = model.decoder.embedding.weight.device
-        chat.conversation.speculate(LanguageModel.load(argument, device, say=chat.note))
+        chat.conversation.speculate(LanguageModel.load(argument, device, say=chat.note, weights=model.weights))
     chat.note(guessing(model), style="" if not argument else "dim")
 
 
