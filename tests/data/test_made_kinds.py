@@ -238,15 +238,17 @@ def test_every_task_on_letters_and_words_is_done(sets):
         if kind == "letters":
             shown = [ord(item) for item in re.findall(r"\b[A-Z]\b", asked)]
             steps = {b - a for a, b in zip(shown, shown[1:], strict=False)}
-            assert (
-                len(steps) == 1
-                and chr(shown[-1] + steps.pop()) == result
-                and answer.endswith(f"The next one is {result}.")
-            )
+            step = steps.pop()
+            assert not steps and chr(shown[-1] + step) == result and answer.endswith(f"The next one is {result}.")
+            walked = [ord(letter) for letter in re.findall(r"\b[A-Z]\b", answer.partition(".")[0])]
+            assert walked == list(range(shown[0], ord(result) + (1 if step > 0 else -1), 1 if step > 0 else -1))
+            outside = re.sub(r"\([A-Z ]*\)", "", answer.partition(".")[0])
+            assert outside.split() == [*map(chr, shown), result]
         elif kind == "repeats":
-            words = re.search(r"The pattern (.*) repeats", answer)[1].split(", ")
+            words = answer.partition(";")[0].split(", ")
             assert listed == [words[n % len(words)] for n in range(len(listed))] and len(listed) > len(words)
             assert result == words[len(listed) % len(words)] and answer.endswith(f"is {result}.")
+            assert answer.partition(".")[0].replace(";", ",").split(", ") == [*listed, result]
         elif kind == "copy":
             assert f'"{answer}"' in asked
         elif kind == "turned":

@@ -73,24 +73,32 @@ def test_every_patterns_next_item_is_the_only_one_its_rule_gives(sets):
         shown = re.findall(r"(?:next: |sequence: |follows\? |one: )(.*)", exercise.question)[0]
         items = [item.strip("?. ") for item in shown.split(",")]
         items = [item for item in items if item]
-        if "repeats" in exercise.answer:
-            words = re.search(r"The pattern (.*) repeats", exercise.answer).group(1).split(", ")
+        through, _, last = exercise.answer.partition(". The next one is ")
+        kind = exercise.problems[0].split()[0]
+        if kind == "repeats":
+            words = through.split("; ")[0].split(", ")
             assert items == [words[n % len(words)] for n in range(len(items))] and len(items) > len(words)
             expected = words[len(items) % len(words)]
+            assert through.replace(";", ",").split(", ") == [*items, expected]
         else:
             numbers = [int(item) for item in items]
-            steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
-            if "times" in exercise.answer:
+            sums = [re.fullmatch(r"(\d+) [-+*] (\d+) = (\d+)", sum_).groups() for sum_ in through.split(", ")]
+            results = [int(result) for *_, result in sums]
+            assert [eval(sum_.partition("=")[0]) for sum_ in through.split(", ")] == results
+            if kind == "factors":
                 factor = numbers[1] // numbers[0]
                 assert all(b == a * factor for a, b in zip(numbers, numbers[1:], strict=False))
                 expected = str(numbers[-1] * factor)
-            elif "sum" in exercise.answer:
+            elif kind == "sums":
                 assert all(a + b == c for a, b, c in zip(numbers, numbers[1:], numbers[2:], strict=False))
                 expected = str(numbers[-1] + numbers[-2])
             else:
+                steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
                 assert len(steps) == 1 and all(number >= 0 for number in numbers)
                 expected = str(numbers[-1] + steps.pop())
-        assert exercise.result == expected and exercise.answer.endswith(f"The next one is {expected}.")
+            assert results == [*numbers[2 if kind == "sums" else 1 :], int(expected)]
+            assert [int(first) for first, *_ in sums] == numbers[: len(sums)]
+        assert exercise.result == expected and last == f"{expected}."
 
 
 def test_every_comparison_is_true(sets):
@@ -210,7 +218,7 @@ def test_runs_through_the_same_numbers_are_one_problem(sets):
     shown = {True: set(), False: set()}
     for held_out, part in ((False, sets["patterns"].train), (True, sets["patterns"].test)):
         for exercise in part:
-            if "repeats" not in exercise.answer:
+            if not exercise.problems[0].startswith("repeats"):
                 numbers = [int(text) for text in re.findall(r"\d+", exercise.question) + [exercise.result]]
                 kind = exercise.problems[0].split()[0]
                 numbers = sorted(numbers) if kind == "steps" else numbers

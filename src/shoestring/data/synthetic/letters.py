@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import random
 import string
+from itertools import pairwise
 
 from shoestring.data.synthetic import sentences
 from shoestring.data.synthetic.exercise import Draw, Exercise
+from shoestring.data.synthetic.patterns import rounds
 from shoestring.data.synthetic.vocabulary import NOUNS, TOPICS
 
 _FOLLOWS = (
@@ -36,25 +38,25 @@ def _alphabet_steps(rng: random.Random) -> Exercise:
     first = rng.choice([n for n in range(26) if 0 <= n + step * number < 26])
     items = [string.ascii_uppercase[first + step * n] for n in range(number + 1)]
     problems = [f"letters {abs(step)} {first % abs(step)} {item}" for item in items]
-    way, one = ("on", 1) if step > 0 else ("back", -1)
+    return _exercise(rng.choice(_FOLLOWS).format(shown=", ".join(items[:-1])), _walk(items, step), items[-1], *problems)
 
-    def between(letter: str) -> str:
-        """The letters from one item to the next, that one included."""
-        at = string.ascii_uppercase.index(letter)
-        return ", ".join(string.ascii_uppercase[at + one * n] for n in range(1, abs(step) + 1))
 
-    answer = (
-        f"After {items[0]}: {between(items[0])}. Each letter is {abs(step)} further {way}."
-        f" After {items[-2]}: {between(items[-2])}. The next one is {items[-1]}."
-    )
-    return _exercise(rng.choice(_FOLLOWS).format(shown=", ".join(items[:-1])), answer, items[-1], *problems)
+def _walk(items: list[str], step: int) -> str:
+    """From the first item to the last, with what lies between them in brackets: "A (B) C (D) E. The next one is E."."""
+    way = 1 if step > 0 else -1
+    told = [items[0]]
+    for before, item in pairwise(items):
+        at = string.ascii_uppercase.index(before)
+        between = [string.ascii_uppercase[at + way * n] for n in range(1, abs(step))]
+        told += [f"({' '.join(between)})", item] if between else [item]
+    return f"{' '.join(told)}. The next one is {items[-1]}."
 
 
 def _repeats(rng: random.Random) -> Exercise:
     unit = rng.sample(NOUNS, rng.randint(2, 4))
     shown = [unit[n % len(unit)] for n in range(rng.randint(len(unit) + 2, 2 * len(unit) + 3))]
     following = unit[len(shown) % len(unit)]
-    answer = f"The pattern {', '.join(unit)} repeats. The next one is {following}."
+    answer = f"{rounds([*shown, following], len(unit))}. The next one is {following}."
     question = rng.choice(_FOLLOWS).format(shown=", ".join(shown))
     return _exercise(question, answer, following, f"repeats {' '.join(sorted(unit))}")
 
