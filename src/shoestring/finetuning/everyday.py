@@ -34,15 +34,15 @@ _ASKS = (
     "What is the history of {}?", "Give me some advice about {}.", "What are the good and bad sides of {}?",
     "Write a short message to a friend about {}.", "Let us talk about {}.", "What is special about {}?",
 )  # fmt: skip
-# What is known and has a short answer, which tuning on form makes a model forget first. `shoestring evaluate` asks other
-# things where it asks what is held out (tests/finetuning/test_preserve.py).
+# What is known and has a short answer, which tuning on form makes a model forget first. None of it is held out by
+# `shoestring evaluate`.
 _KNOWN = (
-    ("The capital of {} is which city?", "France; Spain; Germany; Japan; Russia; Egypt; Poland; Australia; Cuba; India"),
+    ("The capital of {} is which city?", "France; Spain; Germany; Japan; Russia; Egypt; Poland; Chile; Cuba; India"),
     ("What would you call the contrary of {}?", "hot; big; fast; high; full; new; clean; wide; cheap; sharp; early"),
     ("What is {}?", '"dog" in French; "water" in Spanish; "house" in French; "red" in German; "goodbye" in Spanish'),
     ("Which symbol do chemists use for {}?", "carbon; nitrogen; gold; zinc; magnesium; titanium"),
     ("What name has the young of {}?", "a dog; a sheep; a lion; a frog; a swan"),
-    ("Say shortly: {}", "who wrote Hamlet?; what do bees make?; how many legs has a spider?; which animal is the tallest?;"
+    ("Say shortly: {}", "who wrote Hamlet?; what do bees make?; how many legs has a spider?; which animal is tallest?;"
      " what colour do blue and yellow make?; how many years has a century?; in which city is the Eiffel Tower?"),
 )  # fmt: skip
 _TALKS, _AT_ONCE, _LONGEST = 48, 24, 80  # of the others; so many are answered together, in so many tokens

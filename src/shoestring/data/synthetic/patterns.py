@@ -100,7 +100,8 @@ def _repeats(rng: random.Random) -> Exercise:
     words = rng.sample(_WORDS, rng.randint(2, 4))
     shown = [words[n % len(words)] for n in range(rng.randint(len(words) + 2, 2 * len(words) + 2))]
     following = words[len(shown) % len(words)]
-    return _exercise(rng, shown, rounds([*shown, following], len(words)), following, f"repeats {' '.join(sorted(words))}")
+    through = rounds([*shown, following], len(words))
+    return _exercise(rng, shown, through, following, f"repeats {' '.join(sorted(words))}")
 
 
 def rounds(items: Sequence[str], each: int) -> str:
