@@ -10,6 +10,7 @@ from decimal import Decimal
 import pytest
 
 from shoestring.core.errors import ConfigError
+from shoestring.data.synthetic import patterns
 from shoestring.data.synthetic.arithmetic import is_right
 from shoestring.data.synthetic.exercise import is_held_out, write
 from shoestring.data.synthetic.kinds import KINDS, make
@@ -68,37 +69,72 @@ def test_every_storys_steps_follow_from_its_words(sets):
     assert steps == {1, 2, 3}
 
 
-def test_every_patterns_next_item_is_the_only_one_its_rule_gives(sets):
-    for exercise in everything(sets, "patterns"):
-        shown = re.findall(r"(?:next: |sequence: |follows\? |one: )(.*)", exercise.question)[0]
+def sequences_of(exercise):
+    """Items, what is told, what is to follow."""
+    first, *listed = exercise.question.splitlines()
+    alone = re.findall(r"(?:next: |sequence: |follows\? |one: )(.*)", first)
+    for shown, answer in zip(listed or alone, exercise.answer.splitlines(), strict=True):
+        told, _, last = answer.partition(". The next one is ")
         items = [item.strip("?. ") for item in shown.split(",")]
-        items = [item for item in items if item]
-        through, _, last = exercise.answer.partition(". The next one is ")
-        kind = exercise.problems[0].split()[0]
-        if kind == "repeats":
-            words = through.split("; ")[0].split(", ")
-            assert items == [words[n % len(words)] for n in range(len(items))] and len(items) > len(words)
-            expected = words[len(items) % len(words)]
-            assert through.replace(";", ",").split(", ") == [*items, expected]
-        else:
-            numbers = [int(item) for item in items]
-            sums = [re.fullmatch(r"(\d+) [-+*] (\d+) = (\d+)", sum_).groups() for sum_ in through.split(", ")]
-            results = [int(result) for *_, result in sums]
-            assert [eval(sum_.partition("=")[0]) for sum_ in through.split(", ")] == results
+        yield [item for item in items if item], told, last.removesuffix(".")
+
+
+def kind_of(items, told):
+    if not items[0].isdigit():
+        return "letters" if ":" in told else "repeats"
+    return "factors" if "/" in told else "steps" if "-" in told else "sums"
+
+
+def test_every_patterns_next_item_is_the_only_one_its_rule_gives(sets):
+    seen = set()
+    for exercise in everything(sets, "patterns"):
+        found = list(sequences_of(exercise))
+        assert exercise.result == found[-1][-1] and len(found) in (1, 3, 4, 5)
+        for items, told, following in found:
+            kind = kind_of(items, told)
+            seen.add(kind)
+            sums = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", told)
+            assert all(eval(f"{a} {sign} {b}") == int(result) for a, sign, b, result in sums)
+            if kind == "repeats":
+                unit = items[: items.index(items[0], 1)]
+                assert items == [unit[n % len(unit)] for n in range(len(items))] and len(items) > len(unit)
+                assert following == unit[len(items) % len(unit)] and told == f"{items[-1]}, {following}"
+                continue
+            numbers = [ord(item) - ord("A") + 1 if kind == "letters" else int(item) for item in items]
+            pairs = list(zip(numbers, numbers[1:], strict=False))
             if kind == "factors":
                 factor = numbers[1] // numbers[0]
-                assert all(b == a * factor for a, b in zip(numbers, numbers[1:], strict=False))
-                expected = str(numbers[-1] * factor)
+                assert all(b == a * factor for a, b in pairs)
+                assert [(int(b), int(a)) for b, sign, a, _ in sums if sign == "/"] == [(b, a) for a, b in pairs[-2:]]
+                expected = numbers[-1] * factor
             elif kind == "sums":
                 assert all(a + b == c for a, b, c in zip(numbers, numbers[1:], numbers[2:], strict=False))
-                expected = str(numbers[-1] + numbers[-2])
+                expected = numbers[-1] + numbers[-2]
             else:
-                steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+                steps = {b - a for a, b in pairs}
                 assert len(steps) == 1 and all(number >= 0 for number in numbers)
-                expected = str(numbers[-1] + steps.pop())
-            assert results == [*numbers[2 if kind == "sums" else 1 :], int(expected)]
-            assert [int(first) for first, *_ in sums] == numbers[: len(sums)]
-        assert exercise.result == expected and last == f"{expected}."
+                expected = numbers[-1] + steps.pop()
+                assert [(int(a), int(b)) for a, _, b, _ in sums[:2]] == [(max(pair), min(pair)) for pair in pairs[-2:]]
+            assert int(sums[-1][-1]) == expected
+            if kind == "letters":
+                numbered = re.findall(r"\b([A-Z]) (\d+)", told)
+                assert numbered == [(item, str(place)) for item, place in zip(items, numbers, strict=True)][-3:]
+                assert told.endswith(f", {expected} {following}") and following == chr(ord("A") + expected - 1)
+            else:
+                assert following == str(expected)
+    assert seen == {"steps", "factors", "letters", "sums", "repeats"}
+
+
+def test_a_product_in_parts_of_its_digits_is_that_product():
+    for number, factor in ((76, 2), (509, 4), (120, 3), (700, 5), (9, 3), (1234, 10), (87654, 5)):
+        told = patterns._in_parts(number, factor)
+        if told is None:  # it would tell a sum that is held out
+            continue
+        sums = re.findall(r"(\d+) ([+*]) (\d+) = (\d+)", told)
+        assert all(eval(f"{a} {sign} {b}") == int(result) for a, sign, b, result in sums)
+        assert sums[-1][-1] == str(number * factor)
+        parts = [int(a) for a, sign, *_ in sums if sign == "*"]
+        assert sum(parts) == number and (factor == 10 or all(str(part).strip("0") in "123456789" for part in parts))
 
 
 def test_every_comparison_is_true(sets):
@@ -217,10 +253,10 @@ def test_runs_through_the_same_numbers_are_one_problem(sets):
     """What follows 7, 11, 15 is not given away by 3, 7, 11, 15 on the other side."""
     shown = {True: set(), False: set()}
     for held_out, part in ((False, sets["patterns"].train), (True, sets["patterns"].test)):
-        for exercise in part:
-            if not exercise.problems[0].startswith("repeats"):
-                numbers = [int(text) for text in re.findall(r"\d+", exercise.question) + [exercise.result]]
-                kind = exercise.problems[0].split()[0]
+        for items, told, following in (found for exercise in part for found in sequences_of(exercise)):
+            kind = kind_of(items, told)
+            if kind not in ("repeats", "letters"):
+                numbers = [int(item) for item in [*items, following]]
                 numbers = sorted(numbers) if kind == "steps" else numbers
                 shown[held_out] |= {(kind, *numbers[n : n + 3]) for n in range(len(numbers) - 2)}
     assert shown[True] and not shown[True] & shown[False]

@@ -1,17 +1,12 @@
-"""Letters and words: what follows in the alphabet, what repeats, copying, turning round, spelling, counting, sorting.
-
-Problems are called as in the suite that evaluates, where a sequence of letters has a problem for each of its letters.
-"""
+"""Letters and words: what repeats, copying, turning round, spelling, counting, sorting."""
 
 from __future__ import annotations
 
 import random
 import string
-from itertools import pairwise
 
 from shoestring.data.synthetic import sentences
 from shoestring.data.synthetic.exercise import Draw, Exercise
-from shoestring.data.synthetic.patterns import rounds
 from shoestring.data.synthetic.vocabulary import NOUNS, TOPICS
 
 _FOLLOWS = (
@@ -25,38 +20,19 @@ _SHORT = tuple(noun for noun in NOUNS if len(noun) <= 5)
 
 
 def letters() -> Draw:
-    """Draws a sequence in half of the cases, else a task on words."""
-    return lambda rng: rng.choice(_SEQUENCES)(rng) if rng.random() < 0.5 else rng.choice(_WORDS)(rng)
+    """Draws one of nine tasks."""
+    return lambda rng: rng.choice(_TASKS)(rng)
 
 
 def _exercise(question: str, answer: str, result: str, *problems: str) -> Exercise:
     return Exercise("letters", question, answer, result, tuple(dict.fromkeys(problems)))
 
 
-def _alphabet_steps(rng: random.Random) -> Exercise:
-    step, number = rng.choice((-4, -3, -2, -1, 1, 2, 3, 4)), rng.randint(4, 6)
-    first = rng.choice([n for n in range(26) if 0 <= n + step * number < 26])
-    items = [string.ascii_uppercase[first + step * n] for n in range(number + 1)]
-    problems = [f"letters {abs(step)} {first % abs(step)} {item}" for item in items]
-    return _exercise(rng.choice(_FOLLOWS).format(shown=", ".join(items[:-1])), _walk(items, step), items[-1], *problems)
-
-
-def _walk(items: list[str], step: int) -> str:
-    """From the first item to the last, with what lies between them in brackets: "A (B) C (D) E. The next one is E."."""
-    way = 1 if step > 0 else -1
-    told = [items[0]]
-    for before, item in pairwise(items):
-        at = string.ascii_uppercase.index(before)
-        between = [string.ascii_uppercase[at + way * n] for n in range(1, abs(step))]
-        told += [f"({' '.join(between)})", item] if between else [item]
-    return f"{' '.join(told)}. The next one is {items[-1]}."
-
-
 def _repeats(rng: random.Random) -> Exercise:
     unit = rng.sample(NOUNS, rng.randint(2, 4))
     shown = [unit[n % len(unit)] for n in range(rng.randint(len(unit) + 2, 2 * len(unit) + 3))]
     following = unit[len(shown) % len(unit)]
-    answer = f"{rounds([*shown, following], len(unit))}. The next one is {following}."
+    answer = f"{shown[-1]}, {following}. The next one is {following}."
     question = rng.choice(_FOLLOWS).format(shown=", ".join(shown))
     return _exercise(question, answer, following, f"repeats {' '.join(sorted(unit))}")
 
@@ -130,7 +106,6 @@ def _sorted_words(rng: random.Random) -> Exercise:
     return _exercise(question, result, result, f"alphabet {' '.join(sorted(items))}")
 
 
-_SEQUENCES = (_alphabet_steps, _alphabet_steps, _repeats)
-_WORDS = (
-    _copy, _turned_words, _turned_letters, _spelled, _counted_letters, _counted_words, _place, _sorted_words,
+_TASKS = (
+    _repeats, _copy, _turned_words, _turned_letters, _spelled, _counted_letters, _counted_words, _place, _sorted_words,
 )  # fmt: skip

@@ -1,20 +1,24 @@
-"""Sequences to continue: equal steps, equal factors, sums of the two before, repeating words.
+"""Sequences to continue: equal steps, equal factors, sums of the two before, letters of the alphabet, repeating words.
 
 Sequences that run through each other are the same problem, forwards or backwards: 3, 7, 11, 15 would give away what
 follows 7, 11, 15, or what comes before.
 
-An answer goes through the sequence, one item after another, and one step further: what a small model cannot see at once
-it sees by then, and no rule has to be named. A sequence that would tell a sum that is held out is not drawn.
+An answer shows what lies between the last items, and then takes that step once more, in sums that a small model can do:
+a product in the parts of its digits, letters by their places in the alphabet. A sequence whose answer would tell a sum
+that is held out is not drawn. Most exercises have several sequences: fewer tokens around each.
 """
 
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from shoestring.data.synthetic.arithmetic import SIGNS, evaluate, problem
 from shoestring.data.synthetic.exercise import RESERVED, Draw, Exercise, is_held_out
+from shoestring.data.synthetic.vocabulary import NOUNS
 
 _ASK = (
     "What comes next: {shown}?",
@@ -22,67 +26,114 @@ _ASK = (
     "Which item follows? {shown}, ...",
     "Find the next one: {shown}",
 )
+_ASK_ALL = ("What comes next in each?", "Continue each sequence:", "The next item of each:", "Go on with these:")
+_ALONE = 0.25  # asked one by one: no list is held out
+_LEAST, _MOST = 3, 5  # sequences of a list
 _WORDS = (
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "black",
-    "white",
-    "sun",
-    "moon",
-    "star",
-    "cat",
-    "dog",
-    "bird",
-    "A",
-    "B",
-    "C",
-)
+    "red", "blue", "green", "yellow", "black", "white", "sun", "moon", "star", "cat", "dog", "bird", "A", "B", "C",
+)  # fmt: skip
+
+
+class _Sequence(NamedTuple):
+    """told: what leads to the item that follows. problems: canonical ones, as in the suite that evaluates."""
+
+    items: list[str]
+    told: str
+    following: str
+    problems: list[str]
+
+    @property
+    def shown(self) -> str:
+        return ", ".join(self.items)
+
+    @property
+    def answer(self) -> str:
+        return f"{self.told}. The next one is {self.following}."
 
 
 def patterns() -> Draw:
-    """Draws a sequence of one of four kinds; the answer goes through it to the next item."""
-    return lambda rng: rng.choice(_KINDS)(rng)
+    """Draws one sequence or several; the answer tells how one item leads to the next."""
+    return lambda rng: _one(rng) if rng.random() < _ALONE else _list(rng)
 
 
-def _exercise(rng: random.Random, items: list[str], through: str, following: str, problem: str) -> Exercise:
-    question = rng.choice(_ASK).format(shown=", ".join(items))
-    return Exercise("patterns", question, f"{through}. The next one is {following}.", following, (problem,))
+def _one(rng: random.Random) -> Exercise:
+    found = rng.choice(_KINDS)(rng)
+    return _exercise(rng.choice(_ASK).format(shown=found.shown), [found])
 
 
-def _reckoned(operation: str, pairs: list[tuple[int, int]]) -> str | None:
-    """All these (a, b) reckoned, such as "2 + 3 = 5, 5 + 3 = 8"; None where one of them is never to be told."""
-    if any(is_held_out(problem(a, operation, b), RESERVED) for a, b in pairs):
+def _list(rng: random.Random) -> Exercise:
+    """A line for each. None is held out by itself: else hardly a list could be learned from."""
+    found: list[_Sequence] = []
+    count = rng.randint(_LEAST, _MOST)
+    while len(found) < count:
+        one = rng.choice(_KINDS)(rng)
+        if not any(is_held_out(problem, RESERVED) for problem in one.problems):
+            found.append(one)
+    return _exercise("\n".join([rng.choice(_ASK_ALL), *(one.shown for one in found)]), found)
+
+
+def _exercise(question: str, found: list[_Sequence]) -> Exercise:
+    problems = dict.fromkeys(problem for one in found for problem in one.problems)
+    answer = "\n".join(one.answer for one in found)
+    return Exercise("patterns", question, answer, found[-1].following, tuple(problems))
+
+
+def _reckoned(*sums: tuple[int, str, int]) -> str | None:
+    """Sums (a, operation, b) with their results, such as "9 - 5 = 4, 9 + 4 = 13"; None where one is never to be told."""
+    if any(is_held_out(problem(*sum_), RESERVED) for sum_ in sums):
         return None
-    return ", ".join(f"{a} {SIGNS[operation]} {b} = {evaluate(a, operation, b)}" for a, b in pairs)
+    return ", ".join(f"{a} {SIGNS[operation]} {b} = {evaluate(a, operation, b)}" for a, operation, b in sums)
 
 
-def _steps(rng: random.Random) -> Exercise:
+def _step_further(items: Sequence[int]) -> str | None:
+    """What lies between the last three, and the last one with that once more."""
+    step = items[-1] - items[-2]
+    pairs = [sorted(pair) for pair in pairwise(items[-3:])]
+    last = (items[-1], "add" if step > 0 else "subtract", abs(step))
+    return _reckoned(*((high, "subtract", low) for low, high in pairs), last)
+
+
+def _steps(rng: random.Random) -> _Sequence:
     step = rng.choice([n for n in range(-12, 13) if n])
     count = rng.randint(4, 5)
     first = rng.randint(0, 60) + max(0, -step * count)
     items = [first + step * n for n in range(count)]
-    through = _reckoned("add" if step > 0 else "subtract", [(item, abs(step)) for item in items])
-    if through is None:
+    told = _step_further(items)
+    if told is None:
         return _steps(rng)
     own = f"steps {abs(step)} {first % abs(step)}"
-    return _exercise(rng, [str(n) for n in items], through, str(first + step * count), own)
+    return _Sequence([str(n) for n in items], told, str(first + step * count), [own])
 
 
-def _factors(rng: random.Random) -> Exercise:
+def _factors(rng: random.Random) -> _Sequence:
     first, factor, count = rng.randint(1, 30), rng.choice((2, 3, 4, 5, 10)), rng.randint(3, 4)
     items = [first * factor**n for n in range(count)]
-    through = _reckoned("multiply", [(item, factor) for item in items])
-    if through is None:
+    product = _in_parts(items[-1], factor)
+    if product is None:
         return _factors(rng)
     root = first
     while root % factor == 0:
         root //= factor
-    return _exercise(rng, [str(n) for n in items], through, str(first * factor**count), f"factors {root} {factor}")
+    ratios = ", ".join(f"{after} / {before} = {factor}" for before, after in pairwise(items[-3:]))
+    following = str(first * factor**count)
+    return _Sequence([str(n) for n in items], f"{ratios}, {product}", following, [f"factors {root} {factor}"])
 
 
-def _sums(rng: random.Random) -> Exercise:
+def _in_parts(number: int, factor: int) -> str | None:
+    """A product, digit by digit: "76 * 2: 70 * 2 = 140, 6 * 2 = 12, 140 + 12 = 152"."""
+    digits = str(number)
+    parts = [int(digit) * 10**place for place, digit in enumerate(reversed(digits)) if digit != "0"][::-1]
+    if factor == 10 or len(parts) == 1:
+        return _reckoned((number, "multiply", factor))
+    sums, so_far = [(part, "multiply", factor) for part in parts], parts[0] * factor
+    for part in parts[1:]:
+        sums.append((so_far, "add", part * factor))
+        so_far += part * factor
+    told = _reckoned(*sums)
+    return None if told is None else f"{number} * {factor}: {told}"
+
+
+def _sums(rng: random.Random) -> _Sequence:
     items = [rng.randint(0, 20), rng.randint(1, 20)]
     root = (items[0], items[1])
     while 0 < root[0] <= root[1]:  # back to where it could have begun
@@ -90,23 +141,31 @@ def _sums(rng: random.Random) -> Exercise:
     own = f"sums {root[0]} {root[1]}"
     for _ in range(rng.randint(2, 3)):
         items.append(items[-1] + items[-2])
-    through = _reckoned("add", list(pairwise(items)))
-    if through is None:
+    told = _reckoned(*((a, "add", b) for a, b in pairwise(items[-3:])))
+    if told is None:
         return _sums(rng)
-    return _exercise(rng, [str(n) for n in items], through, str(items[-1] + items[-2]), own)
+    return _Sequence([str(n) for n in items], told, str(items[-1] + items[-2]), [own])
 
 
-def _repeats(rng: random.Random) -> Exercise:
-    words = rng.sample(_WORDS, rng.randint(2, 4))
+def _repeats(rng: random.Random) -> _Sequence:
+    words = rng.sample(rng.choice((_WORDS, NOUNS)), rng.randint(2, 4))
     shown = [words[n % len(words)] for n in range(rng.randint(len(words) + 2, 2 * len(words) + 2))]
     following = words[len(shown) % len(words)]
-    through = rounds([*shown, following], len(words))
-    return _exercise(rng, shown, through, following, f"repeats {' '.join(sorted(words))}")
+    return _Sequence(shown, f"{shown[-1]}, {following}", following, [f"repeats {' '.join(sorted(words))}"])
 
 
-def rounds(items: Sequence[str], each: int) -> str:
-    """What repeats, with a semicolon after each round."""
-    return "; ".join(", ".join(items[at : at + each]) for at in range(0, len(items), each))
+def _letters(rng: random.Random) -> _Sequence:
+    """A problem for each of the letters: what follows C, E, G is told by E, G, I too."""
+    step, count = rng.choice((-4, -3, -2, -1, 1, 2, 3, 4)), rng.randint(3, 5)
+    first = rng.choice([n for n in range(26) if 0 <= n + step * count < 26])
+    places = [first + step * n + 1 for n in range(count + 1)]  # A is 1
+    told = _step_further(places[:-1])
+    if told is None:
+        return _letters(rng)
+    items = [string.ascii_uppercase[place - 1] for place in places]
+    numbered = ", ".join(f"{item} {place}" for item, place in list(zip(items, places, strict=True))[-4:-1])
+    problems = [f"letters {abs(step)} {first % abs(step)} {item}" for item in items]
+    return _Sequence(items[:-1], f"{numbered}: {told}, {places[-1]} {items[-1]}", items[-1], problems)
 
 
-_KINDS = (_steps, _steps, _steps, _factors, _factors, _repeats, _repeats, _sums)
+_KINDS = (*[_steps] * 4, *[_factors] * 4, *[_letters] * 4, *[_repeats] * 4, _sums)
