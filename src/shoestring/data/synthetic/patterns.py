@@ -3,8 +3,8 @@
 Sequences that run through each other are the same problem, forwards or backwards: 3, 7, 11, 15 would give away what
 follows 7, 11, 15, or what comes before.
 
-An answer shows what lies between the last items, and then takes that step once more, in sums that a small model can do:
-a product in the parts of its digits, letters by their places in the alphabet. A sequence whose answer would tell a sum
+An answer tells what lies between the first two items, and takes that step from the last one, in sums that a small model
+can do: a product in the parts of its digits, letters by their places in the alphabet, which are asked for too. A sequence whose answer would tell a sum
 that is held out is not drawn. Most exercises have several sequences: fewer tokens around each.
 """
 
@@ -27,7 +27,9 @@ _ASK = (
     "Find the next one: {shown}",
 )
 _ASK_ALL = ("What comes next in each?", "Continue each sequence:", "The next item of each:", "Go on with these:")
-_ALONE = 0.25  # asked one by one: no list is held out
+_ASK_PLACES = ("Give each letter its number: {}", "Which places have these in the alphabet: {}?")
+_ASK_LETTERS = ("Give each number its letter: {}", "Which letters of the alphabet are at these places: {}?")
+_SHARES = (0.55, 0.2, 0.25)  # of lists, of which none is held out, of sequences alone, of places
 _LEAST, _MOST = 3, 5  # sequences of a list
 _WORDS = (
     "red", "blue", "green", "yellow", "black", "white", "sun", "moon", "star", "cat", "dog", "bird", "A", "B", "C",
@@ -52,8 +54,9 @@ class _Sequence(NamedTuple):
 
 
 def patterns() -> Draw:
-    """Draws one sequence or several; the answer tells how one item leads to the next."""
-    return lambda rng: _one(rng) if rng.random() < _ALONE else _list(rng)
+    """Draws one sequence or several; the answer tells how one item leads to the next. In some cases the places of
+    letters in the alphabet instead."""
+    return lambda rng: rng.choices((_list, _one, _places), _SHARES)[0](rng)
 
 
 def _one(rng: random.Random) -> Exercise:
@@ -85,12 +88,12 @@ def _reckoned(*sums: tuple[int, str, int]) -> str | None:
     return ", ".join(f"{a} {SIGNS[operation]} {b} = {evaluate(a, operation, b)}" for a, operation, b in sums)
 
 
-def _step_further(items: Sequence[int]) -> str | None:
-    """What lies between the last three, and the last one with that once more."""
-    step = items[-1] - items[-2]
-    pairs = [sorted(pair) for pair in pairwise(items[-3:])]
-    last = (items[-1], "add" if step > 0 else "subtract", abs(step))
-    return _reckoned(*((high, "subtract", low) for low, high in pairs), last)
+def _step_further(items: Sequence[int], name: str = "") -> str | None:
+    """What lies between the first two, and the last one with that once more. name: of the last one, with its number."""
+    step = items[1] - items[0]
+    between = _reckoned((max(items[:2]), "subtract", min(items[:2])))
+    last = _reckoned((items[-1], "add" if step > 0 else "subtract", abs(step)))
+    return None if between is None or last is None else f"{between}. The last is {name or items[-1]}: {last}"
 
 
 def _steps(rng: random.Random) -> _Sequence:
@@ -114,13 +117,12 @@ def _factors(rng: random.Random) -> _Sequence:
     root = first
     while root % factor == 0:
         root //= factor
-    ratios = ", ".join(f"{after} / {before} = {factor}" for before, after in pairwise(items[-3:]))
-    following = str(first * factor**count)
-    return _Sequence([str(n) for n in items], f"{ratios}, {product}", following, [f"factors {root} {factor}"])
+    told = f"{items[1]} / {items[0]} = {factor}. The last is {items[-1]}: {product}"
+    return _Sequence([str(n) for n in items], told, str(first * factor**count), [f"factors {root} {factor}"])
 
 
 def _in_parts(number: int, factor: int) -> str | None:
-    """A product, digit by digit: "76 * 2: 70 * 2 = 140, 6 * 2 = 12, 140 + 12 = 152"."""
+    """A product, digit by digit: "70 * 2 = 140, 6 * 2 = 12, 140 + 12 = 152"."""
     digits = str(number)
     parts = [int(digit) * 10**place for place, digit in enumerate(reversed(digits)) if digit != "0"][::-1]
     if factor == 10 or len(parts) == 1:
@@ -129,8 +131,7 @@ def _in_parts(number: int, factor: int) -> str | None:
     for part in parts[1:]:
         sums.append((so_far, "add", part * factor))
         so_far += part * factor
-    told = _reckoned(*sums)
-    return None if told is None else f"{number} * {factor}: {told}"
+    return _reckoned(*sums)
 
 
 def _sums(rng: random.Random) -> _Sequence:
@@ -159,13 +160,24 @@ def _letters(rng: random.Random) -> _Sequence:
     step, count = rng.choice((-4, -3, -2, -1, 1, 2, 3, 4)), rng.randint(3, 5)
     first = rng.choice([n for n in range(26) if 0 <= n + step * count < 26])
     places = [first + step * n + 1 for n in range(count + 1)]  # A is 1
-    told = _step_further(places[:-1])
+    items = [string.ascii_uppercase[place - 1] for place in places]
+    told = _step_further(places[:-1], f"{items[-2]} {places[-2]}")
     if told is None:
         return _letters(rng)
-    items = [string.ascii_uppercase[place - 1] for place in places]
-    numbered = ", ".join(f"{item} {place}" for item, place in list(zip(items, places, strict=True))[-4:-1])
+    told = f"{items[0]} {places[0]}, {items[1]} {places[1]}: {told}, {places[-1]} {items[-1]}"
     problems = [f"letters {abs(step)} {first % abs(step)} {item}" for item in items]
-    return _Sequence(items[:-1], f"{numbered}: {told}, {places[-1]} {items[-1]}", items[-1], problems)
+    return _Sequence(items[:-1], told, items[-1], problems)
 
 
-_KINDS = (*[_steps] * 4, *[_factors] * 4, *[_letters] * 4, *[_repeats] * 4, _sums)
+def _places(rng: random.Random) -> Exercise:
+    """Letters and their places in the alphabet, which their sequences go by."""
+    places = rng.sample(range(1, 27), rng.randint(4, 8))
+    items = [string.ascii_uppercase[place - 1] for place in places]
+    letters_given = rng.random() < 0.5
+    pairs = [f"{item} {place}" if letters_given else f"{place} {item}" for item, place in zip(items, places, strict=True)]
+    asked = rng.choice(_ASK_PLACES if letters_given else _ASK_LETTERS)
+    question = asked.format(", ".join(pair.split()[0] for pair in pairs))
+    return Exercise("patterns", question, ", ".join(pairs), pairs[-1].split()[1], (f"places {' '.join(items)}",))
+
+
+_KINDS = (*[_steps] * 4, *[_factors] * 4, *[_letters] * 4, *[_repeats] * 3, _sums)
