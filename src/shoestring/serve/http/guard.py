@@ -1,0 +1,147 @@
+"""What stands before the server: who may ask, from where, and how much. Pure ASGI, so that streams pass untouched.
+
+A server that asks nobody for a key is for this machine alone, and a browser on it runs scripts of strangers: so a
+request must name a host of this machine (no other name that a stranger's DNS leads here), and one that a web page sends
+must come from this server's own page or from one that was named. Bodies are read here, within limits of size and time,
+and looked through as all foreign JSON is before anyone parses them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shoestring.core.foreign import parse_json
+from shoestring.serve.http.errors import ApiError
+from shoestring.serve.http.limits import Access, Limits, is_loopback
+from shoestring.serve.http.metrics import Metrics
+
+OPEN_PATHS = ("/health",)  # to everyone
+_OTHER = "other"  # paths that are not there, in the figures
+
+
+class Guard:
+    """known: whether a path is one of the server's, for the figures."""
+
+    def __init__(self, app: ASGIApp, access: Access, limits: Limits, metrics: Metrics, known: Callable[[str], bool]):
+        self._app, self._access, self._limits, self._metrics, self._known = app, access, limits, metrics, known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, path = time.monotonic(), scope["path"]
+        status = 499  # nobody was there to be answered
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            try:
+                self._check(scope)
+                inner = await self._with_body(scope, receive)
+            except ApiError as error:
+                response = JSONResponse(error.body, error.status_code, error.headers)
+                await response(scope, receive, counted)
+            else:
+                if inner is not None:
+                    await self._app(scope, inner, counted)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self._metrics.requests[path if self._known(path) else _OTHER, status] += 1
+            self._metrics.duration.add(time.monotonic() - begun)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises ApiError for whom this server is not there."""
+        headers, access = Headers(scope=scope), self._access
+        own = host_of(headers.get("host", ""))
+        if not access.keys and access.loopback and not (is_loopback(own) or own.endswith(".localhost")):
+            raise ApiError(403, f"this server answers to the names of this machine, and not to {own!r:.100}")
+        origin = headers.get("origin")
+        if origin is not None and origin not in access.origins and not _same(origin, headers.get("host", "")):
+            raise ApiError(403, f"web pages of {origin!r:.100} may not ask this server (--cors allows some)")
+        if access.keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+            kind, _, key = headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not access.opens(key.strip()):
+                what = "this is not a key of this server" if key else "a key is asked for: Authorization: Bearer KEY"
+                raise ApiError(401, what, None, "invalid_api_key", {"www-authenticate": "Bearer"})
+
+    async def _with_body(self, scope: Scope, receive: Receive) -> Receive | None:
+        """A request's messages once its body has been read and looked through; None where the client has left."""
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return receive
+        headers = Headers(scope=scope)
+        length, most = headers.get("content-length", ""), self._limits.body
+        if length.isdecimal() and (len(length) > 15 or int(length) > most):
+            raise _too_large(most)
+        if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "a body is JSON, and says so: Content-Type: application/json")
+        try:
+            body = await asyncio.wait_for(_read(receive, most), self._limits.body_seconds)
+        except asyncio.TimeoutError:
+            seconds = self._limits.body_seconds
+            raise ApiError(408, f"the body did not come within {seconds:g} seconds", None, "timeout") from None
+        if body is None:
+            return None
+        try:
+            value = parse_json(body)
+            if b"\\ud" in body.lower():  # half of a surrogate pair could never be written again
+                json.dumps(value, ensure_ascii=False).encode()
+        except ValueError as error:
+            raise ApiError(400, f"the body is not JSON that is read here: {error}", None, "invalid_json") from None
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return again
+
+
+async def _read(receive: Receive, most: int) -> bytes | None:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            raise _too_large(most)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body has more than {most:,} bytes", None, "request_too_large", {"connection": "close"})
+
+
+def host_of(header: str) -> str:
+    """The name or address in a Host header, without port and brackets."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0].lower()
+
+
+def _same(origin: str, host: str) -> bool:
+    """Whether a page of this origin came from this server."""
+    try:
+        parts = urlsplit(origin)
+        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower() and bool(host)
+    except ValueError:
+        return False

@@ -1,0 +1,87 @@
+"""How many texts at once, and how long, a server has room for.
+
+A slot of the cache is as long as the longest text that it may hold, and takes memory for all of it where a budget is to
+be kept. Without one, slots are as long as the model's context up to a limit, and what is never written costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from shoestring.core.errors import BudgetError, ConfigError
+from shoestring.core.machine import rss_bytes
+from shoestring.core.units import format_bytes
+from shoestring.generate.language_model import LanguageModel
+from shoestring.kernels import allocator
+from shoestring.offload.model import StreamedDecoder
+from shoestring.plan.constants import SPARE
+from shoestring.plan.decoding import Use, predict_use
+from shoestring.plan.shapes import Machine
+
+SLOTS = 16
+CONTEXT = 4096  # tokens of a slot, where nobody says more
+_LEAST_CONTEXT = 256
+_LOGITS = 4  # copies of a row of logits that choosing a token makes, at most
+
+
+class Sizes(NamedTuple):
+    """slots: texts at once, of each model. context: tokens of each text, None: as many as its model can. cache: bytes
+    of keys and values of all slots of a model."""
+
+    slots: int
+    context: int | None
+
+
+def free_sizes(context: int, slots: int | None, asked: int | None) -> Sizes:
+    """Without a budget. context: the model's. Raises ConfigError for more than the model can."""
+    if asked is not None and asked > context:
+        raise ConfigError(f"--context {asked:,} is more than the model's context of {context:,} (command line)")
+    return Sizes(slots or SLOTS, asked or min(context, CONTEXT))
+
+
+def sizes_within(language: LanguageModel, budget: int, lanes: int, slots: int | None, asked: int | None) -> Sizes:
+    """With a budget of bytes for the process, in which the model is already. lanes: models that share it, adapters and
+    base. What is not asked for is chosen: long texts before many. Raises BudgetError."""
+    model_context = language.decoder.config.context
+    wanted = free_sizes(model_context, slots, asked)
+    assert wanted.context is not None
+    if isinstance(language.decoder, StreamedDecoder):  # the plan of loading has room for so many tokens
+        tokens = language.at_once or 0
+        return _fitting(wanted, slots, asked, lambda many, context: many * context * lanes <= tokens, budget)
+    process = max(rss_bytes() - allocator.kept() - allocator.live(), 0)
+    machine = Machine(process, flops=1.0, threads=torch.get_num_threads())
+    cache = language.decoder.new_cache(1, 1).bytes_per_token()
+    config, dtype = language.decoder.config, language.decoder.embedding.weight.dtype
+    compute = str(dtype).removeprefix("torch.")
+    beside_weights = max(allocator.live() - int(config.parameter_count()) * dtype.itemsize, 0)  # adapters
+
+    def fits(many: int, context: int) -> bool:
+        alone = predict_use(config, Use(1, context - 1, 1, compute=compute), machine, compute).total
+        further = (many * lanes - 1) * context * cache + many * config.vocabulary * 4 * _LOGITS
+        return alone + beside_weights + further <= budget * SPARE
+
+    return _fitting(wanted, slots, asked, fits, budget)
+
+
+def _fitting(
+    wanted: Sizes, slots: int | None, asked: int | None, fits: Callable[[int, int], bool], budget: int
+) -> Sizes:
+    """The most that fits of what is wanted: fewer slots first, then shorter ones, but never less than was asked for."""
+    assert wanted.context is not None
+    context = wanted.context
+    while True:
+        for many in range(wanted.slots, 0, -1):
+            if slots is not None and many < slots:
+                break
+            if fits(many, context):
+                return Sizes(many, context)
+        if asked is not None or context // 2 < _LEAST_CONTEXT:
+            raise BudgetError(
+                f"{format_bytes(budget)} of memory are too little to serve this model with "
+                f"{slots or 1} slots of {context:,} tokens",
+                hint="more --memory, fewer --slots, or a shorter --context",
+            )
+        context //= 2
