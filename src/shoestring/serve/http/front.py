@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from shoestring.core.errors import ShoestringError
+from shoestring.core.errors import ConfigError, ShoestringError
 from shoestring.generate.request import Request
 from shoestring.serve.http.errors import ApiError, refusal
 from shoestring.serve.http.lane import Lane, Piece, Text
@@ -241,8 +241,10 @@ class Answer:
 def _told(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, ShoestringError):
+    if isinstance(error, ConfigError):
         return refusal(error)
+    if isinstance(error, ShoestringError):  # of the model, and no fault of whoever asks
+        return ApiError(500, error.message, None, "model_error")
     if isinstance(error, MemoryError) or "emory" in str(error):
         return ApiError(503, "there is not enough memory for this now", None, "out_of_memory")
     return ApiError(500, "the server made a mistake: its log says which", None, "internal_error")

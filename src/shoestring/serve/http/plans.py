@@ -142,14 +142,10 @@ def _sampling(
     try:
         return language.sampling(**options, **more)
     except ShoestringError as error:
-        fields = set(type(body).model_fields)
-        named = next((word for word in error.message.replace(",", " ").split() if word in fields), None)
-        param = constraint if constraint is not None and _is_of_constraint(error.message) else named
-        raise refusal(error, param or constraint or _constraint_of(body)) from None
-
-
-def _is_of_constraint(message: str) -> bool:
-    return any(word in message for word in _OF_CONSTRAINTS)
+        if any(word in error.message for word in _OF_CONSTRAINTS):
+            raise refusal(error, constraint or _constraint_of(body)) from None
+        words, fields = error.message.replace(",", " ").split(), type(body).model_fields
+        raise refusal(error, next((word for word in words if word in fields), None)) from None
 
 
 def _constraint_of(body: Asking) -> str | None:
