@@ -67,6 +67,7 @@ def open_catalog(
     capacity: tokens of each slot; None: the model's context. Raises ConfigError, ModelFileError.
     """
     parents = {name: Base(language) for name, language in bases}
+    own = {name: base.active for name, base in parents.items()}  # of a model that was loaded with one
     live = {name: LiveAdapters(language) for name, language in bases}
     inner: list[tuple[str, str, str | None]] = []
     for adapter in adapters:
@@ -82,7 +83,7 @@ def open_catalog(
         context = parents[parent].language.decoder.config.context
         return Lane(parents[parent], slots, min(capacity or context, context), adapter)
 
-    served = [Served(name, lane(name, None)) for name, _ in bases]
+    served = [Served(name, lane(name, own[name])) for name, _ in bases]
     return Catalog([*served, *(Served(name, lane(parent, adapter), parent) for name, parent, adapter in inner)])
 
 

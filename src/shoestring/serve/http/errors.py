@@ -82,7 +82,8 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
     kind = found["type"]
     param = ".".join(_without_kinds(place)) or None
     if kind == "extra_forbidden":
-        name = place[-1]
+        name = place[-1][:_SHOWN]
+        param = ".".join([*_without_kinds(place[:-1]), name])
         why = NOT_DONE.get(name) if len(place) == 1 else None
         if why is not None:
             return ApiError(400, f"{name} is not supported by this server: {why}", param, "unsupported_parameter")

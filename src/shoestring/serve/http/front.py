@@ -110,7 +110,8 @@ class Front:
         def task() -> None:
             if future.cancelled():
                 return
-            result, error = None, None
+            result: T | None = None
+            error: Exception | None = None
             try:
                 lane.base.activate(lane.adapter)
                 result = compute()

@@ -32,6 +32,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, access: Access, limits: Limits, metrics: Metrics, known: Callable[[str], bool]):
         self._app, self._access, self._limits, self._metrics, self._known = app, access, limits, metrics, known
+        self._inside = 0  # requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,6 +47,7 @@ class Guard:
                 status = message["status"]
             await send(message)
 
+        self._inside += 1
         try:
             try:
                 self._check(scope)
@@ -60,12 +62,15 @@ class Guard:
             status = 500
             raise
         finally:
+            self._inside -= 1
             self._metrics.requests[path if self._known(path) else _OTHER, status] += 1
             self._metrics.duration.add(time.monotonic() - begun)
 
     def _check(self, scope: Scope) -> None:
         """Raises ApiError for whom this server is not there."""
         headers, access = Headers(scope=scope), self._access
+        if self._inside > self._limits.requests and scope["path"] not in OPEN_PATHS:
+            raise ApiError(503, "too many requests at once", None, "overloaded", {"retry-after": "1"})
         own = host_of(headers.get("host", ""))
         if not access.keys and access.loopback and not (is_loopback(own) or own.endswith(".localhost")):
             raise ApiError(403, f"this server answers to the names of this machine, and not to {own!r:.100}")

@@ -17,11 +17,12 @@ _MOST_KEYS = 10_000
 @dataclass(frozen=True)
 class Limits:
     """queue: texts that wait beyond those that run, for each model. seconds: a request takes at most, waiting included.
-    body: bytes of a request. body_seconds: in which it must have come. grace: seconds that texts have left when the
-    server is told to stop."""
+    requests: at once, of any kind. body: bytes of one. body_seconds: in which it must have come. grace: seconds that texts
+    have left when the server is told to stop."""
 
     queue: int = 64
     seconds: float = 600.0
+    requests: int = 512
     body: int = 4_000_000
     body_seconds: float = 30.0
     grace: float = 3.0
