@@ -1,0 +1,245 @@
+"""The server under many streams, beside another one, and under clients that misbehave.
+
+    python -m benchmarks.serve [--quick] [--model MODEL] [--weights int4] [--streams 16] [--rounds N]
+                               [--peer "llama-server -m FILE.gguf -np 16 -c 16384 --port {port}"]
+
+--peer: the command of any OpenAI-compatible server; {port} stands for its port. Servers are processes of their own and
+are asked in turn: one stream, then many at once, each of 16 to 256 prompt tokens and 64 new ones. Tables show medians.
+throughput_ratio: tokens a second of all streams together over the peer's (single_ratio: over those of one stream of
+ours); p99_ratio: the 99th percentile of the time to the first token over the peer's. Then 1,000 requests from 64
+clients, of which some leave, send no JSON or too much of it: errors, answers of 500 and above but 503; memory_growth,
+of the process over the second half of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import shlex
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.measure import ROOT, finish, show
+
+STREAMS, NEW, STORM, CLIENTS = 16, 64, 1000, 64
+WORDS = "river stone evening letter garden winter music street window bread".split()
+
+
+@dataclass
+class Server:
+    """One process that serves."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    model: str
+
+
+@dataclass
+class Asked:
+    """What one request got. first: seconds until its first event."""
+
+    status: int = 0
+    first: float | None = None
+    events: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Figures:
+    """Of one server, a number for each round."""
+
+    one: list[float] = field(default_factory=list)
+    many: list[float] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)  # of all requests
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def start(name: str, command: Sequence[str], port: int) -> Server:
+    """Exits with a sentence where the server does not come."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            assert process.stderr is not None
+            raise SystemExit(f"error: {name} ended: {process.stderr.read()[-2000:].decode(errors='replace')}")
+        try:
+            models = asyncio.run(get(port, "/v1/models"))
+            return Server(name, process, port, json.loads(models)["data"][0]["id"])
+        except (OSError, ValueError, KeyError, IndexError):
+            time.sleep(0.2)
+    raise SystemExit(f"error: {name} did not come within 300 seconds")
+
+
+async def get(port: int, path: str) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n\r\n".encode())
+    raw = (await reader.read()).decode(errors="replace")
+    writer.close()
+    if not raw.startswith("HTTP/1.1 200"):
+        raise ValueError(raw[:200])
+    return raw.partition("\r\n\r\n")[2]
+
+
+async def ask(port: int, body: bytes, leave_after: float | None = None) -> Asked:
+    """One request for a completion. leave_after: seconds until the client goes away."""
+    found, begun = Asked(), time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+
+    async def read() -> None:
+        found.status = int((await reader.readline()).split()[1])
+        while line := await reader.readline():
+            if line.startswith(b"data: {"):
+                found.first = found.first or time.perf_counter() - begun
+                found.events += 1
+
+    try:
+        await asyncio.wait_for(read(), leave_after)
+    except (asyncio.TimeoutError, ConnectionError, IndexError):
+        pass
+    finally:
+        writer.close()
+    found.seconds = time.perf_counter() - begun
+    return found
+
+
+def prompt(draw: random.Random, words: int) -> str:
+    return " ".join(draw.choice(WORDS) for _ in range(words))
+
+
+def asking(server: Server, draw: random.Random, new: int, **more: Any) -> bytes:
+    """A body whose text does not end before `new` tokens, if anything can help it."""
+    body = {
+        "model": server.model, "prompt": prompt(draw, draw.randrange(16, 256)), "max_tokens": new, "stream": True,
+        "temperature": 0.8, "seed": draw.randrange(1000), **more,
+    }  # fmt: skip
+    return json.dumps(body).encode()
+
+
+async def together(server: Server, streams: int, draw: random.Random, new: int) -> list[Asked]:
+    return await asyncio.gather(*(ask(server.port, asking(server, draw, new)) for _ in range(streams)))
+
+
+def measure(server: Server, figures: Figures, streams: int, new: int, seed: int) -> None:
+    """One round. Tokens are counted as events, of which a server sends one for each token but the last few."""
+    draw = random.Random(seed)
+    for count, into in ((1, figures.one), (streams, figures.many)):
+        begun = time.perf_counter()
+        found = asyncio.run(together(server, count, draw, new))
+        into.append(sum(one.events for one in found) / (time.perf_counter() - begun))
+        if count > 1:
+            figures.firsts += [one.first for one in found if one.first is not None]
+
+
+async def storm(server: Server, requests: int, clients: int) -> tuple[Counter[int], list[float]]:
+    """-> statuses, and the bytes of the process before, in the middle and at the end."""
+    statuses, memory, left, draw = Counter[int](), [], iter(range(requests)), random.Random(7)
+    memory.append(await resident(server))
+
+    async def client() -> None:
+        for number in left:
+            if number == requests // 2:
+                memory.append(await resident(server))
+            kind, leave = draw.random(), None
+            body = asking(server, draw, 16)
+            if kind < 0.1:
+                body = body[: len(body) // 2]  # no JSON
+            elif kind < 0.15:
+                body = b'{"prompt": "' + b"x" * 5_000_000 + b'"}'
+            elif kind < 0.25:
+                body = asking(server, draw, 16, unknown=1)
+            elif kind < 0.5:
+                leave = draw.random()
+            statuses[(await ask(server.port, body, leave)).status] += 1
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    memory.append(await resident(server))
+    return statuses, memory
+
+
+async def resident(server: Server) -> float:
+    found = re.search(r"^shoestring_resident_bytes (\d+)", await get(server.port, "/metrics"), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer tokens, rounds and requests")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--weights", default="int4")
+    parser.add_argument("--streams", type=int, default=STREAMS)
+    parser.add_argument("--rounds", type=int, help="[5, or 2 with --quick]")
+    parser.add_argument("--peer", help="the command of another server, with {port}")
+    options = parser.parse_args(arguments)
+    rounds, new = options.rounds or (2 if options.quick else 5), 16 if options.quick else NEW
+    servers: list[Server] = []
+    try:
+        port = free_port()
+        command = [sys.executable, "-m", "shoestring", "serve", options.model, "--weights", options.weights]
+        servers.append(start("shoestring", [*command, "--slots", str(options.streams), "--port", str(port)], port))
+        if options.peer is not None:
+            port = free_port()
+            servers.append(start("peer", shlex.split(options.peer.format(port=port)), port))
+        figures = [Figures() for _ in servers]
+        for round_ in range(rounds + 1):
+            for server, found in zip(servers, figures, strict=True):
+                print(f"round {round_}/{rounds}: {server.name}", file=sys.stderr, flush=True)
+                measure(server, Figures() if round_ == 0 else found, options.streams, new, round_)  # the first warms up
+        requests = STORM // 10 if options.quick else STORM
+        statuses, memory = asyncio.run(storm(servers[0], requests, CLIENTS))
+    finally:
+        for server in servers:
+            server.process.terminate()
+        for server in servers:
+            server.process.wait(30)
+    report(servers, figures, options.streams, statuses, memory)
+
+
+def report(
+    servers: Sequence[Server], figures: Sequence[Figures], streams: int, statuses: Counter[int], memory: Sequence[float]
+) -> None:
+    rows, result = [], dict[str, Any]()
+    for server, found in zip(servers, figures, strict=True):
+        rows.append([
+            server.name, f"{statistics.median(found.one):.1f}", f"{statistics.median(found.many):.1f}",
+            f"{1000 * statistics.median(found.firsts):.0f}", f"{1000 * percentile(found.firsts, 0.99):.0f}",
+        ])  # fmt: skip
+    columns = ["server", "one stream, tokens/s", f"{streams} streams", "first token, ms", "its p99"]
+    show(f"{streams} streams at once", columns, rows)
+    ours = figures[0]
+    result["single_ratio"] = statistics.median(b / a for a, b in zip(ours.one, ours.many, strict=True))
+    if len(figures) > 1:
+        theirs = figures[1]
+        result["throughput_ratio"] = statistics.median(a / b for a, b in zip(ours.many, theirs.many, strict=True))
+        result["p99_ratio"] = percentile(ours.firsts, 0.99) / percentile(theirs.firsts, 0.99)
+    told = ", ".join(f"{status or 'left'}: {count}" for status, count in sorted(statuses.items()))
+    show("clients that misbehave", ["answers", "MB before, in the middle, at the end"],
+         [[told, ", ".join(f"{size / 1e6:.0f}" for size in memory)]])  # fmt: skip
+    result["errors"] = sum(count for status, count in statuses.items() if status >= 500 and status != 503)
+    result["memory_growth"] = memory[-1] / memory[1]
+    finish(result)
+
+
+if __name__ == "__main__":
+    main()
