@@ -23,6 +23,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -71,12 +72,13 @@ def free_port() -> int:
 
 def start(name: str, command: Sequence[str], port: int) -> Server:
     """Exits with a sentence where the server does not come."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+    log = tempfile.TemporaryFile()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT)
     end = time.monotonic() + 300
     while time.monotonic() < end:
         if process.poll() is not None:
-            assert process.stderr is not None
-            raise SystemExit(f"error: {name} ended: {process.stderr.read()[-2000:].decode(errors='replace')}")
+            log.seek(0)
+            raise SystemExit(f"error: {name} ended: {log.read()[-2000:].decode(errors='replace')}")
         try:
             models = asyncio.run(get(port, "/v1/models"))
             return Server(name, process, port, json.loads(models)["data"][0]["id"])

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from shoestring import __version__
 from shoestring.core.errors import ShoestringError
+from shoestring.serve.http import page
 from shoestring.serve.http.catalog import Catalog, Served
 from shoestring.serve.http.chat import ChatReply
 from shoestring.serve.http.chat_request import ChatRequest
@@ -70,9 +71,10 @@ def make_app(catalog: Catalog, access: Access | None = None, limits: Limits | No
     app = FastAPI(title="Shoestring", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.front, app.state.catalog = front, catalog
     app.include_router(router)
+    app.include_router(page.router)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    paths = frozenset(app.openapi()["paths"]) | {"/openapi.json"}
+    paths = frozenset(app.openapi()["paths"]) | {"/openapi.json", "/"}
     if access.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(access.origins), allow_methods=["GET", "POST"],

@@ -22,8 +22,9 @@ from shoestring.core.foreign import parse_json
 from shoestring.serve.http.errors import ApiError
 from shoestring.serve.http.limits import Access, Limits, is_loopback
 from shoestring.serve.http.metrics import Metrics
+from shoestring.serve.http.page import is_of_page
 
-OPEN_PATHS = ("/health",)  # to everyone
+OPEN_PATHS = ("/health",)  # to everyone, as the web page is
 _OTHER = "other"  # paths that are not there, in the figures
 
 
@@ -77,7 +78,8 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin not in access.origins and not _same(origin, headers.get("host", "")):
             raise ApiError(403, f"web pages of {origin!r:.100} may not ask this server (--cors allows some)")
-        if access.keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+        open_to_all = scope["path"] in OPEN_PATHS or is_of_page(scope["path"]) or scope["method"] == "OPTIONS"
+        if access.keys and not open_to_all:
             kind, _, key = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not access.opens(key.strip()):
                 what = "this is not a key of this server" if key else "a key is asked for: Authorization: Bearer KEY"

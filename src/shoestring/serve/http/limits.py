@@ -17,8 +17,8 @@ _MOST_KEYS = 10_000
 @dataclass(frozen=True)
 class Limits:
     """queue: texts that wait beyond those that run, for each model. seconds: a request takes at most, waiting included.
-    requests: at once, of any kind. body: bytes of one. body_seconds: in which it must have come. grace: seconds that texts
-    have left when the server is told to stop."""
+    requests: at once, of any kind. body: bytes of one. body_seconds: in which it must have come. grace: seconds that
+    texts have left when the server is told to stop."""
 
     queue: int = 64
     seconds: float = 600.0
