@@ -120,7 +120,7 @@ def joined(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
     words: list[str] = []
     calls: list[dict[str, Any]] = []
     for delta in deltas:
-        words += [delta["content"]] if "content" in delta else []
+        words += [delta["content"]] if delta.get("content") else []
         for part in delta.get("tool_calls", ()):
             if part["index"] == len(calls):
                 calls.append({"id": part["id"], "type": part["type"], "function": dict(part["function"])})

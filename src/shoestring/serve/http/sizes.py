@@ -28,11 +28,10 @@ _LOGITS = 4  # copies of a row of logits that choosing a token makes, at most
 
 
 class Sizes(NamedTuple):
-    """slots: texts at once, of each model. context: tokens of each text, None: as many as its model can. cache: bytes
-    of keys and values of all slots of a model."""
+    """slots: texts at once, of each model. context: tokens of each text, prompt and answer."""
 
     slots: int
-    context: int | None
+    context: int
 
 
 def free_sizes(context: int, slots: int | None, asked: int | None) -> Sizes:
@@ -47,7 +46,6 @@ def sizes_within(language: LanguageModel, budget: int, lanes: int, slots: int | 
     base. What is not asked for is chosen: long texts before many. Raises BudgetError."""
     model_context = language.decoder.config.context
     wanted = free_sizes(model_context, slots, asked)
-    assert wanted.context is not None
     if isinstance(language.decoder, StreamedDecoder):  # the plan of loading has room for so many tokens
         tokens = language.at_once or 0
         return _fitting(wanted, slots, asked, lambda many, context: many * context * lanes <= tokens, budget)
@@ -70,7 +68,6 @@ def _fitting(
     wanted: Sizes, slots: int | None, asked: int | None, fits: Callable[[int, int], bool], budget: int
 ) -> Sizes:
     """The most that fits of what is wanted: fewer slots first, then shorter ones, but never less than was asked for."""
-    assert wanted.context is not None
     context = wanted.context
     while True:
         for many in range(wanted.slots, 0, -1):
