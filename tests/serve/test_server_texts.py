@@ -30,6 +30,17 @@ def ask(client, path="/v1/chat/completions", **body):
     return response
 
 
+def alike(found, expected):
+    """Equal, but for the last bits of log-probabilities: beginnings that are held are not read anew."""
+    if isinstance(expected, float):
+        return found == pytest.approx(expected, abs=1e-4)
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(alike(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(alike, found, expected))
+    return found == expected
+
+
 def test_a_completion_is_what_generate_writes(model, client):
     found = ask(client, "/v1/completions", prompt="abc", max_tokens=12, **SETTINGS).json()
     assert found["choices"][0]["text"] == model.generate("abc", max_tokens=12, **SETTINGS)
@@ -94,9 +105,8 @@ def test_a_stream_is_the_whole_answer_in_pieces(client, n):
         assert joined([part["delta"] for part in mine]) == choice["message"]
         assert [part["finish_reason"] for part in mine[:-1]] == [None] * (len(mine) - 1)
         assert mine[-1]["finish_reason"] == choice["finish_reason"]
-        assert [one for part in mine for one in (part["logprobs"] or {"content": []})["content"]] == (
-            choice["logprobs"]["content"]
-        )
+        streamed = [one for part in mine for one in (part["logprobs"] or {"content": []})["content"]]
+        assert alike(streamed, choice["logprobs"]["content"])
 
 
 def test_a_streamed_completion_is_the_whole_one_in_pieces(client):
@@ -108,7 +118,7 @@ def test_a_streamed_completion_is_the_whole_one_in_pieces(client):
         mine = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
         assert "".join(part["text"] for part in mine) == choice["text"]
         for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
-            assert [one for part in mine for one in part["logprobs"][name]] == choice["logprobs"][name]
+            assert alike([one for part in mine for one in part["logprobs"][name]], choice["logprobs"][name])
 
 
 def test_log_probabilities_are_the_models_own(model, client):
