@@ -27,7 +27,7 @@ def text(**fields):
     return {"model": "tiny", "prompt": "abc", "temperature": 0, "max_tokens": 300, **fields}
 
 
-def slow(seconds=0.01, context=400):
+def slow(seconds=0.004, context=400):
     model = tiny_model(context=context)
     return model, Slow(model, seconds)
 

@@ -45,7 +45,9 @@ class Asking(Body):
     top_p: float | None = Field(default=None, gt=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = Field(default=None, description="{token id: what is added to its logit}")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        default=None, description="{token id: what is added to its logit}"
+    )
     stop: str | Annotated[tuple[Name, ...], Field(max_length=MOST_STOPS)] | None = Field(
         default=None, description="strings that end the text, and are not part of it"
     )
@@ -56,7 +58,7 @@ class Asking(Body):
     top_k: int | None = Field(default=None, ge=0, description="choose among this many likeliest tokens; 0: all")
     min_p: float | None = Field(default=None, ge=0, le=1)
     typical_p: float | None = Field(default=None, gt=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     no_repeat_ngram_size: int | None = Field(default=None, ge=0)
     bad_words_ids: tuple[tuple[int, ...], ...] | None = None
     min_tokens: int | None = Field(default=None, ge=0)
