@@ -71,7 +71,7 @@ def test_a_client_that_leaves_while_it_waits_is_never_begun():
     app = tiny_app(model, slots=1)
 
     async def test(front):
-        first = Exchange(app, TEXT, text(max_tokens=20))
+        first = Exchange(app, TEXT, text(max_tokens=100))
         await until(lambda: head.calls > 2)
         second = Exchange(app, TEXT, text(prompt="zz", max_tokens=100))
         await until(lambda: front.pending(front.lanes[0]) == 2)
@@ -79,7 +79,7 @@ def test_a_client_that_leaves_while_it_waits_is_never_begun():
         await second.task
         await first.task
         await until(lambda: idle(front))
-        assert json.loads(first.text)["choices"][0]["text"] == "x" * 20 and head.calls == 20
+        assert json.loads(first.text)["choices"][0]["text"] == "x" * 100 and head.calls == 100
 
     running(app, test)
 
@@ -89,14 +89,14 @@ def test_requests_join_between_two_tokens_and_leave_when_they_are_done():
     app = tiny_app(model)
 
     async def test(front):
-        long = Exchange(app, TEXT, text(max_tokens=60))
+        long = Exchange(app, TEXT, text(max_tokens=120))
         await until(lambda: head.calls > 5)
         short = Exchange(app, TEXT, text(max_tokens=5))
         await short.task
         assert not long.task.done() and json.loads(short.text)["choices"][0]["text"] == "xxxxx"
         await long.task
-        assert json.loads(long.text)["choices"][0]["text"] == "x" * 60
-        assert head.calls < 64  # they were in the same passes
+        assert json.loads(long.text)["choices"][0]["text"] == "x" * 120
+        assert head.calls < 124  # they were in the same passes
 
     running(app, test)
 
@@ -106,12 +106,12 @@ def test_more_than_run_and_wait_gets_429_and_what_waits_gets_its_turn():
     app = tiny_app(model, slots=1, limits=Limits(queue=1))
 
     async def test(front):
-        asked = [Exchange(app, TEXT, text(max_tokens=10)) for _ in range(4)]
+        asked = [Exchange(app, TEXT, text(max_tokens=40)) for _ in range(4)]
         await asyncio.gather(*(one.task for one in asked))
         assert sorted(one.status for one in asked) == [200, 200, 429, 429]
         error = json.loads(next(one.text for one in asked if one.status == 429))["error"]
         assert error["type"] == "rate_limit_error" and error["code"] == "rate_limit_exceeded"
-        assert front.metrics.refused == 2 and head.calls == 20
+        assert front.metrics.refused == 2 and head.calls == 80
         await until(lambda: idle(front))
         again = Exchange(app, TEXT, text(max_tokens=2))
         await again.task
