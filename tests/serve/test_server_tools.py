@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from shoestring.generate.language_model import LanguageModel
 from shoestring.serve.http.replies import joined
 from shoestring.serve.http.tool_form import ToolForm, tool_form, with_tools
 from shoestring.serve.http.tool_stream import ToolStream
 from tests.data import families, templates
-from tests.generate.tiny import Script, byte_tokenizer, tiny_model
+from tests.generate.tiny import Script, byte_tokenizer, tiny_decoder, tiny_model
 from tests.serve.served import MESSAGES, chunks, client_of, error_of, tiny_app
 
 CITY = {
@@ -163,6 +164,17 @@ def test_results_of_calls_are_read(client):
     response = client.post("/v1/chat/completions", json={"model": "tiny", "messages": messages})
     assert error_of(response, 400)["param"] == "messages.1.tool_calls"
 
+
+def test_a_template_that_knows_tools_is_given_them():
+    tokenizer = families.chatml(families.QWEN25)
+    model = LanguageModel(tiny_decoder(1500, tokenizer.vocabulary_size), tokenizer)
+    with client_of(tiny_app(model)) as client:
+        found = ask(client, tool_choice="required", parallel_tool_calls=False, temperature=1.0, seed=1).json()
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    told = [TOOLS[0], {"type": "function", "function": {"name": "time", "parameters": nothing}}]
+    assert found["usage"]["prompt_tokens"] == len(model.encode_chat(MESSAGES, told)) > len(model.encode_chat(MESSAGES))
+    (call,) = found["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] in ("weather", "time")
 
 def test_a_schema_that_cannot_be_obeyed_is_the_fault_of_tools(client):
     parameters = {"type": "object", "properties": {"a": {"type": "odd"}}}
