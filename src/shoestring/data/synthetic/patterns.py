@@ -4,8 +4,9 @@ Sequences that run through each other are the same problem, forwards or backward
 follows 7, 11, 15, or what comes before.
 
 An answer tells what lies between the first two items, and takes that step from the last one, in sums that a small model
-can do: a product in the parts of its digits, letters by their places in the alphabet, which are asked for too. A sequence whose answer would tell a sum
-that is held out is not drawn. Most exercises have several sequences: fewer tokens around each.
+can do: a product in the parts of its digits, letters by their places in the alphabet, which are asked for too. A
+sequence whose answer would tell a sum that is held out is not drawn. Most exercises have several sequences: fewer
+tokens around each.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _exercise(question: str, found: list[_Sequence]) -> Exercise:
 
 
 def _reckoned(*sums: tuple[int, str, int]) -> str | None:
-    """Sums (a, operation, b) with their results, such as "9 - 5 = 4, 9 + 4 = 13"; None where one is never to be told."""
+    """Sums (a, operation, b) with results, such as "9 - 5 = 4, 9 + 4 = 13"; None where one is never to be told."""
     if any(is_held_out(problem(*sum_), RESERVED) for sum_ in sums):
         return None
     return ", ".join(f"{a} {SIGNS[operation]} {b} = {evaluate(a, operation, b)}" for a, operation, b in sums)
@@ -174,7 +175,8 @@ def _places(rng: random.Random) -> Exercise:
     places = rng.sample(range(1, 27), rng.randint(4, 8))
     items = [string.ascii_uppercase[place - 1] for place in places]
     letters_given = rng.random() < 0.5
-    pairs = [f"{item} {place}" if letters_given else f"{place} {item}" for item, place in zip(items, places, strict=True)]
+    given, told = (items, places) if letters_given else (places, items)
+    pairs = [f"{one} {other}" for one, other in zip(given, told, strict=True)]
     asked = rng.choice(_ASK_PLACES if letters_given else _ASK_LETTERS)
     question = asked.format(", ".join(pair.split()[0] for pair in pairs))
     return Exercise("patterns", question, ", ".join(pairs), pairs[-1].split()[1], (f"places {' '.join(items)}",))
