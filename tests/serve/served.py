@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from shoestring.generate.language_model import LanguageModel
 from shoestring.serve.http.app import make_app
-from shoestring.serve.http.catalog import open_catalog
+from shoestring.serve.http.catalog import open_catalog, with_adapters
 from shoestring.serve.http.limits import Access, Limits
 from shoestring.serve.http.names import Named
 from tests.generate.tiny import tiny_model
@@ -30,7 +30,7 @@ def tiny_app(
     access: Access | None = None,
     limits: Limits | None = None,
 ) -> Any:
-    catalog = open_catalog([("tiny", language or tiny_model(context=400))], adapters, slots)
+    catalog = open_catalog(with_adapters([("tiny", language or tiny_model(context=400))], adapters), slots)
     return make_app(catalog, access, limits)
 
 

@@ -80,7 +80,7 @@ def text(**fields):
         (TEXT, text(prompt="x" * 400), "prompt", "the model's context is 400"),
         (TEXT, text(prompt=["a"] * 100, n=2), None, "more than 128 texts"),
         (TEXT, text(n=100), "n", "more than this server takes"),
-        ("/v1/embeddings", {"model": "tiny", "input": "a", "dimensions": 3}, "dimensions", "there is no field"),
+        ("/v1/embeddings", {"model": "tiny", "input": "a", "dimensions": 3}, "dimensions", "not supported"),
         ("/v1/embeddings", {"model": "tiny", "input": ["a", ""], "encoding_format": "hex"}, "encoding_format", "float"),
         ("/v1/embeddings", {"model": "tiny", "input": "x" * 400}, "input", "the model's context is 400"),
         ("/tokenize", {"model": "tiny"}, None, "give one of prompt and messages"),

@@ -195,7 +195,7 @@ def test_the_verb_serves_says_where_and_ends(folder, capsys, monkeypatch):
     assert main(["serve", f"mine={folder}", "--port", "0", "--slots", "3", "--device", "cpu"]) == 0
     said = capsys.readouterr().err
     assert "mine: 3 texts at once, of 100 tokens each" in said and "stopped" in said
-    assert re.search(r"address   http://127\.0\.0\.1:[1-9]\d+\n", said) and "/v1/chat/completions" in said
+    assert re.search(r"page      http://127\.0\.0\.1:[1-9]\d+/\n", said) and "/v1/chat/completions" in said
     flags = ["--max-tokens", "4", "--temperature", "0", "--device", "cpu"]
     assert main(["generate", folder, "--prompt", "abc", *flags]) == 0
     assert capsys.readouterr().out == f"abc{asked[0]}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from shoestring.cli.verb import verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
 from shoestring.core.extras import need
-from shoestring.core.units import parse_bytes, parse_seconds
+from shoestring.core.units import format_bytes, parse_bytes, parse_seconds
 
 app = verb(
     "serve",
@@ -66,37 +67,55 @@ def serve(
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port} is not between 0 and 65535 (command line)")
     check_sizes(slots, context)
+    budget = None if place.memory is None else parse_bytes(place.memory)
     bases, adapters = all_named(models, adapter or [])
     for package in ("fastapi", "uvicorn"):
         need(package, "serve", "serve")
 
     from shoestring.serve.http.app import make_app
-    from shoestring.serve.http.catalog import open_catalog
+    from shoestring.serve.http.catalog import open_catalog, with_adapters
     from shoestring.serve.http.server import address_of, bind, run
-    from shoestring.serve.http.sizes import free_sizes, sizes_within
+    from shoestring.serve.http.sizes import free_sizes, keep_within, sizes_within
 
     listener = bind(host, port)
     with listener:
         loaded = [(base.name, place.load(base.what)) for base in bases]
-        if place.memory is None:
+        members = with_adapters(loaded, adapters, console.say)
+        if budget is None:
             sizes = free_sizes(max(one.decoder.config.context for _, one in loaded), slots, context)
         else:
-            sizes = sizes_within(loaded[0][1], parse_bytes(place.memory), 1 + len(adapters), slots, context)
-        catalog = open_catalog(loaded, adapters, sizes.slots, sizes.context, console.say)
-        server = make_app(catalog, allowed, limits)
-        run(server, listener, lambda: _tell(address_of(listener), catalog, allowed))
+            sizes = sizes_within(loaded[0][1], budget, len(members), slots, context)
+            keep_within(budget)
+            limits = limits.within_a_budget()
+        try:
+            catalog = open_catalog(members, sizes.slots, sizes.context)
+            server = make_app(catalog, allowed, limits)
+            run(server, listener, lambda: _tell(address_of(listener), catalog, allowed, sizes.memory, budget))
+        finally:
+            keep_within(None)
     console.say("stopped")
 
 
-def _tell(address: str, catalog: Any, allowed: Any) -> None:
+def _tell(address: str, catalog: Any, allowed: Any, memory: int | None, budget: int | None) -> None:
     """Where it is, what it has room for, and how to ask."""
+    if budget is not None:
+        predicted = "" if memory is None else f", of which at most {format_bytes(memory)} are predicted to be used"
+        console.say(f"memory    {format_bytes(budget)} for the process{predicted}")
     for name, one in catalog.models.items():
         lane = one.lane
         of = f" (an adapter of {one.parent})" if one.parent else ""
         console.say(f"model     {name}{of}: {lane.slots} texts at once, of {lane.capacity:,} tokens each")
     first = next(iter(catalog.models))
+    path, body = _example(catalog.models[first])
     key = "-H 'Authorization: Bearer KEY' " if allowed.keys else ""
-    body = f'{{"model": "{first}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    console.say(f"address   {address}")
-    console.say(f"ask       curl {address}/v1/chat/completions {key}-H 'Content-Type: application/json' -d '{body}'")
+    console.say(f"page      {address}/")
+    console.say(f"ask       curl {address}{path} {key}-H 'Content-Type: application/json' -d '{body}'")
     console.say(f"clients   OPENAI_BASE_URL={address}/v1 OPENAI_API_KEY={'KEY' if allowed.keys else 'none'}")
+
+
+def _example(served: Any) -> tuple[str, str]:
+    """A path and a body that it answers."""
+    if served.converses:
+        messages = [{"role": "user", "content": "Hello"}]
+        return "/v1/chat/completions", json.dumps({"model": served.name, "messages": messages})
+    return "/v1/completions", json.dumps({"model": served.name, "prompt": "Once upon a time"})

@@ -178,6 +178,7 @@ def _described(served: Served) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "shoestring",
         "parent": served.parent,
+        "converses": served.converses,
         "max_model_len": served.lane.capacity,
         "slots": served.lane.slots,
     }

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shoestring.core.errors import ConfigError
 from shoestring.generate.language_model import LanguageModel
@@ -32,6 +33,11 @@ class Served:
     def language(self) -> LanguageModel:
         return self.lane.base.language
 
+    @property
+    def converses(self) -> bool:
+        """Whether it was taught to answer messages, and not only to continue text."""
+        return self.language.tokenizer.chat_template is not None
+
     @functools.cached_property
     def tool_form(self) -> ToolForm:
         return tool_form(self.language.tokenizer)
@@ -55,36 +61,45 @@ class Catalog:
         return self.models[name]
 
 
-def open_catalog(
-    bases: Sequence[tuple[str, LanguageModel]],
-    adapters: Sequence[Named],
-    slots: int,
-    capacity: int | None = None,
-    say: Say | None = None,
-) -> Catalog:
-    """Lanes for models that are loaded, and for adapters on the one that each belongs to.
+class Member(NamedTuple):
+    """A name that is to be served. adapter: its name in the base. parent: of an adapter, the name of its base."""
 
-    capacity: tokens of each slot; None: the model's context. Raises ConfigError, ModelFileError.
+    name: str
+    base: Base
+    adapter: str | None
+    parent: str | None = None
+
+
+def with_adapters(
+    bases: Sequence[tuple[str, LanguageModel]], adapters: Sequence[Named], say: Say | None = None
+) -> list[Member]:
+    """Models that are loaded, and adapters, each put on the one that it belongs to.
+
+    Raises ConfigError, ModelFileError.
     """
     parents = {name: Base(language) for name, language in bases}
-    own = {name: base.active for name, base in parents.items()}  # of a model that was loaded with one
+    members = [Member(name, base, base.active) for name, base in parents.items()]
     live = {name: LiveAdapters(language) for name, language in bases}
-    inner: list[tuple[str, str, str | None]] = []
     for adapter in adapters:
         parent = _parent(bases, adapter, say)
         live[parent].use(adapter.what, say)
-        inner.append((adapter.name, parent, active_adapter(parents[parent].language.decoder)))
+        base = parents[parent]
+        members.append(Member(adapter.name, base, active_adapter(base.language.decoder), parent))
     for name, one in live.items():
         if one.active is not None:
             one.off()
         parents[name].active = active_adapter(parents[name].language.decoder)
+    return members
 
-    def lane(parent: str, adapter: str | None) -> Lane:
-        context = parents[parent].language.decoder.config.context
-        return Lane(parents[parent], slots, min(capacity or context, context), adapter)
 
-    served = [Served(name, lane(name, own[name])) for name, _ in bases]
-    return Catalog([*served, *(Served(name, lane(parent, adapter), parent) for name, parent, adapter in inner)])
+def open_catalog(members: Sequence[Member], slots: int, capacity: int | None = None) -> Catalog:
+    """A lane for each. capacity: tokens of each slot; None: the model's context."""
+    served = []
+    for member in members:
+        context = member.base.language.decoder.config.context
+        lane = Lane(member.base, slots, min(capacity or context, context), member.adapter)
+        served.append(Served(member.name, lane, member.parent))
+    return Catalog(served)
 
 
 def _parent(bases: Sequence[tuple[str, LanguageModel]], adapter: Named, say: Say | None) -> str:

@@ -18,6 +18,7 @@ from shoestring.core.errors import ShoestringError
 NOT_DONE = {
     "audio": "nothing is spoken here",
     "best_of": "ask for n texts and choose among them",
+    "dimensions": "a vector has the model's width",
     "function_call": "it is called tool_choice now",
     "functions": "they are called tools now",
     "moderation": "nothing is moderated here",

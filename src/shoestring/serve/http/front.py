@@ -11,8 +11,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
+import torch
 
 from shoestring.core.errors import ConfigError, ShoestringError
 from shoestring.generate.request import Request
@@ -20,7 +22,7 @@ from shoestring.serve.http.errors import ApiError, refusal
 from shoestring.serve.http.lane import Lane, Piece, Text
 from shoestring.serve.http.limits import Limits
 from shoestring.serve.http.metrics import Metrics
-from shoestring.serve.http.worker import Outcome, Worker
+from shoestring.serve.http.worker import Outcome, Worker, log_mistake
 
 T = TypeVar("T")
 _PREPARING = 2  # threads
@@ -41,6 +43,8 @@ class Front:
         self._worker = Worker(self.lanes, self._post)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads = concurrent.futures.ThreadPoolExecutor(_PREPARING, "prompts")
+        self._computing = asyncio.Lock()  # vectors: one after another, since each has memory of its own
+        self._computed: asyncio.Future[Any] | None = None
 
     def open(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -51,6 +55,7 @@ class Front:
         self.closing = True
         for answer in list(self._answers):
             answer.end("shutdown")
+        self._end_computing()
         self._worker.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -60,6 +65,11 @@ class Front:
             self.closing = True
             for answer in list(self._answers):
                 self._loop.call_later(self.limits.grace, answer.end, "shutdown")
+            self._loop.call_later(self.limits.grace, self._end_computing)
+
+    def _end_computing(self) -> None:
+        if self._computed is not None and not self._computed.done():
+            self._computed.set_exception(ApiError(503, *_NOT_BEGUN["shutdown"]))
 
     @property
     def healthy(self) -> bool:
@@ -93,41 +103,63 @@ class Front:
         self._worker.begin(lane, answer.texts)
         return answer
 
-    async def compute(self, lane: Lane, compute: Callable[[], T]) -> T:
-        """What `compute` gives with the lane's adapter at work, between two steps. Not begun if nobody waits for it any
-        more. Raises ApiError: 429, 503."""
+    async def compute(self, lane: Lane, parts: Generator[None, None, T], until: float) -> T:
+        """What `parts` returns, with the lane's adapter at work in each of them, one between any two steps. Ended where
+        nobody waits for it any more. until: by the loop's clock. Raises ApiError: 429, 503."""
         self._check_open()
         if self._pending[lane] >= lane.slots + self.limits.queue:
             self.metrics.refused += 1
-            raise ApiError(429, "too much is waited for: try again in a moment", None, "rate_limit_exceeded")
-        assert self._loop is not None
-        loop, future = self._loop, self._loop.create_future()
-
-        def done(result: T | None, error: Exception | None) -> None:
-            if not future.done():
-                future.set_result(result) if error is None else future.set_exception(error)
-
-        def task() -> None:
-            if future.cancelled():
-                return
-            result: T | None = None
-            error: Exception | None = None
-            try:
-                lane.base.activate(lane.adapter)
-                result = compute()
-            except Exception as found:
-                error = found
-            with contextlib.suppress(RuntimeError):  # the loop is gone
-                loop.call_soon_threadsafe(done, result, error)
-
+            raise ApiError(
+                429, "too much is waited for: try again in a moment", None, "rate_limit_exceeded", {"retry-after": "1"}
+            )
         self._pending[lane] += 1
         try:
-            self._worker.between_steps(task)
-            return await asyncio.wait_for(future, self.limits.seconds)
+            return await asyncio.wait_for(self._in_turn(lane, parts), max(until - self.now, 0))
         except asyncio.TimeoutError:
             raise ApiError(503, "this took longer than the server allows", None, "timeout") from None
         finally:
             self._pending[lane] -= 1
+
+    async def _in_turn(self, lane: Lane, parts: Generator[None, None, T]) -> T:
+        assert self._loop is not None
+        async with self._computing:
+            self._check_open()  # while others were computed
+            loop, future = self._loop, self._loop.create_future()
+            self._computed = future
+
+            def done(result: Any, error: Exception | None) -> None:
+                if not future.done():
+                    future.set_result(result) if error is None else future.set_exception(error)
+
+            def part() -> None:
+                result: Any = None
+                error: Exception | None = None
+                try:
+                    if future.done():  # nobody waits any more
+                        parts.close()
+                        return
+                    lane.base.activate(lane.adapter)
+                    next(parts)
+                except StopIteration as end:
+                    result = end.value
+                except Exception as found:
+                    if not isinstance(found, ShoestringError):
+                        log_mistake()
+                    error = _told(found)
+                else:
+                    self._worker.between_steps(part)
+                    return
+                with contextlib.suppress(RuntimeError):  # the loop is gone
+                    loop.call_soon_threadsafe(done, result, error)
+
+            self._worker.between_steps(part)
+            return await future
+
+    @property
+    def now(self) -> float:
+        """By the loop's clock, in seconds."""
+        assert self._loop is not None
+        return self._loop.time()
 
     def _check_open(self) -> None:
         if self.closing:
@@ -246,6 +278,6 @@ def _told(error: Exception) -> ApiError:
         return refusal(error)
     if isinstance(error, ShoestringError):  # of the model, and no fault of whoever asks
         return ApiError(500, error.message, None, "model_error")
-    if isinstance(error, MemoryError) or "emory" in str(error):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "emory" in str(error):
         return ApiError(503, "there is not enough memory for this now", None, "out_of_memory")
     return ApiError(500, "the server made a mistake: its log says which", None, "internal_error")

@@ -2,14 +2,11 @@
 
 A server that asks nobody for a key is for this machine alone, and a browser on it runs scripts of strangers: so a
 request must name a host of this machine (no other name that a stranger's DNS leads here), and one that a web page sends
-must come from this server's own page or from one that was named. Bodies are read here, within limits of size and time,
-and looked through as all foreign JSON is before anyone parses them.
+must come from this server's own page or from one that was named. Bodies are read here (`body`), before anything else.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -18,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoestring.core.foreign import parse_json
+from shoestring.serve.http.body import Body, Room
 from shoestring.serve.http.errors import ApiError
 from shoestring.serve.http.limits import Access, Limits, is_loopback
 from shoestring.serve.http.metrics import Metrics
@@ -34,6 +31,7 @@ class Guard:
     def __init__(self, app: ASGIApp, access: Access, limits: Limits, metrics: Metrics, known: Callable[[str], bool]):
         self._app, self._access, self._limits, self._metrics, self._known = app, access, limits, metrics, known
         self._inside = 0  # requests
+        self._room = Room(limits.bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,6 +39,7 @@ class Guard:
             return
         begun, path = time.monotonic(), scope["path"]
         status = 499  # nobody was there to be answered
+        body = Body(self._limits, self._room)
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -52,7 +51,7 @@ class Guard:
         try:
             try:
                 self._check(scope)
-                inner = await self._with_body(scope, receive)
+                inner = await _with_body(scope, receive, body)
             except ApiError as error:
                 response = JSONResponse(error.body, error.status_code, error.headers)
                 await response(scope, receive, counted)
@@ -64,6 +63,7 @@ class Guard:
             raise
         finally:
             self._inside -= 1
+            body.close()
             self._metrics.requests[path if self._known(path) else _OTHER, status] += 1
             self._metrics.duration.add(time.monotonic() - begun)
 
@@ -85,57 +85,24 @@ class Guard:
                 what = "this is not a key of this server" if key else "a key is asked for: Authorization: Bearer KEY"
                 raise ApiError(401, what, None, "invalid_api_key", {"www-authenticate": "Bearer"})
 
-    async def _with_body(self, scope: Scope, receive: Receive) -> Receive | None:
-        """A request's messages once its body has been read and looked through; None where the client has left."""
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
-            return receive
-        headers = Headers(scope=scope)
-        length, most = headers.get("content-length", ""), self._limits.body
-        if length.isdecimal() and (len(length) > 15 or int(length) > most):
-            raise _too_large(most)
-        if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "a body is JSON, and says so: Content-Type: application/json")
-        try:
-            body = await asyncio.wait_for(_read(receive, most), self._limits.body_seconds)
-        except asyncio.TimeoutError:
-            seconds = self._limits.body_seconds
-            raise ApiError(408, f"the body did not come within {seconds:g} seconds", None, "timeout") from None
-        if body is None:
-            return None
-        try:
-            value = parse_json(body)
-            if b"\\ud" in body.lower():  # half of a surrogate pair could never be written again
-                json.dumps(value, ensure_ascii=False).encode()
-        except ValueError as error:
-            raise ApiError(400, f"the body is not JSON that is read here: {error}", None, "invalid_json") from None
-        given = False
 
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
+async def _with_body(scope: Scope, receive: Receive, body: Body) -> Receive | None:
+    """A request's messages once its body has been read; None where the client has left. Raises ApiError."""
+    if scope["method"] not in ("POST", "PUT", "PATCH"):
+        return receive
+    content = await body.read(Headers(scope=scope), receive)
+    if content is None:
+        return None
+    given = False
 
-        return again
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": content, "more_body": False}
 
-
-async def _read(receive: Receive, most: int) -> bytes | None:
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > most:
-            raise _too_large(most)
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"the body has more than {most:,} bytes", None, "request_too_large", {"connection": "close"})
+    return again
 
 
 def host_of(header: str) -> str:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shoestring.core.errors import ConfigError, DataError
 
 _LEAST_KEY = 8  # characters
 _MOST_KEYS = 10_000
+BESIDE = 48_000_000  # bytes of a budget that are for requests and answers: bodies, connections, Python's objects
+_SMALL_BODY = 1_000_000
+_SMALL_BODIES = 8_000_000  # of JSON, which is several times as much once it is read
 
 
 @dataclass(frozen=True)
 class Limits:
     """queue: texts that wait beyond those that run, for each model. seconds: a request takes at most, waiting included.
-    requests: at once, of any kind. body: bytes of one. body_seconds: in which it must have come. grace: seconds that
-    texts have left when the server is told to stop."""
+    requests: at once, of any kind. body: bytes of one; bodies: of all that are answered at once. body_seconds: in which
+    one must have come. grace: seconds that texts have left when the server is told to stop."""
 
     queue: int = 64
     seconds: float = 600.0
     requests: int = 512
     body: int = 4_000_000
+    bodies: int = 64_000_000
     body_seconds: float = 30.0
     grace: float = 3.0
 
@@ -32,6 +36,10 @@ class Limits:
             raise ConfigError(f"--queue {self.queue} is below 0 (command line)")
         if self.seconds <= 0:
             raise ConfigError(f"--timeout {self.seconds:g} is not above 0 (command line)")
+
+    def within_a_budget(self) -> Limits:
+        """What fits into BESIDE."""
+        return replace(self, body=_SMALL_BODY, bodies=_SMALL_BODIES)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def plan_completion(served: Served, body: CompletionRequest) -> Plan:
 def encode_messages(served: Served, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
     """Ids of a conversation, with the tools that may be called, up to where the model is to answer. Raises ApiError."""
     told, schemas = [_plain(message, number) for number, message in enumerate(messages)], list(map(_schema, tools))
-    if served.language.tokenizer.chat_template is None:
+    if not served.converses:
         raise ApiError(400, f"{served.name} has no chat template: /v1/completions continues a text", "model")
     calls = bool(schemas) or any(message["role"] == "tool" or "tool_calls" in message for message in told)
     with blaming("messages"):

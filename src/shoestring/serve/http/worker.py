@@ -88,7 +88,7 @@ class Worker:
                 try:
                     action()
                 except Exception:  # whoever asked is told by the action itself
-                    _log()
+                    log_mistake()
             self._step()
 
     def _step(self) -> None:
@@ -101,7 +101,7 @@ class Worker:
                     pieces = lane.step()
                 except Exception as error:
                     if not isinstance(error, ShoestringError):
-                        _log()
+                        log_mistake()
                     self._post([(text, error) for text in lane.give_up()])
                 else:
                     self.steps += 1
@@ -110,5 +110,6 @@ class Worker:
                 return
 
 
-def _log() -> None:
+def log_mistake() -> None:
+    """What went wrong just now, with its place in the program."""
     console.say(traceback.format_exc())
