@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from shoestring.serve.http.app import make_app
 from shoestring.serve.http.catalog import open_catalog, with_adapters
 from shoestring.serve.http.limits import Access, Limits
 from shoestring.serve.http.names import Named
+from shoestring.serve.http.server import address_of, bind, server_of
 from tests.generate.tiny import tiny_model
 
 HEADERS = [(b"host", b"localhost"), (b"content-type", b"application/json")]
@@ -112,3 +114,19 @@ async def until(condition: Any, seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         await asyncio.sleep(0.005)
+
+
+@contextlib.contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """A real server in a thread of this process -> its address."""
+    ready = threading.Event()
+    server = server_of(app, ready.set)
+    with bind("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            assert ready.wait(10), "the server did not come"
+            yield address_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join(10)

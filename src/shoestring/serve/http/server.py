@@ -52,13 +52,18 @@ def shown_host(host: str) -> str:
 
 def run(app: FastAPI, listener: socket.socket, ready: Callable[[], Any] | None = None) -> None:
     """Serve until TERM or Ctrl-C. ready: called when requests are taken."""
+    server_of(app, ready).run(sockets=[listener])
+
+
+def server_of(app: FastAPI, ready: Callable[[], Any] | None = None) -> uvicorn.Server:
+    """What `run` runs; its `should_exit` stops it as a signal does."""
     front: Front = app.state.front
     config = uvicorn.Config(
         app, http="h11", ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
         proxy_headers=False, h11_max_incomplete_event_size=_HEADERS,
         timeout_graceful_shutdown=max(round(front.limits.grace + _BEHIND), 1),
     )  # fmt: skip
-    _Server(config, front, ready).run(sockets=[listener])
+    return _Server(config, front, ready)
 
 
 class _Server(uvicorn.Server):

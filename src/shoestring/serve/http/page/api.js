@@ -1,6 +1,8 @@
 // The server as this page asks it. An answer is a stream of events, read as it comes.
 
-/** The models that are served: [{id, parent, ...}]. */
+const TEXT_TOKENS = 256; // of a text that is only continued, where the settings say nothing
+
+/** The models that are served: [{id, parent, converses, ...}]. */
 export async function models(key) {
   const response = await fetch("v1/models", { headers: headers(key) });
   if (!response.ok) {
@@ -9,9 +11,33 @@ export async function models(key) {
   return (await response.json()).data;
 }
 
-/** The chunks of an answer. signal: of an AbortController, which ends it. */
-export async function* answer(body, key, signal) {
-  const response = await fetch("v1/chat/completions", {
+/**
+ * The pieces of an answer: {text, reason, tokens}; reason and tokens are undefined until the end. A model that was not
+ * taught to converse goes on with the last message as a text. signal: of an AbortController, which ends it.
+ */
+export async function* answer(model, messages, settings, key, signal) {
+  for await (const chunk of model.converses ? chat() : text()) {
+    const choice = chunk.choices[0];
+    yield {
+      text: choice?.delta?.content ?? choice?.text ?? "",
+      reason: choice?.stop_reason,
+      tokens: chunk.usage?.completion_tokens,
+    };
+  }
+
+  function chat() {
+    return events("v1/chat/completions", { model: model.id, messages, ...settings }, key, signal);
+  }
+
+  function text() {
+    const { max_completion_tokens: most, ...others } = settings;
+    const body = { model: model.id, prompt: messages.at(-1).content, max_tokens: most ?? TEXT_TOKENS, ...others };
+    return events("v1/completions", body, key, signal);
+  }
+}
+
+async function* events(path, body, key, signal) {
+  const response = await fetch(path, {
     method: "POST",
     headers: { ...headers(key), "Content-Type": "application/json" },
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
@@ -28,8 +54,7 @@ export async function* answer(body, key, signal) {
       throw new Error("the server went away before the answer's end");
     }
     held += value;
-    let end = held.indexOf("\n\n");
-    for (; end >= 0; end = held.indexOf("\n\n")) {
+    for (let end = held.indexOf("\n\n"); end >= 0; end = held.indexOf("\n\n")) {
       const data = held.slice("data: ".length, end);
       held = held.slice(end + 2);
       if (data === "[DONE]") {

@@ -1,7 +1,9 @@
-// The page: what is typed, asked, stopped, asked again, kept.
+// The page: what is typed, asked, stopped, asked again, changed, kept.
 
 import { answer, models } from "./api.js";
-import { loadConversations, loadSettings, newConversation, saveConversations, saveSettings } from "./store.js";
+import {
+  isConversation, loadConversations, loadSettings, newConversation, removeConversation, saveConversation, saveSettings,
+} from "./store.js";
 import { button, said, turnView } from "./view.js";
 
 const byId = (id) => document.getElementById(id);
@@ -11,10 +13,11 @@ const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty",
 
 const settings = loadSettings();
 const conversations = loadConversations();
-let known = []; // names of models
+let known = []; // models: {id, parent, converses}
 let current = conversations[0] ?? newConversation([null, null]);
 let running = []; // AbortControllers of the answers that are being written
 let views = []; // of the turns that are shown
+let editing = null; // the number of the turn whose question is being changed
 
 // Asking
 
@@ -31,33 +34,36 @@ function messagesFor(panel, number) {
   return told;
 }
 
+/** The names of the models that are asked, a panel each. */
 function asked() {
   return current.models.filter((name) => name !== null);
 }
 
-/** Have one model answer one turn, and show it as it comes. */
+/** Have a panel's model answer one turn, and show it as it comes. */
 async function write(panel, number) {
   const conversation = current;
   const turn = conversation.turns[number];
   const view = views[number].answers[panel];
-  const found = { text: "", reason: null, tokens: 0, seconds: 0, problem: null };
+  const name = conversation.models[panel] ?? turn.answers[panel].model;
+  const model = known.find((one) => one.id === name) ?? { id: name, converses: true };
+  const found = { model: name, text: "", plain: !model.converses, reason: null, tokens: 0, seconds: 0, problem: null };
   const controller = new AbortController();
   const messages = messagesFor(panel, number);
   turn.answers[panel] = found;
   running.push(controller);
   view.show(found);
   let first = null;
+  let pieces = 0;
   try {
-    const body = { model: conversation.models[panel], messages, ...given() };
-    for await (const chunk of answer(body, settings.key, controller.signal)) {
-      const choice = chunk.choices[0];
-      found.text += choice?.delta?.content ?? "";
-      if (choice?.delta?.content) {
+    for await (const piece of answer(model, messages, given(), settings.key, controller.signal)) {
+      found.text += piece.text;
+      if (piece.text) {
         first ??= performance.now();
+        pieces += 1;
         found.seconds = (performance.now() - first) / 1000;
       }
-      found.reason = choice?.stop_reason ?? found.reason;
-      found.tokens = chunk.usage?.completion_tokens ?? found.tokens;
+      found.reason = piece.reason ?? found.reason;
+      found.tokens = piece.tokens ?? pieces; // until they are counted there is about a token in a piece
       showAtEnd(() => view.show(found));
     }
   } catch (error) {
@@ -69,9 +75,9 @@ async function write(panel, number) {
   }
   running = running.filter((one) => one !== controller);
   view.show(found);
-  keep();
+  keep(conversation);
   showRunning();
-  byId("status").textContent = found.problem ?? `${conversation.models[panel]} has answered. ${said(found)}`;
+  say(found.problem ?? `${name} has answered. ${said(found)}`);
 }
 
 /** The settings that are not left empty. */
@@ -81,21 +87,34 @@ function given() {
 }
 
 function ask(text) {
+  if (editing !== null) {
+    current.turns.length = editing;
+    edit(null);
+  }
   current.turns.push({ question: text, answers: [] });
   current.title ||= text.slice(0, 60);
   if (!conversations.includes(current)) {
     conversations.unshift(current);
   }
-  const number = current.turns.length - 1;
+  keep(current);
   show();
-  byId("status").textContent = "Writing.";
-  asked().forEach((_, panel) => write(panel, number));
+  say("Writing.");
+  asked().forEach((_, panel) => write(panel, current.turns.length - 1));
   showRunning();
   log.scrollTop = log.scrollHeight;
 }
 
 function stop() {
   running.forEach((controller) => controller.abort());
+}
+
+/** Change the question of this turn; null: no more. What follows it stays until the change is sent. */
+function edit(number) {
+  stop();
+  editing = number;
+  byId("editing").hidden = number === null;
+  question.value = number === null ? "" : current.turns[number].question;
+  question.focus();
 }
 
 // Showing
@@ -110,57 +129,70 @@ function showAtEnd(change) {
 }
 
 function show() {
-  views = current.turns.map((turn, number) =>
-    turnView(turn, asked(), {
-      edit() {
-        stop();
-        question.value = turn.question;
-        current.turns.length = number;
-        show();
-        keep();
-        question.focus();
-      },
-      again(panel) {
-        if (!running.length) {
-          write(panel, number);
-          showRunning();
-        }
-      },
-    }),
-  );
+  views = current.turns.map((turn, number) => {
+    const panels = [...Array(Math.max(asked().length, turn.answers.length)).keys()];
+    const names = panels.map((panel) => turn.answers[panel]?.model ?? current.models[panel]);
+    return turnView(turn, names, { edit: () => edit(number), again: (panel) => again(panel, number) });
+  });
   log.replaceChildren(...views.map((view) => view.whole));
   current.turns.forEach((turn, number) => {
     views[number].answers.forEach((view, panel) => turn.answers[panel] && view.show(turn.answers[panel]));
   });
   byId("list").replaceChildren(...conversations.map(entry));
+  showRunning();
+}
+
+function again(panel, number) {
+  if (running.length) {
+    say("An answer is being written: Stop ends it.");
+  } else {
+    write(panel, number);
+    showRunning();
+  }
 }
 
 function entry(conversation) {
   const item = document.createElement("li");
-  const open = button(conversation.title || "New conversation", `Open: ${conversation.title}`, () => {
-    stop();
-    current = conversation;
-    choose();
-    show();
+  const open = button(conversation.title, `${conversation.title}, a conversation`, () => {
+    turnTo(conversation);
     openMenu(false);
-    question.focus();
   });
   open.setAttribute("aria-current", String(conversation === current));
-  const remove = button("×", `Delete: ${conversation.title}`, () => {
-    conversations.splice(conversations.indexOf(conversation), 1);
-    if (conversation === current) {
-      begin();
+  const remove = button("×", `× Delete ${conversation.title}`, () => {
+    if (confirm(`Delete "${conversation.title}"?`)) {
+      conversations.splice(conversations.indexOf(conversation), 1);
+      removeConversation(conversation);
+      if (conversation === current) {
+        turnTo(newConversation([...current.models]));
+      }
+      show();
+      byId("new").focus();
     }
-    keep();
-    show();
   });
   item.append(open, remove);
   return item;
 }
 
+function turnTo(conversation) {
+  stop();
+  if (editing !== null) {
+    edit(null);
+  }
+  current = conversation;
+  choose();
+  show();
+  log.scrollTop = log.scrollHeight;
+}
+
 function showRunning() {
   byId("stop").hidden = !running.length;
-  byId("send").disabled = Boolean(running.length);
+  byId("send").hidden = Boolean(running.length);
+  log.querySelectorAll(".again").forEach((one) => one.setAttribute("aria-disabled", String(Boolean(running.length))));
+}
+
+/** To those who hear the page. */
+function say(words) {
+  byId("status").textContent = words;
 }
 
 function tell(problem) {
@@ -168,46 +200,50 @@ function tell(problem) {
   byId("problem").textContent = problem ?? "";
 }
 
-function keep() {
-  tell(saveConversations(conversations) ? null : "This browser has no room to keep the conversation.");
-}
-
-function begin() {
-  stop();
-  current = newConversation([...current.models]);
-  show();
-  question.focus();
+function keep(conversation) {
+  if (conversations.includes(conversation)) {
+    tell(saveConversation(conversation) ? null : "This browser has no room to keep the conversation.");
+  }
 }
 
 // Models
 
 function choose() {
-  const first = known.includes(current.models[0]) ? current.models[0] : (known[0] ?? null);
-  const second = known.includes(current.models[1]) ? current.models[1] : null;
+  const names = known.map((one) => one.id);
+  const first = names.includes(current.models[0]) ? current.models[0] : (names[0] ?? null);
+  const second = names.includes(current.models[1]) ? current.models[1] : null;
   current.models = [first, second];
   byId("model-0").value = first;
+  byId("model-1").value = second ?? names.find((name) => name !== first) ?? first;
   byId("compare").checked = second !== null;
-  byId("second").hidden = second === null;
-  byId("model-1").value = second ?? known.find((name) => name !== first) ?? first;
+  showChosen();
 }
 
 function chosen() {
   stop();
   current.models = [byId("model-0").value, byId("compare").checked ? byId("model-1").value : null];
-  byId("second").hidden = !byId("compare").checked;
+  showChosen();
   show();
-  keep();
+  keep(current);
+}
+
+function showChosen() {
+  byId("second").hidden = !byId("compare").checked;
+  const converses = known.find((one) => one.id === current.models[0])?.converses ?? true;
+  question.placeholder = converses ? "Ask something" : "Begin a text, and the model goes on";
 }
 
 async function learnModels() {
   try {
-    known = (await models(settings.key)).map((one) => one.id);
+    known = await models(settings.key);
     tell(null);
   } catch (error) {
     tell(`${error.message}. Settings takes an API key.`);
   }
   for (const id of ["model-0", "model-1"]) {
-    byId(id).replaceChildren(...known.map((name) => new Option(name, name)));
+    byId(id).replaceChildren(
+      ...known.map((one) => new Option(one.parent ? `${one.id} (an adapter of ${one.parent})` : one.id, one.id)),
+    );
   }
   choose();
   show();
@@ -266,16 +302,23 @@ question.addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !byId("settings").open) {
-    stop();
-    openMenu(false);
+    if (byId("conversations").classList.contains("open")) {
+      openMenu(false);
+      byId("menu").focus();
+    } else if (running.length) {
+      stop();
+    } else if (editing !== null) {
+      edit(null);
+    }
   }
 });
 byId("stop").addEventListener("click", () => {
   stop();
   question.focus();
 });
+byId("leave").addEventListener("click", () => edit(null));
 byId("new").addEventListener("click", () => {
-  begin();
+  turnTo(newConversation([...current.models]));
   openMenu(false);
 });
 byId("menu").addEventListener("click", () => openMenu(!byId("conversations").classList.contains("open")));
@@ -283,6 +326,14 @@ byId("open-settings").addEventListener("click", () => byId("settings").showModal
 for (const id of ["model-0", "model-1", "compare"]) {
   byId(id).addEventListener("change", chosen);
 }
+addEventListener("storage", (event) => {
+  if (isConversation(event.key)) {
+    const theirs = loadConversations().filter((one) => one.id !== current.id);
+    const mine = conversations.includes(current) ? [current] : [];
+    conversations.splice(0, conversations.length, ...mine, ...theirs);
+    byId("list").replaceChildren(...conversations.map(entry));
+  }
+});
 
 applySettings();
 show();

@@ -2,6 +2,7 @@
 // from it, so nothing in it can run. Pictures are shown as links, and links lead to http, https and mailto alone.
 
 const LINK = /^(https?:|mailto:)/i;
+const DEEPEST = 8; // of quotes, lists and emphasis inside each other
 const INLINE =
   /(`+)([\s\S]*?[^`])\1(?!`)|\*\*([^\s*](?:[\s\S]*?[^\s])?)\*\*|__([^\s_](?:[\s\S]*?[^\s])?)__|\*([^\s*](?:[^*]*[^\s*])?)\*|!?\[([^\]]*)\]\(\s*<?([^\s)>]+)>?(?:\s+"[^"]*")?\s*\)|<?(https?:\/\/[^\s<>"')\]]+)>?/;
 
@@ -32,12 +33,12 @@ function blocks(lines, depth) {
     } else if (/^\s{0,3}([-*_])(\s*\1){2,}\s*$/.test(line)) {
       found.push(element("hr"));
       at += 1;
-    } else if (/^\s{0,3}>/.test(line) && depth < 8) {
+    } else if (/^\s{0,3}>/.test(line) && depth < DEEPEST) {
       const end = endOf(lines, at, (one) => /^\s{0,3}>/.test(one));
       const inner = lines.slice(at, end).map((one) => one.replace(/^\s{0,3}> ?/, ""));
       found.push(element("blockquote", blocks(inner, depth + 1)));
       at = end;
-    } else if (marker(line) && depth < 8) {
+    } else if (marker(line) && depth < DEEPEST) {
       const end = endOf(lines, at, (one, number) => marker(one) || /^\s{2,}\S/.test(one) || blankInside(lines, number));
       found.push(list(lines.slice(at, end), depth));
       at = end;
@@ -65,7 +66,7 @@ function endOf(lines, at, belongs) {
 /** Whether another kind of block begins here. */
 function begins(lines, at, depth) {
   const line = lines[at];
-  return /^\s{0,3}(`{3,}|~{3,}|#{1,6}\s)/.test(line) || (depth < 8 && (/^\s{0,3}>/.test(line) || marker(line)));
+  return /^\s{0,3}(`{3,}|~{3,}|#{1,6}\s)/.test(line) || (depth < DEEPEST && (/^\s{0,3}>/.test(line) || marker(line)));
 }
 
 function marker(line) {
@@ -117,40 +118,46 @@ function table(lines) {
 }
 
 function code(text, language) {
-  const button = element("button", ["Copy"]);
-  button.type = "button";
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      button.textContent = "Copied";
-    } catch {
-      // A browser lets only pages of this machine, or over https, write there.
-      getSelection().selectAllChildren(pre);
-      button.textContent = "Selected";
-    }
-  });
   const pre = element("pre", [element("code", [text])]);
   pre.tabIndex = 0; // it may be wider than the page
-  if (language) {
-    pre.setAttribute("aria-label", `code, ${language}`);
-  }
-  const made = element("div", [pre, button]);
+  pre.setAttribute("role", "group");
+  pre.setAttribute("aria-label", language ? `code, ${language}` : "code");
+  const made = element("div", [pre, copyButton(() => text, pre, "Copy this code")]);
   made.className = "code";
   return made;
 }
 
-function inline(text) {
+/** A button that copies what `text()` gives, or where a browser forbids that, selects `shown`. */
+export function copyButton(text, shown, description) {
+  const made = element("button", ["Copy"]);
+  made.type = "button";
+  made.setAttribute("aria-label", description);
+  made.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      made.textContent = "Copied";
+    } catch {
+      // Browsers let only pages of this machine, or over https, write there.
+      getSelection().selectAllChildren(shown);
+      made.textContent = "Selected";
+    }
+    setTimeout(() => (made.textContent = "Copy"), 2000);
+  });
+  return made;
+}
+
+function inline(text, depth = 0) {
   const found = [];
   let rest = text;
-  for (let match = INLINE.exec(rest); match; match = INLINE.exec(rest)) {
+  for (let match = INLINE.exec(rest); match && depth < DEEPEST; match = INLINE.exec(rest)) {
     found.push(...plain(rest.slice(0, match.index)));
     const [whole, ticks, inside, strong, strong2, emphasis, label, target, address] = match;
     if (ticks) {
       found.push(element("code", [inside]));
     } else if (strong ?? strong2) {
-      found.push(element("strong", inline(strong ?? strong2)));
+      found.push(element("strong", inline(strong ?? strong2, depth + 1)));
     } else if (emphasis) {
-      found.push(element("em", inline(emphasis)));
+      found.push(element("em", inline(emphasis, depth + 1)));
     } else {
       found.push(link(label || target || address, target ?? address, whole));
     }

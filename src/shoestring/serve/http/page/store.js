@@ -1,20 +1,39 @@
-// Conversations and settings, kept in this browser and nowhere else.
+// Conversations and settings, kept in this browser and nowhere else, each conversation by itself: pages that are open
+// beside each other keep theirs.
 //
-// A conversation: {id, title, models: [name, name or null], turns: [{question, answers: [answer, answer]}]}.
-// An answer: {text, reason, tokens, seconds, problem}.
+// A conversation: {id, title, changed, models: [name, name or null], turns: [{question, answers: [answer, answer]}]}.
+// An answer: {model, text, plain, reason, tokens, seconds, problem}.
 
-const CONVERSATIONS = "shoestring.conversations";
+const CONVERSATION = "shoestring.conversation.";
 const SETTINGS = "shoestring.settings";
-const MOST = 200; // conversations; the oldest go
 
+/** The newest first. */
 export function loadConversations() {
-  const found = load(CONVERSATIONS, []);
-  return Array.isArray(found) ? found.filter((one) => one && Array.isArray(one.turns)) : [];
+  const found = names()
+    .map((name) => load(name, null))
+    .filter((one) => one && Array.isArray(one.turns) && Array.isArray(one.models));
+  return found.sort((a, b) => b.changed - a.changed);
 }
 
 /** Returns false where the browser has no room, or keeps nothing. */
-export function saveConversations(conversations) {
-  return save(CONVERSATIONS, conversations.filter((one) => one.turns.length).slice(0, MOST));
+export function saveConversation(conversation) {
+  if (!conversation.turns.length) {
+    return true;
+  }
+  conversation.changed = Date.now();
+  return save(CONVERSATION + conversation.id, conversation);
+}
+
+export function removeConversation(conversation) {
+  try {
+    localStorage.removeItem(CONVERSATION + conversation.id);
+  } catch {
+    // Nothing is kept, so nothing is there.
+  }
+}
+
+export function isConversation(name) {
+  return name === null || name.startsWith(CONVERSATION);
 }
 
 export function loadSettings() {
@@ -26,7 +45,15 @@ export function saveSettings(settings) {
 }
 
 export function newConversation(models) {
-  return { id: crypto.getRandomValues(new Uint32Array(4)).join("-"), title: "", models, turns: [] };
+  return { id: crypto.getRandomValues(new Uint32Array(4)).join("-"), title: "", changed: 0, models, turns: [] };
+}
+
+function names() {
+  try {
+    return Object.keys(localStorage).filter((name) => name.startsWith(CONVERSATION));
+  } catch {
+    return [];
+  }
 }
 
 function load(name, otherwise) {

@@ -1,49 +1,68 @@
 // How a conversation looks: questions and answers as articles, two answers beside each other where two models are asked.
 
-import { render } from "./markdown.js";
+import { copyButton, render } from "./markdown.js";
 
 const CUT = {
   max_tokens: "cut at the most tokens that the settings allow",
   context: "cut: there is no more room for this conversation",
+  dead_end: "cut: nothing could follow",
   time: "cut: the server allows no longer",
   shutdown: "cut: the server was stopped",
   stopped: "stopped",
 };
+const PATIENCE = 4; // a text that takes long to draw is drawn less often: so many times as long lies between
 
-/** One turn. actions: {edit(), again(panel)}; models: the names of those that were asked. */
-export function turnView(turn, models, actions) {
+/** One turn. names: of the models that answer; actions: {edit(), again(panel)}. */
+export function turnView(turn, names, actions) {
   const question = article("question", "You");
   question.text.textContent = turn.question;
-  question.tools.append(button("Edit", "Edit this message and ask again", actions.edit));
-  const made = document.createElement("section");
-  const answers = models.map((model, panel) => answerView(model, panel, actions));
+  question.tools.append(button("Edit", "Edit this message", actions.edit));
+  const answers = names.map((name, panel) => answerView(name, () => actions.again(panel)));
   const holder = document.createElement("div");
   holder.className = answers.length > 1 ? "pair" : "";
   holder.append(...answers.map((one) => one.whole));
-  made.append(question.whole, holder);
-  return { whole: made, answers };
+  const whole = document.createElement("section");
+  whole.append(question.whole, holder);
+  return { whole, answers };
 }
 
-function answerView(model, panel, actions) {
-  const made = article("answer", model);
+function answerView(name, again) {
+  const made = article("answer", name);
   const figures = document.createElement("span");
-  made.tools.append(figures, button("Again", `Another answer by ${model}`, () => actions.again(panel)));
-  let drawn = null;
+  let shown = { text: "" };
+  let drawn = null; // the timer of the next drawing
+  let cost = 0; // milliseconds of the latest one
+  made.tools.append(
+    figures,
+    button("Again", `Another answer by ${name}`, again, "again"),
+    copyButton(() => shown.text, made.text, `Copy this answer by ${name}`),
+  );
+
+  function draw() {
+    const begun = performance.now();
+    drawn = null;
+    made.text.classList.toggle("plain", Boolean(shown.plain));
+    if (shown.plain) {
+      made.text.textContent = shown.text;
+    } else {
+      render(made.text, shown.text);
+    }
+    if (shown.problem) {
+      const told = document.createElement("p");
+      told.className = "wrong";
+      told.textContent = shown.problem;
+      made.text.append(told);
+    }
+    figures.textContent = said(shown);
+    cost = performance.now() - begun;
+  }
+
   return {
     whole: made.whole,
     /** Shows an answer as it is, at most once a frame. */
     show(answer) {
-      if (drawn === null) {
-        drawn = requestAnimationFrame(() => {
-          drawn = null;
-          render(made.text, answer.text);
-          made.text.classList.toggle("wrong", Boolean(answer.problem));
-          if (answer.problem) {
-            made.text.append(answer.problem);
-          }
-          figures.textContent = said(answer);
-        });
-      }
+      shown = answer;
+      drawn ??= setTimeout(() => requestAnimationFrame(draw), PATIENCE * cost);
     },
   };
 }
@@ -52,7 +71,7 @@ function answerView(model, panel, actions) {
 export function said(answer) {
   const parts = [];
   if (answer.tokens) {
-    parts.push(`${answer.tokens} tokens`);
+    parts.push(answer.tokens === 1 ? "1 token" : `${answer.tokens} tokens`);
   }
   if (answer.tokens > 1 && answer.seconds > 0) {
     parts.push(`${((answer.tokens - 1) / answer.seconds).toFixed(1)} tokens/s`);
@@ -76,9 +95,11 @@ function article(kind, who) {
   return { whole, text, tools };
 }
 
-export function button(label, description, action) {
+/** Its label begins its description, which says the same at more length. */
+export function button(label, description, action, kind = "") {
   const made = document.createElement("button");
   made.type = "button";
+  made.className = kind;
   made.textContent = label;
   made.setAttribute("aria-label", description);
   made.addEventListener("click", action);
