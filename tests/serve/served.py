@@ -130,3 +130,21 @@ def listening(app: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(10)
+
+
+def until_now(condition: Any, seconds: float = 5.0) -> None:
+    """`until`, where nothing else is to run in this thread."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+def running(app: Any, test: Any) -> None:
+    """Run an asynchronous test with the server open; it is given the front."""
+
+    async def inside() -> None:
+        async with app.router.lifespan_context(app):
+            await test(app.state.front)
+
+    asyncio.run(inside())

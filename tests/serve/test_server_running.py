@@ -17,7 +17,7 @@ from shoestring.serve.http.limits import Limits
 from shoestring.serve.http.names import Named, all_named
 from shoestring.serve.http.server import address_of, bind, run
 from tests.generate.tiny import byte_tokenizer, tiny_decoder, tiny_model
-from tests.serve.served import MESSAGES, Exchange, Slow, chunks, client_of, error_of, tiny_app, until
+from tests.serve.served import MESSAGES, Exchange, Slow, chunks, client_of, error_of, running, tiny_app, until
 from tests.serve.test_commands import adapter_folder
 
 TEXT = "/v1/completions"
@@ -30,16 +30,6 @@ def text(**fields):
 def slow(seconds=0.004, context=400):
     model = tiny_model(context=context)
     return model, Slow(model, seconds)
-
-
-def running(app, test):
-    """Run an asynchronous test with the server open."""
-
-    async def inside():
-        async with app.router.lifespan_context(app):
-            await test(app.state.front)
-
-    asyncio.run(inside())
 
 
 def idle(front):
