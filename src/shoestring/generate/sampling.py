@@ -22,6 +22,7 @@ from shoestring.generate.config import SamplingConfig
 from shoestring.generate.constraint import Guide
 
 _FIRST_LOOK = 64  # a small model's 95% nucleus usually has fewer tokens
+_LEVEL = 8  # tokens that may be level with the last of top_k, before more are looked at
 _COLDEST = 1e-6  # of temperatures: a logit over a smaller one would not be finite
 
 
@@ -241,10 +242,9 @@ def candidates(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tenso
     ids None: the vocabulary in its order.
     """
     top_k, top_p, min_p, vocabulary = config.top_k, config.top_p, config.min_p, logits_BV.shape[-1]
-    if 0 < top_k < vocabulary:  # as in transformers, tokens level with the last one stay too
-        least_B1 = logits_BV.topk(top_k).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
-    elif top_p >= 1 and min_p == 0:
+    if 0 < top_k < vocabulary:
+        return _of_the_highest(logits_BV, config)
+    if top_p >= 1 and min_p == 0:
         return typical(logits_BV.softmax(-1), config.typical_p), None
     peak_B1 = logits_BV.max(-1, keepdim=True).values
     mass_B1 = top_p * (logits_BV - peak_B1).exp_().sum(-1, keepdim=True)
@@ -262,3 +262,21 @@ def candidates(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tenso
         before_BK = weights_BK.cumsum(-1) - weights_BK
         weights_BK = weights_BK.masked_fill(before_BK >= mass_B1, 0.0)
     return typical(weights_BK.masked_fill(weights_BK < min_p, 0.0), config.typical_p), ids_BK
+
+
+def _of_the_highest(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """The same with top_k: nothing but the highest is looked at. As in transformers, tokens level with the last of them
+    stay too."""
+    size, vocabulary = min(config.top_k + _LEVEL, logits_BV.shape[-1]), logits_BV.shape[-1]
+    while True:
+        values_BK, ids_BK = logits_BV.topk(size)
+        least_B1 = values_BK[:, config.top_k - 1 : config.top_k]
+        whole_B1 = (values_BK[:, -1:] < least_B1) | (least_B1 == float("-inf"))
+        if size == vocabulary or bool(whole_B1.all()):
+            break
+        size = min(size * 16, vocabulary)
+    weights_BK = (values_BK - values_BK[:, :1]).exp_().masked_fill(values_BK < least_B1, 0.0)
+    if config.top_p < 1:
+        before_BK = weights_BK.cumsum(-1) - weights_BK
+        weights_BK = weights_BK.masked_fill(before_BK >= config.top_p * weights_BK.sum(-1, keepdim=True), 0.0)
+    return typical(weights_BK.masked_fill(weights_BK < config.min_p, 0.0), config.typical_p), ids_BK
