@@ -111,11 +111,13 @@ def test_more_than_run_and_wait_gets_429_and_what_waits_gets_its_turn():
 
 
 def test_time_cuts_a_text_and_refuses_one_that_waited_for_nothing():
-    model, _ = slow(0.02)
-    app = tiny_app(model, slots=1, limits=Limits(seconds=0.3))
+    model, head = slow(0.02)
+    app = tiny_app(model, slots=1, limits=Limits(seconds=0.5))
 
     async def test(front):
-        first, second = Exchange(app, TEXT, text()), Exchange(app, TEXT, text())
+        first = Exchange(app, TEXT, text())
+        await until(lambda: head.calls > 0)
+        second = Exchange(app, TEXT, text())
         await asyncio.gather(first.task, second.task)
         choice = json.loads(first.text)["choices"][0]
         assert choice["finish_reason"] == "length" and choice["stop_reason"] == "time"
