@@ -1,4 +1,6 @@
-"""The web page as people use it, in Chromium: conversations, what is stopped, changed and asked again, two models
+        page.wait_for_function(
+            "() => document.querySelector('#model-0').options.length || !document.querySelector('#problem').hidden"
+        )"""The web page as people use it, in Chromium: conversations, what is stopped, changed and asked again, two models
 beside each other, hostile answers, and the page by keyboard and for screen readers."""
 
 import json
@@ -65,6 +67,16 @@ def chromium():
         yield running
 
 
+@pytest.fixture(scope="module")
+def open_page(chromium):
+    """A page that nothing has been asked of yet."""
+    with listening(app_of([b"A."])) as address:
+        page = chromium.new_page()
+        page.goto(address)
+        yield page
+        page.close()
+
+
 @pytest.fixture
 def opened(chromium):
     """-> a function that opens a server's page, and fails for what a page must not do: errors, requests elsewhere."""
@@ -78,7 +90,7 @@ def opened(chromium):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: request.url.startswith(address) or wrong.append(request.url))
         page.goto(address + path)
-        page.wait_for_function("document.querySelector('#model-0').options.length > 0 || !document.querySelector('#problem').hidden")
+        page.wait_for_function("() => document.querySelector('#model-0').options.length > 0 || !document.querySelector('#problem').hidden")
         return page
 
     yield open_page
@@ -138,10 +150,11 @@ def test_an_answer_is_shown_as_it_comes_and_stopped(opened):
         page = opened(address)
         for way in ("button", "key"):
             ask(page, "Go on")
-            page.wait_for_function("[...document.querySelectorAll('.answer .text')].at(-1).textContent.length > 10")
+            page.wait_for_function("() => [...document.querySelectorAll('.answer .text')].at(-1).textContent.length > 10")
             page.get_by_role("button", name="Stop").click() if way == "button" else page.keyboard.press("Escape")
-            page.wait_for_function("document.querySelector('#stop').hidden")
-            page.wait_for_function("[...document.querySelectorAll('.tools span')].at(-1).textContent.includes('stopped')")
+            page.wait_for_function("() => document.querySelector('#stop').hidden")
+            figures = "[...document.querySelectorAll('.tools span')]"
+            page.wait_for_function(f"() => {figures}.at(-1).textContent.includes('stopped')")
         front = app.state.front
         page.wait_for_timeout(100)
         assert all(not front.pending(lane) for lane in front.lanes) and front.metrics.left == 2
@@ -154,7 +167,7 @@ def test_an_answer_is_asked_for_again(opened):
         ask(page, "Say it")
         assert answered(page) == ["First."]
         page.get_by_role("button", name="Another answer by one").click()
-        page.wait_for_function("document.querySelector('.answer .text').textContent.includes('Second.')")
+        page.wait_for_function("() => document.querySelector('.answer .text').textContent.includes('Second.')")
         assert answered(page) == ["Second."]
 
 
@@ -172,7 +185,7 @@ def test_a_question_is_changed_when_the_change_is_sent_and_not_before(opened):
         assert answered(page, 2) == ["A.", "B."] and page.get_by_label("Your message").input_value() == ""
         page.get_by_role("button", name="Edit this message").first.click()
         ask(page, "changed")
-        page.wait_for_function("document.querySelectorAll('.answer').length === 1")
+        page.wait_for_function("() => document.querySelectorAll('.answer').length === 1")
         assert answered(page) == ["C."]
         assert [message["content"] for message in asked[-1]["messages"]] == ["changed"]
         assert page.locator("#editing").is_hidden()
@@ -187,7 +200,7 @@ def test_two_models_answer_side_by_side_and_keep_their_names(opened):
         left, right = (one.bounding_box() for one in page.locator(".answer").all())
         assert left["x"] + left["width"] <= right["x"] and abs(left["y"] - right["y"]) < 2
         page.get_by_label("Side by side").uncheck()
-        page.get_by_label("Model", exact=True).select_option("two")
+        page.locator("#model-0").select_option("two")
         names = [one.inner_text() for one in page.locator(".answer h2").all()]
         assert names == ["one", "two"]
         page.set_viewport_size(PHONE)
@@ -207,32 +220,28 @@ def test_nothing_in_a_hostile_answer_runs_or_is_loaded(opened):
         inside = "#log :is(script, img, iframe, svg, object, embed, form, input)"
         assert page.locator(inside).count() == 0
         links = [one.get_attribute("href") for one in page.locator("#log a").all()]
-        assert links == [
-            "https://example.org/spy.png", "https://example.org/auto", "https://example.org/good",
-        ] or set(links) <= {"https://example.org/spy.png", "https://example.org/auto", "https://example.org/good", "https://example.org"}
+        names = ("/spy.png", "", "/auto", "/good")
+        assert links == [f"https://example.org{name}" for name in names]  # and none of javascript: or data:
         assert all(one.get_attribute("rel") == "noopener noreferrer nofollow" for one in page.locator("#log a").all())
         assert "<script>window.hacked = 6</script>" in page.locator("#log pre").inner_text()
         assert page.locator("#log td strong").inner_text() == "bold"
-        events = "[...document.querySelectorAll('#log *')].flatMap(one => one.getAttributeNames()).filter(name => name.startsWith('on'))"
-        assert page.evaluate(events) == []
+        names = "[...document.querySelectorAll('#log *')].flatMap(one => one.getAttributeNames())"
+        assert not [name for name in page.evaluate(names) if name.startswith("on")]
 
 
-def test_a_page_could_not_run_it_even_if_it_tried(opened):
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "document.body.innerHTML = '<img src=x onerror=\"window.hacked = 1\">'",
+        "document.body.setAttribute('onclick', 'window.hacked = 2')",
+        "document.createElement('script').textContent = 'window.hacked = 3'",
+    ],
+)
+def test_a_page_could_not_run_it_even_if_it_tried(open_page, attempt):
     """The policy under which the page is sent, against what it never does."""
-    with listening(app_of([b"A."])) as address:
-        page = opened(address)
-        refused = page.evaluate("""() => {
-          try { document.body.innerHTML = "<img src=x onerror='window.hacked = 1'>"; return false; }
-          catch (error) { return error.name; }
-        }""")
-        assert refused == "TypeError"
-        page.evaluate("""() => {
-          const one = document.createElement("p");
-          one.setAttribute("onclick", "window.hacked = 2");
-          document.body.append(one);
-          one.click();
-        }""")
-        assert page.evaluate("window.hacked") is None
+    refused = open_page.evaluate(f"() => {{ try {{ {attempt}; return null; }} catch (error) {{ return error.name; }} }}")
+    assert refused == "TypeError" and open_page.evaluate("window.hacked") is None
+
 
 
 def test_a_model_that_only_continues_text_does_so(opened):
@@ -258,7 +267,7 @@ def test_settings_are_sent_and_a_key_opens_the_server(opened):
         page.get_by_label("Seed").fill("7")
         page.get_by_label("Appearance").select_option("dark")
         page.get_by_role("button", name="Done").click()
-        page.wait_for_function("document.querySelector('#model-0').options.length === 1")
+        page.wait_for_function("() => document.querySelector('#model-0').options.length === 1")
         ask(page, "Well?")
         assert answered(page) == ["Yes."]
         assert asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
@@ -288,7 +297,7 @@ def test_the_page_works_by_keyboard_alone(opened):
             reached.add(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.id"))
             if page.evaluate("document.activeElement.className") == "again":
                 page.keyboard.press("Space")
-                page.wait_for_function("document.querySelector('.answer .text').textContent.includes('Again.')")
+                page.wait_for_function("() => document.querySelector('.answer .text').textContent.includes('Again.')")
                 answered(page)
         assert {"Edit this message", "Another answer by one", "model-0", "compare", "open-settings", "new"} <= reached
         page.get_by_role("button", name="Settings").focus()
@@ -299,22 +308,25 @@ def test_the_page_works_by_keyboard_alone(opened):
         assert page.evaluate("document.activeElement.id") == "open-settings"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, PHONE])
-def test_no_fault_is_found_by_those_who_cannot_see_the_page(opened, scheme, size):
+def test_no_fault_is_found_by_those_who_cannot_see_the_page(opened):
     from axe_playwright_python.sync_playwright import Axe
 
-    with listening(app_of([HOSTILE, b"- a\n- b\n\n> c"], [b"No."])) as address:
-        page = opened(address, color_scheme=scheme, viewport=size)
+    def faults():
+        found = Axe().run(page).response["violations"]
+        return [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+
+    with listening(app_of([HOSTILE], [b"- a\n- b\n\n> c"])) as address:
+        page = opened(address)
         page.get_by_label("Side by side").check()
         ask(page, "Hello?")
         answered(page, 2)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        if size == PHONE:
-            page.get_by_role("button", name="Conversations").click()
-        found = Axe().run(page)
-        assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found.response["violations"]] == []
+        for scheme, size in (("light", WIDE), ("dark", WIDE), ("dark", PHONE), ("light", PHONE)):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size(size)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert faults() == []
+        page.get_by_role("button", name="Conversations").click()
+        assert faults() == []
         page.keyboard.press("Escape")
         page.get_by_role("button", name="Settings").click()
-        found = Axe().run(page)
-        assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found.response["violations"]] == []
+        assert faults() == []

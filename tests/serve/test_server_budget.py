@@ -1,4 +1,4 @@
-"""`serve --memory` inside a cgroup of that size, where the kernel and not our own bookkeeping says whether it is kept."""
+"""`serve --memory` inside a cgroup of that size, where the kernel says whether it is kept."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What happens on disk while a server runs does its answers no harm; and what weights, caches and adapters it serves."""
+"""What happens on disk does no harm to a running server; and which weights, caches and adapters it serves."""
 
 import shutil
 

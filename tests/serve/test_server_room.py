@@ -189,7 +189,8 @@ def test_a_budget_is_told_with_what_is_predicted(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(server, "run", run)
     assert main(["serve", str(tmp_path / "model"), "--port", "0", "--memory", "8GB", "--slots", "2"]) == 0
     said = capsys.readouterr().err
-    assert f"memory    {format_bytes(8e9)} for the process, of which at most " in said and "predicted to be used" in said
+    assert f"memory    {format_bytes(8e9)} for the process, of which at most " in said
+    assert " are predicted to be used" in said
     assert "2 texts at once, of 600 tokens each" in said
     assert "/v1/completions" in said and "/v1/chat" not in said  # it has no chat template
     assert limits[0].body == 1_000_000 and limits[0].bodies < BESIDE

@@ -147,7 +147,7 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "ok" if healthy else "closing"}, 200 if healthy else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     front, catalog = front_of(request), request.app.state.catalog
     lanes = {name: one.lane for name, one in catalog.models.items()}
