@@ -1,18 +1,18 @@
 """The server under many streams, beside llama.cpp on the same file, and under clients that misbehave.
 
     python -m benchmarks.serve [--quick] [--llama-python PYTHON] [--model MODEL] [--weights file] [--streams 16]
-                               [--rounds N] [--peer "llama-server -m FILE.gguf -np 16 -c 16384 --port {port}"]
+        [--rounds N] [--peer "llama-server -m FILE.gguf -np 16 -c 16384 --port {port}"]
 
-PYTHON: an interpreter that has llama-cpp-python, best built from source with native flags; `llama_server.py` then writes
-many texts at once as llama.cpp's own server does, from the model's file and from the same in Q4_0. --peer: the command
-of any OpenAI-compatible server, {port} its port. Servers are processes of their own, one at a time, each asked in turn:
-one stream, then many at once, each of 16 to 48 words and 128 new tokens, drawn with temperature 0.8, top_k 40, top_p
-0.95. Tables show medians of rounds. throughput_ratio: tokens a second of all streams together over the first peer's
+PYTHON: an interpreter that has llama-cpp-python, best built from source with native flags; `llama_server.py` then
+writes many texts at once as llama.cpp's own server does, from the model's file and from the same in Q4_0. --peer: the
+command of any OpenAI-compatible server, {port} its port. Servers are processes of their own and are asked in turn: one
+stream, then many at once, each of 16 to 48 words and 128 new tokens, drawn with temperature 0.8, top_k 40, top_p 0.95.
+Tables show medians of rounds. throughput_ratio: tokens a second of all streams together over the first peer's
 (single_ratio: over those of one stream of ours; throughput_ratio_best: over the fastest peer's); p99_ratio: the 99th
 percentile of the time to the first token over the first peer's.
 
-Then 1,000 requests from 64 clients, of which some leave, send no JSON, too much of it or unknown fields. errors: answers
-of 500 and above but 503, and those that never came; memory_growth: of the process over the second half of them.
+Then 1,000 requests from 64 clients, of which some leave, send no JSON, too much of it or unknown fields. errors:
+answers of 500 and above but 503, and those that never came; memory_growth: of the process over their second half.
 """
 
 from __future__ import annotations

@@ -67,4 +67,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     from tests.serve import browser
 
     if (reason := browser.why_not()) is not None:
-        terminalreporter.write_line(f"tests of the web page in a browser, where any were asked for, did not run: {reason}")
+        terminalreporter.write_line(f"tests of the web page in a browser are left out: {reason}")

@@ -1,6 +1,4 @@
-        page.wait_for_function(
-            "() => document.querySelector('#model-0').options.length || !document.querySelector('#problem').hidden"
-        )"""The web page as people use it, in Chromium: conversations, what is stopped, changed and asked again, two models
+"""The web page as people use it, in Chromium: conversations, what is stopped, changed and asked again, two models
 beside each other, hostile answers, and the page by keyboard and for screen readers."""
 
 import json
@@ -90,7 +88,9 @@ def opened(chromium):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: request.url.startswith(address) or wrong.append(request.url))
         page.goto(address + path)
-        page.wait_for_function("() => document.querySelector('#model-0').options.length > 0 || !document.querySelector('#problem').hidden")
+        page.wait_for_function(
+            "() => document.querySelector('#model-0').options.length || !document.querySelector('#problem').hidden"
+        )
         return page
 
     yield open_page
@@ -150,7 +150,8 @@ def test_an_answer_is_shown_as_it_comes_and_stopped(opened):
         page = opened(address)
         for way in ("button", "key"):
             ask(page, "Go on")
-            page.wait_for_function("() => [...document.querySelectorAll('.answer .text')].at(-1).textContent.length > 10")
+            texts = "[...document.querySelectorAll('.answer .text')]"
+            page.wait_for_function(f"() => {texts}.at(-1).textContent.length > 10")
             page.get_by_role("button", name="Stop").click() if way == "button" else page.keyboard.press("Escape")
             page.wait_for_function("() => document.querySelector('#stop').hidden")
             figures = "[...document.querySelectorAll('.tools span')]"
@@ -239,7 +240,8 @@ def test_nothing_in_a_hostile_answer_runs_or_is_loaded(opened):
 )
 def test_a_page_could_not_run_it_even_if_it_tried(open_page, attempt):
     """The policy under which the page is sent, against what it never does."""
-    refused = open_page.evaluate(f"() => {{ try {{ {attempt}; return null; }} catch (error) {{ return error.name; }} }}")
+    tried = f"() => {{ try {{ {attempt}; return null; }} catch (error) {{ return error.name; }} }}"
+    refused = open_page.evaluate(tried)
     assert refused == "TypeError" and open_page.evaluate("window.hacked") is None
 
 
