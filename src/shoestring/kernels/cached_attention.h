@@ -75,7 +75,7 @@ static inline void score(const float* const* queries, Cached<Number> keys, int64
         for (int k = 0; k < K; ++k) {
             const Eight key = eight_of(keys.numbers + k * width + c);
 #pragma GCC unroll 3
-            for (int m = 0; m < M; ++m) sums[m][k] += query[m] * key;
+            for (int m = 0; m < M; ++m) sums[m][k] = fused(query[m], key, sums[m][k]);
         }
     }
 #pragma GCC unroll 3
@@ -87,7 +87,7 @@ static inline void score(const float* const* queries, Cached<Number> keys, int64
             found[0] = sum_one(sums[m][0]);
         for (int k = 0; k < K; ++k) {
             for (int64_t rest = c; rest < width; ++rest)
-                found[k] += queries[m][rest] * (float)keys.numbers[k * width + rest];
+                found[k] = fused(queries[m][rest], (float)keys.numbers[k * width + rest], found[k]);
             scores[m][k] = found[k] * (keys.scales == nullptr ? scale : scale * keys.scales[k]);
         }
     }
@@ -123,9 +123,11 @@ static inline void weigh(const float* const* weights, const Number* values, int6
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) value[v] = eight_of(values + v * EIGHT);
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m)
+        for (int m = 0; m < M; ++m) {
+            const Eight weight = weights[m][s] - Eight{};
 #pragma GCC unroll 2
-            for (int v = 0; v < V; ++v) sums[m][v] += weights[m][s] * value[v];
+            for (int v = 0; v < V; ++v) sums[m][v] = fused(weight, value[v], sums[m][v]);
+        }
     }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
@@ -149,7 +151,7 @@ static inline void weigh_rows(const float* const* weights, const Number* values,
     for (; c < width; ++c)
         for (int m = 0; m < M; ++m) {
             float sum = 0.0f;
-            for (int64_t s = 0; s < length; ++s) sum += weights[m][s] * (float)values[s * width + c];
+            for (int64_t s = 0; s < length; ++s) sum = fused(weights[m][s], (float)values[s * width + c], sum);
             out[m][c] = sum;
         }
 }
