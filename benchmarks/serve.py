@@ -38,6 +38,7 @@ from typing import Any
 from benchmarks.measure import ROOT, finish, show
 
 STREAMS, NEW, STORM, CLIENTS = 16, 128, 1000, 64
+PATIENCE = 300.0  # seconds that an answer may take
 LEFT = -1  # instead of a status, of a client that went away
 WORDS = "river stone evening letter garden winter music street window bread".split()
 
@@ -121,9 +122,9 @@ async def ask(port: int, body: bytes, leave_after: float | None = None) -> Asked
                 found.tokens = int(counted[1]) if counted else found.tokens + 1
 
     try:
-        await asyncio.wait_for(read(), leave_after)
+        await asyncio.wait_for(read(), leave_after or PATIENCE)
     except asyncio.TimeoutError:
-        found.status = LEFT
+        found.status = 0 if leave_after is None else LEFT
     except (ConnectionError, IndexError, ValueError):
         pass
     finally:
