@@ -193,4 +193,6 @@ def test_a_budget_is_told_with_what_is_predicted(tmp_path, capsys, monkeypatch):
     assert " are predicted to be used" in said
     assert "2 texts at once, of 600 tokens each" in said
     assert "/v1/completions" in said and "/v1/chat" not in said  # it has no chat template
+    assert main(["serve", str(tmp_path / "model"), "--port", "0", "--memory", "1MB"]) == 2
+    assert "would do, and 48 MB more for requests and answers" in capsys.readouterr().err
     assert limits[0].body == 1_000_000 and limits[0].bodies < BESIDE

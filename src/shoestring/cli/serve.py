@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from shoestring.cli.decoding import ANYWHERE, PlaceFlags
 from shoestring.cli.verb import verb
 from shoestring.core import console
-from shoestring.core.errors import ConfigError
+from shoestring.core.errors import BudgetError, ConfigError
 from shoestring.core.extras import need
 from shoestring.core.units import format_bytes, parse_bytes, parse_seconds
 
@@ -56,7 +56,7 @@ def serve(
     ] = None,
     place: PlaceFlags = ANYWHERE,
 ) -> None:
-    from shoestring.serve.http.limits import Limits, access, check_sizes
+    from shoestring.serve.http.limits import BESIDE, Limits, access, check_sizes
     from shoestring.serve.http.names import all_named
 
     models = [model, *more]
@@ -79,7 +79,11 @@ def serve(
 
     listener = bind(host, port)
     with listener:
-        loaded = [(base.name, place.load(base.what)) for base in bases]
+        try:
+            loaded = [(base.name, place.load(base.what, BESIDE)) for base in bases]
+        except BudgetError as error:
+            error.hint = f"{error.hint}, and {format_bytes(BESIDE)} more for requests and answers"
+            raise
         members = with_adapters(loaded, adapters, console.say)
         if budget is None:
             sizes = free_sizes(max(one.decoder.config.context for _, one in loaded), slots, context)
