@@ -49,7 +49,7 @@ FINETUNE = "finetune smollm2-135m --data mine.jsonl"
         ("perplexity smollm2-135m --dataset x", "did you mean --data?"),
         ("tokenizer train stdlib --out x --vocab-size 300", "did you mean --vocabulary?"),
         ("merge runs/x --output-dir y", "did you mean --out?"),
-        ("serve smollm2-135m", "there is no server yet; chat talks in the terminal"),
+        ("server smollm2-135m", "did you mean serve?"),
         ("train quickstart", "pretrain trains a model from nothing, finetune teaches one your examples"),
         ("eval smollm2-135m", "did you mean evaluate?"),
         ("ppl smollm2-135m", "did you mean perplexity?"),

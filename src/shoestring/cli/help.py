@@ -19,7 +19,8 @@ _COLUMN = 26
 _VALUES = {
     "--time": "TIME", "--finetune-time": "TIME", "--memory": "SIZE", "--out": "PATH", "--model": "MODEL",
     "--recipe": "RECIPE", "--data": "DATA", "--preserve": "DATA", "--columns": "FIELD=NAME", "--device": "DEVICE",
-    "--dtype": "DTYPE", "--tokenizer": "MODEL", "--template": "FILE", "--text-field": "NAME", "--filters": "NAMES",
+    "--dtype": "DTYPE", "--adapter": "NAME=FOLDER", "--tokenizer": "MODEL",
+    "--template": "FILE", "--text-field": "NAME", "--filters": "NAMES",
 }  # fmt: skip
 
 

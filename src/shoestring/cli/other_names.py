@@ -74,7 +74,7 @@ OTHER_VERBS: dict[str, str] = {
         ("init new start demo", "did you mean quickstart?"),
         ("env check system devices", "did you mean doctor?"),
         ("convert", "shoestring get FILE.gguf --out FOLDER makes a folder of a GGUF file"),
-        ("serve server api", "there is no server yet; chat talks in the terminal, and takes turns from a pipe"),
+        ("server api openai", "did you mean serve?"),
         ("export gguf", "there is no export to GGUF yet; a model on disk is a Hugging Face folder"),
         ("quantize", "no verb writes a quantized model yet; finetune --method qlora trains on a base of few bits"),
         ("prune distill", "not there yet"),
