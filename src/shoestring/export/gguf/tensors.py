@@ -1,0 +1,103 @@
+"""The tensors of a GGUF file, each with the places in a model folder that it is made of, and its numbers in slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType as Kind
+
+from shoestring.export.gguf.architecture import Architecture, interleaved
+from shoestring.export.gguf.encode import encode
+from shoestring.export.gguf.format import GGUFTensor
+from shoestring.export.gguf.mixture import Mixture
+from shoestring.models.gguf.dequantize import SLICE_BYTES
+from shoestring.models.weight_files import Place, WeightFiles
+from shoestring.nn.config import block_order
+
+
+class Source(NamedTuple):
+    """A tensor of the file. folder_name: what a folder made of the file calls it, "" of several experts and of what is
+    computed. places: of the experts in their order, else one. turned: the head width of rows to interleave, or 0.
+    constant: what is computed from the config."""
+
+    name: str
+    folder_name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    places: tuple[Place, ...]
+    turned: int = 0
+    constant: np.ndarray | None = None
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """As they stand in the file but for its number format: float32 [rows, width], some after others."""
+        if self.constant is not None:
+            yield self.constant.reshape(1, -1)
+        for place in self.places:
+            for values in folder_rows(place, self.turned or 1):
+                yield interleaved(values, self.turned) if self.turned else values
+
+    def tensor(self) -> GGUFTensor:
+        return GGUFTensor(self.name, self.shape, self.kind, partial(self._encoded))
+
+    def _encoded(self) -> Iterator[np.ndarray]:
+        for values in self.rows():
+            yield encode(values, self.kind, self.name)
+
+
+def folder_rows(place: Place, multiple: int = 1) -> Iterator[np.ndarray]:
+    """What a folder holds of a parameter: float32 [rows, width], a multiple of so many rows at a time; a vector is one
+    row."""
+    shape = place.info.shape
+    if len(shape) == 1:
+        yield place.file.read(place.tensor).float().numpy().reshape(1, -1)
+        return
+    rows, width = shape[0], math.prod(shape[1:])
+    step = max(multiple, SLICE_BYTES // (4 * width) // multiple * multiple)
+    for start in range(0, rows, step):
+        part = place.file.read_rows(place.tensor, start, min(start + step, rows))
+        yield part.float().numpy().reshape(-1, width)
+
+
+def plan_tensors(files: WeightFiles, architecture: Architecture, mixture: Mixture) -> list[Source]:
+    """Every tensor of the file, layer by layer. A block that several layers share is written for each of them."""
+    planned: dict[str, Source] = {}
+
+    def add(parameter: str, layer: int = 0) -> None:
+        place = files.places[parameter]
+        name, shape = architecture.tensor_name(parameter, layer), tuple(place.info.shape)
+        if "_exps." in name:
+            held = planned[name].places if name in planned else ()
+            shape = (len(held) + 1, *shape)
+            planned[name] = Source(name, "", shape, mixture.kind(name, shape), (*held, place))
+            return
+        own = parameter if not parameter.startswith("blocks.") else f"blocks.{layer}.{parameter.split('.', 2)[2]}"
+        folder_name = architecture.family.tensor_name(own)
+        kind, turned = mixture.kind(name, shape), architecture.turned(name)
+        planned[name] = Source(name, folder_name, shape, kind, (place,), turned)
+
+    add("embedding.weight")
+    in_blocks: dict[int, list[str]] = {}
+    for parameter in files.places:
+        if parameter.startswith("blocks."):
+            in_blocks.setdefault(int(parameter.split(".")[1]), []).append(parameter)
+    config = files.config
+    for layer, block in enumerate(block_order(config.layers, config.sharing)):
+        for parameter in sorted(in_blocks[block], key=_expert_last):
+            add(parameter, layer)
+    add("norm.weight")
+    if not config.tied_head:
+        add("head.weight")
+    divisors = architecture.rope_divisors()
+    if divisors is not None:
+        planned["rope_freqs.weight"] = Source("rope_freqs.weight", "", divisors.shape, Kind.F32, (), 0, divisors)
+    return list(planned.values())
+
+
+def _expert_last(parameter: str) -> tuple[int, str]:
+    """Experts in the order of their numbers: "blocks.0.feed_forward.experts.11.up.weight"."""
+    words = parameter.split(".")
+    return (int(words[4]), parameter) if words[3:4] == ["experts"] else (-1, parameter)
