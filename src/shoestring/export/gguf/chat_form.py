@@ -6,6 +6,7 @@ conversation is rendered just so. Templates of which it does not hold have no fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,10 @@ from shoestring.core.errors import TokenizerError
 from shoestring.data.tokenizer import Tokenizer
 
 _SYSTEM, _USER, _REPLY, _NEXT, _LAST = (f"{mark}words{mark}" for mark in "\u2460\u2461\u2462\u2463\u2464")
+
+
+class _Irregular(Exception):
+    """What a template does with a message is no text before and after it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def chat_form(tokenizer: Tokenizer) -> ChatForm | None:
             messages = [{"role": role, "content": content} for role, content in talk]
             if form.render(messages) != tokenizer.render_chat(messages):
                 return None
-    except TokenizerError:
+    except (TokenizerError, _Irregular):
         return None
     return form
 
@@ -81,7 +86,8 @@ def _found(tokenizer: Tokenizer) -> ChatForm | None:
     return ChatForm(opening, _system_of(rendered, before_user), user, assistant, prompt)
 
 
-def _system_of(rendered, before_user: str) -> tuple[str, str] | None:
+def _system_of(rendered: Callable[..., str], before_user: str) -> tuple[str, str] | None:
+    """None where the template refuses system messages. Raises _Irregular where it does something else with one."""
     try:
         text = rendered(("system", _SYSTEM), ("user", _USER))
     except TokenizerError:
@@ -89,5 +95,5 @@ def _system_of(rendered, before_user: str) -> tuple[str, str] | None:
     before, _, after = text.partition(_SYSTEM)
     after = after.partition(_USER)[0]
     if _SYSTEM not in text or not after.endswith(before_user):
-        return None
+        raise _Irregular
     return before, after[: len(after) - len(before_user)]

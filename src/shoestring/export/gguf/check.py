@@ -133,7 +133,7 @@ def _compare(source: Source, pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> 
         held += float(np.square(wanted, dtype=np.float64).sum())
         count += len(wanted)
     if count and not math.sqrt(lost) <= BOUNDS[source.kind] * math.sqrt(held) + SMALLEST * math.sqrt(count):
-        raise _differs(f"tensor {source.name} by more than {source.kind.name} rounds")
+        raise _differs(f"what {source.kind.name} leaves of tensor {source.name}")
 
 
 def _check_config(file: GGUFFile, wanted: ModelConfig) -> None:
