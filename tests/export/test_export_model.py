@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from shoestring.cli.main import main
 from shoestring.core.errors import ConfigError, ModelFileError, RunError
+from shoestring.export import rows
 from shoestring.export.gguf import architecture, tensors
 from shoestring.export.gguf.mixture import Mixture
 from shoestring.export.job import export_gguf
@@ -120,9 +121,9 @@ def counts(mixture: Mixture, layers: int, width: int, inner: int, biases: bool, 
     if not tied:
         names["output.weight"] = (99, width)
     for layer in range(layers):
-        rows = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), width)
-        rows |= {"ffn_gate": inner, "ffn_up": inner}
-        names |= {f"blk.{layer}.{name}.weight": (many, width) for name, many in rows.items()}
+        sizes = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), width)
+        sizes |= {"ffn_gate": inner, "ffn_up": inner}
+        names |= {f"blk.{layer}.{name}.weight": (many, width) for name, many in sizes.items()}
         names |= {f"blk.{layer}.ffn_down.weight": (width, inner), f"blk.{layer}.attn_norm.weight": (width,)}
         names |= {f"blk.{layer}.ffn_norm.weight": (width,)}
         names |= {f"blk.{layer}.attn_{name}.bias": (width,) for name in "qkv" if biases}
@@ -261,7 +262,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_memory_holds_slices_and_never_a_whole_large_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (tensors, dequantize):
+    for module in (rows, dequantize):
         monkeypatch.setattr(module, "SLICE_BYTES", 50_000)
     folder = saved(tmp_path / "model", hidden_size=1024, num_hidden_layers=1, num_attention_heads=64)
     largest = weights(folder)["model.embed_tokens.weight"].nbytes
@@ -290,12 +291,12 @@ def test_the_command_says_what_was_checked_and_refuses_a_file_that_is_there(tmp_
 def test_the_rows_of_a_slice_are_those_of_whole_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path / "model")
     whole = export_gguf(folder, tmp_path / "whole.gguf", "f16").file.read_bytes()
-    monkeypatch.setattr(tensors, "SLICE_BYTES", 64 * 4 * 20)  # one head of 16 rows and a part of another
+    monkeypatch.setattr(rows, "SLICE_BYTES", 64 * 4 * 20)  # one head of 16 rows and a part of another
     assert export_gguf(folder, tmp_path / "sliced.gguf", "f16").file.read_bytes() == whole
 
 
 def test_interleaving_is_its_readers_inverse() -> None:
-    rows = np.arange(4 * 8 * 3, dtype=np.float32).reshape(32, 3)
-    found = architecture.interleaved(rows, 8)
+    plain = np.arange(4 * 8 * 3, dtype=np.float32).reshape(32, 3)
+    found = architecture.interleaved(plain, 8)
     pairs = found.reshape(-1, 4, 2, 3).swapaxes(1, 2).reshape(32, 3)
-    np.testing.assert_array_equal(pairs, rows)
+    np.testing.assert_array_equal(pairs, plain)

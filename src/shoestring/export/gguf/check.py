@@ -18,7 +18,8 @@ from shoestring.core.errors import ModelFileError
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.export.gguf.architecture import Architecture
 from shoestring.export.gguf.encode import BOUNDS, SMALLEST, rounded
-from shoestring.export.gguf.tensors import Source, folder_rows
+from shoestring.export.gguf.tensors import Source
+from shoestring.export.rows import folder_rows
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.registry import family_named
 from shoestring.models.gguf.config import read_config

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +12,7 @@ from shoestring.export.gguf.architecture import Architecture, interleaved
 from shoestring.export.gguf.encode import encode
 from shoestring.export.gguf.format import GGUFTensor
 from shoestring.export.gguf.mixture import Mixture
-from shoestring.models.gguf.dequantize import SLICE_BYTES
+from shoestring.export.rows import folder_rows
 from shoestring.models.weight_files import Place, WeightFiles
 from shoestring.nn.config import block_order
 
@@ -41,25 +39,11 @@ class Source(NamedTuple):
                 yield interleaved(values, self.turned) if self.turned else values
 
     def tensor(self) -> GGUFTensor:
-        return GGUFTensor(self.name, self.shape, self.kind, partial(self._encoded))
+        return GGUFTensor(self.name, self.shape, self.kind, self._encoded)
 
     def _encoded(self) -> Iterator[np.ndarray]:
         for values in self.rows():
             yield encode(values, self.kind, self.name)
-
-
-def folder_rows(place: Place, multiple: int = 1) -> Iterator[np.ndarray]:
-    """What a folder holds of a parameter: float32 [rows, width], a multiple of so many rows at a time; a vector is one
-    row."""
-    shape = place.info.shape
-    if len(shape) == 1:
-        yield place.file.read(place.tensor).float().numpy().reshape(1, -1)
-        return
-    rows, width = shape[0], math.prod(shape[1:])
-    step = max(multiple, SLICE_BYTES // (4 * width) // multiple * multiple)
-    for start in range(0, rows, step):
-        part = place.file.read_rows(place.tensor, start, min(start + step, rows))
-        yield part.float().numpy().reshape(-1, width)
 
 
 def plan_tensors(files: WeightFiles, architecture: Architecture, mixture: Mixture) -> list[Source]:
