@@ -284,7 +284,7 @@ def test_the_command_says_what_was_checked_and_refuses_a_file_that_is_there(tmp_
     assert len(said["checked"]) + len(said["unchecked"]) == 2
     assert main(["export", str(folder), "--out", str(file)]) == 2
     assert "this exists already" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="there is no type 'q2_k'"):
+    with pytest.raises(ConfigError, match="there is no type 'q2_k' of gguf"):
         export_gguf(folder, tmp_path / "other.gguf", "q2_k")  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""`shoestring export MODEL --out FILE`: a model for llama.cpp and Ollama, read back before it is called done."""
+"""`shoestring export MODEL --out PLACE`: a model for other tools, checked before it is called done."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from cyclopts import Parameter
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.units import format_bytes
-from shoestring.export.config import GGUFType, Target
+from shoestring.export.config import ExportType, Target
 
 app = verb(
     "export",
-    "Write a model for other tools: a GGUF file for llama.cpp and Ollama. An adapter becomes one beside its base's.",
+    "Write a model for other tools: a GGUF file for llama.cpp and Ollama, or a folder with an ONNX graph.",
     (
         "shoestring export smollm2-135m --out smollm2.gguf --type q8_0",
         "shoestring export runs/finetune-1 --out adapter.gguf",
@@ -27,16 +27,17 @@ def export(
     model: Annotated[str, Parameter(help="a model folder, a run, an adapter, a .gguf file, or a name that get knows")],
     /,
     *,
-    out: Annotated[Path, Parameter(help="the new file; a Modelfile for Ollama is put beside it")],
+    out: Annotated[Path, Parameter(help="the new file, with a Modelfile beside it; of onnx the new folder")],
     to: Annotated[Target, Parameter(help="what to write")] = "gguf",
     type: Annotated[
-        GGUFType | None, Parameter(help="of the numbers: f32 is exact, q4_k_m smallest [f16; of an adapter f32]")
+        ExportType | None,
+        Parameter(help="of the numbers: f32 to q4_k_m are gguf's [f16; of an adapter f32], the others onnx's [fp32]"),
     ] = None,
     json: Json = False,
 ) -> None:
-    from shoestring.export.job import export_gguf
+    from shoestring.export.job import export as write
 
-    done = export_gguf(model, out, type, console.say)
+    done = write(model, out, to, type, console.say)
     if json:
         console.print_json(
             {

@@ -42,7 +42,7 @@ VERBS = (
     Verb("model", "Measure", "what a model is made of, and what it costs"),
     Verb("generate", "Use", "continue a text"),
     Verb("chat", "Use", "talk with a model"),
-    Verb("export", "Use", "write a model for llama.cpp and Ollama"),
+    Verb("export", "Use", "write a model for other tools: GGUF for llama.cpp and Ollama, ONNX"),
 )
 
 

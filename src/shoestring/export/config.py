@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Target = Literal["gguf"]
+Target = Literal["gguf", "onnx"]
 GGUFType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k_m"]
+ONNXType = Literal["fp32", "int8", "int4"]
+ExportType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k_m", "fp32", "int8", "int4"]
 GGUF_TYPES: tuple[str, ...] = get_args(GGUFType)
+ONNX_TYPES: tuple[str, ...] = get_args(ONNXType)
 ADAPTER_TYPES = ("f32", "f16", "bf16")
 """Of a GGUF LoRA: its matrices are so small that fewer bits save nothing."""

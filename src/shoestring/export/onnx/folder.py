@@ -1,0 +1,126 @@
+"""A model folder for onnxruntime-genai and transformers.js: graph, weights, tokenizer, and the configs of both.
+
+`onnx/model.onnx` (with `_quantized` for int8, `_q4` for int4) and its weights in `onnx/model.onnx_data`, under the
+names that transformers.js looks for; `genai_config.json` names the same file. Both read the tokenizer's two files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shoestring.core.errors import ModelFileError
+from shoestring.core.files import atomic_folder
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.export.config import ONNXType
+from shoestring.export.onnx import in_onnxruntime
+from shoestring.export.onnx.decoder import check_kinds, decoder_graph
+from shoestring.export.onnx.graph import write
+from shoestring.export.result import Exported
+from shoestring.models.config import ModelConfig
+from shoestring.models.families.registry import family_of, read_json
+from shoestring.models.folder import GenerationDefaults, check_rows, read_generation_config
+from shoestring.models.peft_folder import is_adapter
+from shoestring.models.resolve import Say
+from shoestring.models.weight_files import WeightFiles
+from shoestring.nn.config import GQAConfig
+
+NAMES: dict[ONNXType, str] = {"fp32": "model", "int8": "model_quantized", "int4": "model_q4"}
+_GENAI_TYPES = ("llama", "qwen2", "qwen3")
+
+
+def export_onnx_folder(folder: Path, out: Path, kind: ONNXType, say: Say | None = None) -> Exported:
+    """Write the folder `out`. Raises ModelFileError for kinds that a graph cannot say, and where onnxruntime, if it is
+    there, computes something else; RunError where the disk is full."""
+    tell = say or (lambda sentence: None)
+    if is_adapter(folder):
+        raise ModelFileError(
+            "an adapter is not written as an ONNX graph", str(folder),
+            f"merge it: shoestring merge {folder} --out FOLDER, then export that",
+        )  # fmt: skip
+    with WeightFiles(folder) as files:
+        config = files.config
+        check_kinds(config, str(folder))
+        tokenizer, generation = Tokenizer.load(folder), read_generation_config(folder)
+        check_rows(tokenizer, config, folder)
+        graph, inputs, outputs = decoder_graph(config, files.places, kind)
+        with atomic_folder(out) as temporary:
+            (temporary / "onnx").mkdir()
+            tell(f"writing {NAMES[kind]}.onnx")
+            path = temporary / "onnx" / f"{NAMES[kind]}.onnx"
+            written = write(graph, path, inputs, outputs)
+            sizes = sum(file.stat().st_size for file in written)
+            _write_json(temporary / "config.json", _config(folder, kind))
+            _write_json(temporary / "generation_config.json", {**generation.settings, **generation.ids()})
+            _write_json(temporary / "genai_config.json", genai_config(config, tokenizer, generation, kind))
+            tokenizer.save(temporary)
+            checked, unchecked = in_onnxruntime.check(path, folder, config, tokenizer, kind)
+    formats = {str(weight.dtype): 0 for weight in graph.weights.values()}
+    for weight in graph.weights.values():
+        formats[str(weight.dtype)] += 1
+    return Exported(out, sizes, formats, checked, unchecked)
+
+
+def genai_config(
+    config: ModelConfig, tokenizer: Tokenizer, generation: GenerationDefaults, kind: ONNXType
+) -> dict[str, Any]:
+    """What onnxruntime-genai reads. https://onnxruntime.ai/docs/genai/reference/config.html"""
+    attention = config.attention
+    assert isinstance(attention, GQAConfig)
+    family = family_of(config).model_type
+    ends = list(dict.fromkeys([*generation.eos_ids, *_some(tokenizer.eos_id), *_some(tokenizer.end_of_reply_id)]))
+    pad = next(iter([*_some(tokenizer.pad_id), *_some(generation.pad_id), *ends]), 0)
+    bos = next(iter([*_some(tokenizer.bos_id), *_some(generation.bos_id), *ends]), 0)
+    return {
+        "model": {
+            "type": family if family in _GENAI_TYPES else _GENAI_TYPES[0],  # says only that it is a text model
+            "bos_token_id": bos,
+            "eos_token_id": ends,
+            "pad_token_id": pad,
+            "context_length": config.context,
+            "vocab_size": config.vocabulary,
+            "decoder": {
+                "filename": f"onnx/{NAMES[kind]}.onnx",
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "head_size": attention.head_width,
+                "hidden_size": config.width,
+                "num_attention_heads": attention.heads,
+                "num_key_value_heads": attention.kv_heads,
+                "num_hidden_layers": config.layers,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {**_search(generation.settings), "max_length": config.context, "past_present_share_buffer": False},
+    }
+
+
+def _search(settings: dict[str, Any]) -> dict[str, Any]:
+    """generation_config.json's own settings that genai has too; it samples where they ask for that."""
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    found = {name: settings[name] for name in names if type(settings.get(name)) in (int, float)}
+    return {"do_sample": settings.get("do_sample") is True, "num_beams": 1, **found}
+
+
+def _config(folder: Path, kind: ONNXType) -> dict[str, Any]:
+    """The model's own config.json, and where transformers.js finds the weights."""
+    where = {"use_external_data_format": {f"{NAMES[kind]}.onnx": 1}}
+    return {**read_json(folder / "config.json"), "transformers.js_config": where}
+
+
+def _some(i: int | None) -> list[int]:
+    return [] if i is None else [i]
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
