@@ -14,12 +14,15 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType
 
 from shoestring.core.errors import ModelFileError
+from shoestring.data.tokenizer import Tokenizer
 from shoestring.export.gguf import in_llama_cpp
 from shoestring.export.gguf.k_blocks import quantize_k
 from shoestring.export.job import export_gguf
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.adapters import attach
 from shoestring.models.folder import load_model
+from shoestring.models.get import get
+from shoestring.models.gguf.convert import convert
 from shoestring.models.peft_folder import merge_folder, save_adapter
 from shoestring.nn.lora_config import LoRAConfig
 from tests.export.folders import CUTS, saved, tokenizer_of
@@ -158,3 +161,17 @@ def test_llama3_and_yarn_turn_as_here_over_a_long_text(tmp_path: Path) -> None:
         folder = saved(tmp_path / name, rope_parameters=rope)
         file = export_gguf(folder, tmp_path / f"{name}.gguf", "f32").file
         assert greedy(file, [prompt])[0] == ours(folder, [prompt])[0]
+
+
+@pytest.mark.long
+def test_smollm2_says_there_what_it_says_here(tmp_path: Path) -> None:
+    folder = get("smollm2-135m")
+    tokenizer = Tokenizer.load(folder)
+    questions = ("the capital of France", "a prime number", "snow", "12 + 5", "a poem", "Python", "rain", "a good name")
+    talks = [[{"role": "user", "content": f"Tell me about {question}."}] for question in questions]
+    prompts = [tokenizer.encode(tokenizer.render_chat(talk), specials=True) for talk in talks]
+    for kind in ("f16", "q8_0"):
+        file = export_gguf(folder, tmp_path / f"{kind}.gguf", kind).file
+        back = convert(file, tmp_path / kind, dtype="float32")
+        assert greedy(file, prompts) == ours(back, prompts), kind
+        file.unlink()

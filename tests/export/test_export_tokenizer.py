@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 
 from shoestring.cli.main import main
@@ -16,6 +18,8 @@ from shoestring.data.train_tokenizer import train_tokenizer
 from shoestring.export.gguf.tokenizer import end_tokens, left_out, pre_tokenizer_name, tokenizer_metadata
 from shoestring.export.job import export_gguf
 from shoestring.models.folder import GenerationDefaults
+from shoestring.models.get import get
+from shoestring.models.gguf.convert import convert
 from shoestring.models.gguf.reader import GGUFFile
 from shoestring.models.gguf.tokenizer import end_ids, read_tokenizer
 from tests.data import templates
@@ -155,3 +159,17 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(tmp_pa
     shown = capsys.readouterr()
     assert "the model's embedding 300 rows" in shown.err and shown.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.long
+def test_smollm2_is_written_and_reads_back_as_the_same_numbers_and_ids(tmp_path: Path) -> None:
+    folder = get("smollm2-135m")
+    file = export_gguf(folder, tmp_path / "smollm2.gguf", "f32").file
+    back, wanted = (load_file(place / "model.safetensors") for place in (convert(file, tmp_path / "back"), folder))
+    assert back.keys() == wanted.keys() and all(np.array_equal(back[name], wanted[name]) for name in wanted)
+    with GGUFFile(file) as opened:
+        found = read_tokenizer(opened)
+    oracle = json.loads((Path(__file__).parents[1] / "models" / "smollm2-token-ids.json").read_text())
+    for kind in ("plain", "special"):
+        for case in oracle[kind]:
+            assert found.encode(case["text"], kind == "special") == case["ids"]

@@ -126,7 +126,7 @@ def _modules(file: TensorFile, architecture: Architecture, base: Path) -> list[t
                 "merge the adapter, then export that",
             )  # fmt: skip
         outputs, inputs = sizes[parameter]
-        if info.shape[1 if end == _A else 0] != (inputs if end == _A else outputs) or len(info.shape) != 2:
+        if len(info.shape) != 2 or info.shape[end == _A] != (inputs if end == _A else outputs):
             raise ModelFileError(
                 f"tensor {tensor} has shape {list(info.shape)}, and the base's matrix {[outputs, inputs]}",
                 str(file.path), f"the adapter belongs to another model than {base}",

@@ -1,8 +1,7 @@
 """A GGUF file in llama.cpp itself, where llama-cpp-python is installed: token ids and greedy tokens against ours.
 
 llama.cpp's greedy tokens are scored by our own decoder, which has exactly the numbers that the file holds: each must be
-our first choice too, or as good but for rounding (llama.cpp rounds what goes into a product with quantized weights, and
-keeps keys and values in float16).
+our first choice too, or as good but for rounding (llama.cpp rounds what goes into a product as it has the weights).
 """
 
 from __future__ import annotations
@@ -75,8 +74,11 @@ def ask(python: str, **asked: Any) -> dict[str, Any]:
 
 def compare(
     python: str, path: Path, asked: GGUFType, config: ModelConfig, family: Family, tokenizer: Tokenizer
-) -> Compared:
-    """config: as the file has it, without experts. Raises ModelFileError for what llama.cpp does otherwise."""
+) -> Compared | None:
+    """None where llama-cpp-python is there and cannot be imported. config: as the file has it, without experts.
+
+    Raises ModelFileError for what llama.cpp does otherwise.
+    """
     texts = [PROBE, " ".join(token.content for token in [*tokenizer.backend.get_added_tokens_decoder().values()][:64])]
     words = tokenizer.encode(PROBE)
     most = max(min(config.context - _TOKENS, 24), 1)
@@ -84,6 +86,8 @@ def compare(
     found = ask(
         python, file=str(path), context=min(config.context, 128), texts=texts, prompts=prompts, tokens=_TOKENS
     )
+    if "missing" in found:
+        return None
     ids = [tokenizer.encode(text, specials) for text in texts for specials in (False, True)]
     if found["ids"] != ids:
         raise _differs("makes other token ids of a text")

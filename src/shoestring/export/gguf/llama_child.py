@@ -2,20 +2,38 @@
 
 A process of its own, because llama.cpp ends the process at what it takes for impossible. One JSON object comes by stdin
 (file, context, texts, prompts, tokens), one goes to stdout: the token ids of the texts, the greedy tokens after each
-prompt, and the chat template.
+prompt, and the chat template; or why there is no llama-cpp-python.
 """
 
 import json
 import sys
 
 
-def main() -> None:
-    import llama_cpp  # type: ignore[import-not-found, unused-ignore]
-    import numpy as np
+class NoChat:
+    """In place of what reads chat templates: one that it cannot read is no fault of the file."""
 
+    def __init__(self, **_: object):
+        pass
+
+    def to_chat_handler(self) -> None:
+        return None
+
+
+def main() -> None:
     asked = json.load(sys.stdin)
+    try:
+        import llama_cpp  # type: ignore[import-not-found, unused-ignore]
+        import numpy as np
+    except Exception as error:
+        print("\n" + json.dumps({"missing": str(error) or type(error).__name__}))
+        return
+    llama_cpp.llama_chat_format.Jinja2ChatFormatter = NoChat
     options = {"lora_path": asked["adapter"]} if asked.get("adapter") else {}
-    model = llama_cpp.Llama(asked["file"], n_ctx=asked["context"], n_threads=1, n_batch=64, verbose=False, **options)
+    exact = llama_cpp.GGML_TYPE_F32  # of keys and values
+    model = llama_cpp.Llama(
+        asked["file"], n_ctx=asked["context"], n_threads=1, n_batch=64, type_k=exact, type_v=exact,
+        verbose=False, **options,
+    )  # fmt: skip
     written = []
     for prompt in asked["prompts"]:
         model.reset()

@@ -102,6 +102,9 @@ def _ask_llama_cpp(
         unchecked.append(f"in llama.cpp: of more than {in_llama_cpp.MOST_PARAMETERS:,} parameters")
     else:
         found = in_llama_cpp.compare(python, path, kind, architecture.config, architecture.family, tokenizer)
+        if found is None:
+            unchecked.append("in llama.cpp: llama-cpp-python cannot be imported")
+            return
         checked.append(
             f"in llama.cpp (llama-cpp-python {found.version}): token ids, chat template; of {found.tokens} greedy"
             f" tokens {found.equal} are ours, and the others as good"
