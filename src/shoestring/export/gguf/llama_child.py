@@ -1,10 +1,11 @@
 """Runs in an interpreter that has llama-cpp-python, which need not have anything of ours: imports only that.
 
 A process of its own, because llama.cpp ends the process at what it takes for impossible. One JSON object comes by stdin
-(file, context, texts, prompts, tokens), one goes to stdout: the token ids of the texts, the greedy tokens after each
-prompt, and the chat template; or why there is no llama-cpp-python.
+(file, context, texts, prompts, tokens), one goes to stdout: the token ids of the texts, the logits (float32, in base64)
+and the greedy tokens after each prompt, and the chat template; or why there is no llama-cpp-python.
 """
 
+import base64
 import json
 import sys
 
@@ -34,13 +35,15 @@ def main() -> None:
         asked["file"], n_ctx=asked["context"], n_threads=1, n_batch=64, type_k=exact, type_v=exact,
         verbose=False, **options,
     )  # fmt: skip
-    written = []
+    written, first = [], []
     for prompt in asked["prompts"]:
         model.reset()
         model.eval(prompt)
         tokens: list[int] = []
-        for _ in range(asked["tokens"]):
+        for step in range(asked["tokens"]):
             logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), shape=(model.n_vocab(),))
+            if not step:
+                first.append(base64.b64encode(logits.tobytes()).decode())
             tokens.append(int(logits.argmax()))
             model.eval(tokens[-1:])
         written.append(tokens)
@@ -52,6 +55,7 @@ def main() -> None:
         ],
         "opening": model.tokenize(b"", add_bos=True, special=False),
         "greedy": written,
+        "logits": first,
         "template": model.metadata.get("tokenizer.chat_template"),
         "version": llama_cpp.__version__,
     }

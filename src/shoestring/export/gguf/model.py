@@ -106,6 +106,6 @@ def _ask_llama_cpp(
             unchecked.append("in llama.cpp: llama-cpp-python cannot be imported")
             return
         checked.append(
-            f"in llama.cpp (llama-cpp-python {found.version}): token ids, chat template; of {found.tokens} greedy"
-            f" tokens {found.equal} are ours, and the others as good"
+            f"in llama.cpp (llama-cpp-python {found.version}): token ids, chat template; logits, a correlation of"
+            f" {found.alike:.4f}; of {found.tokens} greedy tokens {found.equal} are ours"
         )
