@@ -150,7 +150,9 @@ def _check(path: Path, alpha: float, made: dict[str, np.ndarray], kind: Kind) ->
     """Raises ModelFileError where the file does not read back as what was meant."""
     with GGUFFile(path) as file:
         same = [*file.tensors] == [*made]
-        for name, values in made.items() if same else ():
+        for name, values in made.items():
+            if not same:
+                break
             info = file.tensors[name]
             with file.raw(info) as raw:
                 found = dequantize(raw, info.type, info.shape[-1])
