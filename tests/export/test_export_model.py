@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from shoestring.cli.main import main
 from shoestring.core.errors import ConfigError, ModelFileError, RunError
 from shoestring.export import rows
-from shoestring.export.gguf import architecture, tensors
+from shoestring.export.gguf import architecture, in_llama_cpp, tensors
 from shoestring.export.gguf.mixture import Mixture
 from shoestring.export.job import export_gguf
 from shoestring.models.builder import build
@@ -264,6 +264,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_memory_holds_slices_and_never_a_whole_large_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (rows, dequantize):
         monkeypatch.setattr(module, "SLICE_BYTES", 50_000)
+    monkeypatch.setattr(in_llama_cpp, "interpreter", lambda: None)  # which would take a second model
     folder = saved(tmp_path / "model", hidden_size=1024, num_hidden_layers=1, intermediate_size=1024, num_attention_heads=64)
     largest = weights(folder)["model.layers.0.mlp.up_proj.weight"].nbytes
     export_gguf(folder, tmp_path / "warm.gguf", "f32")  # what is kept after a first use
