@@ -168,8 +168,7 @@ def guessed_by_the_same_in_other_weights(model, prompts, plain):
 
 
 def in_slots_that_grow_and_keep_beginnings(model, prompts, plain):
-    scheduler, found = model.scheduler(2, 16), []
-    dirty(scheduler.cache)
+    scheduler, found = Scheduler(model.decoder, dirty(model.decoder.new_cache(2, 16))), []
     for prompt in prompts:
         scheduler.reserve(len(prompt) + NEW)
         scheduler.add(Request(prompt, GREEDY))
@@ -238,7 +237,7 @@ def test_a_saved_beginning_is_taken_by_the_same_weights_and_cache_and_refused_by
         for other in range(len(models)):
             if other != i:
                 refused(model, tmp_path / str(other), "other number formats")
-        scheduler = model.scheduler(1, 80)
+        scheduler = Scheduler(model.decoder, model.decoder.new_cache(1, 80))
         assert model.load_prefix(tmp_path / str(i), scheduler) == len(prompt) - 3
         scheduler.add(Request(prompt, GREEDY))
         found = [event.token for event in scheduler.run()]

@@ -61,7 +61,9 @@ print("left")
 def talking(tmp_path, program, columns=300):
     ours, theirs = pty.openpty()
     resize(theirs, columns)
-    environment = {**os.environ, "SHOESTRING_CACHE": str(tmp_path), "TERM": "xterm"}
+    fixed = ("COLUMNS", "LINES")  # readline sets them in a process that starts the tests; a terminal's size is its own
+    environment = {name: value for name, value in os.environ.items() if name not in fixed}
+    environment |= {"SHOESTRING_CACHE": str(tmp_path), "TERM": "xterm"}
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
         preexec_fn=_leads_the_terminal,

@@ -56,9 +56,11 @@ class Screen:
     def __enter__(self):
         program = self._folder / "program.py"
         program.write_text(PROGRAM)
-        command = shlex.join([sys.executable, str(program)])
-        self.tmux("new-session", "-d", "-x", f"{self._columns}", "-y", f"{self._rows}", "-c", str(ROOT), command,
-                  ";", "set-option", "-g", "remain-on-exit", "on")  # fmt: skip
+        # The shell says how it ended, and not tmux: after many commands that may not notice (3.3a leaves a zombie).
+        run = shlex.join([sys.executable, str(program)])
+        command = f"trap : INT; {run}; echo it ended with $?; exec cat"
+        size = ["-x", f"{self._columns}", "-y", f"{self._rows}"]
+        self.tmux("new-session", "-d", *size, "-c", str(ROOT), "sh", "-c", command)
         self.wait_for("Ctrl-D leaves")
         self.idle()
         return self
@@ -146,7 +148,7 @@ def test_an_answer_streams_is_rewrapped_after_a_resize_and_ends_at_ctrl_c(tmp_pa
         screen.press("C-c")
         screen.wait_for("Ctrl-C again")
         screen.press("C-d")
-        screen.wait(lambda: screen.tmux("display-message", "-p", "#{pane_dead}#{pane_dead_status}").strip() == "10")
+        screen.wait_for("it ended with 0")
 
 
 def test_what_is_pasted_is_one_message_that_can_be_edited_and_the_arrows_bring_back(tmp_path):
@@ -193,7 +195,7 @@ def test_what_is_pasted_is_one_message_that_can_be_edited_and_the_arrows_bring_b
         screen.wait_for('got "a\\n/help" end')
         screen.idle()
         screen.press("C-d")
-        screen.wait(lambda: screen.tmux("display-message", "-p", "#{pane_dead}").strip() == "1")
+        screen.wait_for("it ended with 0")
     with Screen(tmp_path) as screen:
         screen.press("Up", "Up")
         screen.wait_for("last")
@@ -226,7 +228,6 @@ def test_every_command_answers_and_nothing_that_is_said_steers_the_terminal(tmp_
         assert "no adapter" in screen.ask("/adapter")
         assert "did you mean /save" in screen.ask("/sav")
         assert "error: " in screen.ask("/adapter nowhere")
-        # Not understood yet: twice the program did not end here, and with fewer commands before it always did.
         screen.type("/exit")
         screen.press("Enter")
-        screen.wait(lambda: screen.tmux("display-message", "-p", "#{pane_dead}#{pane_dead_status}").strip() == "10")
+        screen.wait_for("it ended with 0")

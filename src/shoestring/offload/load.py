@@ -47,8 +47,8 @@ def load(
     A model that fits is in memory, in bfloat16 where it has that and float32 would not fit. Another is read from disk
     layer by layer for every token (`weights`: how it is kept there; with one of its own it is always read from there).
     Without a budget `weights` is that of `LanguageModel.load`. device: with a budget, which is of the process, "auto"
-    is the CPU and a GPU is refused. scoring: keep room for `perplexity` too. cache: as there. Raises BudgetError with the
-    least that would do, and what `LanguageModel.load` raises.
+    is the CPU and a GPU is refused. scoring: keep room for `perplexity` too. cache: as there. Raises BudgetError with
+    the least that would do, and what `LanguageModel.load` raises.
     """
     allocator.install()
     if memory is None:

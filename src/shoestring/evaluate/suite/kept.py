@@ -49,8 +49,8 @@ class Kept:
         write_answers(answered, self._file(categories, asked))
 
     def _file(self, categories: Sequence[str], asked: Sequence[Sequence[Question]]) -> Path:
-        """What is decoded together decides the last bits, so it decides the name."""
-        questions = [[[*question.messages, question.answer] for question in some] for some in asked]
+        """What is decoded together, and how far, decides what is said, so it decides the name."""
+        questions = [[[*one.messages, one.answer, one.max_tokens] for one in some] for some in asked]
         key = json.dumps([VERSION, self._digest, [*categories], questions])
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.jsonl"
 
