@@ -3,7 +3,8 @@
 Inputs: input_ids int64 [B, T], attention_mask int64 [B, S] over what the cache holds and the new tokens (0 for padding,
 at the beginning of a row), past_key_values.N.key and .value [B, K, S − T, C]. Outputs: logits [B, T, V], present.N.key
 and .value [B, K, S, C]. Those are the names that transformers.js and onnxruntime-genai read. Positions are counted from
-the mask. Only standard operators but for 4-bit matrices, so that every build of onnxruntime runs it.
+the mask. Only standard operators but for matrices in blocks, so that every build of onnxruntime runs it; norms and
+products with a transposed key have the form that onnxruntime joins into one operator.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ _NOT_SEEN = -1e30
 
 
 class Places(NamedTuple):
-    """What the layers share. positions [B, T]; bias [B, 1, 1, T, S]: 0 where a key is seen; cos and sin [B, 1, T, C/2],
-    None without rotary positions."""
+    """What the layers share. positions [B, T]; bias [B, 1, T, S]: 0 where a key is seen; by_head and by_key_head: shapes of
+    scores, [B, H, T, S] and [B, K, H / K · T, S]; cos and sin [B, 1, T, C/2], None without rotary positions."""
 
     positions: str
     bias: str
+    by_head: str
+    by_key_head: str
     cos: str | None
     sin: str | None
 
@@ -129,16 +132,20 @@ class _Builder:
         real = g.op("Unsqueeze", g.op("Cast", "attention_mask", to=9), g.constant([1]))  # bool [B, 1, S]
         allowed = g.op("And", real, seen)
         bias = g.op("Where", allowed, g.constant(0.0, np.float32), g.constant(_NOT_SEEN, np.float32))
-        bias = g.op("Unsqueeze", bias, g.constant([1, 2]))
+        bias = g.op("Unsqueeze", bias, g.constant([1]))
+        news, totals = (g.op("Unsqueeze", value, g.constant([0])) for value in (new, total))
+        heads = self.attention.heads, self.attention.kv_heads
+        by_head = g.op("Concat", g.constant([0, heads[0]]), news, totals, axis=0)
+        by_key_head = g.op("Concat", g.constant([0, heads[1], -1]), totals, axis=0)
         position = self.config.position
         if not isinstance(position, RopeConfig):
-            return Places(positions, bias, None, None)
+            return Places(positions, bias, by_head, by_key_head, None, None)
         frequencies, temperature = scaled_frequencies(position, self.attention.head_width)
         angles = g.op("Unsqueeze", g.op("Cast", positions, to=1), g.constant([1, 3]))  # [B, 1, T, 1]
         angles = g.op("Mul", angles, g.constant(frequencies.numpy(), np.float32))
         scale = g.constant(temperature, np.float32)
         cos, sin = (g.op("Mul", g.op(kind, angles), scale) for kind in ("Cos", "Sin"))
-        return Places(positions, bias, cos, sin)
+        return Places(positions, bias, by_head, by_key_head, cos, sin)
 
     def attend(self, x: str, layer: int, block: int, shared: Places) -> str:
         """What attention adds; x is not normed yet."""
@@ -154,13 +161,12 @@ class _Builder:
         q, k = self.turn(q, shared), self.turn(k, shared)
         k = g.named(f"present.{layer}.key", g.op("Concat", f"past_key_values.{layer}.key", k, axis=2))
         v = g.named(f"present.{layer}.value", g.op("Concat", f"past_key_values.{layer}.value", v, axis=2))
-        groups = g.constant([0, a.kv_heads, a.heads // a.kv_heads, -1, a.head_width])
-        q = g.op("Reshape", q, groups)  # [B, K, H / K, T, C]
         q = g.op("Mul", q, g.constant(a.head_width**-0.5, np.float32))
-        k = g.op("Unsqueeze", g.op("Transpose", k, perm=[0, 1, 3, 2]), g.constant([2]))  # [B, K, 1, C, S]
-        scores = g.op("Add", g.op("MatMul", q, k), shared.bias)
-        y = g.op("MatMul", g.op("Softmax", scores, axis=-1), g.op("Unsqueeze", v, g.constant([2])))
-        y = g.op("Reshape", y, g.constant([0, a.heads, -1, a.head_width]))
+        q = g.op("Reshape", q, g.constant([0, a.kv_heads, -1, a.head_width]))  # heads of one key, one after another
+        scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
+        scores = g.op("Add", g.op("Reshape", scores, shared.by_head), shared.bias)
+        weights = g.op("Reshape", g.op("Softmax", scores, axis=-1), shared.by_key_head)
+        y = g.op("Reshape", g.op("MatMul", weights, v), g.constant([0, a.heads, -1, a.head_width]))
         y = g.op("Transpose", y, perm=[0, 2, 1, 3])
         y = g.op("Reshape", y, g.constant([0, 0, a.heads * a.head_width]))
         return self.matrices.linear(y, f"{name}.output")
@@ -192,6 +198,6 @@ class _Builder:
 
     def norm(self, x: str, weight: str) -> str:
         g = self.g
-        squares = g.op("ReduceMean", g.op("Mul", x, x), g.constant([-1]), keepdims=1)
+        squares = g.op("ReduceMean", g.op("Pow", x, g.constant(2.0, np.float32)), g.constant([-1]), keepdims=1)
         root = g.op("Sqrt", g.op("Add", squares, g.constant(self.config.norm_epsilon, np.float32)))
         return g.op("Mul", g.op("Div", x, root), self.matrices.vector(weight))

@@ -27,6 +27,7 @@ from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.config import GQAConfig
 
 NAMES: dict[ONNXType, str] = {"fp32": "model", "int8": "model_quantized", "int4": "model_q4"}
+_DTYPES: dict[ONNXType, str] = {"fp32": "fp32", "int8": "q8", "int4": "q4"}  # as transformers.js calls them
 _GENAI_TYPES = ("llama", "qwen2", "qwen3")
 
 
@@ -53,9 +54,11 @@ def export_onnx_folder(folder: Path, out: Path, kind: ONNXType, say: Say | None 
             sizes = sum(file.stat().st_size for file in written)
             _write_json(temporary / "config.json", _config(folder, kind))
             _write_json(temporary / "generation_config.json", {**generation.settings, **generation.ids()})
-            _write_json(temporary / "genai_config.json", genai_config(config, tokenizer, generation, kind))
+            genai = genai_config(config, tokenizer, generation, kind)
+            _write_json(temporary / "genai_config.json", genai)
             tokenizer.save(temporary)
-            checked, unchecked = in_onnxruntime.check(path, folder, config, tokenizer, kind)
+            ends = genai["model"]["eos_token_id"]
+            checked, unchecked = in_onnxruntime.check(path, folder, config, tokenizer, kind, ends)
     formats = {str(weight.dtype): 0 for weight in graph.weights.values()}
     for weight in graph.weights.values():
         formats[str(weight.dtype)] += 1
@@ -113,8 +116,8 @@ def _search(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(folder: Path, kind: ONNXType) -> dict[str, Any]:
-    """The model's own config.json, and where transformers.js finds the weights."""
-    where = {"use_external_data_format": {f"{NAMES[kind]}.onnx": 1}}
+    """The model's own config.json, and which weights transformers.js takes, and where it finds them."""
+    where = {"dtype": _DTYPES[kind], "use_external_data_format": {f"{NAMES[kind]}.onnx": 1}}
     return {**read_json(folder / "config.json"), "transformers.js_config": where}
 
 

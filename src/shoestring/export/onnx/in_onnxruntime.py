@@ -17,6 +17,7 @@ import torch
 from shoestring.core.errors import ModelFileError
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.export.config import ONNXType
+from shoestring.export.onnx import in_genai
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model
@@ -24,6 +25,7 @@ from shoestring.nn.config import GQAConfig
 
 TEXT = "The quick brown fox's 12 jumps over 3456 lazy dogs.\n\ndef f(x):\n    return x**2\n"
 MOST_PARAMETERS = 500_000_000  # of a model that is held in memory beside onnxruntime's for this
+_TOKENS = 32
 _GREEDY = 16
 _OFF: dict[ONNXType, float] = {"fp32": 1e-3, "int8": 0.25, "int4": 1e-2}  # with the cache against without, of the span
 
@@ -35,7 +37,9 @@ class Session:
         import onnxruntime
 
         assert isinstance(config.attention, GQAConfig)
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._names = [f"{layer}.{part}" for layer in range(config.layers) for part in ("key", "value")]
         self._empty = np.zeros((1, config.attention.kv_heads, 0, config.attention.head_width), np.float32)
         self.cache = dict.fromkeys(self._names, self._empty)
@@ -58,17 +62,27 @@ class Session:
 
 
 def check(
-    path: Path, folder: Path, config: ModelConfig, tokenizer: Tokenizer, kind: ONNXType
+    path: Path, folder: Path, config: ModelConfig, tokenizer: Tokenizer, kind: ONNXType, ends: list[int]
 ) -> tuple[list[str], list[str]]:
-    """-> what was checked and what not, in sentences. Raises ModelFileError where the graph computes something else."""
+    """-> what was checked and what not, in sentences. ends: ids that end an answer in onnxruntime-genai.
+
+    Raises ModelFileError where the graph computes something else."""
     if importlib.util.find_spec("onnxruntime") is None:
         return [], ["in onnxruntime, which is not installed"]
     if config.parameter_count() > MOST_PARAMETERS:
         return [], [f"in onnxruntime: a model of more than {MOST_PARAMETERS:,} parameters"]
+    session = Session(path, config)
+    ids = tokenizer.encode(TEXT)[: max(min(_TOKENS, config.context - _GREEDY), 2)]
+    checked = [_compare(session, folder, ids, kind)]
+    if importlib.util.find_spec("onnxruntime_genai") is None:
+        return checked, [f"in {in_genai.NAME}, which is not installed"]
+    found, unchecked = in_genai.check(path.parents[1], ids, greedy(session, ids), ends, TEXT, tokenizer.encode(TEXT))
+    return [*checked, *found], unchecked
+
+
+def _compare(session: Session, folder: Path, ids: list[int], kind: ONNXType) -> str:
     import onnxruntime
 
-    session = Session(path, config)
-    ids = tokenizer.encode(TEXT)[: max(min(32, config.context - _GREEDY), 2)]
     logits = session.run(ids)
     if not np.isfinite(logits).all():
         raise _differs("gives logits that are not finite")
@@ -84,12 +98,12 @@ def check(
     version = f"in onnxruntime {onnxruntime.__version__}"
     if kind != "fp32":
         same = float((ours.argmax(-1) == logits.argmax(-1)).mean())
-        return [f"{version}: with and without cache; the likeliest token is the model's for {same:.0%} of a text"], []
+        return f"{version}: with and without cache; the likeliest token is the model's for {same:.0%} of a text"
     if not np.abs(ours - logits).max() <= _OFF[kind] * span:
         raise _differs("gives other logits than the model")
     if greedy(session, ids) != _greedy(decoder, ids):
         raise _differs("goes on with other tokens than the model")
-    return [f"{version}: logits with and without cache, {_GREEDY} greedy tokens"], []
+    return f"{version}: logits with and without cache, {_GREEDY} greedy tokens"
 
 
 def greedy(session: Session, ids: list[int], count: int = _GREEDY) -> list[int]:
