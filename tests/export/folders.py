@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2_SPLIT
 
 from shoestring.data.tokenizer import Tokenizer
 from tests.models.gguf.gguf_files import SPECIALS, TEMPLATE, USER_DEFINED, tiny_model, vocabulary
+from tests.models.tiny_families import make_model
 
 LLAMA3_SPLIT = TikTokenConverter.__init__.__defaults__[1]
 WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -58,4 +60,13 @@ def saved(folder: Path, arch: str = "llama", pre: str = "smollm", **changes: Any
     """A folder as transformers writes it, but for the tokenizer."""
     tiny_model(arch, **{**special_ids(), **changes}).save_pretrained(folder)
     tokenizer_of(pre).save(folder)
+    return folder
+
+
+def saved_experts(folder: Path, family: str) -> Path:
+    """family: mixtral or qwen3_moe. Five experts in a layer, two for a token."""
+    sizes = {"vocab_size": len(vocabulary()[0]), "hidden_size": 32, "head_dim": 8, "max_position_embeddings": 128}
+    more = {"norm_topk_prob": True} if family == "qwen3_moe" else {}
+    make_model(family, torch.float32, **sizes, **more).save_pretrained(folder)
+    tokenizer_of().save(folder)
     return folder

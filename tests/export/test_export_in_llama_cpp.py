@@ -24,7 +24,7 @@ from shoestring.models.get import get
 from shoestring.models.gguf.convert import convert
 from shoestring.models.peft_folder import merge_folder, save_adapter
 from shoestring.nn.lora_config import LoRAConfig
-from tests.export.folders import CUTS, saved, tokenizer_of
+from tests.export.folders import CUTS, saved, saved_experts, tokenizer_of
 from tests.export.test_export_adapter import shaken
 from tests.models.gguf.test_gguf_tokenizer import NASTY
 
@@ -86,6 +86,14 @@ def test_greedy_tokens_are_ours(arch: str, kind: str, least: float, tmp_path: Pa
             logits = decoder.head(decoder(torch.tensor([prompt + tokens[:-1]]))[0])[0, len(prompt) - 1 :]
         same += (logits.argmax(-1) == torch.tensor(tokens)).tolist()
     assert len(same) == len(PROMPTS) * TOKENS and sum(same) >= least * len(same)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_chosen_and_mixed_as_here(family: str, tmp_path: Path) -> None:
+    folder = saved_experts(tmp_path / "model", family)
+    done = export_gguf(folder, tmp_path / "m.gguf", "f32")
+    assert any(sentence.startswith("in llama.cpp") for sentence in done.checked) and not done.unchecked
+    assert greedy(done.file) == ours(folder)
 
 
 def test_the_judge_would_see_rows_that_are_not_interleaved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

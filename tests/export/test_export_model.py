@@ -28,9 +28,8 @@ from shoestring.models.families.registry import read_config
 from shoestring.models.folder import save_model
 from shoestring.models.gguf import dequantize
 from shoestring.models.gguf.convert import convert
-from tests.export.folders import saved, tokenizer_of
+from tests.export.folders import saved, saved_experts, tokenizer_of
 from tests.models.gguf.gguf_files import gguf_name, permute, tiny_model, vocabulary
-from tests.models.tiny_families import make_model
 
 TOKENS = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(1))
 LLAMA3 = {
@@ -194,11 +193,7 @@ def load_torch(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_experts_of_a_layer_become_one_tensor(family: str, tmp_path: Path) -> None:
-    sizes = {"vocab_size": len(vocabulary()[0]), "hidden_size": 32, "head_dim": 8}
-    more = {"norm_topk_prob": True} if family == "qwen3_moe" else {}
-    make_model(family, torch.float32, **sizes, **more).save_pretrained(tmp_path / "model")
-    tokenizer_of().save(tmp_path / "model")
-    done = export_gguf(tmp_path / "model", tmp_path / "m.gguf", "f32")
+    done = export_gguf(saved_experts(tmp_path / "model", family), tmp_path / "m.gguf", "f32")
     found, own = stored(done.file), weights(tmp_path / "model")
     inside = "block_sparse_moe.experts.{}.w2" if family == "mixtral" else "mlp.experts.{}.down_proj"
     matrices = [own[f"model.layers.1.{inside.format(expert)}.weight"] for expert in range(5)]
@@ -208,7 +203,7 @@ def test_experts_of_a_layer_become_one_tensor(family: str, tmp_path: Path) -> No
     assert fields["general.architecture"].contents() == name
     assert (fields[f"{name}.expert_count"].contents(), fields[f"{name}.expert_used_count"].contents()) == (5, 2)
     assert found["blk.0.ffn_gate_inp.weight"].tensor_type == Kind.F32
-    assert not any("in llama.cpp" in sentence for sentence in done.checked)
+    assert done.checked[0] == "read back here: every tensor, token ids, chat template"
 
 
 def test_shared_blocks_are_written_for_every_layer(tmp_path: Path) -> None:

@@ -130,6 +130,12 @@ def interleaved(values: np.ndarray, head: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
 
 
+def apart(values: np.ndarray, head: int) -> np.ndarray:
+    """The inverse of `interleaved`."""
+    pairs = values.reshape(-1, head // 2, 2, values.shape[-1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
+
+
 def _reason(found: Architecture) -> str | None:
     """Why a model of a family that llama.cpp has is still none of its own."""
     config, attention, experts = found.config, found.attention, found.experts

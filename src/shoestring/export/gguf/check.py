@@ -16,7 +16,7 @@ import torch
 
 from shoestring.core.errors import ModelFileError
 from shoestring.data.tokenizer import Tokenizer
-from shoestring.export.gguf.architecture import Architecture
+from shoestring.export.gguf.architecture import Architecture, apart
 from shoestring.export.gguf.encode import BOUNDS, SMALLEST, rounded
 from shoestring.export.gguf.tensors import Source
 from shoestring.export.rows import folder_rows
@@ -88,11 +88,15 @@ def check_tokenizer(found: Tokenizer, wanted: Tokenizer) -> None:
         raise _differs("the chat template")
 
 
-def decoded_weights(file: GGUFFile) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-    """(a folder's name, shape, float32 numbers) of every tensor of an open file, one tensor after another."""
-    for tensor in plan_tensors(file, read_config(file)):
-        parts = [part.ravel() for part in tensor.slices()]
-        yield tensor.name, tensor.shape, np.concatenate(parts)
+def decoded_parameters(file: GGUFFile, sources: Iterable[Source]) -> Iterator[tuple[str, np.ndarray]]:
+    """(the decoder's name, float32 [rows, width], a vector as one row) of every parameter in an open file."""
+    for source in sources:
+        if source.constant is not None:
+            continue
+        with file.raw(file.tensors[source.name]) as raw:
+            values = dequantize(raw, source.kind, source.shape[-1])
+        values = apart(values, source.turned) if source.turned else values
+        yield from zip(source.parameters, np.split(values, len(source.parameters)), strict=True)
 
 
 def _together(slices: Iterable[np.ndarray], source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:

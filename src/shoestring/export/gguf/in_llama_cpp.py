@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +23,11 @@ import torch
 from shoestring.core.errors import ModelFileError
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.export.config import GGUFType
-from shoestring.export.gguf.check import PROBE, decoded_weights
+from shoestring.export.gguf.check import PROBE, decoded_parameters
+from shoestring.export.gguf.tensors import Source
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
-from shoestring.models.families.family import Family
 from shoestring.models.gguf.reader import GGUFFile
 
 INTERPRETER = "SHOESTRING_LLAMA_CPP"
@@ -38,6 +39,7 @@ _SECONDS = 600
 # The least correlation of its logits with ours, over the vocabulary.
 _ALIKE: dict[GGUFType, float] = {"f32": 0.9999, "f16": 0.99, "bf16": 0.99}
 _ALIKE_QUANTIZED = 0.9
+_ALIKE_EXPERTS = 0.8  # a little noise may choose another expert
 
 
 class Compared(NamedTuple):
@@ -78,9 +80,10 @@ def ask(python: str, **asked: Any) -> dict[str, Any]:
 
 
 def compare(
-    python: str, path: Path, asked: GGUFType, config: ModelConfig, family: Family, tokenizer: Tokenizer
+    python: str, path: Path, asked: GGUFType, config: ModelConfig, sources: Sequence[Source], tokenizer: Tokenizer
 ) -> Compared | None:
-    """None where llama-cpp-python is there and cannot be imported. config: as the file has it, without experts.
+    """None where llama-cpp-python is there and cannot be imported. config: without shared blocks; sources: of
+    the file's tensors.
 
     Raises ModelFileError for what llama.cpp does otherwise.
     """
@@ -100,7 +103,7 @@ def compare(
         raise _differs("has another chat template")
     if (found["opening"][:1] == [tokenizer.bos_id]) != tokenizer.opens_with_bos():
         raise _differs("begins a text with other tokens")
-    decoder = _decoder(path, config, family)
+    decoder = _decoder(path, config, sources)
     alike, equal = 1.0, 0
     for prompt, tokens, packed in zip(prompts, found["greedy"], found["logits"], strict=True):
         with torch.no_grad():
@@ -108,7 +111,8 @@ def compare(
             logits = decoder.head(hidden[0, len(prompt) - 1 :])
         alike = min(alike, _correlation(logits[0].numpy(), np.frombuffer(base64.b64decode(packed), np.float32)))
         equal += int((logits.argmax(-1) == torch.tensor(tokens)).sum())
-    if not alike >= _ALIKE.get(asked, _ALIKE_QUANTIZED):
+    least = _ALIKE_EXPERTS if config.feed_forward.kind == "moe" else _ALIKE.get(asked, _ALIKE_QUANTIZED)
+    if not alike >= least:
         raise _differs(f"gives other logits (a correlation of {alike:.3f})")
     return Compared(found["version"], alike, _TOKENS * len(prompts), equal)
 
@@ -121,13 +125,13 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
         return float(np.nan_to_num(np.corrcoef(one, other)[0, 1]))
 
 
-def _decoder(path: Path, config: ModelConfig, family: Family) -> Decoder:
+def _decoder(path: Path, config: ModelConfig, sources: Sequence[Source]) -> Decoder:
     """A decoder with the numbers of the file, in float32."""
     decoder = build(config)
-    parameters = {family.tensor_name(name): parameter for name, parameter in decoder.named_parameters()}
+    parameters = dict(decoder.named_parameters())
     with GGUFFile(path) as file, torch.no_grad():
-        for name, shape, values in decoded_weights(file):
-            parameters[name].copy_(torch.from_numpy(values).reshape(shape))
+        for name, values in decoded_parameters(file, sources):
+            parameters[name].copy_(torch.from_numpy(values).reshape(parameters[name].shape))
     return decoder.eval()
 
 

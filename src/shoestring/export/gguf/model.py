@@ -64,7 +64,7 @@ def export_model(folder: Path, out: Path, kind: GGUFType, name: str, say: Say | 
             config = "config, " if experts is None else ""
             checked = [f"read back here: {config}every tensor, token ids, chat template"]
             unchecked: list[str] = []
-            _ask_llama_cpp(written, kind, architecture, tokenizer, checked, unchecked)
+            _ask_llama_cpp(written, kind, architecture, sources, tokenizer, checked, unchecked)
             with atomic_write(beside) as text:
                 text.write(modelfile(out.name, tokenizer, generation, ends, files.config.context))
     return Exported(out, size, _formats(sources), checked, unchecked, [beside])
@@ -88,6 +88,7 @@ def _ask_llama_cpp(
     path: Path,
     kind: GGUFType,
     architecture: Architecture,
+    sources: Sequence[Source],
     tokenizer: Tokenizer,
     checked: list[str],
     unchecked: list[str],
@@ -96,12 +97,10 @@ def _ask_llama_cpp(
     python = in_llama_cpp.interpreter()
     if python is None:
         unchecked.append("in llama.cpp: llama-cpp-python is not installed")
-    elif architecture.experts is not None:
-        unchecked.append("in llama.cpp: of a mixture of experts")
     elif architecture.config.parameter_count() > in_llama_cpp.MOST_PARAMETERS:
         unchecked.append(f"in llama.cpp: of more than {in_llama_cpp.MOST_PARAMETERS:,} parameters")
     else:
-        found = in_llama_cpp.compare(python, path, kind, architecture.config, architecture.family, tokenizer)
+        found = in_llama_cpp.compare(python, path, kind, architecture.config, sources, tokenizer)
         if found is None:
             unchecked.append("in llama.cpp: llama-cpp-python cannot be imported")
             return

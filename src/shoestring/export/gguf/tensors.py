@@ -19,14 +19,15 @@ from shoestring.nn.config import block_order
 
 class Source(NamedTuple):
     """A tensor of the file. folder_name: what a folder made of the file calls it, "" of several experts and of what is
-    computed. places: of the experts in their order, else one. turned: the head width of rows to interleave, or 0.
-    constant: what is computed from the config."""
+    computed. places: of the experts in their order, else one. parameters: what a decoder without shared blocks calls
+    each of them. turned: the head width of rows to interleave, or 0. constant: what is computed from the config."""
 
     name: str
     folder_name: str
     shape: tuple[int, ...]
     kind: Kind
     places: tuple[Place, ...]
+    parameters: tuple[str, ...] = ()
     turned: int = 0
     constant: np.ndarray | None = None
 
@@ -53,15 +54,16 @@ def plan_tensors(files: WeightFiles, architecture: Architecture, mixture: Mixtur
     def add(parameter: str, layer: int = 0) -> None:
         place = files.places[parameter]
         name, shape = architecture.tensor_name(parameter, layer), tuple(place.info.shape)
-        if "_exps." in name:
-            held = planned[name].places if name in planned else ()
-            shape = (len(held) + 1, *shape)
-            planned[name] = Source(name, "", shape, mixture.kind(name, shape), (*held, place))
-            return
         own = parameter if not parameter.startswith("blocks.") else f"blocks.{layer}.{parameter.split('.', 2)[2]}"
         folder_name = architecture.family.tensor_name(own)
+        places: tuple[Place, ...] = (place,)
+        parameters: tuple[str, ...] = (own,)
+        if "_exps." in name:
+            if name in planned:
+                places, parameters = (*planned[name].places, place), (*planned[name].parameters, own)
+            shape, folder_name = (len(places), *shape), ""
         kind, turned = mixture.kind(name, shape), architecture.turned(name)
-        planned[name] = Source(name, folder_name, shape, kind, (place,), turned)
+        planned[name] = Source(name, folder_name, shape, kind, places, parameters, turned)
 
     add("embedding.weight")
     in_blocks: dict[int, list[str]] = {}
@@ -77,7 +79,7 @@ def plan_tensors(files: WeightFiles, architecture: Architecture, mixture: Mixtur
         add("head.weight")
     divisors = architecture.rope_divisors()
     if divisors is not None:
-        planned["rope_freqs.weight"] = Source("rope_freqs.weight", "", divisors.shape, Kind.F32, (), 0, divisors)
+        planned["rope_freqs.weight"] = Source("rope_freqs.weight", "", divisors.shape, Kind.F32, (), constant=divisors)
     return list(planned.values())
 
 
