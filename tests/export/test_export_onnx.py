@@ -99,6 +99,8 @@ def test_other_kinds_are_written_where_a_graph_can_say_them(changes: dict[str, A
     export_onnx(folder, tmp_path / "out")
     session = Session(graph_file(tmp_path / "out"), read_config(folder))
     wanted = ours(folder, IDS)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["model_type"] in ("llama", "qwen2", "qwen3") and written["head_dim"] == 16
     assert wanted.std() > 0.1
     np.testing.assert_allclose(session.run(IDS), wanted, rtol=0, atol=1e-3)
     session.forget()

@@ -7,6 +7,8 @@ names that transformers.js looks for; `genai_config.json` names the same file. B
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from shoestring.export.onnx.decoder import check_kinds, decoder_graph
 from shoestring.export.onnx.graph import write
 from shoestring.export.result import Exported
 from shoestring.models.config import ModelConfig
-from shoestring.models.families.registry import family_of, read_json
+from shoestring.models.families.registry import family_of, read_config, read_json
 from shoestring.models.folder import GenerationDefaults, check_rows, read_generation_config
 from shoestring.models.peft_folder import is_adapter
 from shoestring.models.resolve import Say
@@ -28,41 +30,50 @@ from shoestring.nn.config import GQAConfig
 
 NAMES: dict[ONNXType, str] = {"fp32": "model", "int8": "model_quantized", "int4": "model_q4"}
 _DTYPES: dict[ONNXType, str] = {"fp32": "fp32", "int8": "q8", "int4": "q4"}  # as transformers.js calls them
-_GENAI_TYPES = ("llama", "qwen2", "qwen3")
+_KNOWN_TYPES = ("llama", "qwen2", "qwen3")
 
 
 def export_onnx_folder(folder: Path, out: Path, kind: ONNXType, say: Say | None = None) -> Exported:
-    """Write the folder `out`. Raises ModelFileError for kinds that a graph cannot say, and where onnxruntime, if it is
-    there, computes something else; RunError where the disk is full."""
-    tell = say or (lambda sentence: None)
+    """Write the folder `out`. Raises what `check_folder` and `write_folder` do, and RunError where the disk is full."""
+    check_folder(folder)
+    with atomic_folder(out) as temporary:
+        done = write_folder(folder, temporary, kind, say)
+    return replace(done, file=out)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ModelFileError for an adapter, and for kinds that a graph cannot say, before anything is written."""
     if is_adapter(folder):
         raise ModelFileError(
             "an adapter is not written as an ONNX graph", str(folder),
             f"merge it: shoestring merge {folder} --out FOLDER, then export that",
         )  # fmt: skip
+    check_kinds(read_config(folder), str(folder))
+
+
+def write_folder(folder: Path, place: Path, kind: ONNXType, say: Say | None = None) -> Exported:
+    """Fill the empty folder `place`. Raises ModelFileError where onnxruntime, if it is there, computes something else."""
     with WeightFiles(folder) as files:
         config = files.config
-        check_kinds(config, str(folder))
         tokenizer, generation = Tokenizer.load(folder), read_generation_config(folder)
         check_rows(tokenizer, config, folder)
         graph, inputs, outputs = decoder_graph(config, files.places, kind)
-        with atomic_folder(out) as temporary:
-            (temporary / "onnx").mkdir()
-            tell(f"writing {NAMES[kind]}.onnx")
-            path = temporary / "onnx" / f"{NAMES[kind]}.onnx"
-            written = write(graph, path, inputs, outputs)
-            sizes = sum(file.stat().st_size for file in written)
-            _write_json(temporary / "config.json", _config(folder, kind))
-            _write_json(temporary / "generation_config.json", {**generation.settings, **generation.ids()})
-            genai = genai_config(config, tokenizer, generation, kind)
-            _write_json(temporary / "genai_config.json", genai)
-            tokenizer.save(temporary)
-            ends = genai["model"]["eos_token_id"]
-            checked, unchecked = in_onnxruntime.check(path, folder, config, tokenizer, kind, ends)
-    formats = {str(weight.dtype): 0 for weight in graph.weights.values()}
-    for weight in graph.weights.values():
-        formats[str(weight.dtype)] += 1
-    return Exported(out, sizes, formats, checked, unchecked)
+        (place / "onnx").mkdir()
+        if say is not None:
+            say(f"writing {NAMES[kind]}.onnx")
+        path = place / "onnx" / f"{NAMES[kind]}.onnx"
+        written = write(graph, path, inputs, outputs)
+    _write_json(place / "config.json", _config(folder, config, generation, kind))
+    genai = genai_config(config, tokenizer, generation, kind)
+    _write_json(place / "genai_config.json", genai)
+    ends = genai["model"]["eos_token_id"]
+    ids = {**generation.ids(), "eos_token_id": ends}  # all of them: transformers.js looks nowhere else
+    defaults = {**generation.settings, **{name: i for name, i in ids.items() if i not in (None, [])}}
+    _write_json(place / "generation_config.json", defaults)
+    tokenizer.save(place)
+    checked, unchecked = in_onnxruntime.check(path, folder, config, tokenizer, kind, ends)
+    formats = Counter(str(weight.dtype) for weight in graph.weights.values())
+    return Exported(place, sum(file.stat().st_size for file in written), dict(formats), checked, unchecked)
 
 
 def genai_config(
@@ -77,7 +88,7 @@ def genai_config(
     bos = next(iter([*_some(tokenizer.bos_id), *_some(generation.bos_id), *ends]), 0)
     return {
         "model": {
-            "type": family if family in _GENAI_TYPES else _GENAI_TYPES[0],  # says only that it is a text model
+            "type": family if family in _KNOWN_TYPES else _KNOWN_TYPES[0],  # says only that it is a text model
             "bos_token_id": bos,
             "eos_token_id": ends,
             "pad_token_id": pad,
@@ -115,10 +126,30 @@ def _search(settings: dict[str, Any]) -> dict[str, Any]:
     return {"do_sample": settings.get("do_sample") is True, "num_beams": 1, **found}
 
 
-def _config(folder: Path, kind: ONNXType) -> dict[str, Any]:
-    """The model's own config.json, and which weights transformers.js takes, and where it finds them."""
+def _config(folder: Path, config: ModelConfig, generation: GenerationDefaults, kind: ONNXType) -> dict[str, Any]:
+    """The model's own config.json, and which weights transformers.js takes, and where it finds them.
+
+    Of a model that transformers.js does not know it needs no more than sizes: what is computed, the graph says."""
+    attention = config.attention
+    assert isinstance(attention, GQAConfig)
+    values = read_json(folder / "config.json")
+    if values.get("model_type") not in _KNOWN_TYPES:
+        values = {
+            "model_type": _KNOWN_TYPES[0],
+            "vocab_size": config.vocabulary,
+            "hidden_size": config.width,
+            "intermediate_size": config.feed_forward.width,
+            "num_hidden_layers": config.layers,
+            "max_position_embeddings": config.context,
+            **generation.ids(),
+        }
+    heads = {
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_width,
+    }
     where = {"dtype": _DTYPES[kind], "use_external_data_format": {f"{NAMES[kind]}.onnx": 1}}
-    return {**read_json(folder / "config.json"), "transformers.js_config": where}
+    return {**values, **heads, "transformers.js_config": where}
 
 
 def _some(i: int | None) -> list[int]:
