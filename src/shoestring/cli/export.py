@@ -14,7 +14,7 @@ from shoestring.export.config import ExportType, Target
 
 app = verb(
     "export",
-    "Write a model for other tools: a GGUF file for llama.cpp and Ollama, or a folder with an ONNX graph.",
+    "Write a model for other tools: a GGUF file for llama.cpp and Ollama, a folder with an ONNX graph, or a web page.",
     (
         "shoestring export smollm2-135m --out smollm2.gguf --type q8_0",
         "shoestring export runs/finetune-1 --out adapter.gguf",
@@ -27,11 +27,11 @@ def export(
     model: Annotated[str, Parameter(help="a model folder, a run, an adapter, a .gguf file, or a name that get knows")],
     /,
     *,
-    out: Annotated[Path, Parameter(help="the new file, with a Modelfile beside it; of onnx the new folder")],
+    out: Annotated[Path, Parameter(help="the new file, with a Modelfile beside it; of onnx and web the new folder")],
     to: Annotated[Target, Parameter(help="what to write")] = "gguf",
     type: Annotated[
         ExportType | None,
-        Parameter(help="of the numbers: f32 to q4_k_m are gguf's [f16; of an adapter f32], the others onnx's [fp32]"),
+        Parameter(help="of the numbers: f32 to q4_k_m are gguf's [f16; of an adapter f32], the others onnx's [fp32] and web's [int4]"),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Target = Literal["gguf", "onnx"]
+Target = Literal["gguf", "onnx", "web"]
 GGUFType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k_m"]
 ONNXType = Literal["fp32", "int8", "int4"]
 ExportType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k_m", "fp32", "int8", "int4"]

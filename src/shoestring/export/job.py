@@ -18,12 +18,14 @@ from shoestring.models.resolve import Say, find_model
 def export(
     model: str | Path, out: str | Path, to: Target = "gguf", kind: str | None = None, say: Say | None = None
 ) -> Exported:
-    """`export_gguf` or `export_onnx`. Raises ConfigError for a kind that the other one has."""
-    types = {"gguf": GGUF_TYPES, "onnx": ONNX_TYPES}[to]
+    """`export_gguf`, `export_onnx` or `export_web`. Raises ConfigError for a kind that the other one has."""
+    types = GGUF_TYPES if to == "gguf" else ONNX_TYPES
     if kind is not None and kind not in types:
         raise ConfigError(f"there is no type {kind!r} of {to} to export to", hint=f"types: {', '.join(types)}")
     if to == "onnx":
         return export_onnx(model, out, cast("ONNXType | None", kind), say)
+    if to == "web":
+        return export_web(model, out, cast("ONNXType | None", kind), say)
     return export_gguf(model, out, cast("GGUFType | None", kind), say)
 
 
@@ -40,9 +42,7 @@ def export_gguf(
     if kind is not None and kind not in GGUF_TYPES:
         raise ConfigError(f"there is no type {kind!r} of gguf to export to", hint=f"types: {', '.join(GGUF_TYPES)}")
     _check_new(out, modelfile_path(out))
-    folder = find_model(model, say=say)
-    path = Path(os.path.expanduser(model))
-    name = path.name if path.exists() and path.name else str(model)
+    folder, name = find_model(model, say=say), _name(model)
     if is_adapter(folder):
         from shoestring.export.gguf.adapter import export_adapter
 
@@ -64,14 +64,38 @@ def export_onnx(
     kind: of the numbers; None is fp32. Raises ConfigError where the package onnx is not there, RunError where `out` is
     there already or cannot be written, and what `export.onnx.folder` raises.
     """
-    out = Path(os.path.expanduser(out))
-    if kind is not None and kind not in ONNX_TYPES:
-        raise ConfigError(f"there is no type {kind!r} of onnx to export to", hint=f"types: {', '.join(ONNX_TYPES)}")
-    need("onnx", "--to onnx", "export")
-    _check_new(out)
+    out = _new_folder(out, kind, "onnx")
     from shoestring.export.onnx.folder import export_onnx_folder
 
     return export_onnx_folder(find_model(model, say=say), out, kind or "fp32", say)
+
+
+def export_web(
+    model: str | Path, out: str | Path, kind: ONNXType | None = None, say: Say | None = None
+) -> Exported:
+    """Write a folder with a page that answers in the browser: what `export_onnx` writes, with transformers.js beside.
+
+    kind: of the numbers; None is int4. Raises what `export_onnx` does, and what `export.web.packages` does.
+    """
+    out = _new_folder(out, kind, "web")
+    from shoestring.export.web.folder import export_web_folder
+
+    return export_web_folder(find_model(model, say=say), out, kind or "int4", _name(model), say)
+
+
+def _new_folder(out: str | Path, kind: str | None, to: Target) -> Path:
+    out = Path(os.path.expanduser(out))
+    if kind is not None and kind not in ONNX_TYPES:
+        raise ConfigError(f"there is no type {kind!r} of {to} to export to", hint=f"types: {', '.join(ONNX_TYPES)}")
+    need("onnx", f"--to {to}", "export")
+    _check_new(out)
+    return out
+
+
+def _name(model: str | Path) -> str:
+    """What the model is called elsewhere."""
+    path = Path(os.path.expanduser(model))
+    return path.name if path.exists() and path.name else str(model)
 
 
 def _check_new(*files: Path) -> None:
