@@ -31,7 +31,10 @@ def export(
     to: Annotated[Target, Parameter(help="what to write")] = "gguf",
     type: Annotated[
         ExportType | None,
-        Parameter(help="of the numbers: f32 to q4_k_m are gguf's [f16; of an adapter f32], the others onnx's [fp32] and web's [int4]"),
+        Parameter(
+            help="of the numbers: f32 to q4_k_m are gguf's [f16; of an adapter f32], the others onnx's [fp32] and web's"
+            " [int4]"
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

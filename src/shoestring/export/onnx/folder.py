@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_folder(folder: Path, place: Path, kind: ONNXType, say: Say | None = None) -> Exported:
-    """Fill the empty folder `place`. Raises ModelFileError where onnxruntime, if it is there, computes something else."""
+    """Fill the empty folder `place`. Raises ModelFileError where onnxruntime, if there, computes something else."""
     with WeightFiles(folder) as files:
         config = files.config
         tokenizer, generation = Tokenizer.load(folder), read_generation_config(folder)

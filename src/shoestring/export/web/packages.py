@@ -6,7 +6,6 @@ What was fetched is kept in the cache, so that the next page needs no network.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import tarfile
@@ -42,17 +41,17 @@ def packages(say: Say | None = None) -> Path:
     if say is not None:
         say(f"fetching {TRANSFORMERS} {TRANSFORMERS_VERSION} and {ONNXRUNTIME} with npm")
     with atomic_folder(place, replace=True) as temporary, tempfile.TemporaryDirectory() as packed:
-        first = _pack(npm, f"{TRANSFORMERS}@{TRANSFORMERS_VERSION}", Path(packed))
-        about = foreign.parse_json(_member(first, "package.json").decode())
+        first = _pack(npm, f"{TRANSFORMERS}@{TRANSFORMERS_VERSION}", Path(packed) / "1")
         _copy(first, _OF_TRANSFORMERS, temporary)
-        version = about["dependencies"][ONNXRUNTIME]
-        _copy(_pack(npm, f"{ONNXRUNTIME}@{version}", Path(packed)), _OF_ONNXRUNTIME, temporary)
+        second = _pack(npm, f"{ONNXRUNTIME}@{_version(first)}", Path(packed) / "2")
+        _copy(second, _OF_ONNXRUNTIME, temporary)
     return place
 
 
 def _pack(npm: str, package: str, folder: Path) -> Path:
-    """The package's archive."""
-    command = [npm, "pack", package, "--json", "--ignore-scripts", "--pack-destination", str(folder)]
+    """The package's archive, alone in a new folder."""
+    folder.mkdir()
+    command = [npm, "pack", package, "--ignore-scripts", "--pack-destination", str(folder)]
     try:
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -63,7 +62,15 @@ def _pack(npm: str, package: str, folder: Path) -> Path:
             f"npm could not fetch {package}: {(lines or [str(run.returncode)])[-1][:300]}",
             hint="the first page needs the network, or npm's cache",
         )
-    return folder / Path(json.loads(run.stdout)[0]["filename"].replace("/", "-").lstrip("@")).name
+    return next(folder.glob("*.tgz"))
+
+
+def _version(archive: Path) -> str:
+    """Of onnxruntime, as the package asks for it."""
+    try:
+        return str(foreign.parse_json(_member(archive, "package.json"))["dependencies"][ONNXRUNTIME])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"the npm package {archive.name} does not say which {ONNXRUNTIME} it needs") from error
 
 
 def _copy(archive: Path, files: dict[str, str], folder: Path) -> None:
