@@ -27,8 +27,8 @@ FEWER = {
     "--n": "60", "--steps": "2", "--train.steps": "3", "--max-tokens": "4", "--time": "1s", "--vocabulary": "512",
     "--examples": "2", "--memory": "64GB", "--batch-size": "2",
 }  # fmt: skip
-# Two packages that are optional, and are not installed for tests, and what npm fetches; that the commands parse is tested
-# with all others.
+# Two packages that are optional, and are not installed for tests, and what npm fetches; that the commands parse is
+# tested with all others.
 NOT_RUN = ("--log.tensorboard", "--log.wandb", "--to web")
 PAGES = [page.name for page in sorted(DOCS.glob("*.md")) if page.name != "performance.md"]  # benchmarks
 

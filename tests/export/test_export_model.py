@@ -260,7 +260,8 @@ def test_memory_holds_slices_and_never_a_whole_large_tensor(tmp_path: Path, monk
     for module in (rows, dequantize):
         monkeypatch.setattr(module, "SLICE_BYTES", 50_000)
     monkeypatch.setattr(in_llama_cpp, "interpreter", lambda: None)  # which would take a second model
-    folder = saved(tmp_path / "model", hidden_size=1024, num_hidden_layers=1, intermediate_size=1024, num_attention_heads=64)
+    sizes = {"hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 64}
+    folder = saved(tmp_path / "model", **sizes)
     largest = weights(folder)["model.layers.0.mlp.up_proj.weight"].nbytes
     export_gguf(folder, tmp_path / "warm.gguf", "f32")  # what is kept after a first use
     tracemalloc.start()

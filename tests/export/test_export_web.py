@@ -65,7 +65,8 @@ def test_the_folder_has_all_that_its_page_names_and_the_model(library: Path, tmp
 def test_nothing_on_the_page_comes_from_elsewhere(library: Path, tmp_path: Path) -> None:
     export(saved(tmp_path / "tiny"), tmp_path / "out", "web", "int8")
     for name in ("index.html", "page.css", "page.js", "worker.js"):
-        assert not re.search(r"https?:|//\w", re.sub(r"^\s*//.*", "", (tmp_path / "out" / name).read_text(), flags=re.M))
+        written = re.sub(r"^\s*//.*", "", (tmp_path / "out" / name).read_text(), flags=re.MULTILINE)  # no comments
+        assert not re.search(r"https?:|//\w", written)
     assert "env.allowRemoteModels = false" in (tmp_path / "out" / "worker.js").read_text()
 
 
@@ -122,7 +123,7 @@ def test_a_package_without_its_file_and_an_npm_that_fails_are_sentences(
         npm.packages()
     failed = subprocess.CompletedProcess([], 1, "", "npm error code ENOTFOUND\nnpm error network no such host\n")
     monkeypatch.setattr(npm.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(RunError, match="npm could not fetch @huggingface/transformers.*: npm error network no such host"):
+    with pytest.raises(RunError, match="npm could not fetch @huggingface/.*: npm error network no such host"):
         npm.packages()
     monkeypatch.setattr(npm.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="--to web needs npm"):

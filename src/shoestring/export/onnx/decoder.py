@@ -34,8 +34,8 @@ _NOT_SEEN = -1e30
 
 
 class Places(NamedTuple):
-    """What the layers share. positions [B, T]; bias [B, 1, T, S]: 0 where a key is seen; by_head and by_key_head: shapes
-    of scores, [B, H, T, S] and [B, K, H / K · T, S]; cos and sin [B, 1, T, C/2], None without rotary positions."""
+    """What the layers share. positions [B, T]; bias [B, 1, T, S]: 0 where a key is seen; by_head and by_key_head:
+    shapes of scores, [B, H, T, S] and [B, K, H / K · T, S]; cos and sin [B, 1, T, C/2], None without rotary positions."""
 
     positions: str
     bias: str
