@@ -33,7 +33,7 @@ def export(
         ExportType | None,
         Parameter(
             help="of the numbers: f32 to q4_k_m are gguf's [f16; of an adapter f32], the others onnx's [fp32] and web's"
-            " [int4]"
+            " [int8]"
         ),
     ] = None,
     json: Json = False,

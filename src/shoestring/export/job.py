@@ -75,12 +75,12 @@ def export_web(
 ) -> Exported:
     """Write a folder with a page that answers in the browser: what `export_onnx` writes, with transformers.js beside.
 
-    kind: of the numbers; None is int4. Raises what `export_onnx` does, and what `export.web.packages` does.
+    kind: of the numbers; None is int8. Raises what `export_onnx` does, and what `export.web.packages` does.
     """
     out = _new_folder(out, kind, "web")
     from shoestring.export.web.folder import export_web_folder
 
-    return export_web_folder(find_model(model, say=say), out, kind or "int4", _name(model), say)
+    return export_web_folder(find_model(model, say=say), out, kind or "int8", _name(model), say)
 
 
 def _new_folder(out: str | Path, kind: str | None, to: Target) -> Path:

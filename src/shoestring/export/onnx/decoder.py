@@ -35,7 +35,7 @@ _NOT_SEEN = -1e30
 
 class Places(NamedTuple):
     """What the layers share. positions [B, T]; bias [B, 1, T, S]: 0 where a key is seen; by_head and by_key_head:
-    shapes of scores, [B, H, T, S] and [B, K, H / K · T, S]; cos and sin [B, 1, T, C/2], None without rotary positions."""
+    shapes of scores, [B, H, T, S] and [B, K, H / K · T, S]; cos and sin [B, 1, T, C/2], None without rotary ones."""
 
     positions: str
     bias: str

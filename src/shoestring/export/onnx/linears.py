@@ -1,9 +1,10 @@
 """The matrices of an ONNX graph in each number format: x [B, T, in] -> [B, T, out].
 
-fp32: MatMul. int8: what goes in is rounded to 8 bits as it comes, by one scale for all of it, weights by one for each
-output (DynamicQuantizeLinear, MatMulInteger); all standard operators, and unsigned on both sides, since products of
-signed by unsigned bytes overflow 16 bits on processors without VNNI. int4: onnxruntime's MatMulNBits, blocks of 32 with
-a scale and codes about their middle, 8 bits in the head. Codes of a tied embedding are there once, for both its uses.
+fp32: MatMul. int8: what goes in is rounded to 8 bits as it comes, with a scale for each token, since a few tokens have
+numbers a hundred times as large as all others'; weights have one for each output. All standard operators
+(MatMulInteger), and unsigned on both sides: sums of signed by unsigned bytes overflow 16 bits on processors without
+VNNI. int4: onnxruntime's MatMulNBits, blocks of 32 with a scale and codes about their middle; 8 bits in the head and in
+what loses most by 4, values and down projections. Codes of a tied embedding are there once, for both its uses.
 Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
@@ -21,7 +22,9 @@ from shoestring.models.weight_files import Place
 
 _BLOCK = 32
 _ZERO = 128  # the code of 0 in 8 bits
-_FLOAT = 1  # TensorProto.FLOAT
+_FLOAT, _UINT8 = 1, 2  # of TensorProto
+_IN_EIGHT = ("attention.value", "feed_forward.down")  # where the others have 4 bits
+_SMALLEST = 1e-30  # scale, of a token that is zero everywhere
 _IN_BYTES = 4  # accuracy_level: what goes into MatMulNBits may be rounded to 8 bits, block by block
 _Pair = tuple[np.ndarray, np.ndarray]
 
@@ -31,7 +34,7 @@ class Matrices:
 
     def __init__(self, graph: Graph, places: Mapping[str, Place], kind: ONNXType):
         self.graph, self.places, self.kind = graph, places, kind
-        self._rounded: dict[str, list[str]] = {}  # what went through DynamicQuantizeLinear already
+        self._rounded: dict[str, tuple[str, str]] = {}  # codes and scales of what was rounded already
 
     def linear(self, x: str, name: str) -> str:
         """name: of a linear of the decoder, dense or of low rank."""
@@ -44,7 +47,7 @@ class Matrices:
             case "int8":
                 product = self._int8(x, matrix)
             case "int4":
-                product = self._blocks(x, matrix, 4)
+                product = self._blocks(x, matrix, 8 if any(part in name for part in _IN_EIGHT) else 4)
         return self.graph.op("Add", product, self.vector(f"{name}.bias")) if f"{name}.bias" in self.places else product
 
     def head(self, x: str, tied: bool) -> str:
@@ -94,11 +97,21 @@ class Matrices:
         codes, scales = self._by_rows(name, as_rows)
         if as_rows:
             codes = g.op("Transpose", codes, perm=[1, 0])  # done once, when the graph is loaded
+        rounded, scale = self._by_tokens(x)
+        zero = g.constant(_ZERO, np.uint8)
+        sums = g.op("Cast", g.op("MatMulInteger", rounded, codes, zero, zero), to=_FLOAT)
+        return g.op("Mul", g.op("Mul", sums, scale), scales)
+
+    def _by_tokens(self, x: str) -> tuple[str, str]:
+        """x [B, T, D] -> codes 1 to 255 about 128, uint8, and scales [B, T, 1]."""
         if x not in self._rounded:
-            self._rounded[x] = g.ops("DynamicQuantizeLinear", 3, x)
-        rounded, scale, zero = self._rounded[x]
-        sums = g.op("Cast", g.op("MatMulInteger", rounded, codes, zero, g.constant(_ZERO, np.uint8)), to=_FLOAT)
-        return g.op("Mul", sums, g.op("Mul", scale, scales))
+            g = self.graph
+            largest = g.op("ReduceMax", g.op("Abs", x), g.constant([-1]), keepdims=1)
+            scale = g.op("Div", largest, g.constant(_ZERO - 1, np.float32))
+            scale = g.op("Max", scale, g.constant(_SMALLEST, np.float32))
+            codes = g.op("Add", g.op("Round", g.op("Div", x, scale)), g.constant(_ZERO, np.float32))
+            self._rounded[x] = g.op("Cast", codes, to=_UINT8), scale
+        return self._rounded[x]
 
     def _by_rows(self, name: str, as_rows: bool) -> tuple[str, str]:
         """The weights of codes, uint8 [in, out] or as rows [out, in], and of scales, float32 [out]."""
