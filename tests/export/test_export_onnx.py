@@ -166,7 +166,7 @@ def test_matrices_of_few_bits_are_near_and_the_graph_multiplies_what_they_stand_
     kind: str, tied: bool, tmp_path: Path
 ) -> None:
     sizes = {"hidden_size": 72, "head_dim": 16, "intermediate_size": 90}  # which blocks of 32 do not divide
-    folder = saved(tmp_path / "model", tie_word_embeddings=tied, **sizes)
+    folder = saved(tmp_path / "model", tie_word_embeddings=tied, initializer_range=0.15, **sizes)
     done = export_onnx(folder, tmp_path / "out", kind)
     assert "the likeliest token is the model's for" in done.checked[0]
     held, decoder = stored(graph_file(tmp_path / "out", kind)), load_model(folder)
@@ -178,12 +178,14 @@ def test_matrices_of_few_bits_are_near_and_the_graph_multiplies_what_they_stand_
             parameter = decoder.get_parameter(name)
             values = decoded(held, name, parameter.shape[1])
             lost = np.linalg.norm(values - parameter.numpy()) / np.linalg.norm(parameter.numpy())
-            assert lost < (0.12 if f"{name}.int4" in held else 0.01), name
+            assert lost < (0.12 if f"{name}.int4" in held else 0.015), name
+            if kind == "int8":
+                assert np.abs(held[f"{name}.int8"].astype(int) - 128).max() * 255 * 2 < 2**15  # two products of bytes
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))
         wanted = decoder.head(decoder(torch.tensor([IDS]))[0])[0].numpy()
     found = Session(graph_file(tmp_path / "out", kind), read_config(folder)).run(IDS)
     off = np.abs(found - wanted).max() / (wanted.max() - wanted.min())
-    assert off < 0.1  # what goes into a product is rounded to 8 bits
+    assert off < 0.05, off  # what goes into a product is rounded to 8 bits
     assert sum(name.endswith(("int4", "int8")) for name in held) == len(matrices)  # a tied head is not there twice
     assert done.bytes < sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 

@@ -1,10 +1,10 @@
 """The matrices of an ONNX graph in each number format: x [B, T, in] -> [B, T, out].
 
 fp32: MatMul. int8: what goes in is rounded to 8 bits as it comes, with a scale for each token, since a few tokens have
-numbers a hundred times as large as all others'; weights have one for each output. All standard operators
-(MatMulInteger), and unsigned on both sides: sums of signed by unsigned bytes overflow 16 bits on processors without
-VNNI. int4: onnxruntime's MatMulNBits, blocks of 32 with a scale and codes about their middle; 8 bits in the head and in
-what loses most by 4, values and down projections. Codes of a tied embedding are there once, for both its uses.
+numbers a hundred times as large as all others'; weights have one for each output, and 7 bits: sums of two products of
+8-bit numbers overflow the 16 bits that some processors have for them. All standard operators (MatMulInteger). int4:
+onnxruntime's MatMulNBits, blocks of 32 with a scale and codes about their middle; 8 bits in the head and in what loses
+most by 4, values and down projections. Codes of a tied embedding are there once, for both its uses.
 Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
@@ -22,6 +22,7 @@ from shoestring.models.weight_files import Place
 
 _BLOCK = 32
 _ZERO = 128  # the code of 0 in 8 bits
+_LARGEST = 63  # of an int8 weight: 2 · 63 · 255 < 2^15
 _FLOAT, _UINT8 = 1, 2  # of TensorProto
 _IN_EIGHT = ("attention.value", "feed_forward.down")  # where the others have 4 bits
 _SMALLEST = 1e-30  # scale, of a token that is zero everywhere
@@ -161,9 +162,9 @@ def _finite(place: Place) -> np.ndarray:
 
 
 def _of_rows(place: Place) -> _Pair:
-    """-> codes 1 to 255 about 128, uint8 [out, in], and scales, float32 [out]."""
+    """-> codes 65 to 191 about 128, uint8 [out, in], and scales, float32 [out]."""
     values = _finite(place)
-    scales = np.abs(values).max(1) / np.float32(_ZERO - 1)
+    scales = np.abs(values).max(1) / np.float32(_LARGEST)
     steps = np.where(scales > 0, scales, np.float32(1))
     return (np.rint(values / steps[:, None]) + _ZERO).astype(np.uint8), scales.astype(np.float32)
 
