@@ -26,8 +26,10 @@ def test_a_model_that_was_trained_and_fine_tuned_here_says_elsewhere_what_it_say
     for number in range(30):
         lines = "".join(f"def f{number}_{i}(x):\n    return {i * number} + x\n\n\n" for i in range(40))
         (texts / f"{number:02d}.py").write_text(lines)
-    run("pretrain", "elite-112m-smoke", "--data.source", texts, "--out", base)
-    run("finetune", base, "--data", sums(tmp_path / "sums.jsonl"), "--steps", 8, "--train.answers", 1, "--out", tuned)
+    faster = ("--optimizer.learning_rate", 1e-2)
+    run("pretrain", "elite-112m-smoke", "--data.source", texts, "--train.steps", 60, *faster, "--out", base)
+    examples = ("--data", sums(tmp_path / "sums.jsonl"), "--steps", 30, "--train.answers", 1)
+    run("finetune", base, *examples, *faster, "--out", tuned)
     run("merge", tuned, "--out", merged)
     run("export", merged, "--to", "gguf", "--type", "f32", "--out", tmp_path / "m.gguf")
     run("export", merged, "--to", "onnx", "--out", tmp_path / "onnx")
