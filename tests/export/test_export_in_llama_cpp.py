@@ -19,6 +19,7 @@ from shoestring.export.gguf.k_blocks import quantize_k
 from shoestring.export.job import export_gguf
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.adapters import attach
+from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model
 from shoestring.models.get import get
 from shoestring.models.gguf.convert import convert
@@ -73,18 +74,23 @@ def ours(folder: Path, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
     return [done.tokens for done in model.complete_ids(prompts, temperature=0, max_tokens=TOKENS)]
 
 
+def agreement(decoder: Decoder, prompts: list[list[int]], written: list[list[int]]) -> list[bool]:
+    """Of every token that was written after a prompt, whether ours is the same after the same tokens."""
+    same: list[bool] = []
+    for prompt, tokens in zip(prompts, written, strict=True):
+        with torch.no_grad():
+            logits = decoder.head(decoder(torch.tensor([prompt + tokens[:-1]]))[0])[0, len(prompt) - 1 :]
+        same += (logits.argmax(-1) == torch.tensor(tokens)).tolist()
+    return same
+
+
 @pytest.mark.parametrize(("kind", "least"), [("f32", 1.0), ("f16", 0.97), ("q8_0", 0.9)])
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 def test_greedy_tokens_are_ours(arch: str, kind: str, least: float, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", arch, **GENTLE)
     done = export_gguf(folder, tmp_path / "m.gguf", kind)
     assert any(sentence.startswith("in llama.cpp") for sentence in done.checked) and not done.unchecked
-    decoder = load_model(convert(done.file, tmp_path / "back"))
-    same = []
-    for prompt, tokens in zip(PROMPTS, greedy(done.file), strict=True):
-        with torch.no_grad():
-            logits = decoder.head(decoder(torch.tensor([prompt + tokens[:-1]]))[0])[0, len(prompt) - 1 :]
-        same += (logits.argmax(-1) == torch.tensor(tokens)).tolist()
+    same = agreement(load_model(convert(done.file, tmp_path / "back")), PROMPTS, greedy(done.file))
     assert len(same) == len(PROMPTS) * TOKENS and sum(same) >= least * len(same)
 
 
@@ -185,8 +191,12 @@ def test_smollm2_says_there_what_it_says_here(tmp_path: Path) -> None:
     questions = ("the capital of France", "a prime number", "snow", "12 + 5", "a poem", "Python", "rain", "a good name")
     talks = [[{"role": "user", "content": f"Tell me about {question}."}] for question in questions]
     prompts = [tokenizer.encode(tokenizer.render_chat(talk), specials=True) for talk in talks]
-    for kind in ("f16", "q8_0"):
-        file = export_gguf(folder, tmp_path / f"{kind}.gguf", kind).file
-        back = convert(file, tmp_path / kind, dtype="float32")
-        assert greedy(file, prompts) == ours(back, prompts), kind
-        file.unlink()
+    file = export_gguf(folder, tmp_path / "f16.gguf", "f16").file
+    back = convert(file, tmp_path / "f16", dtype="float32")
+    assert greedy(file, prompts) == ours(back, prompts)
+    # What goes into a product is rounded to 8 bits there, as here it is not: a near tie may fall otherwise.
+    file = export_gguf(folder, tmp_path / "q8_0.gguf", "q8_0").file
+    found = greedy(file, prompts)
+    same = agreement(load_model(convert(file, tmp_path / "q8_0")), prompts, found)
+    whole = sum(one == other for one, other in zip(found, ours(tmp_path / "q8_0", prompts), strict=True))
+    assert len(same) == 256 and sum(same) >= 0.98 * len(same) and whole >= 6, (sum(same), whole)
