@@ -42,6 +42,8 @@ def open_model(
     where, number_format = resolve_device(device), torch.float32 if dtype == "auto" else resolve_dtype(dtype)
     if weights == "float32" and where.type != "cpu":
         weights = "source"  # in float32, which is what auto means
+    if (weights, dtype, where.type) == ("source", "auto", "cpu") and decode_kernels() is not None:
+        weights = "float32"  # the same numbers, in native passes
     if weights != "source" and where.type != "cpu":
         where = torch.device("cpu")
         if say is not None:
