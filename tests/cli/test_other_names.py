@@ -55,6 +55,10 @@ FINETUNE = "finetune smollm2-135m --data mine.jsonl"
         ("ppl smollm2-135m", "did you mean perplexity?"),
         ("pull smollm2-135m", "did you mean get?"),
         ("completions bash", "did you mean completion?"),
+        ("gguf smollm2-135m", "did you mean export?"),
+        ("quantize smollm2-135m", "shoestring export MODEL --type q8_0"),
+        ("export smollm2-135m --out x.gguf --outtype q8_0", "did you mean --type?"),
+        ("export smollm2-135m --outfile x.gguf", "did you mean --out?"),
     ],
 )
 def test_a_name_of_another_tool_is_refused_with_ours(capsys, tmp_path, monkeypatch, line, hint):

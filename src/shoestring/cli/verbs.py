@@ -43,6 +43,7 @@ VERBS = (
     Verb("generate", "Use", "continue a text"),
     Verb("chat", "Use", "talk with a model"),
     Verb("serve", "Use", "answer over HTTP, as OpenAI's API does"),
+    Verb("export", "Use", "write a model for other tools: GGUF for llama.cpp and Ollama, ONNX"),
 )
 
 
