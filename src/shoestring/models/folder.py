@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 
 from shoestring.core.config import Config
-from shoestring.core.errors import ModelFileError
+from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.builder import allocate, build
+from shoestring.models.compressed_tensors import SECTION, section_of
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import config_fields, family_of, read_config, read_json
+from shoestring.models.packed_files import fill_packed, one_config, packed_linears, packed_tensors, put_packed
 from shoestring.models.weight_files import INDEX, WEIGHTS, WeightFiles
 from shoestring.models.weights import save_file
 from shoestring.nn.head import Head
+from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.quantized.int8_head import head_for
 from shoestring.nn.replace import replace_linears
 
@@ -57,10 +60,14 @@ def load_model(
     dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it. quantized:
     what the linears of the blocks become as they are read, one block after another, so that they are never all dense;
     where they compute in int8, the head does as well.
-    A head that config.json ties but the file gives other values is untied, as transformers does.
-    Raises ModelFileError with what is missing, unexpected, misshapen or broken.
+    A head that config.json ties but the file gives other values is untied, as transformers does. Linears that the
+    folder keeps in few bits stay so. Raises ModelFileError with what is missing, unexpected, misshapen or broken.
     """
-    with WeightFiles(folder) as files:
+    with WeightFiles(folder, packed=True) as files:
+        if files.packed:
+            if quantized is not None:
+                raise ConfigError("this model's weights are quantized already", hint="use the dense model of it")
+            return _load_packed(files, device, dtype or torch.float32)
         if quantized is None:
             decoder = build(files.config, device=device, dtype=dtype or torch.float32)
             _fill(decoder, "", files)
@@ -77,6 +84,17 @@ def load_model(
             replace_linears(block, quantized, lambda *_: True)
         decoder.blocks = blocks
         return decoder.eval()
+
+
+def _load_packed(files: WeightFiles, device: torch.device | str, dtype: torch.dtype) -> Decoder:
+    decoder = build(files.config, device="meta", dtype=dtype)
+    put_packed(decoder, files.packed)
+    allocate(decoder, device)
+    _fill(decoder, "", files)
+    for name, linear in packed_linears(decoder).items():
+        linear.dense_dtype = dtype
+        fill_packed(linear, files.packed[name], files.places.get(f"{name}.bias"))
+    return decoder.eval()
 
 
 def _fill(root: torch.nn.Module, prefix: str, files: WeightFiles) -> None:
@@ -144,16 +162,34 @@ def write_model_files(
     family = family_of(decoder.config)
     if generation is None:
         generation = GenerationDefaults.of_tokenizer(tokenizer)
-    dtype = str(dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)).removeprefix("torch.")
-    _write_json(folder / "config.json", {**config_fields(decoder.config, dtype), **generation.ids()})
-    _write_json(folder / "generation_config.json", {**generation.settings, **generation.ids()})
+    packed = packed_linears(decoder)
+    dtype = dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)
+    write_configs(folder, decoder.config, dtype, generation, one_config(packed) if packed else None)
     tensors = {
         family.tensor_name(name): (parameter.detach(), dtype_of(dtypes, name, parameter))
         for name, parameter in decoder.named_parameters()
     }
+    for name, linear in packed.items():
+        module = family.tensor_name(f"{name}.weight").removesuffix(".weight")
+        tensors |= {key: (tensor, tensor.dtype) for key, tensor in packed_tensors(linear, module).items()}
     _write_shards(tensors, folder, max_shard_bytes)
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def write_configs(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    generation: GenerationDefaults,
+    packed: PackedConfig | None = None,
+) -> None:
+    """config.json and generation_config.json. dtype: of dense weights; packed: how the blocks' linears are kept."""
+    fields = {**config_fields(config, str(dtype).removeprefix("torch.")), **generation.ids()}
+    if packed is not None:
+        fields[SECTION] = section_of(packed)
+    _write_json(folder / "config.json", fields)
+    _write_json(folder / "generation_config.json", {**generation.settings, **generation.ids()})
 
 
 def dtype_of(dtypes: Dtypes, name: str, parameter: Tensor) -> torch.dtype:
