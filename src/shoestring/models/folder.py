@@ -218,7 +218,7 @@ def _write_shards(tensors: dict[str, tuple[Tensor, torch.dtype]], folder: Path, 
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        on_cpu = {name: _rounded(name, *tensors[name]) for name in shard}
+        on_cpu = {name: rounded_to(name, *tensors[name]) for name in shard}
         save_file(on_cpu, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(shard, file))
     if len(shards) > 1:
@@ -226,8 +226,8 @@ def _write_shards(tensors: dict[str, tuple[Tensor, torch.dtype]], folder: Path, 
         _write_json(folder / INDEX, index)
 
 
-def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """On the CPU; the tensor itself where nothing is to be done."""
+def rounded_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """On the CPU; the tensor itself where nothing is to be done. Raises ModelFileError for numbers beyond float16."""
     found = tensor.to("cpu", dtype).contiguous()
     if dtype == torch.float16 and tensor.dtype != dtype and not bool(found.isfinite().all()):
         raise ModelFileError(f"tensor {name} has numbers beyond those of float16", hint="take bfloat16 or float32")

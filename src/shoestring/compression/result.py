@@ -1,0 +1,120 @@
+"""What a compression did to a model: sizes, losses on held-out text, errors of each matrix; printed, and kept in the
+folder as compression.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shoestring.core.units import counted, format_bytes, format_seconds
+
+REPORT, _VERSION = "compression.json", 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """weight_bytes: of all tensors on disk. loss: nats per token of the held-out text, None where there was none;
+    bits_per_byte: None too where ids do not stand for bytes; perplexity where it is beyond numbers."""
+
+    weight_bytes: int
+    loss: float | None
+    bits_per_byte: float | None
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.loss is None or self.loss > 700 else math.exp(self.loss)
+
+
+@dataclass(frozen=True)
+class MatrixError:
+    """error, nearest: squared error of what a linear gives on the calibration inputs, as a part of what it gives;
+    without calibration of its weights. nearest: of rounding to nearest."""
+
+    name: str
+    error: float
+    nearest: float
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` returns. packed_bytes: of the matrices in few bits. settings: of `QuantizeConfig`. tokens,
+    examples: calibrated with. labels: tokens measured. peak_memory: of the process, in bytes."""
+
+    folder: Path
+    model: str
+    settings: dict[str, Any]
+    before: Measured
+    after: Measured
+    packed_bytes: int
+    dense_dtype: str
+    tokens: int
+    examples: int
+    labels: int
+    matrices: tuple[MatrixError, ...]
+    seconds: float
+    peak_memory: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), **self.report()}
+
+    def report(self) -> dict[str, Any]:
+        """The content of compression.json."""
+        sides = {
+            name: {**asdict(side), "perplexity": side.perplexity}
+            for name, side in (("before", self.before), ("after", self.after))
+        }
+        return {
+            "version": _VERSION,
+            "verb": "quantize",
+            "model": self.model,
+            "settings": self.settings,
+            **sides,
+            "packed_bytes": self.packed_bytes,
+            "calibration": {"tokens": self.tokens, "examples": self.examples},
+            "held_out_tokens": self.labels,
+            "matrices": [asdict(matrix) for matrix in self.matrices],
+            "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
+        }
+
+    def __str__(self) -> str:
+        before, after, bits = self.before, self.after, self.settings["bits"]
+        rest = after.weight_bytes - self.packed_bytes
+        lines = [
+            f"model     {self.folder}",
+            f"weights   {format_bytes(before.weight_bytes)} -> {format_bytes(after.weight_bytes)}"
+            f" ({after.weight_bytes / before.weight_bytes - 1:+.0%}): {format_bytes(self.packed_bytes)} in {bits} bits,"
+            f" {format_bytes(rest)} in {self.dense_dtype}",
+        ]
+        if before.loss is not None and after.loss is not None:
+            lines.append(f"held out  {_change(before, after)}, on {counted(self.labels, 'token')}")
+        kept = sum(matrix.error for matrix in self.matrices) / max(len(self.matrices), 1)
+        plain = sum(matrix.nearest for matrix in self.matrices) / max(len(self.matrices), 1)
+        of = "outputs" if self.tokens else "weights"
+        nearest = f", {plain:.3%} rounded to nearest" if self.tokens else ""
+        lines += [
+            f"error     {kept:.3%} of the {of} of a matrix, squared{nearest}",
+            f"took      {format_seconds(self.seconds)} · peak {format_bytes(self.peak_memory)}",
+        ]
+        if self.dense_dtype == "float32" and rest > self.packed_bytes:
+            lines.append("smaller   --dtype bfloat16 makes what is not quantized half as large")
+        return "\n".join([*lines, f"chat      shoestring chat {self.folder}"])
+
+
+def _change(before: Measured, after: Measured) -> str:
+    pairs = [("perplexity", before.perplexity, after.perplexity, ".3f")]
+    if before.bits_per_byte is not None:
+        pairs.insert(0, ("bits per byte", before.bits_per_byte, after.bits_per_byte, ".4f"))
+    parts = []
+    for name, old, new, digits in pairs:
+        if old is not None and new is not None:
+            parts.append(f"{name} {old:{digits}} -> {new:{digits}} ({new / max(old, 1e-12) - 1:+.2%})")
+    return ", ".join(parts)
+
+
+def write_report(result: Quantized, folder: Path) -> None:
+    text = json.dumps(result.report(), indent=2, ensure_ascii=False)
+    (folder / REPORT).write_text(text + "\n", encoding="utf-8")
