@@ -21,6 +21,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from shoestring.cli.main import main
+from shoestring.compression.job import quantize
 from shoestring.core.errors import ShoestringError
 from shoestring.data.chat import render_chat
 from shoestring.finetuning.job import finetune
@@ -91,7 +92,8 @@ def make_kinds(root: Path) -> list[Kind]:
     generation = {"eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(generation))
     make = [_recipe, _values, _model, _shards, _tokenizer, _adapter, _gguf, _rows, _columns, _text, _template, _state]
-    return [each(root / each.__name__, base, rows) for each in [*make, _trained, _metrics, _prepared, _compressed]]
+    more = [_trained, _metrics, _prepared, _compressed, _quantized]
+    return [each(root / each.__name__, base, rows) for each in [*make, *more]]
 
 
 def _recipe(sound: Path, base: Path, rows: Path) -> Kind:
@@ -125,6 +127,15 @@ def _model(sound: Path, base: Path, rows: Path) -> Kind:
     }  # fmt: skip
     speak = ("--prompt", "1+1?", "--max-tokens", 2)
     return Kind("model", sound, files, lambda it, rng: command("generate", it, *speak))
+
+
+def _quantized(sound: Path, base: Path, rows: Path) -> Kind:
+    """Weights in few bits, with zero points."""
+    quantize(base, sound, group=16, method="rtn", symmetric=False)
+    files: dict[str, list[Damage]] = {
+        "config.json": [damaged_json, damaged], "model.safetensors": [damaged_safetensors, damaged],
+    }  # fmt: skip
+    return Kind("quantized", sound, files, lambda it, rng: call(load_model, it))
 
 
 def _shards(sound: Path, base: Path, rows: Path) -> Kind:

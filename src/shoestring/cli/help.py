@@ -19,7 +19,8 @@ _COLUMN = 26
 _VALUES = {
     "--time": "TIME", "--finetune-time": "TIME", "--memory": "SIZE", "--out": "PATH", "--model": "MODEL",
     "--recipe": "RECIPE", "--data": "DATA", "--preserve": "DATA", "--calibrate": "DATA",
-    "--columns": "FIELD=NAME", "--device": "DEVICE", "--dtype": "DTYPE", "--tokenizer": "MODEL", "--template": "FILE", "--text-field": "NAME", "--filters": "NAMES",
+    "--columns": "FIELD=NAME", "--device": "DEVICE", "--dtype": "DTYPE", "--tokenizer": "MODEL", "--template": "FILE",
+    "--text-field": "NAME", "--filters": "NAMES",
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def pack(codes_RN: Tensor, bits: int) -> Tensor:
     """codes: int8, all of them in the range of so many bits."""
     rows, count = codes_RN.shape
     positive = codes_RN.to(torch.int64) + (1 << bits - 1)
-    turns = F.pad(positive, (0, -count % _TURN)).view(rows, -1, _TURN)
+    turns = F.pad(positive, (0, -count % _TURN)).reshape(rows, -1, _TURN)
     packed = torch.zeros(rows, turns.shape[1], bits, dtype=torch.int64, device=codes_RN.device)
     for i in range(_TURN):
         word, first = divmod(i * bits, 32)
@@ -39,7 +39,7 @@ def unpack(words_RW: Tensor, bits: int, count: int) -> Tensor:
     if bits in (4, 8):
         return _unpack_bytes(words_RW, bits)[:, :count]
     rows = words_RW.shape[0]
-    turns = F.pad(words_RW, (0, -words_RW.shape[1] % bits)).view(rows, -1, bits).to(torch.int64) & 0xFFFFFFFF
+    turns = F.pad(words_RW, (0, -words_RW.shape[1] % bits)).reshape(rows, -1, bits).to(torch.int64) & 0xFFFFFFFF
     codes = torch.empty(rows, turns.shape[1], _TURN, dtype=torch.int8, device=words_RW.device)
     for i in range(_TURN):
         word, first = divmod(i * bits, 32)
