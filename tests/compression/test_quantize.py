@@ -257,6 +257,12 @@ def test_the_verb_makes_a_folder_that_generates_and_does_not_write_it_twice(
     assert main(["generate", "q", "--prompt", "1+1", "--max-tokens", "3"]) == 0
     assert main(["perplexity", "q", "--data", str(sums), "--examples", "4", "--context", "64"]) == 0
     capsys.readouterr()
+    assert main(["model", "show", "q"]) == 0
+    assert "quantize to 4 bits in groups of 16: " in capsys.readouterr().out
+    assert main(["model", "show", "q", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compression"]["after"] == shown["after"]
+    (tmp_path / "q" / "compression.json").write_text("{}")
+    assert main(["model", "show", "q"]) == 2 and "compression.json" in capsys.readouterr().err
     assert main(["quantize", str(model), "--method", "rtn", *flags]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
     assert main(["quantize", str(model), "--out", "other"]) == 2

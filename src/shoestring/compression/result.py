@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shoestring.core import foreign
+from shoestring.core.errors import ModelFileError
 from shoestring.core.units import counted, format_bytes, format_seconds
 
 REPORT, _VERSION = "compression.json", 1
+_BROKEN = f"remove {REPORT}: it only tells what was done"
 
 
 @dataclass(frozen=True)
@@ -118,3 +121,33 @@ def _change(before: Measured, after: Measured) -> str:
 def write_report(result: Quantized, folder: Path) -> None:
     text = json.dumps(result.report(), indent=2, ensure_ascii=False)
     (folder / REPORT).write_text(text + "\n", encoding="utf-8")
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """compression.json of a model folder; None where there is none. Raises ModelFileError for one that is broken."""
+    file = folder / REPORT
+    if not file.is_file():
+        return None
+    try:
+        content = foreign.read_json(file)
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"cannot be read: {error}", str(file), _BROKEN) from error
+    if not isinstance(content, dict):
+        raise ModelFileError("not a JSON object", str(file), _BROKEN)
+    return content
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line of a report. Raises ModelFileError where it lacks what it should hold."""
+    try:
+        settings, before, after = report["settings"], report["before"], report["after"]
+        group = f"groups of {int(settings['group'])}" if settings["group"] else "whole rows"
+        line = (
+            f"{report['verb']} to {int(settings['bits'])} bits in {group}: {format_bytes(before['weight_bytes'])}"
+            f" -> {format_bytes(after['weight_bytes'])}"
+        )
+        if after["perplexity"] is not None and before["perplexity"] is not None:
+            line += f", perplexity {before['perplexity']:.3f} -> {after['perplexity']:.3f}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{REPORT} lacks what it should hold: {error}", hint=_BROKEN) from error
+    return line
