@@ -18,11 +18,11 @@ INPUTS, OUTPUTS, DAMPING = 24, 7, 0.01
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight [O, I] and inputs [N, I] that hang together, some of them large."""
+    """weight [O, I] and inputs [N, I]: a few causes of all of them, and a little of their own; some are large."""
     random = torch.Generator().manual_seed(3)
-    mixing = torch.randn(INPUTS, INPUTS, generator=random, dtype=torch.float64) / INPUTS**0.5
-    mixing += torch.diag(torch.linspace(0.2, 3, INPUTS, dtype=torch.float64))
-    x_NI = torch.randn(200, INPUTS, generator=random, dtype=torch.float64) @ mixing
+    causes, effects = (torch.randn(shape, generator=random, dtype=torch.float64) for shape in ((200, 8), (8, INPUTS)))
+    x_NI = causes @ effects + 0.3 * torch.randn(200, INPUTS, generator=random, dtype=torch.float64)
+    x_NI *= torch.linspace(0.5, 2, INPUTS, dtype=torch.float64)
     weight_OI = torch.randn(OUTPUTS, INPUTS, generator=random, dtype=torch.float64) * 0.1
     return weight_OI.to(dtype), x_NI.to(dtype)
 
