@@ -22,6 +22,7 @@ from shoestring.nn.quantized.grid import Grid, fit
 BLOCK = 128
 _WIDE = 4096  # inputs up to which H is kept, and factored, in float64
 _TRIES = 4  # with ten times the damping each
+_COLUMNS = 1024  # of an inverse made at a time
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def inverse_factor(hessian_II: Tensor, order_I: Tensor, damping: float) -> Tenso
     inverse of H. Where H is too nearly singular for its number format, λ grows. Raises DataError for NaN.
     """
     backwards = order_I.flip(0)
-    turned = hessian_II[backwards][:, backwards]
+    turned = hessian_II[backwards.unsqueeze(1), backwards]
     mean = float(turned.diagonal().mean())
     if not 0 <= mean < float("inf"):
         raise DataError("the calibration text makes the model compute NaN or infinity", hint="the model is broken")
@@ -98,9 +99,20 @@ def inverse_factor(hessian_II: Tensor, order_I: Tensor, damping: float) -> Tenso
         lower, failed = torch.linalg.cholesky_ex(turned)
         if not int(failed):
             del turned
-            one = torch.eye(len(lower), dtype=lower.dtype)
-            return torch.linalg.solve_triangular(lower, one, upper=False).flip(0, 1)
+            return _turned_inverse(lower)
     raise DataError("the inputs that calibration found cannot be told apart", hint="calibrate with more text")
+
+
+def _turned_inverse(lower_II: Tensor) -> Tensor:
+    """J·L⁻¹·J, some columns at a time, so that two such matrices are in memory and no third."""
+    size = len(lower_II)
+    upper_II = torch.zeros_like(lower_II)
+    for first in range(0, size, _COLUMNS):
+        last = min(first + _COLUMNS, size)
+        one = torch.eye(size - first, last - first, dtype=lower_II.dtype)
+        columns = torch.linalg.solve_triangular(lower_II[first:, first:], one, upper=False)
+        upper_II[: size - first, size - last : size - first] = columns.flip(0, 1)
+    return upper_II
 
 
 def _one_by_one(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, damping: float) -> Tensor:
