@@ -133,8 +133,10 @@ def _one_by_one(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, damping: floa
             codes = grid.clamped(left_IO[i] / scale + zero)
             codes_IO[i] = codes
             errors[i - begin] = (left_IO[i] - (codes - zero) * scale) / factor_II[i, i]
-            left_IO[i + 1 : end].addr_(factor_II[i, i + 1 : end], errors[i - begin], alpha=-1)
-        left_IO[end:].addmm_(factor_II[begin:end, end:].t(), errors, alpha=-1)
+            if i + 1 < end:
+                left_IO[i + 1 : end].addr_(factor_II[i, i + 1 : end], errors[i - begin], alpha=-1)
+        if end < inputs:
+            left_IO[end:].addmm_(factor_II[begin:end, end:].t(), errors, alpha=-1)
     found_IO = torch.empty_like(codes_IO)
     found_IO[order_I] = codes_IO
     return found_IO.t().contiguous()

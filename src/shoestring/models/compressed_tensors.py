@@ -60,7 +60,10 @@ def section_of(config: PackedConfig) -> dict[str, Any]:
     inputs = None
     if config.activations is not None:
         inputs = {**_plain(8, True), "dynamic": True, "observer": None, "group_size": None, "strategy": "token"}
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
+    group = {
+        "targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None,
+        "format": form,
+    }  # fmt: skip
     return {
         "quant_method": METHOD,
         "format": form,
