@@ -8,7 +8,7 @@ Format: https://github.com/vllm-project/compressed-tensors
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from shoestring.core.errors import ModelFileError
 from shoestring.nn.quantized.config import PackedConfig
@@ -97,7 +97,7 @@ def _scheme(section: dict[str, Any], where: str | None) -> PackedConfig:
     if type(bits) is not int or not 2 <= bits <= 8:
         raise _refused("num_bits", bits, where, "from 2 to 8")
     symmetric = weights.get("symmetric")
-    activations = None if inputs is None else "int8"
+    activations: Literal["int8"] | None = None if inputs is None else "int8"
     size = _group_size(weights, where)
     return PackedConfig(
         bits=bits, group=size, symmetric=True if symmetric is None else symmetric, activations=activations
