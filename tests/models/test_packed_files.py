@@ -128,6 +128,8 @@ def weights_of(section: dict[str, Any]) -> dict[str, Any]:
         (lambda section: weights_of(section).update(group_size=0), "group_size is 0"),
         (lambda section: section["config_groups"]["group_0"].update(input_activations={"num_bits": 4}),
          "num_bits is 4"),
+        (lambda section: section["config_groups"]["group_0"].update(input_activations={"num_bits": 8}),
+         "dynamic is None"),
         (lambda section: section["config_groups"]["group_0"].update(output_activations={}), "output_activations"),
     ],
 )  # fmt: skip

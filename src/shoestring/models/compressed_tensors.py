@@ -93,6 +93,9 @@ def _scheme(section: dict[str, Any], where: str | None) -> PackedConfig:
     _check(weights, _NUMBERS, "weights", where)
     if inputs is not None:
         _check(inputs, _INPUTS, "input_activations", where)
+        for name in ("num_bits", "dynamic", "strategy"):  # left out, they mean other things
+            if inputs.get(name) is None:
+                raise _refused(name, None, where, repr(_INPUTS[name][0]))
     bits = weights.get("num_bits")
     if type(bits) is not int or not 2 <= bits <= 8:
         raise _refused("num_bits", bits, where, "from 2 to 8")
