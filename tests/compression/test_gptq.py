@@ -49,7 +49,7 @@ def by_definition(weight_OI: torch.Tensor, hessian_II: torch.Tensor, grid: Grid)
     return codes
 
 
-@pytest.mark.parametrize(("bits", "group", "symmetric"), itertools.product((3, 4), (8, None), (True, False)))
+@pytest.mark.parametrize(("bits", "group", "symmetric"), [*itertools.product((3, 4), (8, None), (True, False))])
 def test_codes_are_those_of_the_definition(monkeypatch, bits: int, group: int | None, symmetric: bool) -> None:
     monkeypatch.setattr(module, "BLOCK", 5)  # so that errors reach over several blocks
     weight, x = problem()

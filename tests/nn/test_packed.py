@@ -54,7 +54,7 @@ def test_what_is_packed_comes_back(bits: int, count: int) -> None:
     assert torch.equal(unpack(turned.t(), bits, 3).t(), codes)
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), itertools.product((3, 4, 8), (True, False)))
+@pytest.mark.parametrize(("bits", "symmetric"), [*itertools.product((3, 4, 8), (True, False))])
 def test_codes_are_the_nearest_of_each_groups_grid(bits: int, symmetric: bool) -> None:
     config = PackedConfig(bits=bits, group=16, symmetric=symmetric, scale="float32")
     weight = dense().weight.detach()

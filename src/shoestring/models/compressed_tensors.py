@@ -85,8 +85,8 @@ def _scheme(section: dict[str, Any], where: str | None) -> PackedConfig:
     _check(section, _SECTION, SECTION, where)
     groups = section.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:
-        found = f"{len(groups)} groups" if isinstance(groups, dict) else "no groups"
-        raise _refused("config_groups", found, where, "one group of linears that are all kept alike")
+        shown = f"{len(groups)} groups" if isinstance(groups, dict) else None
+        raise _refused("config_groups", groups, where, "one group of linears that are all kept alike", shown)
     (group,) = groups.values()
     _check(group, _GROUP, "config_groups", where)
     weights, inputs = group.get("weights"), group.get("input_activations")
@@ -133,9 +133,11 @@ def _check(part: Any, known: dict[str, tuple[Any, ...]], name: str, where: str |
             raise _refused(key, value, where, " or ".join(repr(one) for one in allowed) or "null")
 
 
-def _refused(name: str, value: Any, where: str | None, supported: str) -> ModelFileError:
-    text = repr(value)
-    shown = text if len(text) <= 60 else text[:57] + "..."
+def _refused(
+    name: str, value: Any, where: str | None, supported: str, shown: str | None = None
+) -> ModelFileError:
+    shown = shown or repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return ModelFileError(
         f"the weights are quantized in a way that cannot be read: {SECTION}: {name} is {shown}", where,
         f"supported: {supported}; or use the model's unquantized weights",
