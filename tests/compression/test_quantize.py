@@ -138,8 +138,7 @@ def test_every_form_is_read_back_to_the_weights_that_were_rounded(model: Path, t
     for name, linear in packed_linears(packed).items():
         weight = dense.get_parameter(f"{name}.weight")
         step = linear.scale.float().repeat_interleave(weight.shape[1] // linear.scale.shape[1], 1)
-        # Half a step, and what the largest weight lies beyond the grid by a scale that is rounded to 8 bits.
-        assert ((linear.weights() - weight).abs() <= (0.8 if linear.config.bits == 8 else 0.55) * step).all()
+        assert ((linear.weights() - weight).abs() <= 0.5001 * step).all()
         assert linear.scale.dtype == (torch.float16 if settings.get("dtype") else torch.bfloat16)
     assert result.before.loss is None and result.after.weight_bytes < result.before.weight_bytes
     stored = load_file(tmp_path / "q" / "model.safetensors")
@@ -147,7 +146,7 @@ def test_every_form_is_read_back_to_the_weights_that_were_rounded(model: Path, t
 
 
 def test_several_shards_are_one_model(model: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(job, "ShardWriter", lambda folder: ShardWriter(folder, 10_000))
+    monkeypatch.setattr(job, "ShardWriter", lambda folder: ShardWriter(folder, 4_000))
     quantize(model, tmp_path / "shards", method="rtn", group=16)
     monkeypatch.undo()
     quantize(model, tmp_path / "whole", method="rtn", group=16)

@@ -27,6 +27,7 @@ from shoestring.models.resolve import Say
 
 LEAST = 256  # tokens
 _TOGETHER = 4096  # tokens in a batch
+_LONGEST = 2048  # tokens at which examples are cut
 _READ = 16  # characters of text for each token that is wanted: four times as much text, to draw from
 _MEASURED = 5  # where there is little text, one part of so many is measured on
 
@@ -51,7 +52,7 @@ def read_calibration(settings: QuantizeConfig, tokenizer: Tokenizer, longest: in
     ConfigError for columns that no row has."""
     assert settings.calibrate is not None
     context = min(settings.context, longest)
-    dataset = _dataset(settings, tokenizer, context, say)
+    dataset = _dataset(settings, tokenizer, context, longest, say)
     source, lengths = settings.calibrate, dataset.lengths
     total = int(lengths.sum())
     kind = "window" if dataset.form == "text" else "example"
@@ -72,7 +73,9 @@ def read_calibration(settings: QuantizeConfig, tokenizer: Tokenizer, longest: in
     )  # fmt: skip
 
 
-def _dataset(settings: QuantizeConfig, tokenizer: Tokenizer, context: int, say: Say | None) -> SupervisedDataset:
+def _dataset(
+    settings: QuantizeConfig, tokenizer: Tokenizer, context: int, longest: int, say: Say | None
+) -> SupervisedDataset:
     source, bad = str(settings.calibrate), settings.on_bad_line
     rows = rows_of(source, bad, say, settings.columns)
     if rows is None or rows.form == "text":
@@ -80,7 +83,7 @@ def _dataset(settings: QuantizeConfig, tokenizer: Tokenizer, context: int, say: 
         some = _first(texts_of(source, rows, bad), wanted)
         return text_windows(some, tokenizer, source, context, context, specials=rows is not None)[0]
     given = {"format": rows.form, "validation": 0.0, "on_bad_line": bad, "columns": settings.columns}
-    return build_dataset(source, ModelSide.of(tokenizer), context, say, **given)
+    return build_dataset(source, ModelSide.of(tokenizer), max(context, min(_LONGEST, longest)), say, **given)
 
 
 def _first(texts: Iterator[str], characters: int) -> Iterator[str]:
@@ -100,8 +103,8 @@ def _until(lengths: np.ndarray, tokens: int, at_least_left: int = 1) -> int:
 
 def _batches(dataset: SupervisedDataset, chosen: np.ndarray, context: int) -> list[Batch]:
     lengths = dataset.lengths[chosen]
-    rows = best_fit_decreasing(lengths, max(context, int(lengths.max())), np.arange(len(chosen)))
-    together = max(_TOGETHER // context, 1)
+    room = max(context, int(lengths.max()))
+    rows, together = best_fit_decreasing(lengths, room, np.arange(len(chosen))), max(_TOGETHER // room, 1)
     return [
         to_batch(dataset, [[int(chosen[n]) for n in row] for row in rows[first : first + together]])
         for first in range(0, len(rows), together)

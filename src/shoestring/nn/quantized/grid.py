@@ -110,9 +110,16 @@ def _between(low_OG: Tensor, high_OG: Tensor, config: PackedConfig) -> Grid:
     """low <= 0 <= high: the ends of each group's range."""
     steps, half = (1 << config.bits) - 1, 1 << config.bits - 1
     span = 2 * torch.maximum(-low_OG, high_OG) if config.symmetric else high_OG - low_OG
-    stored = (span / steps).to(getattr(torch, config.scale))
+    stored = _rounded_up(span / steps, getattr(torch, config.scale))
     stored = torch.where(stored > 0, stored, torch.ones_like(stored))  # a group of zeros, on any grid
     if config.symmetric:
         return Grid(config.bits, stored, None)
     zero = (-half - low_OG / stored.to(low_OG.dtype)).round_().clamp_(-half, half - 1)
     return Grid(config.bits, stored, zero.to(torch.int8))
+
+
+def _rounded_up(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """To the format of scales: with a smaller one the grid would end before the range does."""
+    found = numbers.to(dtype)
+    above = (found.to(numbers.dtype) * (1 + 0.75 * torch.finfo(dtype).eps)).to(dtype)
+    return torch.where(found.to(numbers.dtype) < numbers, above, found)
