@@ -254,7 +254,7 @@ def test_the_verb_makes_a_folder_that_generates_and_does_not_write_it_twice(
     shown = json.loads(capsys.readouterr().out)
     assert shown["folder"] == "q" and shown["after"]["perplexity"] > 1
     assert main(["generate", "q", "--prompt", "1+1", "--max-tokens", "3"]) == 0
-    assert main(["perplexity", "q", "--data", str(sums), "--examples", "4", "--context", "64"]) == 0
+    assert main(["perplexity", "q", "--data", str(sums), "--examples", "4", "--context", "128"]) == 0
     capsys.readouterr()
     assert main(["model", "show", "q"]) == 0
     assert "quantize to 4 bits in groups of 16: " in capsys.readouterr().out
