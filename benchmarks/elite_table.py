@@ -1,6 +1,6 @@
 """What the recipe elite-sft teaches SmolLM2-135M-Instruct, beside what Elite-112M claims of itself.
 
-    python -m benchmarks.elite_table [--minutes 32] [--out FOLDER | --run FOLDER] [--all]
+    python -m benchmarks.elite_table [--minutes N] [--out FOLDER | --run FOLDER] [--all]
 
 Elite-112M claims six shares of right answers (factual recall 20%, form of sums 90%, right sums 10%, structure of code
 70%, instructions 30%, patterns 60%), which no program ever scored. Six groups of the suite stand for them. Their

@@ -84,7 +84,7 @@ def large_model(shape: str, dtype: str = "bfloat16", parent: Path | None = None,
                 str(folder), "SHOESTRING_CACHE names another folder for what can be made again",
             )  # fmt: skip
         tensors = [
-            StreamedTensor(name, tuple(parameter.shape), partial(_draw, name, tuple(parameter.shape), repeated))
+            StreamedTensor(name, tuple(parameter.shape), partial(draw, name, tuple(parameter.shape), repeated))
             for name, parameter in (
                 (family.tensor_name(own), parameter)
                 for own, parameter in build(config, device="meta").named_parameters()
@@ -95,7 +95,7 @@ def large_model(shape: str, dtype: str = "bfloat16", parent: Path | None = None,
     return folder
 
 
-def _draw(name: str, shape: Sequence[int], repeated: bool = False) -> Iterable[Any]:
+def draw(name: str, shape: Sequence[int], repeated: bool = False) -> Iterable[Any]:
     """The tensor's values in slices: ones for norms, normal numbers elsewhere, the same for the same name."""
     import numpy as np
 

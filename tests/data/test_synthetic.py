@@ -10,6 +10,7 @@ from decimal import Decimal
 import pytest
 
 from shoestring.core.errors import ConfigError
+from shoestring.data.synthetic import patterns
 from shoestring.data.synthetic.arithmetic import is_right
 from shoestring.data.synthetic.exercise import is_held_out, write
 from shoestring.data.synthetic.kinds import KINDS, make
@@ -68,29 +69,85 @@ def test_every_storys_steps_follow_from_its_words(sets):
     assert steps == {1, 2, 3}
 
 
-def test_every_patterns_next_item_is_the_only_one_its_rule_gives(sets):
-    for exercise in everything(sets, "patterns"):
-        shown = re.findall(r"(?:next: |sequence: |follows\? |one: )(.*)", exercise.question)[0]
+def sequences_of(exercise):
+    """Items, what is told, what is to follow; nothing of the places of letters."""
+    if exercise.problems[0].startswith("places"):
+        return
+    first, *listed = exercise.question.splitlines()
+    alone = re.findall(r"(?:next: |sequence: |follows\? |one: )(.*)", first)
+    for shown, answer in zip(listed or alone, exercise.answer.splitlines(), strict=True):
+        told, _, last = answer.partition(". The next one is ")
         items = [item.strip("?. ") for item in shown.split(",")]
-        items = [item for item in items if item]
-        if "repeats" in exercise.answer:
-            words = re.search(r"The pattern (.*) repeats", exercise.answer).group(1).split(", ")
-            assert items == [words[n % len(words)] for n in range(len(items))] and len(items) > len(words)
-            expected = words[len(items) % len(words)]
-        else:
-            numbers = [int(item) for item in items]
-            steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
-            if "times" in exercise.answer:
+        yield [item for item in items if item], told, last.removesuffix(".")
+
+
+def kind_of(items, told):
+    if not items[0].isdigit():
+        return "letters" if ":" in told else "repeats"
+    return "factors" if "/" in told else "steps" if "-" in told else "sums"
+
+
+def test_every_patterns_next_item_is_the_only_one_its_rule_gives(sets):
+    seen = set()
+    for exercise in everything(sets, "patterns"):
+        found = list(sequences_of(exercise))
+        if not found:
+            seen.add("places")
+            asked = re.findall(r"\b[A-Z]\b|\d+", exercise.question.partition(": ")[2])
+            pairs = [pair.split() for pair in exercise.answer.split(", ")]
+            assert [one for one, _ in pairs] == asked and pairs[-1][1] == exercise.result and len(pairs) >= 4
+            letters = [pair if pair[0].isalpha() else pair[::-1] for pair in pairs]
+            assert all(ord(letter) - ord("A") + 1 == int(place) for letter, place in letters)
+            continue
+        assert exercise.result == found[-1][-1] and len(found) in (1, 3, 4, 5)
+        for items, told, following in found:
+            kind = kind_of(items, told)
+            seen.add(kind)
+            sums = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", told)
+            assert all(eval(f"{a} {sign} {b}") == int(result) for a, sign, b, result in sums)
+            if kind == "repeats":
+                unit = items[: items.index(items[0], 1)]
+                assert items == [unit[n % len(unit)] for n in range(len(items))] and len(items) > len(unit)
+                assert following == unit[len(items) % len(unit)] and told == f"{items[-1]}, {following}"
+                continue
+            numbers = [ord(item) - ord("A") + 1 if kind == "letters" else int(item) for item in items]
+            pairs = list(zip(numbers, numbers[1:], strict=False))
+            if kind == "factors":
                 factor = numbers[1] // numbers[0]
-                assert all(b == a * factor for a, b in zip(numbers, numbers[1:], strict=False))
-                expected = str(numbers[-1] * factor)
-            elif "sum" in exercise.answer:
+                assert all(b == a * factor for a, b in pairs)
+                assert [(int(b), int(a)) for b, sign, a, _ in sums if sign == "/"] == [(numbers[1], numbers[0])]
+                assert f". The last is {numbers[-1]}: " in told
+                expected = numbers[-1] * factor
+            elif kind == "sums":
                 assert all(a + b == c for a, b, c in zip(numbers, numbers[1:], numbers[2:], strict=False))
-                expected = str(numbers[-1] + numbers[-2])
+                expected = numbers[-1] + numbers[-2]
             else:
+                steps = {b - a for a, b in pairs}
                 assert len(steps) == 1 and all(number >= 0 for number in numbers)
-                expected = str(numbers[-1] + steps.pop())
-        assert exercise.result == expected and exercise.answer.endswith(f"The next one is {expected}.")
+                expected = numbers[-1] + steps.pop()
+                (high, _, low, _), (last, *_) = sums
+                assert (int(high), int(low)) == (max(numbers[:2]), min(numbers[:2])) and int(last) == numbers[-1]
+            assert int(sums[-1][-1]) == expected
+            if kind == "letters":
+                numbered = re.findall(r"\b([A-Z]) (\d+)", told)
+                places = [(item, str(place)) for item, place in zip(items, numbers, strict=True)]
+                assert numbered == [*places[:2], places[-1]]
+                assert told.endswith(f", {expected} {following}") and following == chr(ord("A") + expected - 1)
+            else:
+                assert following == str(expected)
+    assert seen == {"steps", "factors", "letters", "sums", "repeats", "places"}
+
+
+def test_a_product_in_parts_of_its_digits_is_that_product():
+    for number, factor in ((76, 2), (509, 4), (120, 3), (700, 5), (9, 3), (1234, 10), (87654, 5)):
+        told = patterns._in_parts(number, factor)
+        if told is None:  # it would tell a sum that is held out
+            continue
+        sums = re.findall(r"(\d+) ([+*]) (\d+) = (\d+)", told)
+        assert all(eval(f"{a} {sign} {b}") == int(result) for a, sign, b, result in sums)
+        assert sums[-1][-1] == str(number * factor)
+        parts = [int(a) for a, sign, *_ in sums if sign == "*"]
+        assert sum(parts) == number and (factor == 10 or all(str(part).strip("0") in "123456789" for part in parts))
 
 
 def test_every_comparison_is_true(sets):
@@ -209,10 +266,10 @@ def test_runs_through_the_same_numbers_are_one_problem(sets):
     """What follows 7, 11, 15 is not given away by 3, 7, 11, 15 on the other side."""
     shown = {True: set(), False: set()}
     for held_out, part in ((False, sets["patterns"].train), (True, sets["patterns"].test)):
-        for exercise in part:
-            if "repeats" not in exercise.answer:
-                numbers = [int(text) for text in re.findall(r"\d+", exercise.question) + [exercise.result]]
-                kind = exercise.problems[0].split()[0]
+        for items, told, following in (found for exercise in part for found in sequences_of(exercise)):
+            kind = kind_of(items, told)
+            if kind not in ("repeats", "letters"):
+                numbers = [int(item) for item in [*items, following]]
                 numbers = sorted(numbers) if kind == "steps" else numbers
                 shown[held_out] |= {(kind, *numbers[n : n + 3]) for n in range(len(numbers) - 2)}
     assert shown[True] and not shown[True] & shown[False]

@@ -13,7 +13,9 @@ from shoestring.data.train_tokenizer import train_tokenizer
 from shoestring.evaluate.perplexity import perplexity
 from shoestring.evaluate.text import windows
 from shoestring.generate.language_model import LanguageModel
+from shoestring.kernels.decode import weights_of
 from shoestring.models.folder import load_model
+from shoestring.nn.quantized.decoding import DecodingLinear
 from shoestring.offload.load import load
 from tests.data.families import QWEN25, by_hand, chatml
 
@@ -243,3 +245,17 @@ def test_an_adapter_is_measured_as_the_model_that_it_makes(base, examples, tmp_p
     found = perplexity(tmp_path / "run", file)
     assert found.loss == pytest.approx(perplexity(merge_folder(tmp_path / "run"), file).loss, rel=1e-6)
     assert found.loss != pytest.approx(perplexity(base, file).loss, rel=1e-6)
+
+
+def test_weights_kept_for_decoding_have_the_perplexity_of_what_they_stand_for(judge, tmp_path):
+    _, folder = judge
+    kept, dense = LanguageModel.load(folder, weights="int4"), LanguageModel.load(folder)
+    exact = perplexity(dense, write_texts(tmp_path))
+    with torch.no_grad():
+        for name, linear in kept.decoder.named_modules():
+            if isinstance(linear, DecodingLinear):
+                dense.decoder.get_submodule(name).weight.copy_(linear.to_linear().weight)
+        dense.decoder.head.weight.copy_(weights_of(kept.decoder.head.matrix)[:, :24])  # and the embedding
+    found, wanted = perplexity(kept, write_texts(tmp_path)), perplexity(dense, write_texts(tmp_path))
+    assert found.loss == pytest.approx(wanted.loss, rel=0.005) and found.tokens == wanted.tokens
+    assert abs(wanted.loss - exact.loss) > 0.005 * exact.loss

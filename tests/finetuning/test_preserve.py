@@ -14,8 +14,10 @@ from torch.testing import assert_close
 import shoestring
 from shoestring.core.errors import ConfigError, DataError
 from shoestring.data.batch import Batch
+from shoestring.evaluate.suite.categories.every import CATEGORIES
+from shoestring.evaluate.suite.question import Category, questions
 from shoestring.finetuning.config import PreserveConfig
-from shoestring.finetuning.everyday import write_everyday
+from shoestring.finetuning.everyday import everyday_questions, write_everyday
 from shoestring.finetuning.preserve import Preserving, ordinary_batches, ordinary_examples
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.adapters import attach, without_adapters
@@ -174,6 +176,25 @@ def test_everyday_examples_are_the_models_own_and_made_once(base: Path, examples
     model = LanguageModel.load(base)
     write_everyday(model.decoder, model.tokenizer, read_generation_config(base), again)
     assert again.read_text() == file.read_text()
+
+
+def test_no_everyday_question_is_one_of_the_suites_that_is_held_out() -> None:
+    held_out = {question.asked for category in CATEGORIES for question in questions(category, "held-out")}
+    asked = everyday_questions()
+    assert len(asked) == len(set(asked)) == 92 and not held_out & set(asked)
+    facts = [one.split() for category in CATEGORIES for one in problems_of(category) if one.startswith("fact ")]
+    kinds = {"capital": "capital", "opposite": "contrary", "element": "symbol", "young": "young"}
+    looked_at = 0
+    for _, kind, *about in facts:
+        for question in asked:
+            if kinds.get(kind, "\0") in question:
+                assert f" {' '.join(about)} " not in question.replace("?", " ")
+                looked_at += 1
+    assert looked_at > 100
+
+
+def problems_of(category: Category) -> list[str]:
+    return [question.problem for question in questions(category, "held-out")]
 
 
 def test_examples_that_do_not_fit_are_refused_before_there_is_a_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from shoestring.generate.config import SamplingConfig
 from shoestring.generate.request import Request, Speed
@@ -103,3 +104,72 @@ def test_grown_slots_go_on_where_they_were(kind):
     events += list(scheduler.run())
     for id, prompt in zip(ids, prompts, strict=True):
         assert [event.token for event in events if event.request == id] == fresh(decoder, prompt)
+
+
+# Beginnings that requests have in common
+
+COMMON = [7 * i % 60 for i in range(40)]
+
+
+def count_read(scheduler, prompts, max_tokens=5, every=0):
+    """-> the new tokens of each prompt, and how many tokens of all of them had to be read. every: steps between two."""
+    sampling, left, ids, tokens = GREEDY.model_copy(update={"max_tokens": max_tokens}), list(prompts), [], {}
+    while left or not scheduler.idle:
+        for _ in range(1 if every else len(left)):
+            if left:
+                ids.append(scheduler.add(Request(left.pop(0), sampling)))
+        for _ in range(every or 1):
+            for event in scheduler.step():
+                tokens.setdefault(event.request, []).append(event.token)
+    return [tokens[id] for id in ids], scheduler.speed.prompt_tokens
+
+
+@pytest.mark.parametrize("kind, slots, every, budget", [
+    *((kind, 4, 0, 1000) for kind in KINDS), ("gqa", 4, 0, 7), ("mtla", 4, 0, 7), ("mtla", 2, 0, 1000),
+    ("gqa", 4, 2, 16),
+])  # fmt: skip
+def test_what_requests_have_in_common_is_read_once_and_copied(kind, slots, every, budget):
+    decoder = decoder_of(kind)
+    prompts = [[*COMMON, 1, 2], [*COMMON, 3], [*COMMON[:38], 5, 6], [*COMMON, 1, 2], [9, 8]]
+    scheduler = Scheduler(decoder, decoder.new_cache(slots, 60), prefill_tokens=budget)
+    found, read = count_read(scheduler, prompts, every=every)
+    sampling = GREEDY.model_copy(update={"max_tokens": 5})
+    assert found == [fresh(decoder_of(kind), prompt, sampling) for prompt in prompts]
+    assert read <= 42 + 3 * 5 + 2  # and not 42 + 41 + 40 + 42 + 2
+
+
+def test_copies_are_of_their_own():
+    decoder = decoder_of("gqa")
+    scheduler = scheduler_of(decoder, slots=2)
+    found, read = count_read(scheduler, [[*COMMON, 1], [*COMMON, 2]])
+    assert read == 42 and found[0] != found[1]
+    held = [scheduler.cache.keys[0][slot, :, :40].clone() for slot in range(2)]
+    assert torch.equal(*held)
+    count_read(scheduler, [[5] * 45])  # in one of them
+    kept = [torch.equal(scheduler.cache.keys[0][slot, :, :40], held[slot]) for slot in range(2)]
+    assert sorted(kept) == [False, True]
+
+
+def test_a_request_whose_beginning_is_no_longer_read_for_another_one_reads_it_itself():
+    decoder = decoder_of("gqa")
+    scheduler = Scheduler(decoder, decoder.new_cache(3, 60), prefill_tokens=8)
+    sampling = GREEDY.model_copy(update={"max_tokens": 5})
+    prompts = [[*COMMON, 1], [*COMMON, 2], [9, 8], [9, 7]]
+    ids = [scheduler.add(Request(prompt, sampling)) for prompt in prompts]
+    assert scheduler.step() == []
+    assert scheduler.running == [ids[0], ids[2]] and scheduler.waiting == [ids[1], ids[3]]  # a slot is kept for it
+    scheduler.cancel(ids[0])
+    tokens = {id: [] for id in ids}
+    while not scheduler.idle:
+        for event in scheduler.step():
+            tokens[event.request].append(event.token)
+    assert [tokens[id] for id in ids] == [[], *(fresh(decoder, prompt, sampling) for prompt in prompts[1:])]
+
+
+def test_several_texts_of_a_long_prompt_read_it_once():
+    from tests.generate.tiny import tiny_model
+
+    model, prompt, options = tiny_model(context=200), "a long question, " * 6, {"temperature": 1.0, "max_tokens": 6}
+    texts = model.generate(prompt, num_return_sequences=4, **options)
+    assert len(set(texts)) == 4 and model.speed.prompt_tokens == len(prompt) + 3
+    assert texts == model.generate([prompt] * 4, **options)

@@ -9,7 +9,7 @@ from transformers import (
 
 from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.generate.config import SamplingConfig, sampling_config
-from shoestring.generate.sampling import Draw, candidates, choose, distribution, penalize
+from shoestring.generate.sampling import Draw, candidates, choose, distribution, likeliest, penalize
 
 SETTINGS = [
     {"temperature": 1.0, "top_p": 1.0},
@@ -150,3 +150,12 @@ def test_options_of_the_call_win_over_the_model_s_advice_and_none_means_not_give
         {"temperature": 0.2, "top_p": 0.5}, {"temperature": 0.9, "top_p": None, "stop": "x"}
     )
     assert (config.temperature, config.top_p, config.stop) == (0.9, 0.5, ("x",))
+
+
+def test_the_likeliest_token_is_the_first_of_the_highest_and_what_is_no_number_is_seen():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0], [5.0, float("nan"), 9.0, 0.0], [float("inf"), 1.0, 2.0, 3.0]])
+    for given in (logits, logits.double(), logits[:, :].bfloat16()):
+        best, places = likeliest(given)
+        assert best[0] == 3 and places[0] == 1
+        assert best[1] != best[1] and best[2] == float("inf") and places[2] == 0
+    assert likeliest(torch.arange(24.0).view(2, 12)[:, :7]) == ([6.0, 18.0], [6, 6])

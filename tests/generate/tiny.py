@@ -13,6 +13,7 @@ from shoestring.generate.scheduler import Scheduler
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
+from shoestring.models.decoding_weights import with_int8_cache
 from shoestring.nn.config import GQAConfig, SwiGLUConfig
 
 SPECIALS = ("<|bos|>", "<|end|>")  # ids 256 and 257
@@ -54,6 +55,7 @@ KINDS = {
         "memory": {"layers": [1], "capacity": 8, "block": 4, "top_k": 2},
     },
 }  # fmt: skip
+KINDS["int8"] = KINDS["gqa"]  # keys and values in int8
 
 
 def decoder_of(kind: str, context: int = 64) -> Decoder:
@@ -61,7 +63,8 @@ def decoder_of(kind: str, context: int = 64) -> Decoder:
     config = ModelConfig.model_validate(
         {"vocabulary": 61, "width": 32, "layers": 2, "context": context, "feed_forward": {"width": 48}, **KINDS[kind]}
     )
-    return strengthened(build(config, seed=0, dtype=torch.float64).eval(), 20)
+    decoder = strengthened(build(config, seed=0, dtype=torch.float64).eval(), 20)
+    return with_int8_cache(decoder) if kind == "int8" else decoder
 
 
 def strengthened(decoder: Decoder, blocks: float = 6) -> Decoder:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from shoestring.core.errors import TokenizerError
 from shoestring.generate.config import SamplingConfig
-from shoestring.serve.terminal import TerminalChat
+from shoestring.serve.terminal.chat import TerminalChat
 from tests.generate.tiny import Script, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_the_reply_keeps_what_was_said_and_leaves_the_cache_sound(mo
 PROGRAM = """
 import time
 from shoestring.generate.config import SamplingConfig
-from shoestring.serve.terminal import TerminalChat
+from shoestring.serve.terminal.chat import TerminalChat
 from tests.generate.tiny import Script, tiny_model
 
 model = tiny_model(context=900)
@@ -250,3 +250,13 @@ def wait_for(terminal, text, seconds=60):
         assert ready, f"no {text!r} in {seconds} s, but {seen!r}"
         seen += os.read(terminal, 1)
     return seen
+
+
+def test_set_takes_constraints_and_off_ends_them_and_beams_are_refused():
+    lines = "/set regex [ab]{3}\none\n/set num_beams 3\n/set regex (\n/set regex off\n/set logit_bias {64: -5}\ntwo\n"
+    session, output, said = chat(tiny_model(context=400), lines)
+    assert re.fullmatch("[ab]{3}\n.*\n", output, re.DOTALL)
+    assert "beam search cannot be combined with a conversation" in said
+    assert "regular expression cannot be used" in said
+    assert "regex [ab]{3}" in said and "logit_bias {64: -5.0}" in said
+    assert session.sampling.regex is None and session.sampling.num_beams == 1

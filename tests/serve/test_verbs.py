@@ -95,3 +95,75 @@ def test_chat_reads_turns_from_a_pipe(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
     assert main(["chat", folder, *FAST]) == 0
     assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_everything_of_sampling_is_a_flag(folder, capsys, tmp_path):
+    flags = ["--typical-p", "0.9", "--min-p", "0.01", "--presence-penalty", "0.1", "--frequency-penalty", "0.1"]
+    flags += ["--logit-bias", "64=-5", "--bad-words-ids", "65,66", "--no-repeat-ngram-size", "4", "--min-tokens", "2"]
+    flags += ["--temperature", "0.8", "--num-return-sequences", "2", "--logprobs", "2", "--stop-tokens", "3"]
+    common = ["--prompt", "abc", "--device", "cpu", "--json"]
+    assert main(["generate", folder, *common, "--max-tokens", "6", *flags]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [one["prompt"] for one in result["results"]] == ["abc", "abc"]
+    assert result["sampling"]["logit_bias"] == [[64, -5.0]] and result["sampling"]["bad_words_ids"] == [[65, 66]]
+    first = result["results"][0]["logprobs"][0]
+    assert len(first["top"]) == 2 and first["logprob"] <= first["top"][0]["logprob"] < 0
+    (tmp_path / "schema.json").write_text('{"enum": ["one", "other"]}')
+    for verb, schema in (("generate", str(tmp_path / "schema.json")), ("chat", '{"enum": ["one", "other"]}')):
+        assert main([verb, folder, *common, "--max-tokens", "20", "--json-schema", schema]) == 0
+        assert json.loads(json.loads(capsys.readouterr().out)["text"]) in ("one", "other")
+    beams = ["--max-tokens", "6", "--num-beams", "3", "--num-return-sequences", "2"]
+    assert main(["generate", folder, *common, *beams]) == 0
+    scores = [one["score"] for one in json.loads(capsys.readouterr().out)["results"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (["generate", "{}", "--prompt", "a", "--regex", "(a"], "the regular expression cannot be used"),
+        (["generate", "{}", "--prompt", "a", "--grammar", "nowhere.lark"], "nowhere.lark"),
+        (["generate", "{}", "--prompt", "a", "--logit-bias", "x"], "is not ID=VALUE"),
+        (["generate", "{}", "--prompt", "a", "--logprobs", "1"], "--logprobs needs --json"),
+        (["chat", "{}", "--prompt", "a", "--num-beams", "2"], "beam search cannot be combined with a conversation"),
+    ],
+)
+def test_a_flag_of_sampling_that_cannot_work_is_a_sentence(folder, capsys, line, said):
+    assert main([folder if word == "{}" else word for word in line]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_constrained_text_that_is_cut_says_so(folder, capsys):
+    arguments = ["generate", folder, "--prompt", "a", "--regex", "b{20}", "--max-tokens", "4", "--device", "cpu"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "abbbb\n"
+    assert "a text was cut before obeying --regex: --max-tokens allows more" in captured.err
+
+
+def test_guessing_ahead_gives_the_same_text_and_its_figures(folder, expected, capsys):
+    for guesser in ("lookup", folder):
+        assert main(["generate", folder, "--prompt", "abababab", "--speculate", guesser, *FAST]) == 0
+        assert capsys.readouterr().out == "abababab" + expected("abababab") + "\n"
+        assert main(["chat", folder, "--prompt", "abab", "--speculate", guesser, *FAST]) == 0
+        said = capsys.readouterr().out
+    assert main(["chat", folder, "--prompt", "abab", *FAST]) == 0
+    assert capsys.readouterr().out == said
+    longer = ["--max-tokens", "60", "--temperature", "0", "--device", "cpu", "--json"]
+    assert main(["generate", folder, "--prompt", "abababab", "--speculate", folder, *longer]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["guessed_tokens"] == result["guessed_right"] > 0
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--speculate", "{}", "--memory", "4GB"], "cannot be combined with --memory"),
+        (["--speculate", "lookup", "--num-beams", "2"], "no use for --speculate"),
+        (["--speculate", "nowhere"], "no model 'nowhere'"),
+    ],
+)
+def test_what_guesses_ahead_and_cannot_is_a_sentence(folder, capsys, flags, said):
+    flags = [folder if flag == "{}" else flag for flag in flags]
+    assert main(["generate", folder, "--prompt", "a", "--device", "cpu", *flags]) == 2
+    assert said in capsys.readouterr().err

@@ -11,6 +11,7 @@ from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, Sam
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
+from shoestring.generate.config import sampling_config
 
 app = verb(
     "chat",
@@ -35,18 +36,21 @@ def chat(
     place: PlaceFlags = ANYWHERE,
     json: Json = False,
 ) -> None:
-    options = sampling.options()
+    options = sampling.options(json)
     if json and prompt is None:
         raise ConfigError("--json needs --prompt: a conversation is not one result")
 
+    if not json:
+        sampling_config({}, options).check_streams("a conversation")
+
     from shoestring.generate.language_model import as_messages
-    from shoestring.serve.terminal import TerminalChat
+    from shoestring.serve.terminal.chat import TerminalChat
 
     language_model = place.load(model)
     if json and prompt is not None:
         messages = as_messages(prompt, system)
-        completion = language_model.complete_ids([language_model.encode_chat(messages)], **options)[0]
-        console.print_json(as_json(language_model, [prompt], [completion], options))
+        completions = language_model.complete_ids([language_model.encode_chat(messages)], **options)
+        console.print_json(as_json(language_model, [prompt], completions, options))
         return
     interactive = sys.stdin.isatty() and prompt is None
     session = TerminalChat(

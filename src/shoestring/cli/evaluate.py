@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from shoestring.cli.decoding import WEIGHTS_HELP, checked_weights
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -55,8 +56,16 @@ def evaluate(
     ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto",
+    weights: Annotated[str | None, Parameter(help=WEIGHTS_HELP)] = None,
     json: Json = False,
 ) -> None:
+    kept = checked_weights(weights, device, dtype, memory)
+    if adapter is not None and kept == "file":
+        raise ConfigError(
+            "--weights file: an adapter changes the weights, which are then not the file's (command line)",
+            hint="take int8 or int4",
+        )
+
     from shoestring.evaluate.suite.categories.every import CATEGORIES
     from shoestring.evaluate.suite.question import ITEMS, questions
 
@@ -92,7 +101,7 @@ def evaluate(
     categories(names)  # before a model is loaded
     done = []
     for name in models:
-        language, folder = _load(name, adapter, device, dtype, memory)
+        language, folder = _load(name, adapter, device, dtype, memory, kept)
         digest = None if again else digest_of(language, folder)
         shown = name if adapter is None else f"{name} with {adapter}"
         done.append(ask(language, side, names, count, shown, None if digest is None else Kept(digest)))
@@ -115,21 +124,26 @@ def evaluate(
 
 
 def _load(
-    name: str, adapter: str | None, device: str, dtype: str, memory: str | None
+    name: str, adapter: str | None, device: str, dtype: str, memory: str | None, weights: Any
 ) -> tuple[LanguageModel, Path | None]:
     """A model, with an adapter on it if one is named, and the adapter's folder."""
     from shoestring.models.adapters import merge
+    from shoestring.models.decoding_weights import kept_as
     from shoestring.models.peft_folder import load_adapter
     from shoestring.models.resolve import find_model
     from shoestring.offload.load import load
 
-    language = load(name, device, dtype, memory, say=console.say, scoring=True)
+    later = adapter is not None and memory is None and weights != "source"  # merged first, then kept as is asked
+    where = "cpu" if later and weights != "float32" else device
+    language = load(name, where, dtype, memory, "source" if later else weights, say=console.say, scoring=True)
     if adapter is None:
         return language, None
     folder = find_model(adapter, say=console.say)
     load_adapter(language.decoder, folder)
     if language.at_once is None:  # not streamed: its weights are here
         language.decoder = merge(language.decoder)
+    if later:
+        language.decoder, language.weights = kept_as(language.decoder, weights), weights
     return language, folder
 
 

@@ -15,7 +15,7 @@ _FLAGS: dict[str, tuple[str, ...]] = {
     for theirs, ours in (
         ("max_new_tokens n_predict num_predict max_gen_len num_tokens n", "--max-tokens"),
         ("temp t", "--temperature"),
-        ("repeat_penalty rep_pen frequency_penalty presence_penalty", "--repetition-penalty"),
+        ("repeat_penalty rep_pen", "--repetition-penalty"),
         ("stop_sequence stop_sequences stop_strings reverse_prompt", "--stop"),
         ("max_length", "--max-tokens --context --sequence-length"),
         ("p text input_text message query question", "--prompt"),
@@ -26,6 +26,7 @@ _FLAGS: dict[str, tuple[str, ...]] = {
         ("o output output_dir out_dir output_path output_file save_path save_dir outfile target", "--out"),
         ("torch_dtype precision outtype fp16 bf16 half", "--dtype"),
         ("gpu cuda device_map", "--device"),
+        ("draft draft_model model_draft assistant_model prompt_lookup_num_tokens", "--speculate"),
         ("max_memory memory_limit ram vram low_vram offload cpu_offload", "--memory"),
         ("dataset dataset_name dataset_path data_path data_dir train_file eval_data task tasks", "--data --calibrate"),
         ("num_samples limit max_samples max_examples num_examples count size", "--examples -n --n --rows"),
@@ -46,7 +47,7 @@ _FLAGS: dict[str, tuple[str, ...]] = {
 }
 _MODEL = "model m model_name model_path model_id model_name_or_path base_model pretrained adapter".split()
 _NOT_THERE = {
-    "num_beams": "there is no beam search; --temperature 0 takes the likeliest token each time",
+    "num_beams": "beams are searched by generate alone: --num-beams",
     "stream": "one prompt is streamed as it stands",
     "y": "nothing is asked: leave it out",
     "yes": "nothing is asked: leave it out",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from shoestring.cli.columns import Columns, columns_of
+from shoestring.cli.decoding import WEIGHTS_HELP, checked_weights
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 
@@ -40,17 +41,20 @@ def perplexity(
     ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto",
+    weights: Annotated[str | None, Parameter(help=WEIGHTS_HELP)] = None,
     columns: Columns = None,
     on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used; skip counts")] = "stop",
     json: Json = False,
 ) -> None:
+    kept = checked_weights(weights, device, dtype, memory)
+
     from shoestring.evaluate.perplexity import check_windows
     from shoestring.evaluate.perplexity import perplexity as measure
     from shoestring.offload.load import load
 
     named = columns_of(columns)
     check_windows(context, stride, examples)  # before a model is loaded
-    language = load(model, device, dtype, memory, say=console.say, scoring=True)
+    language = load(model, device, dtype, memory, kept, say=console.say, scoring=True)
     result = measure(
         language, data, context, stride, examples, on_bad_line=on_bad_line, say=console.say, columns=named
     )

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 EXIT_CODE = 130  # 128 + SIGINT, what shells expect of an interrupted command
 PATIENCE = 3.0  # seconds in which things may be tidied up
+_NUDGE = 0.05  # seconds
 _IMPORTING = "<frozen importlib._bootstrap>"
 _RESTORE: list[Callable[[], None]] = []
 _SHOW_CURSOR = b"\x1b[?25h"  # which a progress line hides
@@ -102,10 +103,17 @@ def _importing(frame: FrameType | None) -> bool:
 def _listen(heard: int) -> None:
     while number := os.read(heard, 1):
         if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is _raise:
-            timer = threading.Timer(PATIENCE, _insist, [time.monotonic()])
-            timer.daemon = True
-            timer.start()
+            for seconds, then in ((_NUDGE, _nudge), (PATIENCE, _insist)):
+                timer = threading.Timer(seconds, then, [time.monotonic()])
+                timer.daemon = True
+                timer.start()
     os.close(heard)
+
+
+def _nudge(since: float) -> None:
+    """Readline's wait for a key is not woken by a signal that came just before it: any later one does that."""
+    if os.name == "posix":
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGWINCH)
 
 
 def _insist(since: float) -> None:

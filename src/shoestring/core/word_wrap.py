@@ -10,12 +10,16 @@ from collections.abc import Callable
 
 
 class WordWrap:
-    """write: where the text goes. width: columns of a line. Call `end` behind the last piece."""
+    """write: where the text goes. width: columns of a line, which may change. Call `end` behind the last piece."""
 
     def __init__(self, write: Callable[[str], object], width: int):
-        self._write, self._width = write, max(width, 2)
+        self._write, self.width = write, width
         self._column = 0
         self._word, self._word_cells, self._blank = "", 0, ""
+
+    @property
+    def _width(self) -> int:
+        return max(self.width, 2)
 
     def add(self, piece: str) -> None:
         from rich.cells import cell_len

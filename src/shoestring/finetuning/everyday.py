@@ -34,11 +34,22 @@ _ASKS = (
     "What is the history of {}?", "Give me some advice about {}.", "What are the good and bad sides of {}?",
     "Write a short message to a friend about {}.", "Let us talk about {}.", "What is special about {}?",
 )  # fmt: skip
-_COUNT, _AT_ONCE, _LONGEST = 48, 24, 80  # questions, of which so many are answered together, in so many tokens
+# What is known and has a short answer, which tuning on form makes a model forget first. None of it is held out by
+# `shoestring evaluate`.
+_KNOWN = (
+    ("The capital of {} is which city?", "France; Spain; Germany; Japan; Russia; Egypt; Poland; Chile; Cuba; India"),
+    ("What would you call the contrary of {}?", "hot; big; fast; high; full; new; clean; wide; cheap; sharp; early"),
+    ("What is {}?", '"dog" in French; "water" in Spanish; "house" in French; "red" in German; "goodbye" in Spanish'),
+    ("Which symbol do chemists use for {}?", "carbon; nitrogen; gold; zinc; magnesium; titanium"),
+    ("What name has the young of {}?", "a dog; a sheep; a lion; a frog; a swan"),
+    ("Say shortly: {}", "who wrote Hamlet?; what do bees make?; how many legs has a spider?; which animal is tallest?;"
+     " what colour do blue and yellow make?; how many years has a century?; in which city is the Eiffel Tower?"),
+)  # fmt: skip
+_TALKS, _AT_ONCE, _LONGEST = 48, 24, 80  # of the others; so many are answered together, in so many tokens
 
 
 def write_everyday(decoder: Decoder, tokenizer: Tokenizer, defaults: GenerationDefaults, file: Path) -> None:
-    """48 questions and answers as `messages`, the same for a model every time."""
+    """Some ninety questions and answers as `messages`, the same for a model every time."""
     training = decoder.training
     try:
         rows = _ask(LanguageModel(decoder, tokenizer, defaults=defaults))
@@ -59,15 +70,25 @@ def everyday_examples(config: PreserveConfig, material: Material, decoder: Decod
     return ordinary_examples(file, config, material.base)
 
 
+def everyday_questions() -> list[str]:
+    """Half of them to talk about, half with a short answer that is known; in an order at random, always the same."""
+    rng = random.Random(1)
+    talks = rng.sample([ask.format(thing) for thing in _THINGS for ask in _ASKS], _TALKS)
+    known = [ask.format(about.strip()) for ask, all_of in _KNOWN for about in all_of.split(";")]
+    asked = [*talks, *known]
+    rng.shuffle(asked)
+    return asked
+
+
 def _ask(model: LanguageModel) -> list[list[dict[str, str]]]:
-    asked = random.Random(1).sample([ask.format(thing) for thing in _THINGS for ask in _ASKS], _COUNT)
-    with waiting("preserve  answers to everyday questions", _COUNT) as told:
+    asked = everyday_questions()
+    with waiting("preserve  answers to everyday questions", len(asked)) as told:
         return _asked(model, asked, told)
 
 
 def _asked(model: LanguageModel, asked: list[str], told: Waiting) -> list[list[dict[str, str]]]:
     rows = []
-    for first in range(0, _COUNT, _AT_ONCE):
+    for first in range(0, len(asked), _AT_ONCE):
         questions = asked[first : first + _AT_ONCE]
         prompts = [model.encode_chat([{"role": "user", "content": question}]) for question in questions]
         answers = model.complete_ids(

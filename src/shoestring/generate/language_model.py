@@ -7,54 +7,37 @@ model's generation_config.json recommends stands in for those not given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 
-from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError, TokenizerError
 from shoestring.data.external import External
 from shoestring.data.plain_names import PlainNames
 from shoestring.data.tokenizer import Tokenizer
+from shoestring.generate import prefix
 from shoestring.generate.advice import advice
-from shoestring.generate.config import SamplingConfig, sampling_config
-from shoestring.generate.request import Request, Speed, StopReason, check_prompt
+from shoestring.generate.config import SamplingConfig, sampling_config, text_alone
+from shoestring.generate.constraint import Constraints, check_constraint
+from shoestring.generate.loading import open_model
+from shoestring.generate.request import Request, Speed, check_prompt
 from shoestring.generate.scheduler import Scheduler
-from shoestring.generate.text import TextStream
-from shoestring.models.adapters import merge
+from shoestring.generate.speculation import MOST, Speculation
+from shoestring.generate.texts import Asked, Completion, TextEvent, completed, decoded, places, searched
 from shoestring.models.decoder import Decoder
+from shoestring.models.decoding_formats import CacheFormat, DecodingFormat, check_cache
+from shoestring.models.decoding_weights import with_int8_cache
 from shoestring.models.external import open_external
-from shoestring.models.folder import GenerationDefaults, check_rows, load_model, read_generation_config
-from shoestring.models.peft_folder import is_adapter, load_adapted
-from shoestring.models.resolve import Say, find_model
+from shoestring.models.folder import GenerationDefaults, check_rows
+from shoestring.models.resolve import Say
 
 Messages = str | Sequence[dict[str, Any]]
 SpecialTokens = Literal["read", "text"]
 
 SLOTS = 64  # texts decoded at once; more wait
-
-
-@dataclass(frozen=True)
-class TextEvent:
-    """A piece of a row's text, perhaps empty, and the token that brought it. reason: on the last event."""
-
-    row: int
-    text: str
-    token: int
-    reason: StopReason | None = None
-
-
-@dataclass
-class Completion:
-    """What one prompt became. tokens: new ids, a stop token included; text: without prompt and stop."""
-
-    prompt_tokens: int
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    reason: StopReason = "interrupted"
 
 
 class LanguageModel:
@@ -84,6 +67,9 @@ class LanguageModel:
         self.stop_tokens = frozenset(token for token in ends if token is not None)
         self.speed = Speed()
         self.at_once: int | None = None  # tokens computed together at most, where memory is limited
+        self.speculation: Speculation | None = None  # see `speculate`
+        self.weights: DecodingFormat = "source"  # how they are kept
+        self.cache: CacheFormat = "source"  # how keys and values are
 
     @classmethod
     def load(
@@ -93,24 +79,24 @@ class LanguageModel:
         dtype: str | torch.dtype = "auto",
         say: Say | None = None,
         external: External | None = None,
+        weights: DecodingFormat = "source",
+        cache: CacheFormat = "source",
     ) -> LanguageModel:
         """Load a model or adapter folder, run, GGUF file or known name (see `models.resolve.find_model`).
 
         dtype "auto" is float32, which computes what the weights say. say: told in a sentence what is being
-        waited for. external: of the input adapter, where it is open already. Raises ModelFileError, TokenizerError,
-        NetworkError.
+        waited for. external: of the input adapter, where it is open already. weights: how they are kept
+        (`models.decoding_formats`), for decoding alone where it is not "source". cache: what keys and values are kept
+        in. Raises ModelFileError, TokenizerError, NetworkError, ConfigError.
         """
-        folder = base = find_model(model, say=say)
-        where, number_format = resolve_device(device), torch.float32 if dtype == "auto" else resolve_dtype(dtype)
-        if is_adapter(folder):
-            decoder, base = load_adapted(folder, device=where, dtype=number_format, say=say)
-            decoder = merge(decoder)  # decoding then costs what it costs without an adapter
-        else:
-            decoder = load_model(folder, device=where, dtype=number_format)
-        tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
+        check_cache(cache, None)
+        decoder, tokenizer, folder, defaults = open_model(model, device, dtype, weights, say)
+        if cache == "int8":
+            decoder = with_int8_cache(decoder)
         if external is None:
             external = open_external(decoder.config, tokenizer, say)
-        language = cls(decoder, tokenizer, folder, read_generation_config(base), external)
+        language = cls(decoder, tokenizer, folder, defaults, external)
+        language.weights, language.cache = weights, cache
         language.tell_unused(say)
         return language
 
@@ -122,19 +108,23 @@ class LanguageModel:
     # Plain text
 
     @overload
+    def generate(self, prompt: str, *, num_return_sequences: int, **options: Any) -> str | list[str]: ...
+    @overload
     def generate(self, prompt: str, **options: Any) -> str: ...
     @overload
     def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
     def generate(self, prompt: str | list[str], **options: Any) -> str | list[str]:
-        """The continuation of a prompt, without the prompt, or a list of them for several, decoded together.
+        """The continuation of a prompt, without the prompt, or a list of them for several, decoded together. With
+        `num_return_sequences` above 1 a list, those of the first prompt first.
 
         options: fields of `SamplingConfig`, and special_tokens of `encode_prompt`. Raises ConfigError for a wrong
         option, and for a prompt that is empty (when the model has no token to begin a text with) or longer than the
         context.
         """
-        if isinstance(prompt, str):
-            return self.complete([prompt], **options)[0].text
-        return [completion.text for completion in self.complete(prompt, **options)]
+        alone = isinstance(prompt, str)
+        text_alone(options.get("logprobs"), "generate")
+        texts = [done.text for done in self.complete([prompt] if isinstance(prompt, str) else prompt, **options)]
+        return texts[0] if alone and len(texts) == 1 else texts
 
     def stream(self, prompt: str, special_tokens: SpecialTokens = "read", **options: Any) -> Iterator[str]:
         """The same text in pieces as they are written: no half characters, no part of a stop string."""
@@ -155,15 +145,26 @@ class LanguageModel:
     ) -> list[Completion]:
         """The same for prompts that are token ids already. finished: called when a text has come to its end.
 
-        scheduler: an idle one, as for `events`."""
+        scheduler: an idle one, as for `events`; beams use none. Raises ConfigError, also where a constraint leaves too
+        few texts to beams."""
+        sampling = self.sampling(**options)
+        self._check(prompts)
+        if not prompts:
+            return []
+        self.speed = Speed()
+        done = finished or (lambda: None)
+        if sampling.num_beams > 1:
+            found = []
+            for prompt in prompts:
+                for completion in searched(self, prompt, sampling):
+                    found.append(completion)
+                    done()
+            return found
+        prompts = [prompt for prompt in prompts for _ in range(sampling.num_return_sequences)]
         completions = [Completion(len(ids)) for ids in prompts]
-        for event in self.events(prompts, self.sampling(**options), scheduler):
-            completion = completions[event.row]
-            completion.text += event.text
-            completion.tokens.append(event.token)
-            completion.reason = event.reason or completion.reason
-            if event.reason and finished is not None:
-                finished()
+        for row, completion in completed(self, *self._all(prompts, sampling, scheduler)):
+            completions[row] = completion
+            done()
         return completions
 
     def encode_prompt(self, text: str, special_tokens: SpecialTokens = "read") -> list[int]:
@@ -186,17 +187,22 @@ class LanguageModel:
 
     # Conversations
 
-    def chat(self, messages: Messages, system: str | None = None, **options: Any) -> str:
+    def chat(
+        self, messages: Messages, system: str | None = None, scheduler: Scheduler | None = None, **options: Any
+    ) -> str:
         """The model's reply to a question, or to messages [{"role": "user", "content": ...}, ...].
 
         Raises TokenizerError when the model has no chat template, ConfigError when the conversation does not
         fit its context.
+        scheduler: an idle one, whose slots may hold the conversation's beginning.
         """
-        return "".join(self.chat_stream(messages, system, **options))
+        return "".join(self.chat_stream(messages, system, scheduler, **options))
 
-    def chat_stream(self, messages: Messages, system: str | None = None, **options: Any) -> Iterator[str]:
+    def chat_stream(
+        self, messages: Messages, system: str | None = None, scheduler: Scheduler | None = None, **options: Any
+    ) -> Iterator[str]:
         """The reply in pieces as they are written."""
-        return self._pieces(self.encode_chat(as_messages(messages, system)), options)
+        return self._pieces(self.encode_chat(as_messages(messages, system)), options, scheduler)
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Ids of a conversation in the model's chat template, up to where the model is to answer."""
@@ -212,7 +218,27 @@ class LanguageModel:
 
     def sampling(self, **options: Any) -> SamplingConfig:
         """These options, and for the others what the model recommends. Raises ConfigError."""
-        return sampling_config(self.recommended, options)
+        config = sampling_config(self.recommended, options)
+        check_constraint(config)
+        self.check_ids(config, [name for name, value in options.items() if value is not None])
+        return config
+
+    def check_ids(self, sampling: SamplingConfig, settings: Iterable[str]) -> None:
+        """Raises ConfigError where one of these settings names a token that there is not."""
+        named: dict[str, Sequence[int]] = {
+            "logit_bias": [token for token, _ in sampling.logit_bias],
+            "stop_tokens": sampling.stop_tokens,
+            "bad_words_ids": [token for tokens in sampling.bad_words_ids for token in tokens],
+        }
+        last = self.tokenizer.vocabulary_size - 1
+        for name in settings:
+            for token in named.get(name, ()):
+                if not 0 <= token <= last:
+                    raise ConfigError(f"{name} names token {token:,}, and the tokenizer has ids from 0 to {last:,}")
+
+    @functools.cached_property
+    def _constraints(self) -> Constraints:
+        return Constraints(self.tokenizer)
 
     def external_vectors(self) -> External | None:
         """What makes the vectors that the decoder takes; None where it takes none. Raises ConfigError without a source:
@@ -225,12 +251,62 @@ class LanguageModel:
         return self.external
 
     def request(self, prompt: list[int], sampling: SamplingConfig, row: int = 0) -> Request:
-        """What a scheduler takes: with the model's own stop tokens and external vectors."""
-        return Request(prompt, sampling, self.stop_tokens, row, self.external_vectors())
+        """What a scheduler takes: with the model's own stop tokens and external vectors, and a guide where there is a
+        constraint. Raises ConfigError where no text can obey it."""
+        guide = self._constraints.guide(sampling) if sampling.constraint is not None else None
+        request = Request(prompt, sampling, self.stop_tokens, row, self.external_vectors(), guide)
+        reason = guide.reason([], request.ends) if guide is not None else None
+        if reason == "dead_end" or (reason == "complete" and not request.ends):
+            name = next(iter(sampling.constraint or ()))
+            raise ConfigError(f"no token of this model begins a text that {name} allows")
+        return request
 
     def scheduler(self, slots: int, capacity: int) -> Scheduler:
         """For so many texts at once, of so many tokens each."""
-        return Scheduler(self.decoder, self.decoder.new_cache(slots, capacity), self.tokenizer.vocabulary_size)
+        cache, size = self.decoder.new_cache(slots, capacity), self.tokenizer.vocabulary_size
+        return Scheduler(self.decoder, cache, size, speculation=self.speculation)
+
+    def speculate(self, by: Literal["lookup"] | LanguageModel | None, most: int = MOST) -> None:
+        """Guess tokens ahead from now on, at most so many for one pass: the texts stay what they are, and come sooner
+        where the guesses are right and a pass over several tokens costs little more than over one. That is measured,
+        and where it does not pay, nothing is guessed.
+
+        by: "lookup", what followed the last time that a text read like this; a smaller model with the same tokens;
+        None, no more. Schedulers that were made before, and beam search, are left as they are. Raises ConfigError for
+        a model that cannot guess for this one.
+        """
+        if isinstance(by, LanguageModel):
+            self._check_draft(by)
+        elif by not in ("lookup", None):
+            raise ConfigError(f"{by!r} guesses nothing", hint='"lookup", a model that was loaded, or None')
+        draft = by.decoder if isinstance(by, LanguageModel) else None
+        self.speculation = None if by is None else Speculation(draft, most)
+
+    def check_memory_of_draft(self) -> None:
+        """Raises ConfigError where no second model may be loaded."""
+        if self.at_once is not None:
+            raise ConfigError(
+                "a second model that guesses ahead needs memory of its own, which is not planned with --memory",
+                hint="lookup guesses without one",
+            )
+
+    def _check_draft(self, draft: LanguageModel) -> None:
+        self.check_memory_of_draft()
+        if draft.decoder.config.input_adapter is not None:
+            raise ConfigError("a model that takes vectors from another one cannot guess ahead")
+        if draft.tokenizer.backend.get_vocab() != self.tokenizer.backend.get_vocab():
+            raise ConfigError(
+                "the model that is to guess ahead has other tokens", str(draft.folder) if draft.folder else None,
+                hint="a smaller model of the same family has the same ones",
+            )  # fmt: skip
+
+    def save_prefix(self, file: str | Path, tokens: list[int], scheduler: Scheduler | None = None) -> int:
+        """See `generate.prefix.save_prefix`: what the cache holds of a text's beginning, for another process."""
+        return prefix.save_prefix(self, file, tokens, scheduler)
+
+    def load_prefix(self, file: str | Path, scheduler: Scheduler) -> int:
+        """See `generate.prefix.load_prefix`: it is then held by a slot, as if it had been read."""
+        return prefix.load_prefix(self, file, scheduler)
 
     def events(
         self, prompts: list[list[int]], sampling: SamplingConfig, scheduler: Scheduler | None = None
@@ -238,40 +314,38 @@ class LanguageModel:
         """Decode token ids to pieces of text. scheduler: an idle one, whose slots may hold the prompts' beginnings.
 
         Every new token gives one event, also when it brings no text. Nothing runs before the first event is
-        asked for.
+        asked for. Raises ConfigError for beams and for several texts of a prompt.
         """
+        sampling.check_streams(chances=True)
         if not prompts:
             return
-        context = self.decoder.config.context
-        for prompt in prompts:
-            check_prompt(prompt, context)
-        longest = min(max(map(len, prompts)) + sampling.max_tokens, context)
-        if scheduler is None:
-            scheduler = self.scheduler(min(len(prompts), SLOTS), longest)
-        scheduler.reserve(longest)
-        self.speed = scheduler.speed = Speed()
-        rows = {scheduler.add(self.request(prompt, sampling, row)): row for row, prompt in enumerate(prompts)}
-        texts = [TextStream(self.tokenizer, sampling.stop) for _ in prompts]
-        try:
-            for event in scheduler.run():
-                row = rows[event.request]
-                stream, reason, piece = texts[row], event.reason, ""
-                if reason != "stop_token":
-                    piece = stream.add(event.token)
-                if reason is not None and not stream.stopped:
-                    piece += stream.finish()
-                if stream.stopped:
-                    reason = "stop_string"
-                    scheduler.cancel(event.request)
-                yield TextEvent(row, piece, event.token, reason)
-        finally:  # also when the reader stops early or Ctrl-C arrives
-            for id in rows:
-                scheduler.cancel(id)
+        self._check(prompts)
+        self.speed = Speed()
+        yield from decoded(self, *self._all(prompts, sampling, scheduler))
 
-    def _pieces(self, prompt: list[int], options: dict[str, Any]) -> Iterator[str]:
+    def _check(self, prompts: list[list[int]]) -> None:
+        """Raises ConfigError for a prompt that cannot be continued."""
+        for prompt in prompts:
+            check_prompt(prompt, self.decoder.config.context, self.decoder.config.vocabulary)
+
+    def _all(
+        self, prompts: list[list[int]], sampling: SamplingConfig, scheduler: Scheduler | None
+    ) -> tuple[list[Asked], Scheduler]:
+        """What is asked where all have the same settings, and a scheduler with room for it."""
+        lengths = [len(prompt) + sampling.max_tokens for prompt in prompts]
+        longest = min(max(lengths), self.decoder.config.context)
+        if scheduler is None:
+            scheduler = self.scheduler(places(self, min(len(prompts), SLOTS), longest), longest)
+        scheduler.reserve(longest)
+        return [Asked(row, prompt, sampling) for row, prompt in enumerate(prompts)], scheduler
+
+    def _pieces(
+        self, prompt: list[int], options: dict[str, Any], scheduler: Scheduler | None = None
+    ) -> Iterator[str]:
         sampling = self.sampling(**options)
-        check_prompt(prompt, self.decoder.config.context)
-        return (event.text for event in self.events([prompt], sampling) if event.text)
+        sampling.check_streams()
+        self._check([prompt])
+        return (event.text for event in self.events([prompt], sampling, scheduler) if event.text)
 
 
 def load(model: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> LanguageModel:

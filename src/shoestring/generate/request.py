@@ -8,8 +8,10 @@ from typing import Literal
 from shoestring.core.errors import ConfigError
 from shoestring.data.external import External
 from shoestring.generate.config import SamplingConfig
+from shoestring.generate.constraint import Guide, GuideReason
+from shoestring.generate.sampling import Chances
 
-StopReason = Literal["stop_token", "stop_string", "max_tokens", "context", "interrupted"]
+StopReason = Literal["stop_token", "stop_string", "max_tokens", "context", "interrupted"] | GuideReason
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Request:
     """One text to continue.
 
     prompt: token ids, at least one. stop_tokens: end the text, besides those of `sampling`. row: its row in the stream
-    of the sampling seed. external: makes the vectors that the decoder's input adapter takes.
+    of the sampling seed. external: makes the vectors that the decoder's input adapter takes. guide: of its constraint.
     """
 
     prompt: list[int]
@@ -25,6 +27,7 @@ class Request:
     stop_tokens: frozenset[int] = frozenset()
     row: int = 0
     external: External | None = None
+    guide: Guide | None = None
 
     @property
     def ends(self) -> frozenset[int]:
@@ -34,11 +37,12 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A request got `token`. reason: why this is its last token, None while it goes on."""
+    """A request got `token`. reason: why this is its last token, None while it goes on. chances: if asked for."""
 
     request: int
     token: int
     reason: StopReason | None = None
+    chances: Chances | None = None
 
 
 @dataclass
@@ -46,12 +50,15 @@ class Speed:
     """Tokens and seconds of reading prompts and of writing; the first new token of a text belongs to reading.
 
     The seconds of a pass that does both are divided as its tokens are.
+    guessed, right: tokens that were guessed ahead, and those of them that stand.
     """
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     new_tokens: int = 0
     new_seconds: float = 0.0
+    guessed: int = 0
+    right: int = 0
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -67,8 +74,8 @@ class Speed:
         self.new_seconds += seconds * (1 - share)
 
 
-def check_prompt(prompt: list[int], context: int) -> None:
-    """Raises ConfigError for a prompt that leaves nothing to do, or no place to do it."""
+def check_prompt(prompt: list[int], context: int, vocabulary: int) -> None:
+    """Raises ConfigError for a prompt that leaves nothing to do, or no place to do it, or holds ids that are none."""
     if not prompt:
         raise ConfigError("the prompt is empty", hint="give at least one token to continue from")
     if len(prompt) >= context:
@@ -76,3 +83,6 @@ def check_prompt(prompt: list[int], context: int) -> None:
             f"the prompt has {len(prompt):,} tokens, and the model's context is {context:,}",
             hint=f"shorten it to fewer than {context:,} tokens, so that there is room for an answer",
         )
+    for token in (min(prompt), max(prompt)):
+        if not 0 <= token < vocabulary:
+            raise ConfigError(f"the prompt holds token {token:,}, and the model has ids from 0 to {vocabulary - 1:,}")

@@ -8,17 +8,21 @@ vocabulary. It keeps nothing between steps: rows may have any settings, and come
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shoestring.core.errors import ModelFileError
 from shoestring.core.seeds import derive_seed
 from shoestring.generate.config import SamplingConfig
+from shoestring.generate.constraint import Guide
 
 _FIRST_LOOK = 64  # a small model's 95% nucleus usually has fewer tokens
+_COLDEST = 1e-6  # of temperatures: a logit over a smaller one would not be finite
 
 
 def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -28,12 +32,12 @@ def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
 
 
 def distribution(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
-    """The definition: probabilities [B, V] after temperature (above 0), top-k, top-p and min-p. A full sort;
-    the plain twin.
+    """The definition: probabilities [B, V] after temperature (above 0), top-k, top-p, min-p and typical. A full
+    sort; the plain twin.
 
     A token stays in the nucleus when the tokens likelier than it have less than top_p together.
     """
-    logits_BV = logits_BV.float() / config.temperature
+    logits_BV = logits_BV.float() / max(config.temperature, _COLDEST)
     if 0 < config.top_k < logits_BV.shape[-1]:
         least = logits_BV.topk(config.top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least, float("-inf"))
@@ -41,18 +45,39 @@ def distribution(logits_BV: Tensor, config: SamplingConfig) -> Tensor:
     before = probabilities.cumsum(-1) - probabilities
     kept = probabilities.masked_fill(before >= config.top_p, 0.0) if config.top_p < 1 else probabilities
     kept = kept.masked_fill(kept < config.min_p * kept[:, :1], 0.0)
+    kept = typical(kept, config.typical_p)
     return torch.zeros_like(kept).scatter(-1, ids, kept / kept.sum(-1, keepdim=True))
 
 
+def typical(weights_BK: Tensor, mass: float) -> Tensor:
+    """Typical sampling (arXiv 2202.00666): of unnormalized weights, 0 for what is out already, those whose surprise is
+    nearest to the entropy, until they have `mass` together; the others become 0. Any order of tokens."""
+    if mass >= 1:
+        return weights_BK
+    p_BK = weights_BK / weights_BK.sum(-1, keepdim=True)
+    surprise_BK = -p_BK.log()
+    entropy_B1 = (p_BK * surprise_BK).nan_to_num(0.0, 0.0, 0.0).sum(-1, keepdim=True)
+    away_BK = (surprise_BK - entropy_B1).abs()
+    sorted_BK, order_BK = away_BK.sort(dim=-1, stable=True)
+    before_B1 = (p_BK.gather(-1, order_BK).cumsum(-1) < mass).sum(-1, keepdim=True)
+    last_B1 = sorted_BK.gather(-1, before_B1.clamp(max=p_BK.shape[-1] - 1))
+    return weights_BK.masked_fill(away_BK > last_B1, 0.0)
+
+
 class Draw(NamedTuple):
-    """A token to choose: the one number `step` of row `row` in its seed's stream, behind `tokens`. ends: those that
-    would end the text."""
+    """A token to choose: the one number `step` of row `row` in its seed's stream, behind `tokens`, of which the latest
+    `step` are new. ends: those that would end the text. guide: of the text's constraint."""
 
     config: SamplingConfig
     row: int
     step: int
     tokens: Sequence[int]
     ends: frozenset[int] = frozenset()
+    guide: Guide | None = None
+
+    @property
+    def new(self) -> Sequence[int]:
+        return self.tokens[max(len(self.tokens) - self.step, 0) :]
 
 
 def choose(logits_BV: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -62,10 +87,9 @@ def choose(logits_BV: Tensor, draws: Sequence[Draw]) -> list[int]:
     """
     if logits_BV.device.type == "mps":
         logits_BV = logits_BV.cpu()  # has no float64
-    alike: dict[tuple[float, int, float, float, float], list[int]] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for index, (config, *_) in enumerate(draws):
-        settings = (config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
-        alike.setdefault(settings, []).append(index)
+        alike.setdefault(tuple(getattr(config, name) for name in _TOGETHER), []).append(index)
     chosen = [0] * len(draws)
     for rows in alike.values():
         part_BV = logits_BV if len(alike) == 1 else logits_BV[rows]
@@ -74,20 +98,54 @@ def choose(logits_BV: Tensor, draws: Sequence[Draw]) -> list[int]:
     return chosen
 
 
+# Rows that differ in these are chosen apart.
+_TOGETHER = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logit_bias",
+)  # fmt: skip
+
+
 def _choose(logits_BV: Tensor, draws: list[Draw]) -> list[int]:
     """The same where all rows have the settings of the first."""
     config = draws[0].config
-    if config.repetition_penalty != 1:
-        logits_BV = penalize(logits_BV, _seen(logits_BV, draws), config.repetition_penalty)
-    logits_BV = _without_forbidden(logits_BV, draws)
-    best, chosen = logits_BV.max(-1)
-    if not all(abs(value) < float("inf") for value in best.tolist()):
+    logits_BV = adjusted(logits_BV, draws)
+    best, chosen = likeliest(logits_BV)
+    if not all(abs(value) < float("inf") for value in best):
         raise ModelFileError(
             "the model's output is not finite: its weights are broken or overflow this number format"
         )
     if config.temperature > 0:
-        chosen = _sample(logits_BV.float() / config.temperature, draws)
-    return chosen.tolist()
+        return _sample(logits_BV.float() / max(config.temperature, _COLDEST), draws).tolist()
+    return chosen
+
+
+def likeliest(logits_BV: Tensor) -> tuple[list[float], list[int]]:
+    """The highest logit of each row and its place, the first of equals; NaN is above all."""
+    if not (logits_BV.is_cpu and logits_BV.dtype == torch.float32):
+        best_B, places_B = logits_BV.max(-1)
+        return best_B.tolist(), places_B.tolist()
+    rows = list(logits_BV.numpy())  # a row takes it a tenth of torch's time
+    places = [int(row.argmax()) for row in rows]
+    return [float(row[place]) for row, place in zip(rows, places, strict=True)], places
+
+
+def adjusted(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
+    """Logits [B, V] after all that comes before the temperature; all rows have the penalties of the first. Copied
+    where anything is done."""
+    config = draws[0].config
+    bias = [(token, value) for token, value in config.logit_bias if token < logits_BV.shape[1]]
+    if bias or config.presence_penalty or config.frequency_penalty:
+        logits_BV = logits_BV.float()
+    if bias:
+        ids, values = zip(*bias, strict=True)
+        logits_BV = logits_BV.clone()
+        logits_BV[:, list(ids)] += torch.tensor(values, device=logits_BV.device)
+    if config.repetition_penalty != 1:
+        logits_BV = penalize(logits_BV, _seen(logits_BV, draws), config.repetition_penalty)
+    if config.presence_penalty or config.frequency_penalty:
+        counts_BV = _counts(logits_BV, draws)
+        logits_BV = logits_BV - config.presence_penalty * (counts_BV > 0) - config.frequency_penalty * counts_BV
+    return _without_forbidden(logits_BV, draws)
 
 
 def _seen(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
@@ -95,6 +153,16 @@ def _seen(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
     for row, draw in enumerate(draws):
         seen_BV[row, [token for token in draw.tokens if token < logits_BV.shape[1]]] = True
     return seen_BV
+
+
+def _counts(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
+    """How often each token stands in the new text, [B, V]."""
+    counts_BV = torch.zeros(logits_BV.shape)
+    for row, draw in enumerate(draws):
+        for token, count in Counter(draw.new).items():
+            if token < logits_BV.shape[1]:
+                counts_BV[row, token] = count
+    return counts_BV.to(logits_BV.device)
 
 
 def forbidden(draw: Draw) -> set[int]:
@@ -113,14 +181,46 @@ def forbidden(draw: Draw) -> set[int]:
 
 
 def _without_forbidden(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
-    each = [[token for token in forbidden(draw) if token < logits_BV.shape[1]] for draw in draws]
-    if not any(each):
+    size = logits_BV.shape[1]
+    out: list[np.ndarray | list[int]] = []
+    for draw in draws:
+        tokens = [token for token in forbidden(draw) if token < size]
+        if draw.guide is not None:
+            out.append(_outside(draw.guide.allowed(draw.new, draw.ends, size), tokens))
+        else:
+            out.append(tokens if len(tokens) < size else [])  # something must come
+    if not any(len(tokens) for tokens in out):
         return logits_BV
     logits_BV = logits_BV.clone()
-    for row, tokens in enumerate(each):
-        if len(tokens) < logits_BV.shape[1]:  # something must come
-            logits_BV[row, tokens] = float("-inf")
+    for row, barred in enumerate(out):
+        logits_BV[row, barred] = float("-inf")
     return logits_BV
+
+
+def _outside(allowed_V: np.ndarray, forbidden: list[int]) -> np.ndarray:
+    """Ids that may not come: a constraint holds whatever else is asked, and something must come."""
+    rest_V = allowed_V.copy()
+    rest_V[forbidden] = False
+    return np.flatnonzero(~(rest_V if rest_V.any() else allowed_V))
+
+
+class Chances(NamedTuple):
+    """Natural log-probabilities that the model itself gives, before any setting: of the token that came, and of the
+    likeliest, (id, log-probability), likeliest first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def chances(logits_BV: Tensor, tokens: Sequence[int], counts: Sequence[int | None]) -> list[Chances | None]:
+    """For each row, of the token that came, and counts[row] of the likeliest; None where that is None."""
+    found: list[Chances | None] = [None] * len(tokens)
+    for row, (token, count) in enumerate(zip(tokens, counts, strict=True)):
+        if count is not None:
+            logprobs_V = logits_BV[row].float().log_softmax(-1)
+            values, ids = logprobs_V.topk(min(count, len(logprobs_V)))
+            found[row] = Chances(float(logprobs_V[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    return found
 
 
 def _sample(logits_BV: Tensor, draws: list[Draw]) -> Tensor:
@@ -145,7 +245,7 @@ def candidates(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tenso
         least_B1 = logits_BV.topk(top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
     elif top_p >= 1 and min_p == 0:
-        return logits_BV.softmax(-1), None
+        return typical(logits_BV.softmax(-1), config.typical_p), None
     peak_B1 = logits_BV.max(-1, keepdim=True).values
     mass_B1 = top_p * (logits_BV - peak_B1).exp_().sum(-1, keepdim=True)
     count = min(_FIRST_LOOK, vocabulary)
@@ -161,4 +261,4 @@ def candidates(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tenso
     if top_p < 1:
         before_BK = weights_BK.cumsum(-1) - weights_BK
         weights_BK = weights_BK.masked_fill(before_BK >= mass_B1, 0.0)
-    return weights_BK.masked_fill(weights_BK < min_p, 0.0), ids_BK
+    return typical(weights_BK.masked_fill(weights_BK < min_p, 0.0), config.typical_p), ids_BK

@@ -96,6 +96,7 @@ class TextOutput:
         if self._wrap is None:
             self._output.write(piece)
         else:
+            self._wrap.width = shutil.get_terminal_size().columns  # it may have been resized
             self._wrap.add(without_controls(piece))
         self._output.flush()
 

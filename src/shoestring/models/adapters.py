@@ -94,6 +94,17 @@ def switch(decoder: nn.Module, name: str | None) -> None:
             adapter.requires_grad_(other == name)
 
 
+def detach(decoder: nn.Module, name: str) -> None:
+    """Take an adapter off, also one that is only in some linears; a linear without any is what it was before."""
+    for path, linear in adapted_linears(decoder).items():
+        if name in linear.adapters:
+            del linear.adapters[name]
+            linear.active = None if linear.active == name else linear.active
+        if not linear.adapters:
+            parent, _, last = path.rpartition(".")
+            setattr(decoder.get_submodule(parent), last, linear.base)
+
+
 @contextlib.contextmanager
 def without_adapters(decoder: nn.Module) -> Iterator[None]:
     """Inside, the base model works alone."""

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from shoestring.data.batch import Layout
@@ -88,6 +89,24 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.advance(context.counts)
         return self.norm(x_BTD), aux
+
+    def next_logits(
+        self, tokens_BT: Tensor, places: list[int], cache: Cache | CacheRows, external_BTE: Tensor | None = None
+    ) -> Tensor:
+        """Logits [n, V] behind n tokens of a pass [1, N] with a cache, given by their numbers in it. No graph."""
+        native = getattr(self._stack, "logits", None)
+        if native is not None:
+            context = make_context(tokens_BT, self.rotary, None, None, cache, external_BTE, window=self._window)
+            x_BTD = self.mix(self.embedding(tokens_BT), context, cache)
+            for add in self.inputs.values():
+                x_BTD = add(x_BTD, context)
+            logits_NV = native(self.blocks, x_BTD, context, cache, places)
+            if logits_NV is not None:
+                cache.advance(context.counts)
+                return logits_NV
+        hidden_BTD, _ = self(tokens_BT, cache=cache, external_BTE=external_BTE)
+        # Indexed, which copies: a view would keep the whole pass.
+        return self.head(hidden_BTD[0, torch.tensor(places, device=hidden_BTD.device)])
 
     @contextlib.contextmanager
     def present(self, index: int) -> Iterator[nn.Module]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,16 @@ Dtypes = torch.dtype | Mapping[str, torch.dtype] | None
 """What weights are saved in: one number format, or one for each parameter; None: as they are in memory."""
 
 
+class AsRead(Protocol):
+    """What changes parts of a decoder as they come into memory, in place."""
+
+    def ends(self, decoder: Decoder) -> None:
+        """Its embedding and head; it has no blocks yet."""
+        ...
+
+    def block(self, block: torch.nn.Module) -> Any: ...
+
+
 # --- loading ------------------------------------------------------------------------------------------------
 
 
@@ -54,47 +64,50 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     quantized: Config | None = None,
+    as_read: AsRead | None = None,
 ) -> Decoder:
     """The decoder in a model folder, ready to run; `train()` makes it ready to train.
 
     dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it. quantized:
     what the linears of the blocks become as they are read, one block after another, so that they are never all dense;
-    where they compute in int8, the head does as well.
+    where they compute in int8, the head does as well. as_read: changes all parts in the same order.
     A head that config.json ties but the file gives other values is untied, as transformers does. Linears that the
     folder keeps in few bits stay so. Raises ModelFileError with what is missing, unexpected, misshapen or broken.
     """
     with WeightFiles(folder, packed=True) as files:
-        if files.packed:
-            if quantized is not None:
-                raise ConfigError("this model's weights are quantized already", hint="use the dense model of it")
-            return _load_packed(files, device, dtype or torch.float32)
-        if quantized is None:
+        if files.packed and quantized is not None:
+            raise ConfigError("this model's weights are quantized already", hint="use the dense model of it")
+        if quantized is None and as_read is None and not files.packed:
             decoder = build(files.config, device=device, dtype=dtype or torch.float32)
             _fill(decoder, "", files)
             return decoder.eval()
         decoder = build(files.config, device="meta", dtype=dtype or torch.float32)
+        put_packed(decoder, files.packed)
         blocks, decoder.blocks = decoder.blocks, torch.nn.ModuleList()
         allocate(decoder, device)
         _fill(decoder, "", files)
-        assert isinstance(decoder.head, Head)
-        decoder.head = head_for(decoder.head, quantized)
+        if as_read is not None:
+            as_read.ends(decoder)
+        else:
+            assert isinstance(decoder.head, Head)
+            decoder.head = head_for(decoder.head, quantized)
         for index, block in enumerate(blocks):
             allocate(block, device)
             _fill(block, f"blocks.{index}.", files)
-            replace_linears(block, quantized, lambda *_: True)
+            _fill_packed(block, f"blocks.{index}.", files, dtype or torch.float32)
+            if as_read is not None:
+                as_read.block(block)
+            elif quantized is not None:
+                replace_linears(block, quantized, lambda *_: True)
         decoder.blocks = blocks
         return decoder.eval()
 
 
-def _load_packed(files: WeightFiles, device: torch.device | str, dtype: torch.dtype) -> Decoder:
-    decoder = build(files.config, device="meta", dtype=dtype)
-    put_packed(decoder, files.packed)
-    allocate(decoder, device)
-    _fill(decoder, "", files)
-    for name, linear in packed_linears(decoder).items():
+def _fill_packed(root: torch.nn.Module, prefix: str, files: WeightFiles, dtype: torch.dtype) -> None:
+    """Read the packed linears below `root`. dtype: of what they are made dense in."""
+    for name, linear in packed_linears(root).items():
         linear.dense_dtype = dtype
-        fill_packed(linear, files.packed[name], files.places.get(f"{name}.bias"))
-    return decoder.eval()
+        fill_packed(linear, files.packed[prefix + name], files.places.get(f"{prefix}{name}.bias"))
 
 
 def _fill(root: torch.nn.Module, prefix: str, files: WeightFiles) -> None:
@@ -200,8 +213,8 @@ def dtype_of(dtypes: Dtypes, name: str, parameter: Tensor) -> torch.dtype:
 
 
 def stored_dtypes(folder: str | Path) -> dict[str, torch.dtype]:
-    """What each parameter is stored in, by the decoder's names. Raises ModelFileError."""
-    with WeightFiles(folder) as files:
+    """What each parameter is stored in, by the decoder's names, but for packed linears. Raises ModelFileError."""
+    with WeightFiles(folder, packed=True) as files:
         return {name: place.info.dtype for name, place in files.places.items()}
 
 

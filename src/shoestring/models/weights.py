@@ -9,11 +9,12 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from safetensors import torch as reference
@@ -46,10 +47,14 @@ class TensorInfo(NamedTuple):
 
 
 class TensorFile:
-    """An open safetensors file, `infos` by name; a context manager. Raises ModelFileError if it is broken."""
+    """An open safetensors file, `infos` by name; a context manager. Raises ModelFileError if it is broken.
+
+    metadata: texts by name, which may be missing.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.metadata: dict[str, str] = {}
         try:
             self._file = open(self.path, "rb", buffering=0)
         except OSError as error:
@@ -139,7 +144,9 @@ class TensorFile:
             raise self._fail(f"not a safetensors file: its header is not valid JSON ({error})") from error
         if not isinstance(header, dict):
             raise self._fail("not a safetensors file: its header is not an object")
-        header.pop("__metadata__", None)
+        texts = header.pop("__metadata__", None)
+        if isinstance(texts, dict):
+            self.metadata = {name: text for name, text in texts.items() if isinstance(text, str)}
         infos, spans = {}, []
         for name, entry in header.items():
             info, end = self._info(name, entry)
@@ -186,6 +193,25 @@ def save_file(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, 
     rights = stat.S_IMODE(path.stat().st_mode)
     reference.save_file(tensors, path, metadata)
     path.chmod(rights)
+
+
+def write_tensors(out: IO[bytes], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """The bytes of a safetensors file, of tensors anywhere and laid out in any way; one at a time is copied."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    names, end = {dtype: name for name, dtype in DTYPES.items()}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    out.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        out.write(tensor_bytes(tensor))
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as they stand in a file."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

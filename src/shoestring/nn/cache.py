@@ -137,6 +137,27 @@ class Cache:
         self.capacity = capacity
         self._numbers = [min(places, used) for places in self._numbers]
 
+    def slot_tensors(self, slot: int, length: int) -> dict[str, Tensor]:
+        """The part of every tensor that the first `length` tokens of a slot take, as views by name: to be read, or
+        filled and then told with `hold`."""
+        used = self.places(length)
+        return {
+            f"{name}.{i}": tensor[slot, ..., :used, :]
+            for name, group in self.tensors.items()
+            for i, tensor in enumerate(group)
+        }
+
+    def apart(self, slot: int, length: int) -> int:
+        """The longest start of a slot, of at most `length` tokens, whose part of the tensors holds nothing of later
+        tokens."""
+        return length if length == self.lengths[slot] else length - length % self.stride
+
+    def hold(self, slot: int, length: int) -> None:
+        """Say that a slot, cut to nothing before, has been filled with so many tokens. Raises ValueError."""
+        if self.lengths[slot] or not 0 <= length <= self.capacity:
+            raise ValueError(f"slot {slot} of {self.lengths[slot]} tokens cannot take {length} more")
+        self.count(slot, length)
+
     def reorder(self, rows: list[int]) -> None:
         """Make slot b a copy of the old slot rows[b]; rows may repeat, and there may be fewer or more of them."""
         used = self.places(max(self.lengths, default=0))

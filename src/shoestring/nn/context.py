@@ -6,6 +6,7 @@ A block reads nothing else, so that one block can be built, filled and run alone
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,7 +54,7 @@ class Visibility:
 class Context:
     """positions_BT: int64. counts: tokens that each row appends to the cache, empty without one.
 
-    slot_ranges: the parts of a pass with a cache; who sees whom stands in their contexts, not in `visibility`.
+    make_ranges: of a pass with a cache, see `slot_ranges`.
     seed: from which every layer's dropout is drawn; None leaves it to torch's global generator. layout: of the batch.
     """
 
@@ -61,12 +62,18 @@ class Context:
     rotary: RotaryTables | None
     visibility: Visibility
     counts: list[int] = field(default_factory=list)
-    slot_ranges: tuple[SlotRange, ...] = ()
+    make_ranges: Callable[[], tuple[SlotRange, ...]] | None = None
     external_BTE: Tensor | None = None
     memory: MemoryBank | None = None
     seed: int | None = None
     layout: Layout | None = None
     made: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def slot_ranges(self) -> tuple[SlotRange, ...]:
+        """The parts of a pass with a cache; who sees whom stands in their contexts, not in `visibility`. Made when a
+        layer asks for them first: a native pass does without."""
+        return () if self.make_ranges is None else self.once("slot ranges", self.make_ranges)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """`make()` in the first layer that asks for `key`, its result in the others: for what has no gradient."""
@@ -102,8 +109,7 @@ def make_context(
             positions_BT = _after(rows, tokens_BT)
         tables = rotary(positions_BT) if rotary is not None else None
         everything = Visibility(causal=False)
-        parts = adjacent(rows.new, rows.cache.lengths, tokens_BT.device)
-        ranges = tuple(_range(rows.cache, part, memory, tokens_BT.device) for part in parts)
+        ranges = functools.partial(_ranges, rows, memory, tokens_BT.device)
         return Context(positions_BT, tables, everything, rows.counts, ranges, external_BTE, memory, seed)
     if positions_BT is None:
         positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).unsqueeze(0)
@@ -141,6 +147,11 @@ def _after(rows: CacheRows, tokens_BT: Tensor) -> Tensor:
         return numbers_on(starts, tokens_BT.device).unsqueeze(1) + offsets_T
     pairs = zip(rows.lengths, rows.counts, strict=True)
     return numbers_on([[start + i for start, count in pairs for i in range(count)]], tokens_BT.device)
+
+
+def _ranges(rows: CacheRows, memory: MemoryBank | None, device: torch.device) -> tuple[SlotRange, ...]:
+    parts = adjacent(rows.new, rows.cache.lengths, device)
+    return tuple(_range(rows.cache, part, memory, device) for part in parts)
 
 
 def _range(cache: Cache, part: list[NewTokens], memory: MemoryBank | None, device: torch.device) -> SlotRange:

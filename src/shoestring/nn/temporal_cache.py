@@ -45,6 +45,10 @@ class TemporalCache(Cache):
         super().count(slot, tokens)
         self.recent_from[slot] = max(self.recent_from[slot], self.lengths[slot] - self.ring)
 
+    def hold(self, slot: int, length: int) -> None:
+        super().hold(slot, length)
+        self.recent_from[slot] = length  # the tokens behind the merged columns are not known apart
+
     def cuttable(self, slot: int, length: int) -> int:
         """The longest start of a slot, of at most `length` tokens, that `cut` can cut to."""
         return length if self._exact(slot, length) else length - length % self.stride

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,12 +16,13 @@ from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.language_model import LanguageModel
 from shoestring.kernels import allocator
 from shoestring.models.config import ModelConfig
+from shoestring.models.decoding_formats import CacheFormat, DecodingFormat, check_cache
 from shoestring.models.external import open_external
 from shoestring.models.folder import read_generation_config
 from shoestring.models.peft_folder import find_base, is_adapter, load_adapter
 from shoestring.models.resolve import find_model
 from shoestring.models.weight_files import WeightFiles
-from shoestring.offload.config import StoreFormat
+from shoestring.offload.config import StoreFormat, store_format
 from shoestring.offload.model import StreamedDecoder, open_streamed
 from shoestring.plan.constants import SPARE
 from shoestring.plan.decoding import Use, predict_use
@@ -36,20 +37,24 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     memory: str | int | None = None,
-    weights: StoreFormat = "source",
+    weights: StoreFormat | DecodingFormat = "source",
     say: Callable[[str], Any] | None = None,
     scoring: bool = False,
+    cache: CacheFormat = "source",
 ) -> LanguageModel:
     """`LanguageModel.load`, inside `memory` bytes ("2GB") for the whole process if given.
 
     A model that fits is in memory, in bfloat16 where it has that and float32 would not fit. Another is read from disk
-    layer by layer for every token (`weights`: how it is kept there). device: with a budget, which is of the process,
-    "auto" is the CPU and a GPU is refused. scoring: keep room for `perplexity` too. Raises BudgetError with the least
-    that would do, and what `LanguageModel.load` raises.
+    layer by layer for every token (`weights`: how it is kept there; with one of its own it is always read from there).
+    Without a budget `weights` is that of `LanguageModel.load`. device: with a budget, which is of the process, "auto"
+    is the CPU and a GPU is refused. scoring: keep room for `perplexity` too. cache: as there. Raises BudgetError with
+    the least that would do, and what `LanguageModel.load` raises.
     """
     allocator.install()
     if memory is None:
-        return LanguageModel.load(model, device, dtype, say)
+        return LanguageModel.load(model, device, dtype, say, weights=cast(DecodingFormat, weights), cache=cache)
+    check_cache(cache, memory)
+    kept = store_format(weights)
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     where = resolve_device(device)
     if device == "auto" and where.type != "cpu":
@@ -66,7 +71,7 @@ def load(
     external = open_external(config, tokenizer, say)  # first: the process is then as large as it stays
     first_use(training=False)
     machine = Machine(rss_bytes() - allocator.kept(), flops=1.0, threads=torch.get_num_threads())
-    for kind in _number_formats(dtype, source) if weights == "source" else ():
+    for kind in _number_formats(dtype, source) if kept == "source" else ():
         if max(predict_use(config, use, machine, source).total for use in _uses(kind, scoring)) <= budget * SPARE:
             if say is not None and dtype == "auto" and kind != "float32":
                 say(f"computing in {kind}, as the weights are: in float32 they would not fit in memory")
@@ -74,8 +79,8 @@ def load(
             language.at_once = _TOKENS
             return language
     settled = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
-    slots = _slots(config, weights, source, budget, machine, _uses(_name(settled), scoring))
-    decoder = open_streamed(base, weights, slots, where, settled, say=say)
+    slots = _slots(config, kept, source, budget, machine, _uses(_name(settled), scoring))
+    decoder = open_streamed(base, kept, slots, where, settled, say=say)
     if folder != base:
         load_adapter(decoder, folder)
     language = LanguageModel(decoder.eval(), tokenizer, folder, read_generation_config(base), external)

@@ -8,17 +8,19 @@ in the model.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from shoestring.core.errors import ConfigError
-from shoestring.core.files import atomic_write
+from shoestring.core.errors import ConfigError, ModelFileError, TokenizerError
 from shoestring.generate.config import SamplingConfig
 from shoestring.generate.language_model import LanguageModel
-from shoestring.generate.request import StopReason
+from shoestring.generate.live_adapters import LiveAdapters
+from shoestring.generate.request import Speed, StopReason
+from shoestring.generate.scheduler import Scheduler
+from shoestring.models.resolve import Say
+from shoestring.serve.conversation_file import cache_beside, read_conversation, write_conversation
 
 _LEAST_ROOM = 64  # tokens that an answer should have, when forgetting older turns can make room
 _FIRST_CAPACITY = 1024  # tokens of the slot, which grows with the conversation
@@ -33,13 +35,15 @@ class Turn:
 
 
 class Conversation:
-    """messages: roles system (first, optional), user, assistant."""
+    """messages: roles system (first, optional), user, assistant. adapters: on the model. spent: of all replies."""
 
     def __init__(self, model: LanguageModel, system: str | None = None):
         self.model = model
         self.messages: list[dict[str, Any]] = []
         self.reason: StopReason | None = None  # why the latest reply ended
-        self._scheduler = model.scheduler(1, min(_FIRST_CAPACITY, model.decoder.config.context))
+        self.adapters = LiveAdapters(model)
+        self.spent = Speed()
+        self._scheduler = self._empty()
         self.reset(system)
         model.encode_chat([{"role": "user", "content": ""}])  # raises at once when the model cannot chat
 
@@ -91,6 +95,7 @@ class Conversation:
                         said.append(event.text)
                         yield event.text
         finally:
+            self._spend(self.model.speed)
             self.messages.append({"role": "assistant", "content": "".join(said)})
 
     def take_back(self) -> str | None:
@@ -102,10 +107,65 @@ class Conversation:
         del self.messages[asked[-1] :]
         return question
 
-    def save(self, file: str | Path) -> None:
-        """Write the messages as one line of the JSONL that fine-tuning reads. Raises RunError."""
-        with atomic_write(file) as lines:
-            lines.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+    def save(self, file: str | Path) -> int:
+        """Write the messages as one line of the JSONL that fine-tuning reads, and beside it what the cache holds of
+        them; -> how many tokens that are. Raises RunError."""
+        write_conversation(file, self.messages)
+        beside = cache_beside(file)
+        try:
+            return self.model.save_prefix(beside, self.model.encode_chat(self.messages), self._scheduler)
+        except (ConfigError, TokenizerError):  # nothing is held, or nothing can be
+            beside.unlink(missing_ok=True)
+            return 0
+
+    def load(self, file: str | Path) -> tuple[int, str | None]:
+        """Go on with a saved conversation; -> tokens that need not be read again, and why the cache beside the file
+        was of no use, where there is one.
+
+        Raises DataError, and leaves everything as it was, for a file that holds no conversation.
+        """
+        self.messages = read_conversation(file)
+        beside = cache_beside(file)
+        if not beside.exists():
+            return 0, None
+        try:
+            return self.model.load_prefix(beside, self._scheduler), None
+        except (ConfigError, ModelFileError) as error:
+            return 0, error.message
+
+    def use_adapter(self, folder: str, say: Say | None = None) -> str | None:
+        """Answer with an adapter from now on; -> the model that it says it was trained on. Raises ModelFileError."""
+        base = self.adapters.use(folder, say)
+        self._scheduler = self._empty()  # what was read before was read without it
+        return base
+
+    def drop_adapter(self) -> None:
+        """Answer with the model alone from now on."""
+        self.adapters.off()
+        self._scheduler = self._empty()
+
+    def speculate(self, by: Literal["lookup"] | LanguageModel | None) -> None:
+        """Guess ahead from the next answer on; see `LanguageModel.speculate`."""
+        self.model.speculate(by)
+        self._scheduler.speculate(self.model.speculation)
+
+    def tokens(self) -> int:
+        """Of the conversation so far; 0 where the template takes it only with a question."""
+        try:
+            return len(self.model.encode_chat(self.messages)) if self.messages else 0
+        except TokenizerError:
+            return 0
+
+    def _empty(self) -> Scheduler:
+        return self.model.scheduler(1, min(_FIRST_CAPACITY, self.model.decoder.config.context))
+
+    def _spend(self, speed: Speed) -> None:
+        self.spent.prompt_tokens += speed.prompt_tokens
+        self.spent.prompt_seconds += speed.prompt_seconds
+        self.spent.new_tokens += speed.new_tokens
+        self.spent.new_seconds += speed.new_seconds
+        self.spent.guessed += speed.guessed
+        self.spent.right += speed.right
 
     def _forget_oldest(self) -> bool:
         """Drop the first question and its answer, never the latest question."""

@@ -109,6 +109,8 @@ def test_a_digest_tells_weights_and_number_formats_apart(base, tmp_path):
     one, two = LanguageModel.load(base), LanguageModel.load(base, dtype="bfloat16")
     assert digest_of(one) == digest_of(LanguageModel.load(base)) and digest_of(one) != digest_of(two)
     assert digest_of(one, base) != digest_of(one) and digest_of(LanguageModel(one.decoder, one.tokenizer)) is None
+    kept = [LanguageModel.load(base, weights="int8"), LanguageModel.load(base, cache="int8")]
+    assert len({digest_of(model) for model in (one, two, *kept)}) == 4
 
 
 def test_what_cannot_be_scored_here_is_left_out_by_name(model, monkeypatch):

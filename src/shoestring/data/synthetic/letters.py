@@ -1,7 +1,4 @@
-"""Letters and words: what follows in the alphabet, what repeats, copying, turning round, spelling, counting, sorting.
-
-Problems are called as in the suite that evaluates, where a sequence of letters has a problem for each of its letters.
-"""
+"""Letters and words: what repeats, copying, turning round, spelling, counting, sorting."""
 
 from __future__ import annotations
 
@@ -23,38 +20,19 @@ _SHORT = tuple(noun for noun in NOUNS if len(noun) <= 5)
 
 
 def letters() -> Draw:
-    """Draws a sequence in half of the cases, else a task on words."""
-    return lambda rng: rng.choice(_SEQUENCES)(rng) if rng.random() < 0.5 else rng.choice(_WORDS)(rng)
+    """Draws one of nine tasks."""
+    return lambda rng: rng.choice(_TASKS)(rng)
 
 
 def _exercise(question: str, answer: str, result: str, *problems: str) -> Exercise:
     return Exercise("letters", question, answer, result, tuple(dict.fromkeys(problems)))
 
 
-def _alphabet_steps(rng: random.Random) -> Exercise:
-    step, number = rng.choice((-4, -3, -2, -1, 1, 2, 3, 4)), rng.randint(4, 6)
-    first = rng.choice([n for n in range(26) if 0 <= n + step * number < 26])
-    items = [string.ascii_uppercase[first + step * n] for n in range(number + 1)]
-    problems = [f"letters {abs(step)} {first % abs(step)} {item}" for item in items]
-    way, one = ("on", 1) if step > 0 else ("back", -1)
-
-    def between(letter: str) -> str:
-        """The letters from one item to the next, that one included."""
-        at = string.ascii_uppercase.index(letter)
-        return ", ".join(string.ascii_uppercase[at + one * n] for n in range(1, abs(step) + 1))
-
-    answer = (
-        f"After {items[0]}: {between(items[0])}. Each letter is {abs(step)} further {way}."
-        f" After {items[-2]}: {between(items[-2])}. The next one is {items[-1]}."
-    )
-    return _exercise(rng.choice(_FOLLOWS).format(shown=", ".join(items[:-1])), answer, items[-1], *problems)
-
-
 def _repeats(rng: random.Random) -> Exercise:
     unit = rng.sample(NOUNS, rng.randint(2, 4))
     shown = [unit[n % len(unit)] for n in range(rng.randint(len(unit) + 2, 2 * len(unit) + 3))]
     following = unit[len(shown) % len(unit)]
-    answer = f"The pattern {', '.join(unit)} repeats. The next one is {following}."
+    answer = f"{shown[-1]}, {following}. The next one is {following}."
     question = rng.choice(_FOLLOWS).format(shown=", ".join(shown))
     return _exercise(question, answer, following, f"repeats {' '.join(sorted(unit))}")
 
@@ -128,7 +106,6 @@ def _sorted_words(rng: random.Random) -> Exercise:
     return _exercise(question, result, result, f"alphabet {' '.join(sorted(items))}")
 
 
-_SEQUENCES = (_alphabet_steps, _alphabet_steps, _repeats)
-_WORDS = (
-    _copy, _turned_words, _turned_letters, _spelled, _counted_letters, _counted_words, _place, _sorted_words,
+_TASKS = (
+    _repeats, _copy, _turned_words, _turned_letters, _spelled, _counted_letters, _counted_words, _place, _sorted_words,
 )  # fmt: skip

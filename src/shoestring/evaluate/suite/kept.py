@@ -15,6 +15,7 @@ from shoestring.evaluate.suite.question import Question
 from shoestring.evaluate.suite.results import Answered
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.fingerprint import Fingerprint
+from shoestring.models.gguf.split import part_paths
 from shoestring.models.peft_folder import find_base, is_adapter
 
 VERSION = 1  # of how answers are decoded and checked: what was kept under another one is asked again
@@ -48,21 +49,28 @@ class Kept:
         write_answers(answered, self._file(categories, asked))
 
     def _file(self, categories: Sequence[str], asked: Sequence[Sequence[Question]]) -> Path:
-        """What is decoded together decides the last bits, so it decides the name."""
-        questions = [[[*question.messages, question.answer] for question in some] for some in asked]
+        """What is decoded together, and how far, decides what is said, so it decides the name."""
+        questions = [[[*one.messages, one.answer, one.max_tokens] for one in some] for some in asked]
         key = json.dumps([VERSION, self._digest, [*categories], questions])
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.jsonl"
 
 
 def digest_of(model: LanguageModel, adapter: Path | None = None) -> str | None:
-    """Of the files of its folder, of an adapter's base too, and of the number format; None for one without a folder."""
+    """Of the files of its folder, an adapter's base too, and of the number formats; None for one without a folder."""
     if model.folder is None:
         return None
     folders = [model.folder, *([find_base(model.folder)] if is_adapter(model.folder) else [])]
     folders += [adapter] if adapter is not None else []
-    paths = [path for folder in folders for path in ([folder] if folder.is_file() else sorted(folder.glob("*")))]
+    paths = [path for folder in folders for path in _files(folder)]
     dtype = next(model.decoder.parameters()).dtype
-    return f"{Fingerprint.of([path for path in paths if path.is_file()]).digest} {dtype}"
+    kept = "" if model.weights == "source" else f" {model.weights}"
+    kept += "" if model.cache == "source" else f" cache {model.cache}"
+    return f"{Fingerprint.of([path for path in paths if path.is_file()]).digest} {dtype}{kept}"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Of a model folder, or of a GGUF file and the parts beside it."""
+    return part_paths(folder) if folder.is_file() else sorted(folder.glob("*"))
 
 
 def write_answers(answered: Sequence[Answered], file: Path) -> None:

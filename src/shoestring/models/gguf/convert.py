@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -95,8 +96,22 @@ def exact_dtype(file: GGUFFile) -> str:
     return dtype
 
 
+class Source(NamedTuple):
+    """The tensor of a file that is one of the folder, called `name` there. halves: the head width whose interleaved
+    rotary halves are to be put apart, 0 for none."""
+
+    name: str
+    info: TensorInfo
+    halves: int
+
+
 def plan_tensors(file: GGUFFile, config: dict[str, Any]) -> list[StreamedTensor]:
-    """Each tensor of the folder with the slices that make it, in Hugging Face's order.
+    """Each tensor of the folder with the slices that make it. Raises what `sources` does."""
+    return [StreamedTensor(one.name, one.info.shape, partial(_values, file, one)) for one in sources(file, config)]
+
+
+def sources(file: GGUFFile, config: dict[str, Any]) -> list[Source]:
+    """Where each tensor of the folder comes from, in Hugging Face's order.
 
     Raises ModelFileError for a missing, unknown or wrongly shaped tensor, or one of an unsupported type.
     """
@@ -107,10 +122,9 @@ def plan_tensors(file: GGUFFile, config: dict[str, Any]) -> list[StreamedTensor]
     if layers > len(file.tensors):
         raise file.error(f"{arch}.block_count is {layers}, more layers than there are tensors")
     left = {name for name in file.tensors if name != "rope_freqs.weight"}
-    planned: list[StreamedTensor] = []
+    planned: list[Source] = []
 
     def take(source: str, target: str, *shape: int, halves: int = 0) -> None:
-        """halves: the head width whose interleaved rotary halves are to be put apart, 0 for none."""
         info = file.tensors.get(source)
         if info is None:
             raise file.error(f"the tensor {source!r} is missing")
@@ -119,7 +133,7 @@ def plan_tensors(file: GGUFFile, config: dict[str, Any]) -> list[StreamedTensor]
         if info.type not in SUPPORTED:
             raise file.error(f"tensor {source!r} has the unsupported type {info.type.name}")
         left.remove(source)
-        planned.append(StreamedTensor(target, shape, lambda: _values(file, info, halves)))
+        planned.append(Source(target, info, halves))
 
     take("token_embd.weight", "model.embed_tokens.weight", config["vocab_size"], hidden)
     halves = head_dim if arch == "llama" else 0
@@ -150,8 +164,8 @@ def plan_tensors(file: GGUFFile, config: dict[str, Any]) -> list[StreamedTensor]
     return planned
 
 
-def _values(file: GGUFFile, info: TensorInfo, halves: int) -> Iterable[np.ndarray]:
-    return _halves_apart(file, info, halves) if halves else read_slices(file, info)
+def _values(file: GGUFFile, source: Source) -> Iterable[np.ndarray]:
+    return _halves_apart(file, source.info, source.halves) if source.halves else read_slices(file, source.info)
 
 
 def _halves_apart(file: GGUFFile, info: TensorInfo, head_dim: int) -> Iterator[np.ndarray]:

@@ -26,9 +26,9 @@ _NUMBER = r"\b\d{1,3}(?:,\d{3})+\b|\b\d+\b"
 
 
 def _follow(rng: random.Random, items: list[str], following: str, problem: str, form: str) -> Question:
-    """form: a pattern of an item."""
+    """form: a pattern of an item. An answer may go through the whole sequence."""
     shown = ", ".join(items)
-    return ask(problem, rng.choice(_NEXT).format(shown), following, checks.continues(following, form))
+    return ask(problem, rng.choice(_NEXT).format(shown), following, checks.continues(following, form), max_tokens=144)
 
 
 def _steps(rng: random.Random) -> Question:

@@ -46,6 +46,15 @@ class Keyboard:
             finally:
                 self.typed = _waiting(terminal)
 
+    def waits(self, seconds: float) -> bool:
+        """Whether something to read is there, or comes within this time."""
+        try:
+            import select
+
+            return bool(select.select([self._source], [], [], seconds)[0])
+        except (OSError, ValueError):  # no file, or Windows, where only sockets can be asked
+            return False
+
     def offer(self) -> str:
         """Put what was typed into the next line that `input` reads; -> what was typed where readline cannot."""
         typed, self.typed = self.typed, ""

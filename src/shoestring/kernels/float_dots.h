@@ -1,0 +1,109 @@
+// Products of a few float32 rows with weights of float32, float16 or bfloat16 that lie as torch has them, [columns,
+// depth]: four columns at a time, each read once from its beginning to its end. A row's sums do not depend on how many
+// rows there are.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "bfloat.h"
+#include "matrix.h"
+
+constexpr int EIGHT = 8;
+typedef float Eight __attribute__((vector_size(4 * EIGHT)));
+typedef uint16_t EightShorts __attribute__((vector_size(2 * EIGHT)));
+typedef uint32_t EightWords __attribute__((vector_size(4 * EIGHT)));
+
+// Eight weights, or one, beginning with number k of a column.
+template <int FORMAT>
+static inline Eight eight_at(const uint8_t* column, int64_t k) {
+    Eight found;
+    if constexpr (FORMAT == FLOATS) {
+        memcpy(&found, column + 4 * k, sizeof found);
+    } else if constexpr (FORMAT == BFLOATS) {
+        EightShorts upper;
+        memcpy(&upper, column + 2 * k, sizeof upper);
+        const EightWords bits = __builtin_convertvector(upper, EightWords) << 16;
+        memcpy(&found, &bits, sizeof found);
+    } else {
+#if defined(__F16C__)
+        found = (Eight)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(column + 2 * k)));
+#else
+        for (int i = 0; i < EIGHT; ++i) found[i] = half_at(column + 2 * (k + i));
+#endif
+    }
+    return found;
+}
+
+template <int FORMAT>
+static inline float one_at(const uint8_t* column, int64_t k) {
+    if constexpr (FORMAT == FLOATS) {
+        float found;
+        memcpy(&found, column + 4 * k, 4);
+        return found;
+    } else if constexpr (FORMAT == BFLOATS) {
+        Bfloat found;
+        memcpy(&found, column + 2 * k, 2);
+        return widened(found);
+    } else {
+        return half_at(column + 2 * k);
+    }
+}
+
+// M rows by C columns -> y [M, C].
+template <int FORMAT, int M, int C>
+static inline void float_columns(const Matrix& of, int64_t column, const float* rows, float* y, int64_t y_stride) {
+    const int64_t depth = of.depth, stride = depth * float_bytes(FORMAT);
+    const uint8_t* weights = of.weights + column * stride;
+    Eight sums[M][C];
+    for (int m = 0; m < M; ++m)
+        for (int c = 0; c < C; ++c) sums[m][c] = Eight{};
+    int64_t k = 0;
+    for (; k + EIGHT <= depth; k += EIGHT) {
+        Eight x[M];
+#pragma GCC unroll 2
+        for (int m = 0; m < M; ++m) memcpy(&x[m], rows + m * depth + k, sizeof x[m]);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            const Eight w = eight_at<FORMAT>(weights + c * stride, k);
+#pragma GCC unroll 2
+            for (int m = 0; m < M; ++m) sums[m][c] += x[m] * w;
+        }
+    }
+    float results[M][C];
+#pragma GCC unroll 2
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            float lanes[EIGHT];
+            memcpy(lanes, &sums[m][c], sizeof lanes);
+            const float even = (lanes[0] + lanes[4]) + (lanes[2] + lanes[6]);
+            results[m][c] = even + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+        }
+    for (int m = 0; m < M; ++m)
+        for (int c = 0; c < C; ++c) {
+            float sum = results[m][c];
+            for (int64_t rest = k; rest < depth; ++rest)
+                sum += rows[m * depth + rest] * one_at<FORMAT>(weights + c * stride, rest);
+            y[m * y_stride + c] = of.bias == nullptr ? sum : sum + of.bias[column + c];
+        }
+}
+
+template <int FORMAT, int M>
+static inline void float_rows(const Matrix& of, int64_t first, int64_t last, const float* rows, float* y,
+                              int64_t y_stride) {
+    int64_t column = first;
+    for (; column + 4 <= last; column += 4) float_columns<FORMAT, M, 4>(of, column, rows, y + column, y_stride);
+    for (; column < last; ++column) float_columns<FORMAT, M, 1>(of, column, rows, y + column, y_stride);
+}
+
+// Some rows by the columns of a tile, which stay in a cache while the rows pass by.
+template <int FORMAT>
+static void float_tile(const Matrix& of, int64_t tile, const float* rows, int64_t count, float* y, int64_t y_stride) {
+    const int64_t first = tile * COLUMNS, last = first + COLUMNS < of.columns ? first + COLUMNS : of.columns;
+    int64_t row = 0;
+    for (; row + 2 <= count; row += 2)
+        float_rows<FORMAT, 2>(of, first, last, rows + row * of.depth, y + row * y_stride, y_stride);
+    if (row < count) float_rows<FORMAT, 1>(of, first, last, rows + row * of.depth, y + row * y_stride, y_stride);
+}

@@ -1,0 +1,117 @@
+"""A decoder made ready to decode on a CPU: weights kept as they are to be read, plain kinds in native passes."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.core.errors import ConfigError
+from shoestring.kernels import large_pages
+from shoestring.kernels.blocks import quantize
+from shoestring.kernels.decode import FloatMatrix, Matrix, decode_kernels
+from shoestring.models.decoder import Decoder
+from shoestring.models.folder import load_model, stored_dtypes
+from shoestring.nn.attention.mla import LatentAttention
+from shoestring.nn.cache import KVCache
+from shoestring.nn.head import Head
+from shoestring.nn.int8_cache import Int8KVCache
+from shoestring.nn.linear import Linear
+from shoestring.nn.native_stack import native_stack
+from shoestring.nn.quantized.decoding import DecodingEmbedding, DecodingHead, DecodingLinear, QuickHead
+
+_BITS: dict[str, int] = {"int8": 8, "int4": 4}
+_HALF: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "float16": torch.float16}
+_STORED = {torch.bfloat16: "bf16", torch.float16: "float16"}
+HEAD_BITS = 8  # with 4 bits a head loses more than all other matrices together
+
+
+def load_for_decoding(folder: str | Path, weights: str) -> Decoder:
+    """The decoder in a model folder on the CPU, each block's weights kept as `weights` says before the next is read.
+
+    weights: "file" as they are stored, else float32, bf16, int8 or int4. Raises what `load_model` does, ConfigError.
+    """
+    if weights == "file":
+        weights = _STORED.get(stored_dtypes(folder)["embedding.weight"], "float32")
+    if weights == "float32":
+        return made_native(load_model(folder))
+    return made_native(load_model(folder, as_read=Keeping(weights)))
+
+
+def kept_as(decoder: Decoder, weights: str) -> Decoder:
+    """The same for a decoder in memory, changed in place. Raises ConfigError."""
+    if weights != "float32":
+        keeping = Keeping(weights)
+        keeping.ends(decoder)
+        changed = [keeping.block(block) for block in decoder.blocks]
+        if not any(changed):
+            raise ConfigError(f"this model has no dense matrices to keep as {weights}", hint="decode it as it is")
+    return made_native(decoder)
+
+
+def made_native(decoder: Decoder) -> Decoder:
+    """Native passes for plain kinds, and a head at the speed of memory, where there is a compiler; weights in large
+    pages; in place."""
+    head = decoder.head
+    if type(head) is Head and _is_plain_float32(head.weight) and decode_kernels() is not None:
+        decoder.head = QuickHead(head, FloatMatrix(head.weight.detach()))
+    decoder._stack = native_stack(decoder) or decoder._stack
+    large_pages.gather([*decoder.parameters(), *decoder.buffers()])
+    return decoder
+
+
+def with_int8_cache(decoder: Decoder) -> Decoder:
+    """The same decoder, whose new caches keep keys and values in int8. Raises ConfigError where a cache holds other
+    things."""
+    make = decoder._make_cache
+    if not isinstance(make, functools.partial) or make.func is not KVCache:
+        raise ConfigError(
+            "cache int8 is for grouped-query attention, without a memory and without a convolution",
+            hint="leave cache out",
+        )
+    decoder._make_cache = functools.partial(Int8KVCache, **make.keywords)
+    return decoder
+
+
+class Keeping:
+    """Rounds a decoder's parts, each as it comes into memory. weights: bf16, float16, int8 or int4."""
+
+    def __init__(self, weights: str):
+        self.weights = weights
+
+    @torch.no_grad()
+    def ends(self, decoder: Decoder) -> None:
+        """Head and embedding."""
+        head = decoder.head
+        if not isinstance(head, Head) or not head.weight.is_cpu:
+            raise ConfigError(f"weights {self.weights} are kept of a dense model on the CPU", hint="leave weights out")
+        tied, matrix = head.weight is decoder.embedding.weight, self._matrix(head.weight, bits=HEAD_BITS)
+        decoder.head = DecodingHead(matrix, head.width, head.softcap)
+        if tied or self.weights in _HALF:  # an embedding of its own is read a row at a time: it may stay as it is
+            kept = matrix if tied else self._matrix(decoder.embedding.weight)
+            decoder.embedding = DecodingEmbedding(kept, head.width)  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def block(self, block: nn.Module) -> int:
+        """One block's linears; -> how many. What MLA folds into queries stays dense: it is read as a matrix."""
+        count = 0
+        for module in [*block.modules()]:
+            for name, child in [*module.named_children()]:
+                absorbed = isinstance(module, LatentAttention) and child is module.expand
+                if isinstance(child, nn.Linear) and type(child) in (Linear, nn.Linear) and not absorbed:
+                    setattr(module, name, DecodingLinear(self._matrix(child.weight, child.bias), child.in_features))
+                    count += 1
+        return count
+
+    def _matrix(self, weight: Tensor, bias: Any = None, bits: int | None = None) -> Matrix:
+        bias = None if bias is None else bias.detach().float().contiguous().clone()
+        if self.weights in _HALF:
+            return FloatMatrix(weight.detach().to(_HALF[self.weights]).contiguous(), bias)
+        return quantize(weight, bits or _BITS[self.weights], bias)
+
+
+def _is_plain_float32(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
