@@ -8,24 +8,26 @@ further than to the linear that is asked for, so in all it computes little more 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shoestring.compression.config import Method
-from shoestring.compression.gptq import Hessian, Rounded, gptq, to_nearest
+from shoestring.compression.config import QuantizeConfig
+from shoestring.compression.gptq import Hessian, Rounded, by_importance, gptq, row_errors, to_nearest
+from shoestring.compression.learned import learn, put
+from shoestring.compression.passage import Passage
+from shoestring.compression.scaling import Kept, scale_inputs
 from shoestring.core.errors import ConfigError, ModelFileError
-from shoestring.data.batch import PADDING_SEGMENT, Batch
 from shoestring.models.builder import allocate, build_block
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.common import dense_parts
 from shoestring.models.place import Place
 from shoestring.models.weight_files import WeightFiles
-from shoestring.nn.context import Context
 from shoestring.nn.quantized.config import PackedConfig
+from shoestring.nn.quantized.grid import fit
 from shoestring.nn.quantized.packed import PackedLinear, check_groups, round_rows
 
 # Linears that share their inputs, in the order in which they run.
@@ -37,20 +39,6 @@ STAGES = (
 )
 _TOGETHER = 1 << 22  # numbers looked at at a time
 LINEARS = tuple(name for stage in STAGES for name in stage)
-
-
-@dataclass
-class Passage:
-    """Text on its way through the blocks: hidden_BTD is what the next one takes."""
-
-    batch: Batch
-    context: Context
-    hidden_BTD: Tensor
-
-    @property
-    def there_BT(self) -> Tensor:
-        """True where a token is no padding."""
-        return self.batch.segments_BT != PADDING_SEGMENT
 
 
 def check_model(config: ModelConfig, packed: PackedConfig, where: str) -> None:
@@ -86,44 +74,113 @@ def read_block(files: WeightFiles, index: int) -> nn.Module:
 
 def check_finite(tensor: Tensor, place: Place) -> None:
     """Raises ModelFileError for NaN and infinity."""
-    if not all(bool(torch.isfinite(part).all()) for part in tensor.detach().view(-1).split(_TOGETHER)):
+    if not all(bool(torch.isfinite(part).all()) for part in tensor.detach().reshape(-1).split(_TOGETHER)):
         raise ModelFileError(
             f"tensor {place.tensor} holds NaN or infinity", str(place.file.path),
             "the model is broken: fetch it again, or train it again",
         )  # fmt: skip
 
 
+def round_small(block: nn.Module, kept: Kept) -> None:
+    """What of a dense block is not quantized, norms and biases, becomes what will be kept of it, in place."""
+    for name, parameter in block.named_parameters():
+        if name.removesuffix(".weight") not in LINEARS:
+            parameter.copy_(kept(name, parameter))
+
+
 def quantize_block(
     block: nn.Module,
-    passages: list[Passage],
+    passages: Sequence[Passage],
     config: PackedConfig,
-    method: Method,
-    damping: float,
+    settings: QuantizeConfig,
+    kept: Kept,
     done: Callable[[], Any],
 ) -> dict[str, Rounded]:
-    """Replace the block's linears by packed ones, in place; -> what each became. done: called after each linear."""
-    found = {}
-    for stage in STAGES:
+    """Replace the block's linears by packed ones, in place; -> what each became. kept: what norms and biases are kept
+    as, where the method changes them. done: called after each linear."""
+    method, found = settings.method, {}
+    whole: dict[str, Tensor] = {}
+    if method == "learned":
+        whole = {name: block.get_submodule(name).weight for name in LINEARS}  # type: ignore[misc]
+        for passage in passages:
+            passage.target.put(block(passage.hidden_BTD, passage.context)[0])
+    for number, stage in enumerate(STAGES):
         hessian = None
-        if method == "gptq":
-            hessian = Hessian(block.get_submodule(stage[0]).in_features)  # type: ignore[arg-type]
-            for x_NI in inputs_of(block, stage[0], passages):
-                hessian.add(x_NI if config.activations is None else round_rows(x_NI))
+        if method != "rtn":
+            hessian = second_moments(block, stage[0], passages, config)
+        if method == "awq" and number % 2 == 0:
+            assert hessian is not None
+            _divide(hessian, scale_inputs(block, stage, hessian.sum_II, config, kept))
+            later = STAGES[number + 1]  # while the linear before it is dense
+            scale_inputs(block, later, second_moments(block, later[0], passages, config).sum_II, config, kept)
         for name in stage:
             linear: Any = block.get_submodule(name)
-            if hessian is None:
-                rounded = to_nearest(linear.weight, config)
-            else:
-                rounded = gptq(linear.weight, hessian.sum_II, config, damping)
-            parent, _, last = name.rpartition(".")
-            packed = PackedLinear.of(rounded.codes_OI, rounded.grid, config, linear.bias)
-            setattr(block.get_submodule(parent), last, packed.eval())
-            found[name] = rounded
-            done()
+            found[name] = _rounded(linear.weight, hessian, config, settings)
+            packed = PackedLinear.of(found[name].codes_OI, found[name].grid, config, linear.bias)
+            put(block, name, packed.eval())
+            if method != "learned":
+                done()
+    if method == "learned":
+        del hessian
+        found = learn(block, found, passages, config, settings.steps, settings.seed)
+        found = _measured(block, found, whole, passages, config, done)
     return found
 
 
-def inputs_of(block: nn.Module, linear: str, passages: list[Passage]) -> Iterator[Tensor]:
+def _rounded(
+    weight_OI: Tensor, hessian: Hessian | None, config: PackedConfig, settings: QuantizeConfig
+) -> Rounded:
+    if hessian is None:
+        return to_nearest(weight_OI, config)
+    if settings.method == "awq":
+        return by_importance(weight_OI, hessian.sum_II, config)
+    return gptq(weight_OI, hessian.sum_II, config, settings.damping, targets=settings.method == "learned")
+
+
+def _measured(
+    block: nn.Module,
+    found: dict[str, Rounded],
+    whole: dict[str, Tensor],
+    passages: Sequence[Passage],
+    config: PackedConfig,
+    done: Callable[[], Any],
+) -> dict[str, Rounded]:
+    """The same, with the errors that the block now makes."""
+    after = {}
+    for stage in STAGES:
+        sum_II = second_moments(block, stage[0], passages, config).sum_II
+        for name in stage:
+            weight, rounded = whole[name].to(sum_II.dtype), found[name]
+            nearest = fit(whole[name], config)
+            errors = [
+                float(row_errors(values - weight, sum_II).sum())
+                for values in (
+                    rounded.grid.values(rounded.codes_OI, sum_II.dtype),
+                    nearest.values(nearest.codes(whole[name]), sum_II.dtype),
+                )
+            ]
+            after[name] = replace(
+                rounded, error=errors[0], nearest=errors[1], whole=float(row_errors(weight, sum_II).sum())
+            )
+            done()
+    return after
+
+
+def second_moments(block: nn.Module, linear: str, passages: Sequence[Passage], config: PackedConfig) -> Hessian:
+    """Of what reaches a linear of the block."""
+    hessian = Hessian(block.get_submodule(linear).in_features)  # type: ignore[arg-type]
+    for x_NI in inputs_of(block, linear, passages):
+        hessian.add(x_NI if config.activations is None else round_rows(x_NI))
+    return hessian
+
+
+def _divide(hessian: Hessian, scale_I: Tensor) -> None:
+    """Of inputs that have been divided by these."""
+    scale_I = scale_I.to(hessian.sum_II.dtype)
+    hessian.sum_II.div_(scale_I).div_(scale_I.unsqueeze(1))
+
+
+def inputs_of(block: nn.Module, linear: str, passages: Sequence[Passage]) -> Iterator[Tensor]:
     """What reaches a linear of the block in each passage, [N, I], padding left out. The block runs no further."""
     caught: list[Tensor] = []
 
@@ -145,7 +202,7 @@ class _Enough(Exception):
     """What was asked for is there."""
 
 
-def pass_through(block: nn.Module, passages: list[Passage]) -> None:
+def pass_through(block: nn.Module, passages: Sequence[Passage]) -> None:
     """Bring the passages behind the block."""
     for passage in passages:
         passage.hidden_BTD = block(passage.hidden_BTD, passage.context)[0]

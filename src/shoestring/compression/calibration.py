@@ -7,12 +7,13 @@ calibrated with.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from shoestring.compression.config import QuantizeConfig
+from shoestring.compression.config import TOGETHER, QuantizeConfig
 from shoestring.core.errors import DataError
 from shoestring.core.units import counted
 from shoestring.data.batch import Batch
@@ -26,7 +27,6 @@ from shoestring.evaluate.text import rows_of, text_windows, texts_of
 from shoestring.models.resolve import Say
 
 LEAST = 256  # tokens
-_TOGETHER = 4096  # tokens in a batch
 _LONGEST = 2048  # tokens at which examples are cut
 _READ = 16  # characters of text for each token that is wanted: four times as much text, to draw from
 _MEASURED = 5  # where there is little text, one part of so many is measured on
@@ -46,10 +46,20 @@ class Calibration:
     labels: int
     label_bytes: int
 
+    def digest(self) -> str:
+        """Of all that is computed with."""
+        found = hashlib.sha256()
+        for batch in (*self.calibrating, *self.measured):
+            for numbers in (batch.tokens_BT, batch.labels_BT, batch.positions_BT, batch.segments_BT):
+                found.update(repr(tuple(numbers.shape)).encode() + numbers.contiguous().numpy().tobytes())
+        return found.hexdigest()
 
-def read_calibration(settings: QuantizeConfig, tokenizer: Tokenizer, longest: int, say: Say | None) -> Calibration:
-    """longest: tokens that the model can look at. Raises DataError for a source that is empty, too short or unreadable,
-    ConfigError for columns that no row has."""
+
+def read_calibration(
+    settings: QuantizeConfig, tokenizer: Tokenizer, longest: int, say: Say | None, together: int = TOGETHER
+) -> Calibration:
+    """longest: tokens that the model can look at. together: tokens in a batch, or one row. Raises DataError for a source
+    that is empty, too short or unreadable, ConfigError for columns that no row has."""
     assert settings.calibrate is not None
     context = min(settings.context, longest)
     dataset = _dataset(settings, tokenizer, context, longest, say)
@@ -68,8 +78,8 @@ def read_calibration(settings: QuantizeConfig, tokenizer: Tokenizer, longest: in
     measured = order[:held_out]
     labels, label_bytes = _labels(dataset, measured)
     return Calibration(
-        source, dataset.form, _batches(dataset, chosen, context), int(lengths[chosen].sum()), len(chosen),
-        _batches(dataset, measured, context), labels, label_bytes,
+        source, dataset.form, _batches(dataset, chosen, context, together), int(lengths[chosen].sum()), len(chosen),
+        _batches(dataset, measured, context, together), labels, label_bytes,
     )  # fmt: skip
 
 
@@ -101,10 +111,10 @@ def _until(lengths: np.ndarray, tokens: int, at_least_left: int = 1) -> int:
     return max(min(needed, len(lengths) - at_least_left), 1)
 
 
-def _batches(dataset: SupervisedDataset, chosen: np.ndarray, context: int) -> list[Batch]:
+def _batches(dataset: SupervisedDataset, chosen: np.ndarray, context: int, together: int) -> list[Batch]:
     lengths = dataset.lengths[chosen]
     room = max(context, int(lengths.max()))
-    rows, together = best_fit_decreasing(lengths, room, np.arange(len(chosen))), max(_TOGETHER // room, 1)
+    rows, together = best_fit_decreasing(lengths, room, np.arange(len(chosen))), max(together // room, 1)
     return [
         to_batch(dataset, [[int(chosen[n]) for n in row] for row in rows[first : first + together]])
         for first in range(0, len(rows), together)

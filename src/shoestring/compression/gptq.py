@@ -20,28 +20,30 @@ from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.quantized.grid import Grid, fit
 
 BLOCK = 128
-_WIDE = 4096  # inputs up to which H is kept, and factored, in float64
+WIDE = 4096  # inputs up to which H is kept, and factored, in float64
 _TRIES = 4  # with ten times the damping each
-_COLUMNS = 1024  # of an inverse made at a time
+COLUMNS = 1024  # of an inverse made at a time
 
 
 @dataclass(frozen=True)
 class Rounded:
     """codes_OI int8 on `grid`. error, nearest, whole: squared errors over the calibration inputs, or without any of the
-    weights themselves: of these codes, of rounding to nearest, and of zeros."""
+    weights themselves: of these codes, of rounding to nearest, and of zeros. target_OI: where it is asked for, the
+    weights that the codes are the nearest of: those that make up for the errors of the others."""
 
     codes_OI: Tensor
     grid: Grid
     error: float
     nearest: float
     whole: float
+    target_OI: Tensor | None = None
 
 
 class Hessian:
     """sum_II: Σ x·xᵀ of the inputs of a linear, in float64 where it has few enough of them."""
 
     def __init__(self, inputs: int):
-        self.sum_II = torch.zeros(inputs, inputs, dtype=torch.float64 if inputs <= _WIDE else torch.float32)
+        self.sum_II = torch.zeros(inputs, inputs, dtype=torch.float64 if inputs <= WIDE else torch.float32)
 
     def add(self, x_NI: Tensor) -> None:
         self.sum_II += matmul(x_NI.t(), x_NI.t())
@@ -57,21 +59,41 @@ def to_nearest(weight_OI: Tensor, config: PackedConfig) -> Rounded:
 
 
 @torch.no_grad()
-def gptq(weight_OI: Tensor, hessian_II: Tensor, config: PackedConfig, damping: float = 0.01) -> Rounded:
-    """hessian: float32 or float64, in which all is computed. Raises DataError where it holds NaN."""
+def gptq(
+    weight_OI: Tensor, hessian_II: Tensor, config: PackedConfig, damping: float = 0.01, targets: bool = False
+) -> Rounded:
+    """hessian: float32 or float64, in which all is computed. targets: whether they are wanted. Raises DataError where it
+    holds NaN."""
+    grid = fit(weight_OI, config, hessian_II.diagonal())
+    codes, target = _one_by_one(weight_OI.to(hessian_II.dtype), hessian_II, grid, damping, targets)
+    return _no_worse(weight_OI, hessian_II, config, codes, grid, target)
+
+
+@torch.no_grad()
+def by_importance(weight_OI: Tensor, hessian_II: Tensor, config: PackedConfig) -> Rounded:
+    """Each weight rounded to the nearest of a grid that may be narrower than the whole range, where that brings the
+    weights of large inputs nearer. hessian: as for `gptq`."""
+    grid = fit(weight_OI, config, hessian_II.diagonal())
+    return _no_worse(weight_OI, hessian_II, config, grid.codes(weight_OI), grid, None)
+
+
+def _no_worse(
+    weight_OI: Tensor, hessian_II: Tensor, config: PackedConfig, codes_OI: Tensor, grid: Grid, target: Tensor | None
+) -> Rounded:
+    """These codes, and rows rounded to nearest where that is nearer."""
     exact = hessian_II.dtype
-    weight = weight_OI.to(exact)
-    nearest, grid = fit(weight_OI, config), fit(weight_OI, config, hessian_II.diagonal())
-    near_codes, codes = nearest.codes(weight_OI), _one_by_one(weight, hessian_II, grid, damping)
+    weight, nearest = weight_OI.to(exact), fit(weight_OI, config)
+    near_codes = nearest.codes(weight_OI)
     plain = row_errors(nearest.values(near_codes, exact) - weight, hessian_II)
-    found = row_errors(grid.values(codes, exact) - weight, hessian_II)
+    found = row_errors(grid.values(codes_OI, exact) - weight, hessian_II)
     better = found <= plain
     return Rounded(
-        torch.where(better.unsqueeze(1), codes, near_codes),
+        torch.where(better.unsqueeze(1), codes_OI, near_codes),
         grid.where(better, nearest),
         float(torch.minimum(found, plain).sum()),
         float(plain.sum()),
         float(row_errors(weight, hessian_II).sum()),
+        None if target is None else torch.where(better.unsqueeze(1), target, weight_OI.to(target.dtype)),
     )
 
 
@@ -107,16 +129,19 @@ def _turned_inverse(lower_II: Tensor) -> Tensor:
     """J·L⁻¹·J, some columns at a time, so that two such matrices are in memory and no third."""
     size = len(lower_II)
     upper_II = torch.zeros_like(lower_II)
-    for first in range(0, size, _COLUMNS):
-        last = min(first + _COLUMNS, size)
+    for first in range(0, size, COLUMNS):
+        last = min(first + COLUMNS, size)
         one = torch.eye(size - first, last - first, dtype=lower_II.dtype)
         columns = torch.linalg.solve_triangular(lower_II[first:, first:], one, upper=False)
         upper_II[: size - first, size - last : size - first] = columns.flip(0, 1)
     return upper_II
 
 
-def _one_by_one(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, damping: float) -> Tensor:
-    """-> codes int8 [O, I]. weight: in the dtype of H."""
+def _one_by_one(
+    weight_OI: Tensor, hessian_II: Tensor, grid: Grid, damping: float, targets: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """-> codes int8 [O, I], and the weights that were rounded to them, float32, if they are wanted. weight: in the dtype
+    of H."""
     order_I = torch.argsort(hessian_II.diagonal(), descending=True, stable=True)
     factor_II = inverse_factor(hessian_II, order_I, damping)
     left_IO = weight_OI.t()[order_I].contiguous()  # a copy; inputs are rows, so that each lies in one stretch
@@ -139,4 +164,9 @@ def _one_by_one(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, damping: floa
             left_IO[end:].addmm_(factor_II[begin:end, end:].t(), errors, alpha=-1)
     found_IO = torch.empty_like(codes_IO)
     found_IO[order_I] = codes_IO
-    return found_IO.t().contiguous()
+    target = None
+    if targets:  # a row of `left` stays as it was when it was rounded
+        target_IO = torch.empty(left_IO.shape)
+        target_IO[order_I] = left_IO.float()
+        target = target_IO.t().contiguous()
+    return found_IO.t().contiguous(), target

@@ -15,6 +15,7 @@ from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoding_formats import check_format
 from shoestring.models.decoding_weights import kept_as, load_for_decoding
+from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import GenerationDefaults, load_model, read_generation_config
 from shoestring.models.get import gguf_file
 from shoestring.models.peft_folder import is_adapter, load_adapted
@@ -69,5 +70,7 @@ def open_model(
         decoder = load_for_decoding(folder, weights)
     else:
         decoder = load_model(folder, device=where, dtype=number_format)
+        if say is not None and where.type == "cpu" and read_quantization(folder) is not None:
+            say("weights   few bits, made dense for each product: --weights file multiplies them as they are, faster")
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     return Opened(decoder, tokenizer, folder, read_generation_config(base))

@@ -212,9 +212,10 @@ def dtype_of(dtypes: Dtypes, name: str, parameter: Tensor) -> torch.dtype:
     return parameter.dtype if dtypes is None else dtypes.get(name, parameter.dtype)
 
 
-def stored_dtypes(folder: str | Path) -> dict[str, torch.dtype]:
-    """What each parameter is stored in, by the decoder's names, but for packed linears. Raises ModelFileError."""
-    with WeightFiles(folder, packed=True) as files:
+def stored_dtypes(folder: str | Path, packed: bool = False) -> dict[str, torch.dtype]:
+    """What each parameter is stored in, by the decoder's names. Raises ModelFileError, and for linears in few bits too
+    unless `packed`: then they are left out."""
+    with WeightFiles(folder, packed) as files:
         return {name: place.info.dtype for name, place in files.places.items()}
 
 
