@@ -17,8 +17,8 @@ from shoestring.compression.config import quantize_config
 from shoestring.compression.gptq import Hessian, row_errors
 from shoestring.compression.job import quantize
 from shoestring.compression.result import Quantized
-from shoestring.compression.shards import ShardWriter
-from shoestring.core.errors import ConfigError, DataError, ModelFileError, RunError, ShoestringError
+from shoestring.compression.tensor_stream import join
+from shoestring.core.errors import BudgetError, ConfigError, DataError, ModelFileError, RunError, ShoestringError
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
@@ -146,7 +146,7 @@ def test_every_form_is_read_back_to_the_weights_that_were_rounded(model: Path, t
 
 
 def test_several_shards_are_one_model(model: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(job, "ShardWriter", lambda folder: ShardWriter(folder, 4_000))
+    monkeypatch.setattr(job, "join", lambda parts, folder: join(parts, folder, 4_000))
     quantize(model, tmp_path / "shards", method="rtn", group=16)
     monkeypatch.undo()
     quantize(model, tmp_path / "whole", method="rtn", group=16)
@@ -178,20 +178,27 @@ def test_the_report_stands_in_the_folder(made: Quantized) -> None:
     assert report["settings"]["bits"] == 4 and len(report["matrices"]) == 14
     assert report["before"]["bits_per_byte"] > 0 and report["after"]["bits_per_byte"] > 0
     shown = str(made)
-    assert "bits per byte" in shown and "rounded to nearest" in shown and f"shoestring chat {made.folder}" in shown
+    for side in ("before", "after"):
+        assert report[side]["decoding"]["tokens_per_second"] > 0
+    assert report["before"]["decoding"]["memory"] > 1.5 * report["after"]["decoding"]["memory"]
+    assert "tokens/s" in shown and "bits per byte" in shown and "rounded to nearest" in shown and f"shoestring chat {made.folder}" in shown
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "said"),
     [
         ({}, ConfigError, "gptq needs text to calibrate with"),
-        ({"calibrate": "sums", "group": 32}, ConfigError, "(?s)groups of 32 do not divide the 48 inputs.*16, 8 would"),
+        ({"calibrate": "sums", "group": 32}, ConfigError, "groups of 32 do not divide the 48 inputs.*16, 8 would"),
         ({"calibrate": "sums", "bits": 5}, ConfigError, "bits: expected"),
         ({"method": "rtn", "activations": "int8"}, ConfigError, "activations int8 goes with bits 8"),
         ({"calibrate": "empty.txt", "group": 16}, DataError, "empty.txt"),
         ({"calibrate": "short.txt", "group": 16}, DataError, "too few to calibrate with"),
         ({"calibrate": "nowhere.txt", "group": 16}, DataError, "nowhere.txt"),
         ({"calibrate": "sums", "group": 16, "damping": 0.0}, ConfigError, "damping"),
+        ({"method": "awq"}, ConfigError, "awq needs text to calibrate with"),
+        ({"method": "rtn", "steps": 5}, ConfigError, "steps are of method learned"),
+        ({"calibrate": "sums", "group": 16, "memory": "20MB"}, BudgetError, "too little to quantize.*MB would do"),
+        ({"calibrate": "sums", "group": 16, "memory": "much"}, ConfigError, "not a size in bytes"),
     ],
 )
 def test_settings_and_text_that_cannot_do_are_told_and_nothing_is_left(
@@ -202,7 +209,7 @@ def test_settings_and_text_that_cannot_do_are_told_and_nothing_is_left(
     (tmp_path / "short.txt").write_text("a few words")
     if settings.get("calibrate") == "sums":
         settings = {**settings, "calibrate": str(sums)}
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=f"(?s){said}"):
         quantize(model, tmp_path / "out" / "q", **settings)
     assert not (tmp_path / "out").exists() or kept(tmp_path / "out" / "q") == []
 
@@ -257,7 +264,7 @@ def test_the_verb_makes_a_folder_that_generates_and_does_not_write_it_twice(
     assert main(["perplexity", "q", "--data", str(sums), "--examples", "4", "--context", "128"]) == 0
     capsys.readouterr()
     assert main(["model", "show", "q"]) == 0
-    assert "quantize to 4 bits in groups of 16: " in capsys.readouterr().out
+    assert "quantize to 4 bits in groups of 16, gptq: " in capsys.readouterr().out
     assert main(["model", "show", "q", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["compression"]["after"] == shown["after"]
     (tmp_path / "q" / "compression.json").write_text("{}")

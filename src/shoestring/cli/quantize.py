@@ -11,6 +11,7 @@ from shoestring.cli.columns import Columns, columns_of
 from shoestring.cli.verb import Json, verb
 from shoestring.compression.config import quantize_config
 from shoestring.core import console
+from shoestring.core.units import parse_bytes
 
 app = verb(
     "quantize",
@@ -31,7 +32,11 @@ def quantize(
     bits: Annotated[Literal[3, 4, 8], Parameter(help="of each weight")] = 4,
     group: Annotated[int, Parameter(help="inputs that share a scale, such as 32, 64 or 128; 0: a whole row")] = 32,
     method: Annotated[
-        Literal["gptq", "rtn"], Parameter(help="gptq rounds by what the text needs; rtn to nearest, without text")
+        Literal["gptq", "rtn", "awq", "learned"],
+        Parameter(
+            help="rtn rounds to nearest, without text; by text: gptq, awq (inputs scaled), learned (gptq, then steps of"
+            " learning, slowest)"
+        ),
     ] = "gptq",
     calibrate: Annotated[
         str | None,
@@ -40,6 +45,7 @@ def quantize(
             " kept apart, to measure before and after"
         ),
     ] = None,
+    steps: Annotated[int | None, Parameter(help="of --method learned, for each block [100]")] = None,
     asymmetric: Annotated[bool, Parameter(help="a zero point for each group: nearer weights, a little larger")] = False,
     activations: Annotated[
         Literal["int8"] | None, Parameter(help="inputs in 8 bits as well; with --bits 8 --group 0 [as they are]")
@@ -51,6 +57,9 @@ def quantize(
         Parameter(help="of embedding, head and norms; auto: as the model has them"),
     ] = "auto",
     seed: Annotated[int | None, Parameter(help="of the choice of rows [0]")] = None,
+    memory: Annotated[
+        str | None, Parameter(help="the whole process at most, as 3GB; the text may have to go to disk")
+    ] = None,
     columns: Columns = None,
     on_bad_line: Annotated[
         Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts [stop]")
@@ -59,14 +68,16 @@ def quantize(
 ) -> None:
     given: dict[str, Any] = {
         "bits": bits, "group": group, "method": method, "calibrate": calibrate, "symmetric": not asymmetric,
-        "activations": activations, "rows": rows, "context": context, "dtype": dtype, "seed": seed,
+        "activations": activations, "rows": rows, "context": context, "dtype": dtype, "seed": seed, "steps": steps,
         "columns": columns_of(columns) or None, "on_bad_line": on_bad_line,
     }  # fmt: skip
     quantize_config(given)  # before anything heavy is imported
+    if memory is not None:
+        parse_bytes(memory)
 
     from shoestring.compression.job import quantize as make
 
-    result = make(model, out, **given, say=console.say)
+    result = make(model, out, **given, memory=memory, say=console.say)
     if json:
         console.print_json(result.to_json())
     else:

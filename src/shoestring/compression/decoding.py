@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from shoestring.compression.result import Decoding
 from shoestring.core.machine import total_memory_bytes
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
@@ -16,15 +16,6 @@ from shoestring.models.decoding_weights import load_for_decoding
 _PROMPT, _TOKENS = 8, 24
 _SHARE = 0.4  # of the memory that is there, which a model in float32 may take
 _FLOAT = 4
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """weights: how they are kept (`models.decoding_formats`). memory: bytes of all that the model holds then."""
-
-    weights: str
-    tokens_per_second: float
-    memory: int
 
 
 def decode_both(

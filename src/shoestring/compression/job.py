@@ -31,11 +31,11 @@ from shoestring.compression.blocks import (
 )
 from shoestring.compression.calibration import Calibration, read_calibration
 from shoestring.compression.config import Method, QuantizeConfig, quantize_config
-from shoestring.compression.decoding import Decoding, decode_both
+from shoestring.compression.decoding import decode_both
 from shoestring.compression.gptq import Rounded
 from shoestring.compression.memory import Room, make_room
 from shoestring.compression.passage import InMemory, OnDisk, Passage
-from shoestring.compression.result import MatrixError, Measured, Quantized, write_report
+from shoestring.compression.result import Decoding, MatrixError, Measured, Quantized, write_report
 from shoestring.compression.tensor_stream import Streamed, join, rows_of
 from shoestring.compression.unfinished import Unfinished, unfinished
 from shoestring.core import matmul

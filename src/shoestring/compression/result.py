@@ -18,13 +18,25 @@ _BROKEN = f"remove {REPORT}: it only tells what was done"
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How fast a folder is decoded on the CPU. weights: how they are kept (`models.decoding_formats`). memory: bytes of
+    all that the model holds then."""
+
+    weights: str
+    tokens_per_second: float
+    memory: int
+
+
+@dataclass(frozen=True)
 class Measured:
     """weight_bytes: of all tensors on disk. loss: nats per token of the held-out text, None where there was none;
-    bits_per_byte: None too where ids do not stand for bytes; perplexity where it is beyond numbers."""
+    bits_per_byte: None too where ids do not stand for bytes; perplexity where it is beyond numbers. decoding: None where
+    it was not measured, as the float32 model does not fit."""
 
     weight_bytes: int
     loss: float | None
     bits_per_byte: float | None
+    decoding: Decoding | None = None
 
     @property
     def perplexity(self) -> float | None:
@@ -94,6 +106,13 @@ class Quantized:
         ]
         if before.loss is not None and after.loss is not None:
             lines.append(f"held out  {_change(before, after)}, on {counted(self.labels, 'token')}")
+        old, new = before.decoding, after.decoding
+        if old is not None and new is not None:
+            lines += [
+                f"decoding  {old.tokens_per_second:.1f} -> {new.tokens_per_second:.1f} tokens/s"
+                f" ({new.tokens_per_second / old.tokens_per_second:.2f}x) with --weights {new.weights}",
+                f"memory    {format_bytes(old.memory)} -> {format_bytes(new.memory)} of weights while decoding",
+            ]
         kept = sum(matrix.error for matrix in self.matrices) / max(len(self.matrices), 1)
         plain = sum(matrix.nearest for matrix in self.matrices) / max(len(self.matrices), 1)
         of = "outputs" if self.tokens else "weights"
@@ -143,11 +162,14 @@ def summary(report: dict[str, Any]) -> str:
         settings, before, after = report["settings"], report["before"], report["after"]
         group = f"groups of {int(settings['group'])}" if settings["group"] else "whole rows"
         line = (
-            f"{report['verb']} to {int(settings['bits'])} bits in {group}: {format_bytes(before['weight_bytes'])}"
-            f" -> {format_bytes(after['weight_bytes'])}"
+            f"{report['verb']} to {int(settings['bits'])} bits in {group}, {settings['method']}:"
+            f" {format_bytes(before['weight_bytes'])} -> {format_bytes(after['weight_bytes'])}"
         )
         if after["perplexity"] is not None and before["perplexity"] is not None:
             line += f", perplexity {before['perplexity']:.3f} -> {after['perplexity']:.3f}"
-    except (KeyError, TypeError, ValueError) as error:
+        if before.get("decoding") and after.get("decoding"):
+            old, new = (side["decoding"]["tokens_per_second"] for side in (before, after))
+            line += f", decoding {old:.1f} -> {new:.1f} tokens/s"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{REPORT} lacks what it should hold: {error}", hint=_BROKEN) from error
     return line

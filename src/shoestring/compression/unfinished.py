@@ -24,6 +24,7 @@ from shoestring.compression.tensor_stream import Streamed, write_streamed
 from shoestring.core import foreign
 from shoestring.core.errors import ConfigError, DataError, ModelFileError, RunError
 from shoestring.core.files import atomic_write, clear_errors, hold
+from shoestring.core.units import counted
 from shoestring.models.resolve import Say
 from shoestring.models.weights import TensorFile
 
@@ -105,7 +106,8 @@ def unfinished(out: Path, made_of: dict[str, Any], say: Say | None) -> Iterator[
             except BaseException:
                 keep = len(work.parts) > 1  # the first takes no time
                 if keep and say is not None:
-                    say(f"stopped   {len(work.parts) - 1} blocks are done: the same command goes on from there")
+                    done = counted(len(work.parts) - 1, "block")
+                    say(f"stopped   {done} done: the same command goes on from there")
                 raise
         finally:
             held.release()
@@ -128,7 +130,7 @@ def _go_on(folder: Path, made_of: dict[str, Any], say: Say | None) -> Unfinished
         found = Unfinished(folder, made_of, parts, dict(journal["libraries"]) if same else None)
         if same and found._whole():
             if say is not None and len(parts) > 1:
-                say(f"resume    {len(parts) - 1} blocks are done")
+                say(f"resume    behind {counted(len(parts) - 1, 'block')} of an earlier run")
             return found
         why = "its files are broken" if same else "it was of another model, text or settings"
     except FileNotFoundError:
