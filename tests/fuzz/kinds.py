@@ -45,6 +45,7 @@ from tests.fuzz.mutations import (
     damaged_safetensors,
     damaged_template,
 )
+from tests.models.gptq_folders import make_folder
 from tests.train.tiny import corpus, recipe_text
 
 Damage = Callable[[bytes, random.Random], bytes]
@@ -92,7 +93,7 @@ def make_kinds(root: Path) -> list[Kind]:
     generation = {"eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(generation))
     make = [_recipe, _values, _model, _shards, _tokenizer, _adapter, _gguf, _rows, _columns, _text, _template, _state]
-    more = [_trained, _metrics, _prepared, _compressed, _quantized]
+    more = [_trained, _metrics, _prepared, _compressed, _quantized, _of_gptq]
     return [each(root / each.__name__, base, rows) for each in [*make, *more]]
 
 
@@ -136,6 +137,15 @@ def _quantized(sound: Path, base: Path, rows: Path) -> Kind:
         "config.json": [damaged_json, damaged], "model.safetensors": [damaged_safetensors, damaged],
     }  # fmt: skip
     return Kind("quantized", sound, files, lambda it, rng: call(load_model, it))
+
+
+def _of_gptq(sound: Path, base: Path, rows: Path) -> Kind:
+    """Weights in few bits as the libraries of GPTQ write them."""
+    make_folder(base, sound, "gptq")
+    files: dict[str, list[Damage]] = {
+        "config.json": [damaged_json, damaged], "model.safetensors": [damaged_safetensors, damaged],
+    }  # fmt: skip
+    return Kind("gptq", sound, files, lambda it, rng: call(load_model, it))
 
 
 def _shards(sound: Path, base: Path, rows: Path) -> Kind:

@@ -49,7 +49,7 @@ def test_a_gguf_file_that_is_a_git_lfs_pointer_is_called_so(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [({"quant_method": "gptq", "bits": 4}, "'gptq'"), ({"bits": 8}, "quantization_config")]
+    ("value", "said"), [({"quant_method": "fp8", "bits": 8}, "'fp8'"), ({"bits": 8}, "quantization_config")]
 )
 def test_a_quantized_folder_is_refused_as_one(value: dict, said: str, folder: Path) -> None:
     file = folder / "config.json"

@@ -19,6 +19,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import read_config, read_quantization
 from shoestring.models.folder import load_model, save_model
 from shoestring.models.packed_files import packed_linears
+from shoestring.models.quantization import Scheme
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.replace import replace_linears
 from tests.finetuning.tiny import SHAPE
@@ -78,7 +79,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, settings: dict[str, Any]) -> N
 
 
 def test_the_config_says_what_is_packed(folder: Path) -> None:
-    assert read_quantization(folder) == PackedConfig(group=16, symmetric=False)
+    assert read_quantization(folder) == Scheme("compressed-tensors", PackedConfig(group=16, symmetric=False))
     assert read_config(folder) == load_model(folder).config
     section = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert section["format"] == "pack-quantized" and section["ignore"] == ["lm_head"]

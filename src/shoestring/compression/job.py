@@ -58,6 +58,7 @@ from shoestring.models.folder import check_rows, read_generation_config, rounded
 from shoestring.models.packed_files import fill_packed, packed_linears, packed_tensors, put_packed, take_packed
 from shoestring.models.peft_folder import is_adapter
 from shoestring.models.place import Place
+from shoestring.models.quantization import Scheme
 from shoestring.models.resolve import Say, find_model
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.quantized.config import PackedConfig
@@ -351,7 +352,7 @@ class _Job:
         parameters = {prefix + name: parameter for name, parameter in block.named_parameters()}
         with work.open(index + 1) as file:
             where = {name: Place("", file, name) for name in file.infos}
-            places = take_packed(self.packed, parameters, self.family, where)
+            places = take_packed(Scheme("compressed-tensors", self.packed), parameters, self.family, where)
             put_packed(block, {name.removeprefix(prefix): place for name, place in places.items()})
             allocate(block, "cpu")
             for name, parameter in block.named_parameters():

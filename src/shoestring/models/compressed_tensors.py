@@ -15,39 +15,27 @@ from shoestring.nn.quantized.config import PackedConfig
 
 SECTION, METHOD = "quantization_config", "compressed-tensors"
 PACKED, BYTES = "pack-quantized", "int-quantized"
-_ANY = object()
-# Fields of each part with the values that are supported, null always among them; `_ANY` changes no weight.
+ANY = object()
+# Fields of each part with the values that are supported, null always among them; `ANY` changes no weight.
 _SECTION: dict[str, tuple[Any, ...]] = {
-    "quant_method": (METHOD,), "format": (PACKED, BYTES), "config_groups": (_ANY,), "ignore": (_ANY,),
-    "kv_cache_scheme": (), "quantization_status": ("compressed", "frozen"), "global_compression_ratio": (_ANY,),
-    "sparsity_config": ({},), "transform_config": ({},), "version": (_ANY,), "run_compressed": (_ANY,),
-    "dequantize": (False,), "provider": (_ANY,),
+    "quant_method": (METHOD,), "format": (PACKED, BYTES), "config_groups": (ANY,), "ignore": (ANY,),
+    "kv_cache_scheme": (), "quantization_status": ("compressed", "frozen"), "global_compression_ratio": (ANY,),
+    "sparsity_config": ({},), "transform_config": ({},), "version": (ANY,), "run_compressed": (ANY,),
+    "dequantize": (False,), "provider": (ANY,),
 }  # fmt: skip
 _GROUP: dict[str, tuple[Any, ...]] = {
-    "targets": (_ANY,), "weights": (_ANY,), "input_activations": (_ANY,), "output_activations": (),
+    "targets": (ANY,), "weights": (ANY,), "input_activations": (ANY,), "output_activations": (),
     "format": (PACKED, BYTES),
 }  # fmt: skip
 _NUMBERS: dict[str, tuple[Any, ...]] = {
-    "num_bits": (_ANY,), "type": ("int",), "symmetric": (True, False), "group_size": (_ANY,), "strategy": (_ANY,),
-    "block_structure": (), "dynamic": (False,), "actorder": (False, "weight", "static"), "observer": (_ANY,),
-    "observer_kwargs": (_ANY,), "scale_dtype": (_ANY,), "zp_dtype": (_ANY,),
+    "num_bits": (ANY,), "type": ("int",), "symmetric": (True, False), "group_size": (ANY,), "strategy": (ANY,),
+    "block_structure": (), "dynamic": (False,), "actorder": (False, "weight", "static"), "observer": (ANY,),
+    "observer_kwargs": (ANY,), "scale_dtype": (ANY,), "zp_dtype": (ANY,),
 }  # fmt: skip
 _INPUTS: dict[str, tuple[Any, ...]] = {
     **_NUMBERS, "num_bits": (8,), "symmetric": (True,), "group_size": (), "strategy": ("token",), "dynamic": (True,),
     "actorder": (False,),
 }  # fmt: skip
-
-
-def split_config(values: dict[str, Any], where: str | None) -> tuple[dict[str, Any], PackedConfig | None]:
-    """config.json's fields without this section, and what it says; None where there is none of this method.
-
-    The format of scales stands in the tensors alone. Raises ModelFileError for what is not supported.
-    """
-    section = values.get(SECTION)
-    if not isinstance(section, dict) or section.get("quant_method") != METHOD:
-        return values, None
-    rest = {name: value for name, value in values.items() if name != SECTION}
-    return rest, _scheme(section, where)
 
 
 def section_of(config: PackedConfig) -> dict[str, Any]:
@@ -81,24 +69,25 @@ def _plain(bits: int, symmetric: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _scheme(section: dict[str, Any], where: str | None) -> PackedConfig:
-    _check(section, _SECTION, SECTION, where)
+def scheme(section: dict[str, Any], where: str | None) -> PackedConfig:
+    """How the linears are kept; the format of scales stands in the tensors alone. Raises ModelFileError."""
+    check_fields(section, _SECTION, SECTION, where)
     groups = section.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:
         shown = f"{len(groups)} groups" if isinstance(groups, dict) else None
-        raise _refused("config_groups", groups, where, "one group of linears that are all kept alike", shown)
+        raise refused("config_groups", groups, where, "one group of linears that are all kept alike", shown)
     (group,) = groups.values()
-    _check(group, _GROUP, "config_groups", where)
+    check_fields(group, _GROUP, "config_groups", where)
     weights, inputs = group.get("weights"), group.get("input_activations")
-    _check(weights, _NUMBERS, "weights", where)
+    check_fields(weights, _NUMBERS, "weights", where)
     if inputs is not None:
-        _check(inputs, _INPUTS, "input_activations", where)
+        check_fields(inputs, _INPUTS, "input_activations", where)
         for name in ("num_bits", "dynamic", "strategy"):  # left out, they mean other things
             if inputs.get(name) is None:
-                raise _refused(name, None, where, repr(_INPUTS[name][0]))
+                raise refused(name, None, where, repr(_INPUTS[name][0]))
     bits = weights.get("num_bits")
     if type(bits) is not int or not 2 <= bits <= 8:
-        raise _refused("num_bits", bits, where, "from 2 to 8")
+        raise refused("num_bits", bits, where, "from 2 to 8")
     symmetric = weights.get("symmetric")
     activations: Literal["int8"] | None = None if inputs is None else "int8"
     size = _group_size(weights, where)
@@ -111,31 +100,32 @@ def _group_size(weights: dict[str, Any], where: str | None) -> int | None:
     """Inputs that share a scale; None for a whole row."""
     strategy, size = weights.get("strategy"), weights.get("group_size")
     if size is not None and (type(size) is not int or not (size == -1 or 0 < size < 2**31)):
-        raise _refused("group_size", size, where, "a positive whole number, or -1")
+        raise refused("group_size", size, where, "a positive whole number, or -1")
     if strategy is None:
         strategy = "tensor" if size is None else "channel" if size == -1 else "group"
     if strategy == "channel":
         return None
     if strategy != "group" or size is None or size < 1:
-        raise _refused("strategy", strategy, where, 'group with a group_size, or "channel"')
+        raise refused("strategy", strategy, where, 'group with a group_size, or "channel"')
     return size
 
 
-def _check(part: Any, known: dict[str, tuple[Any, ...]], name: str, where: str | None) -> None:
+def check_fields(part: Any, known: dict[str, tuple[Any, ...]], name: str, where: str | None) -> None:
     """Raises ModelFileError for a field that is unknown, or has a value that is not supported."""
     if not isinstance(part, dict):
-        raise _refused(name, part, where, "an object")
+        raise refused(name, part, where, "an object")
     for key, value in part.items():
         allowed = known.get(key, ())
-        if value is None or any(one is _ANY for one in allowed):
+        if value is None or any(one is ANY for one in allowed):
             continue
         if not any(type(value) is type(one) and value == one for one in allowed):
-            raise _refused(key, value, where, " or ".join(repr(one) for one in allowed) or "null")
+            raise refused(key, value, where, " or ".join(repr(one) for one in allowed) or "null")
 
 
-def _refused(
+def refused(
     name: str, value: Any, where: str | None, supported: str, shown: str | None = None
 ) -> ModelFileError:
+    """For a field whose value is not supported."""
     shown = shown or repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return ModelFileError(

@@ -10,45 +10,37 @@ and where its grid is not symmetric NAME.weight_zero_point: int8 [O, G], packed 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from shoestring.core.errors import ModelFileError
 from shoestring.models.families.family import Family
+from shoestring.models.gptq_files import fill_others, take_others
+from shoestring.models.packed_place import BROKEN, SCALES, PackedPlace, check_division, taken, with_scale
 from shoestring.models.place import Place
+from shoestring.models.quantization import Scheme
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.quantized.packed import PackedLinear
 from shoestring.nn.quantized.packing import pack, unpack, words
 
-_SCALES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_BROKEN = "config.json and the weights do not belong together; fetch or quantize the model again"
-
-
-class PackedPlace(NamedTuple):
-    """Where a linear's codes stand: in 32-bit words, or a byte each. zero: None on a symmetric grid."""
-
-    config: PackedConfig
-    codes: Place
-    scale: Place
-    zero: Place | None
-
 
 def take_packed(
-    config: PackedConfig, parameters: dict[str, Tensor], family: Family, where: dict[str, Place]
+    scheme: Scheme, parameters: dict[str, Tensor], family: Family, where: dict[str, Place]
 ) -> dict[str, PackedPlace]:
     """The quantized linears by their names in the decoder, their tensors taken out of `where`.
 
     parameters: of the decoder, by name. where: by the names in the files. Raises ModelFileError for parts that are
     missing or misshapen.
     """
-    found = {}
+    found, config = {}, scheme.config
     for parameter, weight in parameters.items():
         if not (parameter.startswith("blocks.") and parameter.endswith(".weight") and weight.dim() == 2):
             continue
         name = family.tensor_name(parameter).removesuffix(".weight")
-        if f"{name}.weight_packed" in where:
+        if scheme.layout != "compressed-tensors":
+            if f"{name}.qweight" in where:
+                found[parameter.removesuffix(".weight")] = take_others(scheme, name, tuple(weight.shape), where)
+        elif f"{name}.weight_packed" in where:
             found[parameter.removesuffix(".weight")] = _in_words(config, name, tuple(weight.shape), where)
         elif f"{name}.weight_scale" in where:
             found[parameter.removesuffix(".weight")] = _in_bytes(config, name, tuple(weight.shape), where)
@@ -57,55 +49,33 @@ def take_packed(
 
 def _in_words(config: PackedConfig, name: str, shape: tuple[int, ...], where: dict[str, Place]) -> PackedPlace:
     outputs, inputs = shape
-    codes = _taken(f"{name}.weight_packed", (outputs, words(inputs, config.bits)), (torch.int32,), where)
+    codes = taken(f"{name}.weight_packed", (outputs, words(inputs, config.bits)), (torch.int32,), where)
     scale = _scale(config, name, shape, codes, where)
-    told = _taken(f"{name}.weight_shape", (2,), (torch.int64,), where)
+    told = taken(f"{name}.weight_shape", (2,), (torch.int64,), where)
     if told.file.read(told.tensor).tolist() != [outputs, inputs]:
-        raise ModelFileError(f"{told.tensor} says another shape than {[outputs, inputs]}", str(told.file.path), _BROKEN)
+        raise ModelFileError(f"{told.tensor} says another shape than {[outputs, inputs]}", str(told.file.path), BROKEN)
     zero = None
     if not config.symmetric:
         rows = words(outputs, config.bits)
-        zero = _taken(f"{name}.weight_zero_point", (rows, scale.info.shape[1]), (torch.int32,), where)
-    return PackedPlace(_with_scale(config, scale), codes, scale, zero)
+        zero = taken(f"{name}.weight_zero_point", (rows, scale.info.shape[1]), (torch.int32,), where)
+    return PackedPlace("compressed-tensors", with_scale(config, scale), codes, scale, zero)
 
 
 def _in_bytes(config: PackedConfig, name: str, shape: tuple[int, ...], where: dict[str, Place]) -> PackedPlace:
-    codes = _taken(f"{name}.weight", shape, (torch.int8,), where)
+    codes = taken(f"{name}.weight", shape, (torch.int8,), where)
     scale = _scale(config, name, shape, codes, where)
     zero = None
     if not config.symmetric:
-        zero = _taken(f"{name}.weight_zero_point", scale.info.shape, (torch.int8,), where)
-    return PackedPlace(_with_scale(config, scale), codes, scale, zero)
+        zero = taken(f"{name}.weight_zero_point", scale.info.shape, (torch.int8,), where)
+    return PackedPlace("compressed-tensors", with_scale(config, scale), codes, scale, zero)
 
 
 def _scale(
     config: PackedConfig, name: str, shape: tuple[int, ...], codes: Place, where: dict[str, Place]
 ) -> Place:
     outputs, inputs = shape
-    if config.group is not None and inputs % config.group:
-        message = f"groups of {config.group} do not divide the {inputs:,} inputs of {name}"
-        raise ModelFileError(message, str(codes.file.path), _BROKEN)
-    return _taken(f"{name}.weight_scale", (outputs, config.groups(inputs)), tuple(_SCALES), where)
-
-
-def _with_scale(config: PackedConfig, scale: Place) -> PackedConfig:
-    return config.model_copy(update={"scale": _SCALES[scale.info.dtype]})
-
-
-def _taken(
-    tensor: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], where: dict[str, Place]
-) -> Place:
-    """The tensor's place, which `where` then lacks. Raises ModelFileError."""
-    place = where.pop(tensor, None)
-    if place is None:
-        raise ModelFileError(f"tensor {tensor} is missing from the weights", hint=_BROKEN)
-    if place.info.shape != shape:
-        message = f"tensor {tensor} has shape {list(place.info.shape)}, config.json asks for {list(shape)}"
-        raise ModelFileError(message, str(place.file.path), _BROKEN)
-    if place.info.dtype not in dtypes:
-        kind, right = (str(dtype).removeprefix("torch.") for dtype in (place.info.dtype, dtypes[0]))
-        raise ModelFileError(f"tensor {tensor} is {kind} instead of {right}", str(place.file.path), _BROKEN)
-    return place
+    check_division(config, name, inputs, codes)
+    return taken(f"{name}.weight_scale", (outputs, config.groups(inputs)), tuple(SCALES), where)
 
 
 def put_packed(root: nn.Module, places: dict[str, PackedPlace]) -> None:
@@ -121,6 +91,11 @@ def put_packed(root: nn.Module, places: dict[str, PackedPlace]) -> None:
 
 def fill_packed(linear: PackedLinear, place: PackedPlace, bias: Place | None) -> None:
     """Read a linear's tensors into its allocated buffers."""
+    if linear.bias is not None and bias is not None:
+        bias.file.read_into(bias.tensor, linear.bias)
+    if place.layout != "compressed-tensors":
+        fill_others(linear, place)
+        return
     bits, outputs = linear.config.bits, linear.out_features
     if place.codes.info.dtype == torch.int32:
         place.codes.file.read_into(place.codes.tensor, linear.packed)
@@ -130,8 +105,6 @@ def fill_packed(linear: PackedLinear, place: PackedPlace, bias: Place | None) ->
     if linear.zero is not None and place.zero is not None:
         stored = place.zero.file.read(place.zero.tensor)
         linear.zero.copy_(stored if stored.dtype == torch.int8 else unpack(stored.t(), bits, outputs).t())
-    if linear.bias is not None and bias is not None:
-        bias.file.read_into(bias.tensor, linear.bias)
 
 
 def packed_tensors(linear: PackedLinear, name: str) -> dict[str, Tensor]:

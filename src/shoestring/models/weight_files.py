@@ -15,7 +15,6 @@ from torch import Tensor
 
 from shoestring.core.errors import ModelFileError
 from shoestring.models.builder import build
-from shoestring.models.compressed_tensors import METHOD
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.family import Family
 from shoestring.models.families.registry import family_named, read_config, read_json, read_quantization
@@ -43,7 +42,7 @@ class WeightFiles:
         folder = Path(folder)
         config, scheme = read_config(folder), read_quantization(folder)
         if scheme is not None and not packed:
-            raise ModelFileError(f"the weights are quantized ({METHOD})", str(folder), _WHOLE)
+            raise ModelFileError(f"the weights are quantized ({scheme.layout})", str(folder), _WHOLE)
         family = family_named(read_json(folder / "config.json").get("model_type"))
         self.files = _tensor_files(folder)
         where = {name: Place("", file, name) for file in self.files for name in file.infos}

@@ -8,7 +8,7 @@ from typing import Any
 from shoestring.core import foreign
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import LFS_HINT, LFS_POINTER, is_lfs_pointer
-from shoestring.models.compressed_tensors import split_config
+from shoestring.models.quantization import Scheme, split_config
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from shoestring.models.families.experts import MIXTRAL, QWEN3_MOE
@@ -17,7 +17,6 @@ from shoestring.models.families.llama import LLAMA
 from shoestring.models.families.qwen2 import QWEN2
 from shoestring.models.families.qwen3 import QWEN3
 from shoestring.models.families.shoestring import SHOESTRING
-from shoestring.nn.quantized.config import PackedConfig
 
 # The first that can express a config writes it: ours comes last, because transformers cannot read it.
 _IN_ORDER = (QWEN3, QWEN2, LLAMA, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3, DEEPSEEK_V2, SHOESTRING)
@@ -52,7 +51,7 @@ def read_config_and_ignored(folder: str | Path) -> tuple[ModelConfig, list[str]]
     return family_named(values.get("model_type"), where).read_config(values, where)
 
 
-def read_quantization(folder: str | Path) -> PackedConfig | None:
+def read_quantization(folder: str | Path) -> Scheme | None:
     """How the linears of a model folder are kept; None where they are dense. Raises ModelFileError."""
     file = Path(folder) / "config.json"
     return split_config(read_json(file), str(file))[1]
