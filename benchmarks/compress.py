@@ -29,13 +29,14 @@ CASES: dict[str, dict[str, Any]] = {
     "awq 4": {"method": "awq", "bits": 4},
     "learned 4": {"method": "learned", "bits": 4},
     "gptq 4 asymmetric": {"method": "gptq", "bits": 4, "symmetric": False},
+    "learned 4 asymmetric": {"method": "learned", "bits": 4, "symmetric": False},
     "rtn 4 in 64": {"method": "rtn", "bits": 4, "group": 64},
     "gptq 4 in 64": {"method": "gptq", "bits": 4, "group": 64},
     "rtn 3": {"method": "rtn", "bits": 3},
     "gptq 3": {"method": "gptq", "bits": 3},
     "learned 3": {"method": "learned", "bits": 3},
 }
-BEST_OF = ("gptq 4", "awq 4", "learned 4")
+BEST_OF = ("gptq 4", "awq 4", "learned 4", "gptq 4 asymmetric", "learned 4 asymmetric")
 
 
 def moved(model: str, steps: int) -> Path:

@@ -122,8 +122,9 @@ def quantize(
                 losses = job.run(work)
                 with atomic_folder(out) as temporary:
                     weight_bytes = job.finish(work, temporary)
+                    took = time.perf_counter() - started, peak_rss_bytes()
                     speeds = decode_both(folder, temporary, files.config, budget)
-                    result = _result(job, work, Path(out), str(model), losses, weight_bytes, speeds, started)
+                    result = _result(job, work, Path(out), str(model), losses, weight_bytes, speeds, took)
                     write_report(result, temporary)
         except RuntimeError as error:
             if (refusal := allocator.refused(error)) is None:
@@ -140,7 +141,7 @@ def quantize(
 
 def _result(
     job: _Job, work: Unfinished, out: Path, model: str, losses: tuple[float, float], weight_bytes: int,
-    speeds: tuple[Decoding | None, Decoding | None], started: float,
+    speeds: tuple[Decoding | None, Decoding | None], took: tuple[float, int],
 ) -> Quantized:  # fmt: skip
     settings, text = job.settings, job.text
     by_text = text is not None and settings.method != "rtn"
@@ -153,7 +154,7 @@ def _result(
         tokens=text.tokens if text is not None and by_text else 0,
         examples=text.examples if text is not None and by_text else 0, labels=0 if text is None else text.labels,
         matrices=tuple(MatrixError(**matrix) for part in work.parts for matrix in part.get("matrices", ())),
-        seconds=time.perf_counter() - started, peak_memory=peak_rss_bytes(),
+        seconds=took[0], peak_memory=took[1],
     )  # fmt: skip
 
 
