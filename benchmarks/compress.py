@@ -63,7 +63,8 @@ def moved(model: str, steps: int) -> Path:
         out = Path(place) / "run"
         pretrain(load_config(PretrainRecipe, Document(recipe, name="compress")), out=str(out))
         trained = find_model(str(out))
-        save_model(load_model(trained), folder, Tokenizer.load(find_model(model)), read_generation_config(find_model(model)))
+        source = find_model(model)
+        save_model(load_model(trained), folder, Tokenizer.load(source), read_generation_config(source))
     return folder
 
 

@@ -18,8 +18,8 @@ def case(before: float, after: float) -> dict[str, Any]:
 
 
 def test_gaps_are_of_the_best_method_and_against_rounding_to_nearest(monkeypatch, capsys) -> None:
-    found = {"": {"conversations": 10.0}, "rtn 8 rows": case(10, 10.01), "rtn 4": case(10, 11), "gptq 4": case(10, 10.5),
-             "learned 4": case(10, 10.2)}  # fmt: skip
+    ends = {"rtn 8 rows": 10.01, "rtn 4": 11, "gptq 4": 10.5, "learned 4": 10.2}
+    found = {"": {"conversations": 10.0}, **{name: case(10, end) for name, end in ends.items()}}
     asked: list[dict[str, Any]] = []
 
     def worker(module: str, flag: str, given: str) -> dict[str, Any]:

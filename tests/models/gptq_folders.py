@@ -55,7 +55,8 @@ def make_folder(
             tensors[f"{module}.qzeros"] = torch.tensor([by_eights(row) for row in z], dtype=torch.int32)
         else:
             stored = [[(one - 1) % top if version == 1 else one for one in row] for row in z]
-            tensors[f"{module}.qweight"] = torch.tensor([in_a_row(row, bits) for row in q], dtype=torch.int32).t().contiguous()
+            words = torch.tensor([in_a_row(row, bits) for row in q], dtype=torch.int32)
+            tensors[f"{module}.qweight"] = words.t().contiguous()
             tensors[f"{module}.qzeros"] = torch.tensor([in_a_row(row, bits) for row in stored], dtype=torch.int32)
             tensors[f"{module}.g_idx"] = torch.arange(inputs, dtype=torch.int32) // size
         tensors[f"{module}.scales"] = scale

@@ -58,8 +58,8 @@ class Calibration:
 def read_calibration(
     settings: QuantizeConfig, tokenizer: Tokenizer, longest: int, say: Say | None, together: int = TOGETHER
 ) -> Calibration:
-    """longest: tokens that the model can look at. together: tokens in a batch, or one row. Raises DataError for a source
-    that is empty, too short or unreadable, ConfigError for columns that no row has."""
+    """longest: tokens that the model can look at. together: tokens in a batch, or one row. Raises DataError for
+    a source that is empty, too short or unreadable, ConfigError for columns that no row has."""
     assert settings.calibrate is not None
     context = min(settings.context, longest)
     dataset = _dataset(settings, tokenizer, context, longest, say)

@@ -25,8 +25,8 @@ class QuantizeConfig(Config):
     activations: Literal["int8"] | None = Field(None, description="int8: the linears' inputs in 8 bits for each token")
     method: Method = Field(
         "gptq",
-        description="rtn: to nearest; by calibration text: gptq, arXiv 2210.17323; awq: inputs scaled, arXiv 2306.00978;"
-        " learned: arXiv 2309.05516, from what gptq gives",
+        description="rtn: to nearest; by calibration text: gptq, arXiv 2210.17323; awq: inputs scaled, arXiv"
+        " 2306.00978; learned: arXiv 2309.05516, from what gptq gives",
     )
     calibrate: str | None = Field(None, min_length=1, description="text or examples; some are kept to measure with")
     columns: dict[str, str] = Field({}, description="fields that have other names in the rows, as data.columns")

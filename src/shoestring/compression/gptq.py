@@ -62,8 +62,8 @@ def to_nearest(weight_OI: Tensor, config: PackedConfig) -> Rounded:
 def gptq(
     weight_OI: Tensor, hessian_II: Tensor, config: PackedConfig, damping: float = 0.01, targets: bool = False
 ) -> Rounded:
-    """hessian: float32 or float64, in which all is computed. targets: whether they are wanted. Raises DataError where it
-    holds NaN."""
+    """hessian: float32 or float64, in which all is computed. targets: whether they are wanted. Raises DataError where
+    it holds NaN."""
     grid = fit(weight_OI, config, hessian_II.diagonal())
     codes, target = _one_by_one(weight_OI.to(hessian_II.dtype), hessian_II, grid, damping, targets)
     return _no_worse(weight_OI, hessian_II, config, codes, grid, target)
@@ -140,8 +140,8 @@ def _turned_inverse(lower_II: Tensor) -> Tensor:
 def _one_by_one(
     weight_OI: Tensor, hessian_II: Tensor, grid: Grid, damping: float, targets: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """-> codes int8 [O, I], and the weights that were rounded to them, float32, if they are wanted. weight: in the dtype
-    of H."""
+    """-> codes int8 [O, I], and the weights that were rounded to them, float32, if they are wanted. weight: in the
+    dtype of H."""
     order_I = torch.argsort(hessian_II.diagonal(), descending=True, stable=True)
     factor_II = inverse_factor(hessian_II, order_I, damping)
     left_IO = weight_OI.t()[order_I].contiguous()  # a copy; inputs are rows, so that each lies in one stretch

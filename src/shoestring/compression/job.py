@@ -1,15 +1,16 @@
 """`quantize`: a model folder in, the same model with the matrices of its blocks in few bits out.
 
-Block after block is read, quantized and written beside the folder that will be (`compression.unfinished`), so that a run
-that was stopped goes on behind the last whole block, with the same bytes in the end; in memory are one block in float32,
-the second moments of one linear's inputs, and the hidden states of the text, or these on disk: those of what
-calibrates, and those of what measures, once behind the dense blocks and once behind the quantized ones. Embedding, head
+Block after block is read, quantized and written beside the folder that will be (`compression.unfinished`), so that a
+run that was stopped goes on behind the last whole block, with the same bytes in the end. In memory are one block in
+float32, the second moments of one linear's inputs, and the hidden states of the text, or these on disk: those of
+what calibrates, and those of what measures, once behind the dense blocks and once behind the quantized ones. Embedding, head
 and norms stay as they are. The folder is of the form that the compressed-tensors library has (`models.packed_files`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -306,7 +307,7 @@ class _Job:
     def _write_ends(self, work: Unfinished) -> None:
         tensors = [
             Streamed(
-                self.family.tensor_name(name), self._dtype(name), place.info.shape, lambda place=place: self._rows(place)
+                self.family.tensor_name(name), self._dtype(name), place.info.shape, functools.partial(self._rows, place)
             )
             for name, place in self.files.places.items()
             if not name.startswith("blocks.")

@@ -1,4 +1,4 @@
-"""Rounding that is learned, as AutoRound does (arXiv 2309.05516): up or down, and each group's range, for a whole block.
+"""Rounding that is learned, as AutoRound does (arXiv 2309.05516): up or down, and each group's range, for a block.
 
 w ≈ (round(t / s + v + z) − z)·s: t what GPTQ would round (or the weight), v between −1/2 and 1/2 and s are learned so
 that the block gives what it gave with its own weights, by squared error; each step moves them by the sign of their
@@ -94,7 +94,12 @@ class Learning(nn.Module):
 
 @torch.no_grad()
 def learn(
-    block: nn.Module, found: dict[str, Rounded], passages: Sequence[Passage], config: PackedConfig, steps: int, seed: int
+    block: nn.Module,
+    found: dict[str, Rounded],
+    passages: Sequence[Passage],
+    config: PackedConfig,
+    steps: int,
+    seed: int,
 ) -> dict[str, Rounded]:
     """Learn the rounding of the block's packed linears, in place; -> what each is now, its errors those of before.
 

@@ -1,4 +1,4 @@
-"""What quantizing a model takes in memory, from above, and how a budget is kept: hidden states on disk, shorter batches.
+"""What quantizing a model takes in memory, from above, and how a budget is kept: hidden states on disk, less at once.
 
 Counted are the tensors that are there at the worst moments: while a matrix is rounded by GPTQ (three square matrices of
 its inputs), while text passes a block, while the head measures. Torch's allocator refuses what would pass the budget

@@ -30,8 +30,8 @@ class Decoding:
 @dataclass(frozen=True)
 class Measured:
     """weight_bytes: of all tensors on disk. loss: nats per token of the held-out text, None where there was none;
-    bits_per_byte: None too where ids do not stand for bytes; perplexity where it is beyond numbers. decoding: None where
-    it was not measured, as the float32 model does not fit."""
+    bits_per_byte: None too where ids do not stand for bytes; perplexity where it is beyond numbers. decoding: None
+    where it was not measured, as the float32 model does not fit."""
 
     weight_bytes: int
     loss: float | None

@@ -1,8 +1,8 @@
 """Inputs made larger where they count, as AWQ does (arXiv 2306.00978), so that rounding errs less in their weights.
 
 A linear's input i is divided by s_i and its weights are multiplied by it: what stands before takes the division, a norm
-in its weights, a linear in its rows, so that the block computes what it did. s = rms(x)^α, α the one of twenty between 0
-and 1 with which rounding errs least in what comes out, over all linears that share the input.
+in its weights, a linear in its rows, so that the block computes what it did. s = rms(x)^α, α the one of twenty between
+0 and 1 with which rounding errs least in what comes out, over all linears that share the input.
 """
 
 from __future__ import annotations

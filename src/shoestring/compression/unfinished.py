@@ -34,13 +34,13 @@ _LASTING = (ConfigError, DataError, ModelFileError)  # said of what was given, a
 
 
 class Unfinished:
-    """folder: of what is done. parts: what was said of each finished part, in order. libraries: that multiplied matrices,
-    as `core.matmul.TABLE.choices` has them, so that who goes on computes the same bits."""
+    """folder: of what is done. parts: what was said of each finished part, in order. libraries: that multiplied
+    matrices, as `core.matmul.TABLE.choices` has them, so that who goes on computes the same bits."""
 
     def __init__(
-        self, folder: Path, made_of: dict[str, Any], parts: list[dict[str, Any]], libraries: dict[str, Any] | None = None
+        self, folder: Path, made_of: dict[str, Any], parts: list[dict[str, Any]], libraries: dict[str, Any]
     ):
-        self.folder, self._made_of, self.parts, self.libraries = folder, made_of, parts, libraries or {}
+        self.folder, self._made_of, self.parts, self.libraries = folder, made_of, parts, libraries
         self._scratch = 0
 
     def add(self, tensors: Sequence[Streamed], **said: Any) -> None:
@@ -127,7 +127,7 @@ def _go_on(folder: Path, made_of: dict[str, Any], say: Say | None) -> Unfinished
         journal = foreign.read_json(folder / _JOURNAL)
         same = isinstance(journal, dict) and (journal["version"], journal["made_of"]) == (_VERSION, made_of)
         parts = [dict(part) for part in journal["parts"]] if same else []
-        found = Unfinished(folder, made_of, parts, dict(journal["libraries"]) if same else None)
+        found = Unfinished(folder, made_of, parts, dict(journal["libraries"]) if same else {})
         if same and found._whole():
             if say is not None and len(parts) > 1:
                 say(f"resume    behind {counted(len(parts) - 1, 'block')} of an earlier run")
@@ -141,7 +141,7 @@ def _go_on(folder: Path, made_of: dict[str, Any], say: Say | None) -> Unfinished
         say(f"anew      an unfinished run of this folder is not gone on with: {why}")
     for old in [*folder.glob("part-*.safetensors"), *folder.glob("text-*"), folder / _JOURNAL]:
         old.unlink(missing_ok=True)
-    return Unfinished(folder, made_of, [])
+    return Unfinished(folder, made_of, [], {})
 
 
 def _checksum(file: Path) -> int:

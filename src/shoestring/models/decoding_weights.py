@@ -82,8 +82,8 @@ def with_int8_cache(decoder: Decoder) -> Decoder:
 
 
 class Keeping:
-    """Rounds a decoder's parts, each as it comes into memory. weights: float32, bf16, float16, int8 or int4. own: linears
-    in few bits stay so."""
+    """Rounds a decoder's parts, each as it comes into memory. weights: float32, bf16, float16, int8 or int4. own:
+    linears in few bits stay so."""
 
     def __init__(self, weights: str, own: bool = False):
         self.weights, self.own = weights, own

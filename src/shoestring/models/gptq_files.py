@@ -1,12 +1,12 @@
-"""Quantized linears in a model folder as the libraries of GPTQ and AWQ name and shape their tensors; they are only read.
+"""Quantized linears in a model folder as the libraries of GPTQ and AWQ name and shape their tensors; only read.
 
 A linear NAME with weight [O, I], b bits and G groups has, in place of NAME.weight:
 
     gptq   NAME.qweight int32 [I·b/32, O], NAME.qzeros int32 [G, O·b/32], NAME.scales [G, O], NAME.g_idx int32 [I]
     awq    NAME.qweight int32 [I, O·b/32], NAME.qzeros int32 [G, O·b/32], NAME.scales [G, O]
 
-w = (q − z)·s, q and z from 0 to 2^b − 1, packed the lowest bits first: with gptq along the inputs, z less one unless its
-format is gptq_v2; with awq along the outputs, the eight of a word in the order 0 2 4 6 1 3 5 7.
+w = (q − z)·s, q and z from 0 to 2^b − 1, packed the lowest bits first: with gptq along the inputs, z less one unless
+its format is gptq_v2; with awq along the outputs, the eight of a word in the order 0 2 4 6 1 3 5 7.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def take_others(scheme: Scheme, name: str, shape: tuple[int, ...], where: dict[s
     scale = taken(f"{name}.scales", (groups, outputs), tuple(SCALES), where)
     if not awq and f"{name}.g_idx" in where:
         order = taken(f"{name}.g_idx", (inputs,), (torch.int32,), where)
-        if not torch.equal(order.file.read(order.tensor), torch.arange(inputs, dtype=torch.int32) // (inputs // groups)):
+        in_order = torch.arange(inputs, dtype=torch.int32) // (inputs // groups)
+        if not torch.equal(order.file.read(order.tensor), in_order):
             raise ModelFileError(f"{order.tensor}: {_REORDERED[0]}", str(order.file.path), _REORDERED[1])
     return PackedPlace(scheme.layout, with_scale(config, scale), codes, scale, zero)
 

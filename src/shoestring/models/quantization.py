@@ -1,6 +1,6 @@
 """How a model folder says that its linears are in few bits: the section quantization_config of config.json. Torch-free.
 
-Three libraries' ways are read: compressed-tensors (`models.compressed_tensors`), which is also written, and those of GPTQ
+Three ways are read: that of compressed-tensors (`models.compressed_tensors`), which is also written, and those of GPTQ
 and AWQ. Read strictly: what would change the weights and is not done here is refused by name. Which linears are
 quantized is not asked of the section: their tensors tell.
 Formats: https://github.com/ModelCloud/GPTQModel, https://github.com/casper-hansen/AutoAWQ

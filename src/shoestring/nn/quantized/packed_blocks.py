@@ -1,4 +1,4 @@
-"""Packed linears as blocks of 32 that decoding multiplies as they are (`kernels.blocks`): the same codes, laid out anew.
+"""Packed linears as blocks of 32 that decoding multiplies as they are (`kernels.blocks`): the same codes, laid out so.
 
 A group of 32 inputs, or of a multiple of it, is one block or several with one scale. Scales become float16, which holds
 those in bfloat16 exactly but for very small ones.
