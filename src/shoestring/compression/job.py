@@ -3,8 +3,9 @@
 Block after block is read, quantized and written beside the folder that will be (`compression.unfinished`), so that a
 run that was stopped goes on behind the last whole block, with the same bytes in the end. In memory are one block in
 float32, the second moments of one linear's inputs, and the hidden states of the text, or these on disk: those of
-what calibrates, and those of what measures, once behind the dense blocks and once behind the quantized ones. Embedding, head
-and norms stay as they are. The folder is of the form that the compressed-tensors library has (`models.packed_files`).
+what calibrates, and those of what measures, once behind the dense blocks and once behind the quantized ones. Embedding,
+head and norms stay as they are. The folder is of the form that the compressed-tensors library has
+(`models.packed_files`).
 """
 
 from __future__ import annotations

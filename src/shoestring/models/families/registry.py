@@ -8,7 +8,6 @@ from typing import Any
 from shoestring.core import foreign
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import LFS_HINT, LFS_POINTER, is_lfs_pointer
-from shoestring.models.quantization import Scheme, split_config
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from shoestring.models.families.experts import MIXTRAL, QWEN3_MOE
@@ -17,6 +16,7 @@ from shoestring.models.families.llama import LLAMA
 from shoestring.models.families.qwen2 import QWEN2
 from shoestring.models.families.qwen3 import QWEN3
 from shoestring.models.families.shoestring import SHOESTRING
+from shoestring.models.quantization import Scheme, split_config
 
 # The first that can express a config writes it: ours comes last, because transformers cannot read it.
 _IN_ORDER = (QWEN3, QWEN2, LLAMA, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3, DEEPSEEK_V2, SHOESTRING)
