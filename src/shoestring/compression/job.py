@@ -352,7 +352,7 @@ class _Job:
         prefix = f"blocks.{index}."
         with torch.device("meta"):
             block = build_block(self.files.config, index)
-        parameters = {prefix + name: parameter for name, parameter in block.named_parameters()}
+        parameters: dict[str, Tensor] = {prefix + name: parameter for name, parameter in block.named_parameters()}
         with work.open(index + 1) as file:
             where = {name: Place("", file, name) for name in file.infos}
             places = take_packed(Scheme("compressed-tensors", self.packed), parameters, self.family, where)

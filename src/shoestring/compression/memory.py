@@ -1,8 +1,8 @@
 """What quantizing a model takes in memory, from above, and how a budget is kept: hidden states on disk, less at once.
 
 Counted are the tensors that are there at the worst moments: while a matrix is rounded by GPTQ (three square matrices of
-its inputs), while text passes a block, while the head measures; linears before are in few bits then. Torch's allocator refuses what would pass the budget
-all the same.
+its inputs), while text passes a block, while the head measures; linears that are done are in few bits then. Torch's
+allocator refuses what would pass the budget all the same.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _gptq(section: dict[str, Any], where: str | None) -> Scheme:
     bits = section.get("bits")
     if type(bits) is not int or bits not in (2, 3, 4, 8):
         raise refused("bits", bits, where, "2, 3, 4 or 8")
-    layout = section.get("checkpoint_format") or section.get("format") or "gptq"
+    layout: Layout = section.get("checkpoint_format") or section.get("format") or "gptq"
     return Scheme(layout, PackedConfig(bits=bits, group=_group(section, where, "group_size"), symmetric=False))
 
 

@@ -49,7 +49,7 @@ class WeightFiles:
         try:
             self.config = _settle_head(config, family, where)
             _check_size(self.config, where, folder)
-            parameters = dict(build(self.config, device="meta").named_parameters())
+            parameters: dict[str, Tensor] = dict(build(self.config, device="meta").named_parameters())
             self.packed: dict[str, PackedPlace] = {}
             if scheme is not None:
                 self.packed = take_packed(scheme, parameters, family, where)
