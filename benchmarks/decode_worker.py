@@ -63,7 +63,7 @@ def products(held: list[Any], rounds: int = 5) -> float:
         return 0.0
     deepest, widest = max(one.depth for one in held), max(one.columns for one in held)
     row, out, codes = torch.randn(deepest), torch.empty(widest), torch.empty(deepest, dtype=torch.int8)
-    scales, totals = torch.empty(deepest // BLOCK + 1), torch.empty(deepest // BLOCK + 1, dtype=torch.int32)
+    scales, totals = torch.empty(deepest // BLOCK + 1), torch.empty(deepest // BLOCK + 1)
     room = RowsStruct(codes.data_ptr(), scales.data_ptr(), totals.data_ptr(), None)
     structs, threads = [struct_of(one) for one in held], torch.get_num_threads()
     calls = [(ctypes.byref(one), row.data_ptr(), 1, ctypes.byref(room), out.data_ptr(), threads) for one in structs]

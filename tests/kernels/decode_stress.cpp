@@ -53,12 +53,12 @@ static int any_format(int64_t depth) {
 struct Prepared {
     Held<int8_t> codes;
     Held<float> scales, floats;
-    Held<int32_t> totals;
+    Held<float> totals;
     Rows rows;
 
     Prepared(int64_t count, int64_t depth)
         : codes(room<int8_t>(count * depth)), scales(room<float>(count * (depth / BLOCK))),
-          floats(room<float>(count * depth)), totals(room<int32_t>(count * (depth / BLOCK))) {
+          floats(room<float>(count * depth)), totals(room<float>(count * (depth / BLOCK))) {
         rows = {codes.get(), scales.get(), totals.get(), floats.get()};
     }
 };

@@ -50,7 +50,7 @@ def through(kernels, x, matrix, threads=1):
     """multiply, by these kernels and so many threads."""
     rows, blocks = len(x), matrix.depth // BLOCK + 1
     codes, scales = torch.empty(rows, matrix.depth, dtype=torch.int8), torch.empty(rows, blocks)
-    totals, found = torch.empty(rows, blocks, dtype=torch.int32), torch.full((rows, matrix.columns), float("nan"))
+    totals, found = torch.empty(rows, blocks), torch.full((rows, matrix.columns), float("nan"))
     struct, room = struct_of(matrix), RowsStruct(codes.data_ptr(), scales.data_ptr(), totals.data_ptr(), None)
     kernels.multiply_rows(
         ctypes.byref(struct), x.data_ptr(), rows, ctypes.byref(room), found.data_ptr(), threads

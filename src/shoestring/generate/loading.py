@@ -40,9 +40,12 @@ def open_model(
 ) -> Opened:
     """weights: see `models.decoding_formats`. Raises ConfigError for what cannot be served, and what loading raises."""
     check_format(weights, str(device), str(dtype))
+    asked = weights
     where, number_format = resolve_device(device), torch.float32 if dtype == "auto" else resolve_dtype(dtype)
     if weights == "float32" and where.type != "cpu":
         weights = "source"  # in float32, which is what auto means
+    if (weights, dtype, where.type) == ("source", "auto", "cpu") and decode_kernels() is not None:
+        weights = "float32"  # the same numbers, in native passes
     if weights != "source" and where.type != "cpu":
         where = torch.device("cpu")
         if say is not None:
@@ -70,7 +73,7 @@ def open_model(
         decoder = load_for_decoding(folder, weights)
     else:
         decoder = load_model(folder, device=where, dtype=number_format)
-        if say is not None and where.type == "cpu" and read_quantization(folder) is not None:
-            say("weights   few bits, made dense for each product: --weights file multiplies them as they are, faster")
+    if asked == "source" and say is not None and where.type == "cpu" and read_quantization(base) is not None:
+        say("weights   of few bits, made dense: --weights file multiplies them as they are, in less memory and faster")
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     return Opened(decoder, tokenizer, folder, read_generation_config(base))

@@ -27,28 +27,26 @@ static inline void tile_rows(const Matrix& of, int64_t tile, const Rows& x, int6
     const int64_t depth = of.depth, blocks = depth / BLOCK;
     const uint8_t* block = of.weights + tile * blocks * block_bytes(FORMAT);
     const int8_t* codes = x.codes + row * depth;
-    const float* scales = x.scales + row * blocks;
-    const int32_t* totals = x.totals + row * blocks;
+    const float *scales = x.scales + row * blocks, *totals = x.totals + row * blocks;
     Values values[M];
     for (int m = 0; m < M; ++m) values[m] = nothing();
     for (int64_t b = 0; b < blocks; ++b, block += block_bytes(FORMAT), codes += BLOCK) {
         for (int64_t line = 0; line < block_bytes(FORMAT); line += 64)
             __builtin_prefetch(block + SHOESTRING_AHEAD + line);
-        int32_t start[M];
-        for (int m = 0; m < M; ++m) start[m] = above(FORMAT) ? -above(FORMAT) * totals[m * blocks + b] : 0;
         Sums sums[M];
         if constexpr (is_nibbles(FORMAT))
-            dots_nibbles<M>(sums, block + head_bytes(FORMAT), codes, depth, start);
+            dots_nibbles(sums, block + head_bytes(FORMAT), codes, depth);
         else
-            dots_bytes<M>(sums, block + head_bytes(FORMAT), codes, depth, start);
+            dots_bytes(sums, block + head_bytes(FORMAT), codes, depth);
         const Values d = halves(block);
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) add_scaled(values[m], sums[m], d, scales[m * blocks + b]);
+        for (int m = 0; m < M; ++m)
+            add<above(FORMAT)>(values[m], sums[m], totals[m * blocks + b], scales[m * blocks + b], d);
         if constexpr (has_offset(FORMAT)) {
             const Values offset = halves(block + 2 * COLUMNS);
 #pragma GCC unroll 4
             for (int m = 0; m < M; ++m)
-                add_offset(values[m], offset, scales[m * blocks + b] * (float)totals[m * blocks + b]);
+                add_offset(values[m], totals[m * blocks + b], scales[m * blocks + b], offset);
         }
     }
     for (int m = 0; m < M; ++m) store(y + m * y_stride, values[m]);
@@ -95,12 +93,13 @@ static inline void multiply_tiles(const Matrix& of, int64_t first, int64_t last,
 
 // One row to int8 by blocks, to nearest: scale = max|block| / 127. A block with what is not finite becomes NaN as a
 // whole, so that broken weights are seen in the logits.
-static inline void round_row(const float* x, int64_t depth, int8_t* codes, float* scales, int32_t* totals) {
+static inline void round_row(const float* x, int64_t depth, int8_t* codes, float* scales, float* totals) {
     for (int64_t b = 0; b < depth / BLOCK; ++b, x += BLOCK, codes += BLOCK) {
-        int32_t bits[BLOCK], most = 0;  // of |x|, which are ordered as the numbers are, with NaN above all
-        memcpy(bits, x, sizeof bits);
+        int32_t most = 0;  // of |x|'s bits, which are ordered as the numbers are, with NaN above all
         for (int k = 0; k < BLOCK; ++k) {
-            const int32_t size = bits[k] & 0x7fffffff;
+            int32_t size;
+            memcpy(&size, x + k, 4);
+            size &= 0x7fffffff;
             most = size > most ? size : most;
         }
         float largest;
@@ -112,14 +111,14 @@ static inline void round_row(const float* x, int64_t depth, int8_t* codes, float
             continue;
         }
         const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-        int32_t total = 0;
-        for (int k = 0; k < BLOCK; ++k) {  // a product by itself: fused with an addition it might round the other way
-            const int32_t code = (int32_t)std::rint(x[k] * inverse);
-            codes[k] = (int8_t)code;
-            total += code;
-        }
+        float products[BLOCK];  // by themselves: fused with an addition they might round the other way
+        int32_t whole[BLOCK], total = 0;
+        for (int k = 0; k < BLOCK; ++k) products[k] = x[k] * inverse;
+        for (int k = 0; k < BLOCK; ++k) whole[k] = (int32_t)std::rint(products[k]);  // each loop is vectors by itself
+        for (int k = 0; k < BLOCK; ++k) total += whole[k];
+        for (int k = 0; k < BLOCK; ++k) codes[k] = (int8_t)whole[k];
         scales[b] = largest / 127.0f;
-        totals[b] = total;
+        totals[b] = (float)total;
     }
 }
 

@@ -1,9 +1,10 @@
 // Softmax attention of some queries of one text over what the cache holds of it, in float32 or in int8 with a scale for
-// each place. Scores are made for two queries and
-// four keys at a time, sums of values for four queries and 16 columns. What a query gets does not depend, to the last
-// bit, on which others are beside it: every score and every sum is made in one order.
+// each place. Scores are made for up to three queries and four keys at a time, sums of values for up to four queries and
+// 16 columns. What a query gets does not depend, to the last bit, on which others are beside it: every score and every
+// sum is made in one order.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "exponential.h"
@@ -68,16 +69,16 @@ static inline void score(const float* const* queries, Cached<Number> keys, int64
     int64_t c = 0;
     for (; c + EIGHT <= width; c += EIGHT) {
         Eight query[M];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int m = 0; m < M; ++m) memcpy(&query[m], queries[m] + c, sizeof query[m]);
 #pragma GCC unroll 4
         for (int k = 0; k < K; ++k) {
             const Eight key = eight_of(keys.numbers + k * width + c);
-#pragma GCC unroll 2
-            for (int m = 0; m < M; ++m) sums[m][k] += query[m] * key;
+#pragma GCC unroll 3
+            for (int m = 0; m < M; ++m) sums[m][k] = fused(query[m], key, sums[m][k]);
         }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int m = 0; m < M; ++m) {
         float found[K];
         if constexpr (K == 4)
@@ -86,7 +87,7 @@ static inline void score(const float* const* queries, Cached<Number> keys, int64
             found[0] = sum_one(sums[m][0]);
         for (int k = 0; k < K; ++k) {
             for (int64_t rest = c; rest < width; ++rest)
-                found[k] += queries[m][rest] * (float)keys.numbers[k * width + rest];
+                found[k] = fused(queries[m][rest], (float)keys.numbers[k * width + rest], found[k]);
             scores[m][k] = found[k] * (keys.scales == nullptr ? scale : scale * keys.scales[k]);
         }
     }
@@ -122,9 +123,11 @@ static inline void weigh(const float* const* weights, const Number* values, int6
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) value[v] = eight_of(values + v * EIGHT);
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m)
+        for (int m = 0; m < M; ++m) {
+            const Eight weight = weights[m][s] - Eight{};
 #pragma GCC unroll 2
-            for (int v = 0; v < V; ++v) sums[m][v] += weights[m][s] * value[v];
+            for (int v = 0; v < V; ++v) sums[m][v] = fused(weight, value[v], sums[m][v]);
+        }
     }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
@@ -148,7 +151,7 @@ static inline void weigh_rows(const float* const* weights, const Number* values,
     for (; c < width; ++c)
         for (int m = 0; m < M; ++m) {
             float sum = 0.0f;
-            for (int64_t s = 0; s < length; ++s) sum += weights[m][s] * (float)values[s * width + c];
+            for (int64_t s = 0; s < length; ++s) sum = fused(weights[m][s], (float)values[s * width + c], sum);
             out[m][c] = sum;
         }
 }
@@ -161,22 +164,24 @@ static void attend(const Queries& queries, Cached<Number> keys, Cached<Number> v
     const int64_t rows = queries.rows(), width = queries.width, longest = queries.length(rows - 1);
     const float scale = 1.0f / std::sqrt((float)width);
     const auto query = [&](int64_t r) { return queries.first + queries.offset(r, queries.token_stride); };
-    for (int64_t s = 0; s < longest;) {
-        const bool four = s + 4 <= longest;
-        for (int64_t r = 0; r < rows;) {
-            const float* from[2] = {query(r), query(r + 1 < rows ? r + 1 : r)};
-            float* first = scores + r * longest + s;
-            float* to[2] = {first, r + 1 < rows ? first + longest : first};
-            const Cached<Number> at{keys.numbers + s * width, keys.scales == nullptr ? nullptr : keys.scales + s};
-            if (r + 1 < rows) {
-                four ? score<2, 4>(from, at, width, scale, to) : score<2, 1>(from, at, width, scale, to);
-                r += 2;
-            } else {
-                four ? score<1, 4>(from, at, width, scale, to) : score<1, 1>(from, at, width, scale, to);
-                r += 1;
+    for (int64_t s = 0, count; s < longest; s += count) {
+        count = s + 4 <= longest ? 4 : 1;
+        const Cached<Number> at{keys.numbers + s * width, keys.scales == nullptr ? nullptr : keys.scales + s};
+        for (int64_t r = 0, some; r < rows; r += some) {
+            some = rows - r == 4 ? 2 : std::min(rows - r, (int64_t)3);  // four are two and two
+            const float* from[3];
+            float* to[3];
+            for (int64_t m = 0; m < some; ++m) {
+                from[m] = query(r + m);
+                to[m] = scores + (r + m) * longest + s;
             }
+            if (some == 3)
+                count == 4 ? score<3, 4>(from, at, width, scale, to) : score<3, 1>(from, at, width, scale, to);
+            else if (some == 2)
+                count == 4 ? score<2, 4>(from, at, width, scale, to) : score<2, 1>(from, at, width, scale, to);
+            else
+                count == 4 ? score<1, 4>(from, at, width, scale, to) : score<1, 1>(from, at, width, scale, to);
         }
-        s += four ? 4 : 1;
     }
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t length = queries.length(r);
@@ -186,7 +191,7 @@ static void attend(const Queries& queries, Cached<Number> keys, Cached<Number> v
         for (int64_t s = length; s < longest; ++s) row[s] = 0.0f;  // what comes later is not seen
     }
     for (int64_t r = 0, some; r < rows; r += some) {
-        some = rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;
+        some = std::min(rows - r, (int64_t)4);
         const float* weights[4];
         float* to[4];
         for (int64_t m = 0; m < some; ++m) {
@@ -195,6 +200,8 @@ static void attend(const Queries& queries, Cached<Number> keys, Cached<Number> v
         }
         if (some == 4)
             weigh_rows<4>(weights, values.numbers, longest, width, to);
+        else if (some == 3)
+            weigh_rows<3>(weights, values.numbers, longest, width, to);
         else if (some == 2)
             weigh_rows<2>(weights, values.numbers, longest, width, to);
         else

@@ -192,8 +192,12 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
         }
     }
 #pragma omp barrier
-    // One token has few heads: each is a task. Of many, a window of tokens with all heads of a key head is one.
-    const int64_t window = few ? 1 : WINDOW, together = few ? 1 : group, each = shape.heads / together;
+    // One token has few heads: each is a task. With more, all heads of a key head are one, of a window of tokens where
+    // most follow one another in a text.
+    int64_t alike = 0;
+    for (int64_t t = 1; t < tokens; ++t) alike += pass.slots[t] == pass.slots[t - 1];
+    const int64_t window = !few && 2 * alike >= tokens ? WINDOW : 1, together = few ? 1 : group;
+    const int64_t each = shape.heads / together;
     float* scores = room.scores + share.thread * WINDOW * group * shape.longest;
     for (int64_t item = share.thread; item < (tokens + window - 1) / window * each; item += share.threads) {
         const int64_t h = item % each * together, end = std::min((item / each + 1) * window, tokens);

@@ -118,7 +118,7 @@ def multiply(x_MK: Tensor, matrix: Matrix) -> Tensor:
     codes, room = None, RowsStruct()
     if is_blocks(matrix):
         codes = torch.empty(rows, matrix.depth, dtype=torch.int8)
-        scales, totals = torch.empty(rows, blocks), torch.empty(rows, blocks, dtype=torch.int32)
+        scales, totals = torch.empty(rows, blocks), torch.empty(rows, blocks)
         room = RowsStruct(codes.data_ptr(), scales.data_ptr(), totals.data_ptr(), None)
     y_MN, struct = torch.empty(rows, matrix.columns), struct_of(matrix)
     kernels.multiply_rows(

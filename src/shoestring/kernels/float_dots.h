@@ -15,6 +15,23 @@ typedef float Eight __attribute__((vector_size(4 * EIGHT)));
 typedef uint16_t EightShorts __attribute__((vector_size(2 * EIGHT)));
 typedef uint32_t EightWords __attribute__((vector_size(4 * EIGHT)));
 
+// a · b + c, rounded once wherever the processor can. Left to itself a compiler may fuse the two in one loop and not in
+// another (GCC avoids chains of them on some processors), and a row's last bits would depend on how many are beside it.
+static inline Eight fused(const Eight& a, const Eight& b, const Eight& c) {
+#if defined(__FMA__)
+    return (Eight)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+static inline float fused(float a, float b, float c) {
+#if defined(__FMA__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 // Eight weights, or one, beginning with number k of a column.
 template <int FORMAT>
 static inline Eight eight_at(const uint8_t* column, int64_t k) {
@@ -68,7 +85,7 @@ static inline void float_columns(const Matrix& of, int64_t column, const float* 
         for (int c = 0; c < C; ++c) {
             const Eight w = eight_at<FORMAT>(weights + c * stride, k);
 #pragma GCC unroll 2
-            for (int m = 0; m < M; ++m) sums[m][c] += x[m] * w;
+            for (int m = 0; m < M; ++m) sums[m][c] = fused(x[m], w, sums[m][c]);
         }
     }
     float results[M][C];
@@ -85,7 +102,7 @@ static inline void float_columns(const Matrix& of, int64_t column, const float* 
         for (int c = 0; c < C; ++c) {
             float sum = results[m][c];
             for (int64_t rest = k; rest < depth; ++rest)
-                sum += rows[m * depth + rest] * one_at<FORMAT>(weights + c * stride, rest);
+                sum = fused(rows[m * depth + rest], one_at<FORMAT>(weights + c * stride, rest), sum);
             y[m * y_stride + c] = of.bias == nullptr ? sum : sum + of.bias[column + c];
         }
 }

@@ -37,7 +37,7 @@ static inline int64_t tiles_of(const Matrix& of) { return (of.columns + COLUMNS 
 struct Rows {
     int8_t* codes;    // [rows, depth]
     float* scales;    // [rows, depth / 32]
-    int32_t* totals;  // Σ codes of each block
+    float* totals;    // Σ codes of each block
     float* floats;    // [rows, depth]
 };
 

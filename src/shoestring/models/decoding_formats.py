@@ -1,7 +1,8 @@
 """How a model's weights may be kept for decoding. Torch-free, so that a wrong flag is told at once.
 
-source: as `dtype` says, float32 if nothing does. file: as the file has them, a GGUF file's own blocks among them. The
-others are rounded to when the model is loaded: int8 and int4 in blocks of 32 (`kernels.blocks`).
+source: as `dtype` says, float32 if nothing does, on a CPU then as `float32` is decoded. file: as the file has them, a
+GGUF file's own blocks among them. The others are rounded to when the model is loaded: int8 and int4 in blocks of 32
+(`kernels.blocks`).
 """
 
 from __future__ import annotations

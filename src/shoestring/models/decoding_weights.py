@@ -123,8 +123,8 @@ class Keeping:
             blocks = blocks_of(linear)
             if blocks is not None:
                 return DecodingLinear(blocks, linear.in_features)
-        if self.weights == "float32":
-            return linear.to_linear()
+        if self.weights == "float32":  # inputs that are rounded to 8 bits are part of what the model is
+            return linear.to_linear() if linear.config.activations is None else linear
         return DecodingLinear(self._matrix(linear.weights(), linear.bias), linear.in_features)
 
     def _matrix(self, weight: Tensor, bias: Any = None, bits: int | None = None) -> Matrix:

@@ -194,7 +194,7 @@ class NativeStack:
         """Room for rows of so many numbers, as the kernel makes them ready."""
         scales = torch.empty(count, depth // BLOCK + 1)
         floats = torch.empty(count, depth) if self._rows_in_floats else scales
-        codes, totals = torch.empty(count, depth, dtype=torch.int8), torch.empty(scales.shape, dtype=torch.int32)
+        codes, totals = torch.empty(count, depth, dtype=torch.int8), torch.empty(scales.shape)
         return [codes, scales, totals, floats]
 
 
