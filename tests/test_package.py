@@ -12,7 +12,9 @@ from shoestring.core.errors import ConfigError
 
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
-    assert set(dir(shoestring)) == {"__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain"}
+    assert set(dir(shoestring)) == {
+        "__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,7 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("pretrain", "recipe resume overrides time memory out"),
         ("load", "model device dtype memory"),
         ("perplexity", "model data context stride examples"),
+        ("quantize", "model out bits group method calibrate symmetric activations rows context dtype"),
     ],
 )
 def test_help_shows_a_functions_signature(name, expected):
