@@ -52,6 +52,7 @@ class Screen:
 
     def __init__(self, folder, columns=70, rows=40):
         self._folder, self._columns, self._rows = folder, columns, rows
+        self._socket = folder / f"socket{len([*folder.glob('socket*')])}"  # a server that ends may keep its own a while
 
     def __enter__(self):
         program = self._folder / "program.py"
@@ -73,7 +74,7 @@ class Screen:
         environment = {**os.environ, "SHOESTRING_CACHE": str(self._folder / "cache"), "PYTHONPATH": path}
         environment.pop("TMUX", None)
         (self._folder / "cache").mkdir(exist_ok=True)
-        command = ["tmux", "-u", "-S", str(self._folder / "socket"), "-f", os.devnull, *arguments]
+        command = ["tmux", "-u", "-S", str(self._socket), "-f", os.devnull, *arguments]
         return subprocess.run(command, env=environment, check=check, capture_output=True, text=True).stdout
 
     def shown(self):

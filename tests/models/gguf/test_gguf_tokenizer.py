@@ -98,6 +98,8 @@ def expected(pre: str, text: str) -> list[int]:
             ids.append(vocabulary()[0].index(part))
         elif pre == "smollm":
             ids += plain_bpe(part, split_smollm(part), False)
+        elif pre == "gpt-2":
+            ids += plain_bpe(part, regex.findall(GPT2_SPLIT, part), False)
         elif pre in ("qwen2", "deepseek-r1-qwen"):
             part = unicodedata.normalize("NFC", part)
             ids += plain_bpe(part, regex.findall(QWEN2_SPLIT, part), False)
@@ -123,7 +125,7 @@ def tokenizer(path: Path, pre: str, **pairs: object) -> Tokenizer:
         return read_tokenizer(file)
 
 
-PRE = ["smollm", "llama-bpe", "llama3", "llama-v3", "qwen2", "deepseek-r1-qwen"]
+PRE = ["smollm", "gpt-2", "llama-bpe", "llama3", "llama-v3", "qwen2", "deepseek-r1-qwen"]
 
 
 @pytest.mark.parametrize("pre", PRE)
@@ -133,10 +135,9 @@ def test_ids_equal_a_plain_bpe_on_nasty_texts(pre: str, tmp_path: Path) -> None:
         assert found.encode(text) == expected(pre, text), repr(text)
 
 
-def test_the_oracles_of_the_three_splits_differ_on_the_nasty_texts() -> None:
-    assert (
-        len({str([expected(pre, text) for text in NASTY]) for pre in ("smollm", "llama-bpe", "qwen2")}) == 3
-    )
+def test_the_oracles_of_the_four_splits_differ_on_the_nasty_texts() -> None:
+    names = ("smollm", "gpt-2", "llama-bpe", "qwen2")
+    assert len({str([expected(pre, text) for text in NASTY]) for pre in names}) == 4
 
 
 def test_qwen2_ids_equal_those_of_transformers_own_class(tmp_path: Path) -> None:

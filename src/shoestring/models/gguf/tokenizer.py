@@ -26,7 +26,8 @@ _SPLIT = (
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _QWEN2 = ("qwen2", "deepseek-r1-qwen")
 _SMOLLM = ("smollm",)
-PRE_TOKENIZERS = (*_SMOLLM, *_LLAMA3, *_QWEN2)
+_GPT2 = ("gpt-2",)
+PRE_TOKENIZERS = (*_SMOLLM, *_GPT2, *_LLAMA3, *_QWEN2)
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id", "unk": "unknown_token_id"}
@@ -109,21 +110,9 @@ def _backend(file: GGUFFile, pre: str, tokens: list[str], types: np.ndarray) -> 
     unused = {i for i in np.flatnonzero(types == _UNUSED).tolist() if tokens[i] == f"[PAD{i}]"}
     vocabulary = {token: i for i, token in enumerate(tokens) if i not in unused}
     merges = _merges(file, vocabulary)
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in _LLAMA3))
-    if pre in _SMOLLM:
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-        )
-    else:
-        split = Regex(_SPLIT % (r"\p{N}{1,3}" if pre in _LLAMA3 else r"\p{N}"))
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(split, behavior="isolated", invert=False),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    if pre in _QWEN2:
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=ignores_merges(pre)))
+    backend.pre_tokenizer = pre_tokenizer(pre)
+    if composes(pre):
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
     added = [
@@ -133,6 +122,31 @@ def _backend(file: GGUFFile, pre: str, tokens: list[str], types: np.ndarray) -> 
     ]
     backend.add_tokens(added)
     return backend
+
+
+def pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
+    """What cuts text before the merges, of a name among `PRE_TOKENIZERS`."""
+    if pre in (*_SMOLLM, *_GPT2):
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        digits = [] if pre in _GPT2 else [pre_tokenizers.Digits(individual_digits=True)]
+        return pre_tokenizers.Sequence([*digits, words])
+    split = Regex(_SPLIT % (r"\p{N}{1,3}" if pre in _LLAMA3 else r"\p{N}"))
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(split, behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def ignores_merges(pre: str) -> bool:
+    """Whether a word of the vocabulary is a token even where no merges lead to it."""
+    return pre in _LLAMA3
+
+
+def composes(pre: str) -> bool:
+    """Whether characters are composed (NFC) first."""
+    return pre in _QWEN2
 
 
 def _merges(file: GGUFFile, vocabulary: dict[str, int]) -> list[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""A model or adapter folder as a GGUF file, checked by reading it back."""

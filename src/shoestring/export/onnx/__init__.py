@@ -1,0 +1,1 @@
+"""A model folder as an ONNX graph with a key-value cache, for onnxruntime, onnxruntime-genai and transformers.js."""

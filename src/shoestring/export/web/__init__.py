@@ -1,0 +1,1 @@
+"""A folder for a plain file server: a page that answers inside the browser, with the model beside it."""
