@@ -51,3 +51,20 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.finetuning import tiny
 
     return tiny.sums(tmp_path_factory.mktemp("data") / "sums.jsonl")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of the web page need a browser; where there is none they are left out, and the summary says why."""
+    from tests.serve import browser
+
+    marked = [item for item in items if item.get_closest_marker("browser")]
+    if marked and browser.why_not() is not None:
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    from tests.serve import browser
+
+    if (reason := browser.why_not()) is not None:
+        terminalreporter.write_line(f"tests of the web page in a browser are left out: {reason}")

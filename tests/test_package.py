@@ -12,7 +12,9 @@ from shoestring.core.errors import ConfigError
 
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
-    assert set(dir(shoestring)) == {"__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain"}
+    assert set(dir(shoestring)) == {
+        "__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,7 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("pretrain", "recipe resume overrides time memory out"),
         ("load", "model device dtype memory"),
         ("perplexity", "model data context stride examples"),
+        ("quantize", "model out bits group method calibrate symmetric activations rows context dtype"),
     ],
 )
 def test_help_shows_a_functions_signature(name, expected):
@@ -60,7 +63,7 @@ def test_an_extra_brings_only_what_the_package_imports():
     project = (root / "pyproject.toml").read_text(encoding="utf-8")
     section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     extras = dict(re.findall(r"^(\w+) = \[(.*?)\]$", section, re.DOTALL | re.MULTILINE))
-    assert set(extras) == {"train", "memory", "data", "eval", "guided", "export", "dev"}
+    assert set(extras) == {"train", "memory", "data", "eval", "guided", "serve", "export", "dev"}
     sources = "".join(file.read_text(encoding="utf-8") for file in (root / "src").rglob("*.py"))
     for extra in set(extras) - {"dev"}:
         for package in re.findall(r'"([\w-]+)', extras[extra]):

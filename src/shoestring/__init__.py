@@ -1,14 +1,15 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)` and `prepare_dataset(data, MODEL)` do what the commands do. They are looked up on first use, so that `import
-shoestring` does not import torch.
+data)`, `quantize(MODEL, out)` and `prepare_dataset(data, MODEL)` do what the commands do. They are looked up on first
+use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from shoestring.compression.job import quantize as quantize
     from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
     from shoestring.finetuning.job import finetune as finetune
@@ -23,8 +24,9 @@ _HOMES = {
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
+    "quantize": "shoestring.compression.job",
 }
-__all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain"]
+__all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"]
 
 
 def __getattr__(name: str) -> _typing.Any:

@@ -21,6 +21,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from shoestring.cli.main import main
+from shoestring.compression.job import quantize
 from shoestring.core.errors import ShoestringError
 from shoestring.data.chat import render_chat
 from shoestring.finetuning.job import finetune
@@ -44,6 +45,7 @@ from tests.fuzz.mutations import (
     damaged_safetensors,
     damaged_template,
 )
+from tests.models.gptq_folders import make_folder
 from tests.train.tiny import corpus, recipe_text
 
 Damage = Callable[[bytes, random.Random], bytes]
@@ -91,7 +93,8 @@ def make_kinds(root: Path) -> list[Kind]:
     generation = {"eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(generation))
     make = [_recipe, _values, _model, _shards, _tokenizer, _adapter, _gguf, _rows, _columns, _text, _template, _state]
-    return [each(root / each.__name__, base, rows) for each in [*make, _trained, _metrics, _prepared, _compressed]]
+    more = [_trained, _metrics, _prepared, _compressed, _quantized, _of_gptq]
+    return [each(root / each.__name__, base, rows) for each in [*make, *more]]
 
 
 def _recipe(sound: Path, base: Path, rows: Path) -> Kind:
@@ -125,6 +128,24 @@ def _model(sound: Path, base: Path, rows: Path) -> Kind:
     }  # fmt: skip
     speak = ("--prompt", "1+1?", "--max-tokens", 2)
     return Kind("model", sound, files, lambda it, rng: command("generate", it, *speak))
+
+
+def _quantized(sound: Path, base: Path, rows: Path) -> Kind:
+    """Weights in few bits, with zero points."""
+    quantize(base, sound, group=16, method="rtn", symmetric=False)
+    files: dict[str, list[Damage]] = {
+        "config.json": [damaged_json, damaged], "model.safetensors": [damaged_safetensors, damaged],
+    }  # fmt: skip
+    return Kind("quantized", sound, files, lambda it, rng: call(load_model, it))
+
+
+def _of_gptq(sound: Path, base: Path, rows: Path) -> Kind:
+    """Weights in few bits as the libraries of GPTQ write them."""
+    make_folder(base, sound, "gptq")
+    files: dict[str, list[Damage]] = {
+        "config.json": [damaged_json, damaged], "model.safetensors": [damaged_safetensors, damaged],
+    }  # fmt: skip
+    return Kind("gptq", sound, files, lambda it, rng: call(load_model, it))
 
 
 def _shards(sound: Path, base: Path, rows: Path) -> Kind:

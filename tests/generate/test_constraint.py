@@ -150,3 +150,11 @@ def test_a_guide_taken_back_says_what_a_new_one_does():
                 tokens = tokens[: random.randint(0, len(tokens))]
             else:
                 tokens = [*tokens, random.choice(choices)]
+
+
+def test_only_the_latest_grammars_are_kept(monkeypatch):
+    monkeypatch.setattr("shoestring.generate.constraint.MOST_KEPT", 2)
+    constraints = Constraints(byte_tokenizer())
+    for pattern in ("a", "b", "c", "a"):
+        assert constraints.guide(SamplingConfig(regex=pattern)) is not None
+    assert [text for _, text in constraints._read] == ["c", "a"]

@@ -1,5 +1,5 @@
-"""With weights in blocks a token's logits are the same to the last bit, however its text was cut into passes and whatever
-was in them besides: rows are rounded to int8 on the way, and a last bit could become a step.
+"""With weights in blocks a token's logits are the same to the last bit, however its text was cut into passes and
+whatever was in them besides: rows are rounded to int8 on the way, and a last bit could become a step.
 """
 
 import pytest

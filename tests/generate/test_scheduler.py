@@ -372,3 +372,11 @@ def test_requests_with_and_without_external_vectors_share_passes():
     rows, _ = finish(scheduler, 5)
     assert rows == [alone(decoder, p, external=source) for p, source in zip(prompts, sources, strict=True)]
     assert rows[0] != rows[1] != rows[2] != rows[0]
+
+
+def test_a_text_says_how_much_of_its_prompt_was_held_already():
+    decoder = tiny_decoder()
+    scheduler, prompt = Scheduler(decoder, decoder.new_cache(1, 64)), list(range(1, 20))
+    for expected in (0, len(prompt) - 1):
+        scheduler.add(Request(prompt, SamplingConfig(max_tokens=2, temperature=0)))
+        assert [event.held for event in scheduler.run()] == [expected, expected]

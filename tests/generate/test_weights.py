@@ -1,6 +1,7 @@
 """Weights as they are kept for decoding: loaded by name, refused in a sentence, the same tokens on every way."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,13 +20,13 @@ from shoestring.models import decoding_weights
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
-from shoestring.models.decoding_weights import kept_as
+from shoestring.models.decoding_weights import kept_as, load_for_decoding
 from shoestring.models.folder import load_model, save_model
 from shoestring.models.peft_folder import save_adapter
 from shoestring.nn import native_stack
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.native_stack import NativeStack
-from shoestring.nn.quantized.decoding import DecodingHead, QuickHead
+from shoestring.nn.quantized.decoding import DecodingHead, DecodingLinear, QuickHead
 from shoestring.nn.stack import SequentialStack
 from tests.generate.tiny import byte_tokenizer, decode, decoder_of, finish, strengthened, tiny_decoder
 from tests.models.gguf.gguf_files import quantize_model, tiny_model, write_gguf
@@ -186,3 +187,31 @@ def test_perplexity_is_that_of_the_weights_as_they_are_kept(folder, tmp_path, ca
     assert found["int8"] == pytest.approx(found["float32"], abs=0.01)
     assert found["int4"] == pytest.approx(found["float32"], abs=0.2)
     assert main(["perplexity", str(folder), "--data", str(text), "--weights", "int3"]) == 2
+
+
+def test_a_quantized_folder_is_decoded_dense_and_from_its_file_in_blocks(tmp_path: Path) -> None:
+    from shoestring.compression.job import quantize
+    from shoestring.nn.quantized.packed import PackedLinear
+
+    config = ModelConfig.model_validate({
+        "vocabulary": 300, "width": 64, "layers": 2, "context": 64, "initializer_range": 0.2,
+        "attention": {"heads": 2, "kv_heads": 1, "head_width": 32}, "feed_forward": {"width": 96},
+    })  # fmt: skip
+    save_model(build(config, seed=0), tmp_path / "dense")
+    tokens_BT = torch.arange(20).unsqueeze(0)
+
+    def logits(folder: Path, weights: str | None) -> torch.Tensor:
+        decoder = load_model(folder) if weights is None else load_for_decoding(folder, weights)
+        with torch.no_grad():
+            return decoder.head(decoder(tokens_BT)[0])
+
+    for name, settings in (("four", {"bits": 4}), ("eight", {"bits": 8, "group": 0, "activations": "int8"})):
+        folder = tmp_path / name
+        quantize(tmp_path / "dense", folder, method="rtn", **settings)
+        exact = logits(folder, None)
+        torch.testing.assert_close(logits(folder, "float32"), exact, rtol=0, atol=1e-4)
+        found = logits(folder, "file")
+        assert 0 < (found - exact).std() < 0.05 * exact.std()
+        kinds = {type(module) for module in load_for_decoding(folder, "file").modules()}
+        assert DecodingLinear in kinds and PackedLinear not in kinds
+        assert (logits(folder, "int8") - exact).std() < 0.05 * exact.std()

@@ -49,7 +49,7 @@ def test_a_gguf_file_that_is_a_git_lfs_pointer_is_called_so(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [({"quant_method": "gptq", "bits": 4}, "'gptq'"), ({"bits": 8}, "quantization_config")]
+    ("value", "said"), [({"quant_method": "fp8", "bits": 8}, "'fp8'"), ({"bits": 8}, "quantization_config")]
 )
 def test_a_quantized_folder_is_refused_as_one(value: dict, said: str, folder: Path) -> None:
     file = folder / "config.json"
@@ -104,7 +104,8 @@ def test_an_encoder_is_not_offered_nor_fetched_where_text_is_to_be_generated(mon
 
 
 def test_every_kind_of_linear_is_known_without_another_import() -> None:
-    assert {quantized.Int8Config, quantized.Int4Config, quantized.NF4Config, LowRankConfig, LoRAConfig} == set(_KINDS)
+    of_few_bits = {quantized.Int8Config, quantized.Int4Config, quantized.NF4Config, quantized.PackedConfig}
+    assert {*of_few_bits, LowRankConfig, LoRAConfig} == set(_KINDS)
 
 
 def test_weight_files_have_the_rights_of_their_neighbours(folder: Path, tmp_path: Path) -> None:

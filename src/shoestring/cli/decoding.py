@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
+from shoestring.core.units import parse_bytes
 
 if TYPE_CHECKING:
     from shoestring.generate.language_model import LanguageModel
@@ -146,7 +147,8 @@ class PlaceFlags:
         Parameter(help="for speed: lookup, or a smaller MODEL of the same tokens, that guesses tokens ahead"),
     ] = None
 
-    def load(self, model: str) -> LanguageModel:
+    def load(self, model: str, beside: int = 0) -> LanguageModel:
+        """beside: bytes of --memory that are for other things."""
         from shoestring.models.decoding_formats import check_cache
 
         guesser, cache = self.speculate, self.cache or "source"
@@ -161,7 +163,8 @@ class PlaceFlags:
         from shoestring.offload.load import load
 
         place: Any = {"weights": weights, "cache": cache, "say": console.say}
-        language = load(model, self.device, self.dtype, self.memory, **place)
+        memory = None if self.memory is None else max(parse_bytes(self.memory) - beside, 1)
+        language = load(model, self.device, self.dtype, memory, **place)
         if guesser == "lookup":
             language.speculate("lookup")
         elif guesser is not None:

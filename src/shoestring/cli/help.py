@@ -18,8 +18,9 @@ _COLUMN = 26
 # What stands for a flag's value, where that says more than its type.
 _VALUES = {
     "--time": "TIME", "--finetune-time": "TIME", "--memory": "SIZE", "--out": "PATH", "--model": "MODEL",
-    "--recipe": "RECIPE", "--data": "DATA", "--preserve": "DATA", "--columns": "FIELD=NAME", "--device": "DEVICE",
-    "--dtype": "DTYPE", "--tokenizer": "MODEL", "--template": "FILE", "--text-field": "NAME", "--filters": "NAMES",
+    "--recipe": "RECIPE", "--data": "DATA", "--preserve": "DATA", "--calibrate": "DATA",
+    "--columns": "FIELD=NAME", "--device": "DEVICE", "--dtype": "DTYPE", "--adapter": "NAME=FOLDER",
+    "--tokenizer": "MODEL", "--template": "FILE", "--text-field": "NAME", "--filters": "NAMES",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from pydantic import Field
 
 from shoestring.cli.verb import Json, Overrides, verb
+from shoestring.compression.result import read_report, summary
 from shoestring.core import console
 from shoestring.core.config import Config, load_config
 from shoestring.core.errors import ConfigError
@@ -45,21 +46,24 @@ app.command(_show)
 
 @_show.default
 def show(name: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
+    report = None
     if _is_model(name):
         kind, called = "model", name
-        model = _config_of(name)
+        folder = _folder_of(name)
+        model, report = read_config(folder), read_report(folder)
         looks = load_config(_Looks, YamlDocument({"train": {}}, name=name), overrides).train
         tokens, recompute = looks.sequence_length or min(model.context, _TOKENS), looks.activation_checkpointing
     else:
         kind, called = "recipe", recipe_name(name)
         settings = load_pretrain_recipe(name, overrides)
-        model = _config_of(settings.model.init) if isinstance(settings.model, InitFrom) else settings.model
+        chosen = settings.model
+        model = read_config(_folder_of(chosen.init)) if isinstance(chosen, InitFrom) else chosen
         tokens, recompute = settings.train.sequence_length, settings.train.activation_checkpointing
     figures = model_figures(model, tokens, recompute)
     if json:
-        console.print_json({kind: called, **figures})
+        console.print_json({kind: called, **figures, **({} if report is None else {"compression": report})})
     else:
-        _print(called, model, figures)
+        _print(called, model, figures, None if report is None else summary(report))
 
 
 class _LooksTrain(Config):
@@ -88,14 +92,14 @@ def _is_model(name: str) -> bool:
     raise ConfigError(f"there is no recipe or model {name!r}", hint=hint)
 
 
-def _config_of(name: str) -> ModelConfig:
+def _folder_of(name: str) -> Path:
     """Of a MODEL; of an adapter, its base's."""
     folder = find_model(name, say=console.say)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         from shoestring.models.peft_folder import find_base
 
         folder = find_base(folder, console.say)
-    return read_config(folder)
+    return folder
 
 
 def model_figures(model: ModelConfig, tokens: int, recompute: Recompute) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def model_figures(model: ModelConfig, tokens: int, recompute: Recompute) -> dict
     }
 
 
-def _print(name: str, model: ModelConfig, figures: dict[str, Any]) -> None:
+def _print(name: str, model: ModelConfig, figures: dict[str, Any], compressed: str | None) -> None:
     total = figures["parameter_count"]
     rows = [(part, f"{n:,}", f"{n / total:.1%}") for part, n in figures["parameters"].items() if n]
     rows.append(("all", f"{total:,}", ""))
@@ -137,6 +141,7 @@ def _print(name: str, model: ModelConfig, figures: dict[str, Any]) -> None:
     lines = [
         ("saved as", saved),
         ("weights", f"{format_bytes(4 * total)} in float32, {format_bytes(2 * total)} in bfloat16"),
+        *([] if compressed is None else [("compressed", compressed)]),
         ("training", f"{format_bytes(16 * total)} with gradients and AdamW's moments, activations on top"),
         ("cache", f"{format_bytes(figures['cache_bytes_per_token'])} per token in float32"),
         (

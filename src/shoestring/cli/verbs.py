@@ -37,11 +37,13 @@ VERBS = (
     Verb("pretrain", "Train", "train a model from a recipe"),
     Verb("finetune", "Train", "teach a model your examples"),
     Verb("merge", "Shrink", "fold an adapter into its base model"),
+    Verb("quantize", "Shrink", "keep a model's weights in few bits"),
     Verb("evaluate", "Measure", "what a model can do, in many categories, scored by programs"),
     Verb("perplexity", "Measure", "how surprised a model is by text, per token and per byte"),
     Verb("model", "Measure", "what a model is made of, and what it costs"),
     Verb("generate", "Use", "continue a text"),
     Verb("chat", "Use", "talk with a model"),
+    Verb("serve", "Use", "answer over HTTP, as OpenAI's API does"),
     Verb("export", "Use", "write a model for other tools: GGUF for llama.cpp and Ollama, ONNX"),
 )
 

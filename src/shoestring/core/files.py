@@ -145,6 +145,14 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
             temporaries.forget(temporary)
 
 
+def check_new(path: str | Path) -> None:
+    """Raises RunError where a file or a folder that is not empty stands at `path`, or nothing can be written there."""
+    path = Path(os.path.abspath(path))
+    recover_folder(path)
+    _check_replaceable(path, replace=False)
+    check_place(path)
+
+
 def recover_folder(path: str | Path) -> None:
     """Bring back the old folder if a process died between moving it aside and putting the new one there."""
     path = Path(os.path.abspath(path))

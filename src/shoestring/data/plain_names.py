@@ -49,9 +49,9 @@ class PlainNames:
             )
         return text, [at - number - 1 for number, at in enumerate(_places(marked))]
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[dict[str, Any]], tools: list[Any] | None = None) -> list[int]:
         """Ids of a conversation up to where the model is to answer. Raises TokenizerError."""
-        text, begins = self.rendered(lambda said, _: self._tokenizer.render_chat(said), list(messages), None)
+        text, begins = self.rendered(self._tokenizer.render_chat, list(messages), tools)
         return self.encode([(text, begins)])[0][0].tolist()
 
     def encode(self, pieces: Sequence[tuple[str, list[int]]]) -> list[tuple[np.ndarray, np.ndarray]]:

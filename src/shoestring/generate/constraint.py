@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shoestring.generate.config import SamplingConfig
 
 MOST_CHARACTERS = 4_000_000  # of a schema or grammar
+MOST_KEPT = 64  # grammars that were read, of one tokenizer: a server is given ever new ones
 GuideReason = Literal["complete", "dead_end"]
 
 # How Python and most texts write JSON. With free white space a small model would write little else.
@@ -107,9 +108,12 @@ class Constraints:
         constraint = sampling.constraint
         if constraint is None:
             return None
-        if constraint not in self._read:
-            self._read[constraint] = self._matcher(*constraint)
-        return Guide(self._read[constraint], self._tokenizer.vocabulary_size, self._vocabulary.eos_token)
+        matcher = self._read.get(constraint)
+        if matcher is None:
+            matcher = self._read[constraint] = self._matcher(*constraint)
+            for old in list(self._read)[:-MOST_KEPT]:
+                self._read.pop(old, None)
+        return Guide(matcher, self._tokenizer.vocabulary_size, self._vocabulary.eos_token)
 
     def _matcher(self, kind: str, text: str) -> Any:
         grammar = _grammar(kind, text)

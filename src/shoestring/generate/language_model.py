@@ -204,15 +204,16 @@ class LanguageModel:
         """The reply in pieces as they are written."""
         return self._pieces(self.encode_chat(as_messages(messages, system)), options, scheduler)
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Ids of a conversation in the model's chat template, up to where the model is to answer."""
+    def encode_chat(self, messages: Sequence[dict[str, Any]], tools: list[Any] | None = None) -> list[int]:
+        """Ids of a conversation in the model's chat template, up to where the model is to answer. tools: schemas of
+        functions, for templates that write them."""
         if self.tokenizer.chat_template is None:
             raise TokenizerError(
                 "this model has no chat template: it continues text and was not taught to answer",
                 where=str(self.folder) if self.folder else None,
                 hint='use generate instead: shoestring generate MODEL --prompt "Once upon a time"',
             )
-        return PlainNames(self.tokenizer).encode_chat(messages)
+        return PlainNames(self.tokenizer).encode_chat(messages, tools)
 
     # What both are made of
 

@@ -15,6 +15,7 @@ from shoestring.models.adapters import merge
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoding_formats import check_format
 from shoestring.models.decoding_weights import kept_as, load_for_decoding
+from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import GenerationDefaults, load_model, read_generation_config
 from shoestring.models.get import gguf_file
 from shoestring.models.peft_folder import is_adapter, load_adapted
@@ -39,6 +40,7 @@ def open_model(
 ) -> Opened:
     """weights: see `models.decoding_formats`. Raises ConfigError for what cannot be served, and what loading raises."""
     check_format(weights, str(device), str(dtype))
+    asked = weights
     where, number_format = resolve_device(device), torch.float32 if dtype == "auto" else resolve_dtype(dtype)
     if weights == "float32" and where.type != "cpu":
         weights = "source"  # in float32, which is what auto means
@@ -71,5 +73,7 @@ def open_model(
         decoder = load_for_decoding(folder, weights)
     else:
         decoder = load_model(folder, device=where, dtype=number_format)
+    if asked == "source" and say is not None and where.type == "cpu" and read_quantization(base) is not None:
+        say("weights   of few bits, made dense: --weights file multiplies them as they are, in less memory and faster")
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     return Opened(decoder, tokenizer, folder, read_generation_config(base))

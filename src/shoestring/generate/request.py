@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from shoestring.core.errors import ConfigError
@@ -37,12 +37,14 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A request got `token`. reason: why this is its last token, None while it goes on. chances: if asked for."""
+    """A request got `token`. reason: why this is its last token, None while it goes on. chances: if asked for. held:
+    tokens of its prompt that its slot held already, and that were not read for it."""
 
     request: int
     token: int
     reason: StopReason | None = None
     chances: Chances | None = None
+    held: int = field(default=0, compare=False)
 
 
 @dataclass

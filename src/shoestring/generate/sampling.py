@@ -9,7 +9,7 @@ vocabulary. It keeps nothing between steps: rows may have any settings, and come
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,10 @@ from shoestring.generate.config import SamplingConfig
 from shoestring.generate.constraint import Guide
 
 _FIRST_LOOK = 64  # a small model's 95% nucleus usually has fewer tokens
+# How far below the highest logit is looked, in turn: that takes a row a tenth of the time of finding its 64 highest.
+# Behind the last depth all weights are 0. Rows that are so flat that more than so many tokens are found are sorted.
+_DEPTHS = (4.0, 8.0, 16.0, 110.0)
+_MANY = 4096
 _COLDEST = 1e-6  # of temperatures: a logit over a smaller one would not be finite
 
 
@@ -240,25 +244,64 @@ def candidates(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tenso
 
     ids None: the vocabulary in its order.
     """
-    top_k, top_p, min_p, vocabulary = config.top_k, config.top_p, config.min_p, logits_BV.shape[-1]
-    if 0 < top_k < vocabulary:  # as in transformers, tokens level with the last one stay too
-        least_B1 = logits_BV.topk(top_k).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
-    elif top_p >= 1 and min_p == 0:
+    top_p, min_p, vocabulary = config.top_p, config.min_p, logits_BV.shape[-1]
+    top_k = config.top_k if config.top_k < vocabulary else 0
+    if not top_k and top_p >= 1 and min_p == 0:
         return typical(logits_BV.softmax(-1), config.typical_p), None
     peak_B1 = logits_BV.max(-1, keepdim=True).values
-    mass_B1 = top_p * (logits_BV - peak_B1).exp_().sum(-1, keepdim=True)
-    count = min(_FIRST_LOOK, vocabulary)
-    while True:
-        values_BK, ids_BK = logits_BV.topk(count)
-        weights_BK = (values_BK - peak_B1).exp_()
-        done_B1 = (weights_BK[:, -1:] == 0) | (weights_BK[:, -1:] < min_p)
-        if top_p < 1:
+    mass_B1 = peak_B1 if top_k else top_p * (logits_BV - peak_B1).exp_().sum(-1, keepdim=True)  # of top_k: below
+    for look in _looks(logits_BV, peak_B1):
+        values_BK, ids_BK, rest_B1 = look
+        weights_BK, rest_B1 = (values_BK - peak_B1).exp_(), (rest_B1 - peak_B1).exp_()
+        done_B1 = (rest_B1 == 0) | (rest_B1 < min_p)
+        if top_k:  # as in transformers, tokens level with the last one stay too
+            least_B1 = weights_BK[:, top_k - 1 : top_k] if top_k <= weights_BK.shape[1] else torch.zeros_like(rest_B1)
+            weights_BK = weights_BK.masked_fill(weights_BK < least_B1, 0.0)
+            mass_B1 = top_p * weights_BK.sum(-1, keepdim=True)
+            done_B1 |= least_B1 > rest_B1
+        elif top_p < 1:
             done_B1 |= weights_BK.sum(-1, keepdim=True) >= mass_B1
-        if count == vocabulary or bool(done_B1.all()):
+        if bool(done_B1.all()):
             break
-        count = min(count * 16, vocabulary)
     if top_p < 1:
         before_BK = weights_BK.cumsum(-1) - weights_BK
         weights_BK = weights_BK.masked_fill(before_BK >= mass_B1, 0.0)
     return typical(weights_BK.masked_fill(weights_BK < min_p, 0.0), config.typical_p), ids_BK
+
+
+def _looks(logits_BV: Tensor, peak_B1: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The highest logits of each row with their ids, [B, K], highest first, more of them each time, in the end all that
+    can be drawn; and what nothing that is left is higher than. Rows may end in −inf, whatever the ids' logits are."""
+    if logits_BV.is_cpu and logits_BV.dtype == torch.float32:
+        rows = logits_BV.numpy()
+        for depth in _DEPTHS:
+            rest_B1 = peak_B1 - depth
+            found = [np.flatnonzero(row >= least) for row, least in zip(rows, rest_B1.numpy(), strict=True)]
+            size = max(map(len, found))
+            if size > _MANY:
+                break
+            values_BK, ids_BK = torch.full((len(rows), size), float("-inf")), torch.empty(len(rows), size).long()
+            for i, (row, some) in enumerate(zip(rows, found, strict=True)):
+                some = some[np.argsort(-row[some], kind="stable")]
+                values_BK[i, : len(some)] = torch.from_numpy(row[some])
+                ids_BK[i] = torch.from_numpy(_filled(some, size, len(row)))
+            yield values_BK, ids_BK, rest_B1
+        else:
+            return
+    vocabulary = logits_BV.shape[-1]
+    count = min(_FIRST_LOOK, vocabulary)
+    while True:
+        values_BK, ids_BK = logits_BV.topk(count)
+        yield values_BK, ids_BK, values_BK[:, -1:] if count < vocabulary else torch.full_like(peak_B1, float("-inf"))
+        if count == vocabulary:
+            return
+        count = min(count * 16, vocabulary)
+
+
+def _filled(ids: np.ndarray, size: int, vocabulary: int) -> np.ndarray:
+    """Ids, and behind them others up to `size`, each once."""
+    if len(ids) == size:
+        return ids
+    others = np.ones(min(2 * size, vocabulary), bool)
+    others[ids[ids < len(others)]] = False
+    return np.concatenate([ids, np.flatnonzero(others)[: size - len(ids)]])

@@ -35,12 +35,14 @@ WORTH_COPYING = 32  # tokens of a common beginning, at least: fewer are as soon 
 
 @dataclass(eq=False)
 class _Text:
-    """A request with its tokens, prompt and new. slot: -1 while it waits. limit: of new tokens."""
+    """A request with its tokens, prompt and new. slot: -1 while it waits. limit: of new tokens. held: tokens that the
+    slot held when the request got it."""
 
     id: int
     request: Request
     limit: int
     slot: int = -1
+    held: int = 0
     tokens: list[int] = field(default_factory=list)
 
     @property
@@ -208,7 +210,7 @@ class Scheduler:
         self._latest[slot] = None
         fill(self.cache.slot_tensors(slot, len(tokens)))
         self.cache.hold(slot, len(tokens))
-        self._latest[slot] = _Text(-1, Request(list(tokens), SamplingConfig()), 0, slot, list(tokens))
+        self._latest[slot] = _Text(-1, Request(list(tokens), SamplingConfig()), 0, slot, tokens=list(tokens))
 
     def _admit(self) -> None:
         """Give waiting requests the free slots, those that came first before others."""
@@ -226,8 +228,10 @@ class Scheduler:
             if copied >= kept + WORTH_COPYING:
                 slot = min(free, key=self.cache.lengths.__getitem__)
                 self._copy(-source, slot, copied)
+                text.held = copied
             else:
                 self.cache.cut(slot, kept)
+                text.held = kept
             free.remove(slot)
             self._waiting.remove(text)
             text.slot = slot
@@ -306,7 +310,7 @@ class Scheduler:
         seen = chances(logits_BV, chosen, asked)
         if self.speculation is not None and all(part.count == 1 for part in parts):
             self.speculation.passed(sum(part.size for part in parts), started)
-        return [TokenEvent(text.id, chosen[row], reason, seen[row]) for text, row, reason in kept]
+        return [TokenEvent(text.id, chosen[row], reason, seen[row], text.held) for text, row, reason in kept]
 
     def _ends_text(self, part: _Part) -> bool:
         """Whether a text is read to its end by this part."""

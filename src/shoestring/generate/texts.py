@@ -16,7 +16,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.beams import search
 from shoestring.generate.config import SamplingConfig
-from shoestring.generate.request import StopReason
+from shoestring.generate.request import StopReason, TokenEvent
 from shoestring.generate.sampling import Chances
 from shoestring.generate.scheduler import Scheduler
 from shoestring.generate.text import TextStream
@@ -37,13 +37,14 @@ class Asked:
 @dataclass(frozen=True)
 class TextEvent:
     """A piece of a row's text, perhaps empty, and the token that brought it. reason: on the last event. chances: of the
-    token, if `logprobs` asks for them."""
+    token, if `logprobs` asks for them. held: see `TokenEvent`."""
 
     row: int
     text: str
     token: int
     reason: StopReason | None = None
     chances: Chances | None = None
+    held: int = field(default=0, compare=False)
 
 
 @dataclass
@@ -78,20 +79,28 @@ def decoded(model: LanguageModel, asked: Iterable[Asked], scheduler: Scheduler) 
                 if event.request not in running:  # of the same step, behind a stop string
                     continue
                 row, stream = running[event.request]
-                reason, piece = event.reason, ""
-                if reason != "stop_token":
-                    piece = stream.add(event.token)
-                if reason is not None and not stream.stopped:
-                    piece += stream.finish()
-                if stream.stopped:
-                    reason = "stop_string"
+                brought = as_text(event, row, stream)
+                if brought.reason == "stop_string":
                     scheduler.cancel(event.request)
-                if reason is not None:
+                if brought.reason is not None:
                     del running[event.request]
-                yield TextEvent(row, piece, event.token, reason, event.chances)
+                yield brought
     finally:  # also when the reader stops early or Ctrl-C arrives
         for id in running:
             scheduler.cancel(id)
+
+
+def as_text(event: TokenEvent, row: int, stream: TextStream) -> TextEvent:
+    """What a token brings to its row's text, of which `stream` has had the tokens before. At a stop string the text
+    ends, and is to be cancelled in its scheduler, which knows nothing of it."""
+    reason, piece = event.reason, ""
+    if reason != "stop_token":
+        piece = stream.add(event.token)
+    if reason is not None and not stream.stopped:
+        piece += stream.finish()
+    if stream.stopped:
+        reason = "stop_string"
+    return TextEvent(row, piece, event.token, reason, event.chances, event.held)
 
 
 def completed(model: LanguageModel, asked: Iterable[Asked], scheduler: Scheduler) -> Iterator[tuple[int, Completion]]:

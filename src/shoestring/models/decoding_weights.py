@@ -14,6 +14,7 @@ from shoestring.kernels import large_pages
 from shoestring.kernels.blocks import quantize
 from shoestring.kernels.decode import FloatMatrix, Matrix, decode_kernels
 from shoestring.models.decoder import Decoder
+from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import load_model, stored_dtypes
 from shoestring.nn.attention.mla import LatentAttention
 from shoestring.nn.cache import KVCache
@@ -22,6 +23,8 @@ from shoestring.nn.int8_cache import Int8KVCache
 from shoestring.nn.linear import Linear
 from shoestring.nn.native_stack import native_stack
 from shoestring.nn.quantized.decoding import DecodingEmbedding, DecodingHead, DecodingLinear, QuickHead
+from shoestring.nn.quantized.packed import PackedLinear
+from shoestring.nn.quantized.packed_blocks import blocks_of
 
 _BITS: dict[str, int] = {"int8": 8, "int4": 4}
 _HALF: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "float16": torch.float16}
@@ -32,13 +35,15 @@ HEAD_BITS = 8  # with 4 bits a head loses more than all other matrices together
 def load_for_decoding(folder: str | Path, weights: str) -> Decoder:
     """The decoder in a model folder on the CPU, each block's weights kept as `weights` says before the next is read.
 
-    weights: "file" as they are stored, else float32, bf16, int8 or int4. Raises what `load_model` does, ConfigError.
+    weights: "file" as they are stored, linears in few bits in blocks of 32 where their groups are such; else float32,
+    bf16, int8 or int4. Raises what `load_model` does, ConfigError.
     """
-    if weights == "file":
-        weights = _STORED.get(stored_dtypes(folder)["embedding.weight"], "float32")
-    if weights == "float32":
+    packed, own = read_quantization(folder) is not None, weights == "file"
+    if own:
+        weights = _STORED.get(stored_dtypes(folder, packed)["embedding.weight"], "float32")
+    if weights == "float32" and not packed:
         return made_native(load_model(folder))
-    return made_native(load_model(folder, as_read=Keeping(weights)))
+    return made_native(load_model(folder, as_read=Keeping(weights, own)))
 
 
 def kept_as(decoder: Decoder, weights: str) -> Decoder:
@@ -77,15 +82,18 @@ def with_int8_cache(decoder: Decoder) -> Decoder:
 
 
 class Keeping:
-    """Rounds a decoder's parts, each as it comes into memory. weights: bf16, float16, int8 or int4."""
+    """Rounds a decoder's parts, each as it comes into memory. weights: float32, bf16, float16, int8 or int4. own:
+    linears in few bits stay so."""
 
-    def __init__(self, weights: str):
-        self.weights = weights
+    def __init__(self, weights: str, own: bool = False):
+        self.weights, self.own = weights, own
 
     @torch.no_grad()
     def ends(self, decoder: Decoder) -> None:
         """Head and embedding."""
         head = decoder.head
+        if self.weights == "float32":
+            return
         if not isinstance(head, Head) or not head.weight.is_cpu:
             raise ConfigError(f"weights {self.weights} are kept of a dense model on the CPU", hint="leave weights out")
         tied, matrix = head.weight is decoder.embedding.weight, self._matrix(head.weight, bits=HEAD_BITS)
@@ -104,7 +112,20 @@ class Keeping:
                 if isinstance(child, nn.Linear) and type(child) in (Linear, nn.Linear) and not absorbed:
                     setattr(module, name, DecodingLinear(self._matrix(child.weight, child.bias), child.in_features))
                     count += 1
+                elif isinstance(child, PackedLinear):
+                    setattr(module, name, self._packed(child))
+                    count += 1
         return count
+
+    def _packed(self, linear: PackedLinear) -> nn.Module:
+        """Its own codes where they are asked for, or fit what is; else its weights, kept as asked."""
+        if self.own or linear.config.bits <= _BITS.get(self.weights, 0):
+            blocks = blocks_of(linear)
+            if blocks is not None:
+                return DecodingLinear(blocks, linear.in_features)
+        if self.weights == "float32":  # inputs that are rounded to 8 bits are part of what the model is
+            return linear.to_linear() if linear.config.activations is None else linear
+        return DecodingLinear(self._matrix(linear.weights(), linear.bias), linear.in_features)
 
     def _matrix(self, weight: Tensor, bias: Any = None, bits: int | None = None) -> Matrix:
         bias = None if bias is None else bias.detach().float().contiguous().clone()

@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 
 from shoestring.core.config import Config
-from shoestring.core.errors import ModelFileError
+from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.builder import allocate, build
+from shoestring.models.compressed_tensors import SECTION, section_of
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import config_fields, family_of, read_config, read_json
+from shoestring.models.packed_files import fill_packed, one_config, packed_linears, packed_tensors, put_packed
 from shoestring.models.weight_files import INDEX, WEIGHTS, WeightFiles
 from shoestring.models.weights import save_file
 from shoestring.nn.head import Head
+from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.quantized.int8_head import head_for
 from shoestring.nn.replace import replace_linears
 
@@ -68,15 +71,18 @@ def load_model(
     dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it. quantized:
     what the linears of the blocks become as they are read, one block after another, so that they are never all dense;
     where they compute in int8, the head does as well. as_read: changes all parts in the same order.
-    A head that config.json ties but the file gives other values is untied, as transformers does.
-    Raises ModelFileError with what is missing, unexpected, misshapen or broken.
+    A head that config.json ties but the file gives other values is untied, as transformers does. Linears that the
+    folder keeps in few bits stay so. Raises ModelFileError with what is missing, unexpected, misshapen or broken.
     """
-    with WeightFiles(folder) as files:
-        if quantized is None and as_read is None:
+    with WeightFiles(folder, packed=True) as files:
+        if files.packed and quantized is not None:
+            raise ConfigError("this model's weights are quantized already", hint="use the dense model of it")
+        if quantized is None and as_read is None and not files.packed:
             decoder = build(files.config, device=device, dtype=dtype or torch.float32)
             _fill(decoder, "", files)
             return decoder.eval()
         decoder = build(files.config, device="meta", dtype=dtype or torch.float32)
+        put_packed(decoder, files.packed)
         blocks, decoder.blocks = decoder.blocks, torch.nn.ModuleList()
         allocate(decoder, device)
         _fill(decoder, "", files)
@@ -88,12 +94,20 @@ def load_model(
         for index, block in enumerate(blocks):
             allocate(block, device)
             _fill(block, f"blocks.{index}.", files)
+            _fill_packed(block, f"blocks.{index}.", files, dtype or torch.float32)
             if as_read is not None:
                 as_read.block(block)
             elif quantized is not None:
                 replace_linears(block, quantized, lambda *_: True)
         decoder.blocks = blocks
         return decoder.eval()
+
+
+def _fill_packed(root: torch.nn.Module, prefix: str, files: WeightFiles, dtype: torch.dtype) -> None:
+    """Read the packed linears below `root`. dtype: of what they are made dense in."""
+    for name, linear in packed_linears(root).items():
+        linear.dense_dtype = dtype
+        fill_packed(linear, files.packed[prefix + name], files.places.get(f"{prefix}{name}.bias"))
 
 
 def _fill(root: torch.nn.Module, prefix: str, files: WeightFiles) -> None:
@@ -161,16 +175,34 @@ def write_model_files(
     family = family_of(decoder.config)
     if generation is None:
         generation = GenerationDefaults.of_tokenizer(tokenizer)
-    dtype = str(dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)).removeprefix("torch.")
-    _write_json(folder / "config.json", {**config_fields(decoder.config, dtype), **generation.ids()})
-    _write_json(folder / "generation_config.json", {**generation.settings, **generation.ids()})
+    packed = packed_linears(decoder)
+    dtype = dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)
+    write_configs(folder, decoder.config, dtype, generation, one_config(packed) if packed else None)
     tensors = {
         family.tensor_name(name): (parameter.detach(), dtype_of(dtypes, name, parameter))
         for name, parameter in decoder.named_parameters()
     }
+    for name, linear in packed.items():
+        module = family.tensor_name(f"{name}.weight").removesuffix(".weight")
+        tensors |= {key: (tensor, tensor.dtype) for key, tensor in packed_tensors(linear, module).items()}
     _write_shards(tensors, folder, max_shard_bytes)
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def write_configs(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    generation: GenerationDefaults,
+    packed: PackedConfig | None = None,
+) -> None:
+    """config.json and generation_config.json. dtype: of dense weights; packed: how the blocks' linears are kept."""
+    fields = {**config_fields(config, str(dtype).removeprefix("torch.")), **generation.ids()}
+    if packed is not None:
+        fields[SECTION] = section_of(packed)
+    _write_json(folder / "config.json", fields)
+    _write_json(folder / "generation_config.json", {**generation.settings, **generation.ids()})
 
 
 def dtype_of(dtypes: Dtypes, name: str, parameter: Tensor) -> torch.dtype:
@@ -180,9 +212,10 @@ def dtype_of(dtypes: Dtypes, name: str, parameter: Tensor) -> torch.dtype:
     return parameter.dtype if dtypes is None else dtypes.get(name, parameter.dtype)
 
 
-def stored_dtypes(folder: str | Path) -> dict[str, torch.dtype]:
-    """What each parameter is stored in, by the decoder's names. Raises ModelFileError."""
-    with WeightFiles(folder) as files:
+def stored_dtypes(folder: str | Path, packed: bool = False) -> dict[str, torch.dtype]:
+    """What each parameter is stored in, by the decoder's names. Raises ModelFileError, and for linears in few bits too
+    unless `packed`: then they are left out."""
+    with WeightFiles(folder, packed) as files:
         return {name: place.info.dtype for name, place in files.places.items()}
 
 
@@ -199,7 +232,7 @@ def _write_shards(tensors: dict[str, tuple[Tensor, torch.dtype]], folder: Path, 
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        on_cpu = {name: _rounded(name, *tensors[name]) for name in shard}
+        on_cpu = {name: rounded_to(name, *tensors[name]) for name in shard}
         save_file(on_cpu, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(shard, file))
     if len(shards) > 1:
@@ -207,8 +240,8 @@ def _write_shards(tensors: dict[str, tuple[Tensor, torch.dtype]], folder: Path, 
         _write_json(folder / INDEX, index)
 
 
-def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """On the CPU; the tensor itself where nothing is to be done."""
+def rounded_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """On the CPU; the tensor itself where nothing is to be done. Raises ModelFileError for numbers beyond float16."""
     found = tensor.to("cpu", dtype).contiguous()
     if dtype == torch.float16 and tensor.dtype != dtype and not bool(found.isfinite().all()):
         raise ModelFileError(f"tensor {name} has numbers beyond those of float16", hint="take bfloat16 or float32")

@@ -9,54 +9,53 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from shoestring.core.errors import ModelFileError
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
-from shoestring.models.decoder import Decoder
 from shoestring.models.families.family import Family
-from shoestring.models.families.registry import family_named, read_config, read_json
-from shoestring.models.weights import TensorFile, TensorInfo
+from shoestring.models.families.registry import family_named, read_config, read_json, read_quantization
+from shoestring.models.packed_files import PackedPlace, take_packed
+from shoestring.models.place import Place
+from shoestring.models.weights import TensorFile
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Buffers that old files hold and that are computed from the config.
 _COMPUTED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _COMPARED = 1 << 12  # rows compared at a time
+_WHOLE = "such are read whole, to decode and to measure, and not yet to train or to stream: use the dense model there"
 _MISMATCH = "config.json and the weights do not belong together; fetch the model again"
-
-
-class Place(NamedTuple):
-    """Where a parameter of the decoder stands on disk; the tensor may have another name there than the family's."""
-
-    parameter: str
-    file: TensorFile
-    tensor: str
-
-    @property
-    def info(self) -> TensorInfo:
-        return self.file.infos[self.tensor]
 
 
 class WeightFiles:
     """The open weight files of a model folder; a context manager. Raises ModelFileError as `load_model` does.
 
-    config: with a head that the files hold untied. places: by the decoder's names, in the order of the files.
+    config: with a head that the files hold untied. places: by the decoder's names, in the order of the files. packed:
+    the linears that are quantized, which places lack; a folder with such is refused where they are not asked for.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, packed: bool = False):
         folder = Path(folder)
-        config = read_config(folder)
+        config, scheme = read_config(folder), read_quantization(folder)
+        if scheme is not None and not packed:
+            raise ModelFileError(f"the weights are quantized ({scheme.layout})", str(folder), _WHOLE)
         family = family_named(read_json(folder / "config.json").get("model_type"))
         self.files = _tensor_files(folder)
         where = {name: Place("", file, name) for file in self.files for name in file.infos}
         try:
             self.config = _settle_head(config, family, where)
             _check_size(self.config, where, folder)
-            names = _match(build(self.config, device="meta"), family, where, folder)
+            parameters: dict[str, Tensor] = dict(build(self.config, device="meta").named_parameters())
+            self.packed: dict[str, PackedPlace] = {}
+            if scheme is not None:
+                self.packed = take_packed(scheme, parameters, family, where)
+            for linear in self.packed:
+                del parameters[f"{linear}.weight"]
+            names = _match(parameters, family, where, folder)
         except BaseException:
             self.close()
             raise
@@ -147,10 +146,9 @@ def _check_size(config: ModelConfig, where: dict[str, Place], folder: Path) -> N
 
 
 def _match(
-    shapes: Decoder, family: Family, where: dict[str, Place], folder: Path
+    parameters: dict[str, Tensor], family: Family, where: dict[str, Place], folder: Path
 ) -> list[tuple[str, str]]:
     """(name in the files, name in the decoder) in the order of the files; every tensor accounted for."""
-    parameters = dict(shapes.named_parameters())
     wanted = {family.tensor_name(name): name for name in parameters}
     if missing := [name for name in wanted if name not in where]:
         raise ModelFileError(f"{_some(missing)} missing from the weights", str(folder), _MISMATCH)

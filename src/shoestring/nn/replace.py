@@ -18,9 +18,10 @@ from shoestring.nn.config import LowRankConfig
 from shoestring.nn.lora import LoRALinear
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.low_rank import LowRankLinear
-from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
+from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config, PackedConfig
 from shoestring.nn.quantized.four_bit import Int4Linear, NF4Linear
 from shoestring.nn.quantized.int8 import Int8Linear
+from shoestring.nn.quantized.packed import PackedLinear
 
 DENSE, FACTORIZED, QUANTIZED, ADAPTED = range(4)
 _STAGE_NAMES = ("dense", "factorized", "quantized", "adapted")
@@ -47,6 +48,7 @@ _KINDS: dict[type[Config], tuple[type[nn.Module], int]] = {
     Int8Config: (Int8Linear, QUANTIZED),
     Int4Config: (Int4Linear, QUANTIZED),
     NF4Config: (NF4Linear, QUANTIZED),
+    PackedConfig: (PackedLinear, QUANTIZED),
     LoRAConfig: (LoRALinear, ADAPTED),
 }
 

@@ -16,6 +16,7 @@ from shoestring.models.families.llama import LLAMA
 from shoestring.models.families.qwen2 import QWEN2
 from shoestring.models.families.qwen3 import QWEN3
 from shoestring.models.families.shoestring import SHOESTRING
+from shoestring.models.quantization import Scheme, split_config
 
 # The first that can express a config writes it: ours comes last, because transformers cannot read it.
 _IN_ORDER = (QWEN3, QWEN2, LLAMA, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3, DEEPSEEK_V2, SHOESTRING)
@@ -46,7 +47,14 @@ def read_config_and_ignored(folder: str | Path) -> tuple[ModelConfig, list[str]]
     """The config, and the names of the fields in config.json that do not change what the model computes."""
     values = read_json(Path(folder) / "config.json")
     where = str(Path(folder) / "config.json")
+    values, _ = split_config(values, where)
     return family_named(values.get("model_type"), where).read_config(values, where)
+
+
+def read_quantization(folder: str | Path) -> Scheme | None:
+    """How the linears of a model folder are kept; None where they are dense. Raises ModelFileError."""
+    file = Path(folder) / "config.json"
+    return split_config(read_json(file), str(file))[1]
 
 
 def read_json(file: Path) -> dict[str, Any]:

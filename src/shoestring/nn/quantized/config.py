@@ -34,4 +34,25 @@ class NF4Config(Config):
     group: int = Field(64, ge=8, multiple_of=2, description="inputs that share a scale")
 
 
+class PackedConfig(Config):
+    """2 to 8 bits on an even grid for each group of inputs, laid out as compressed-tensors has them; built by
+    `packed.PackedLinear`.
+
+    group: inputs that share a scale; None is a whole row. symmetric: zero is the middle of the grid, else each group
+    has a zero point of its own. activations: "int8" rounds each row of the inputs to 8 bits as well. scale: the format
+    in which scales are kept.
+    """
+
+    kind: Literal["packed"] = "packed"
+    bits: int = Field(4, ge=2, le=8)
+    group: int | None = Field(32, ge=1)
+    symmetric: bool = True
+    activations: Literal["int8"] | None = None
+    scale: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+
+    def groups(self, inputs: int) -> int:
+        """Of a row of so many inputs."""
+        return 1 if self.group is None else inputs // self.group
+
+
 QuantizedConfig = Annotated[Int8Config | Int4Config | NF4Config, Field(discriminator="kind")]

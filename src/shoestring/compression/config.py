@@ -1,0 +1,65 @@
+"""What `quantize` is told. Torch-free, so that a mistake is reported at once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from shoestring.core.config import Config, load_config
+from shoestring.core.given import GIVEN
+from shoestring.core.yaml_document import YamlDocument
+from shoestring.data.supervised.config import OnBadLine
+from shoestring.nn.quantized.config import PackedConfig
+
+TOGETHER = 4096  # tokens in a batch, where memory allows
+Method = Literal["gptq", "rtn", "awq", "learned"]
+
+
+class QuantizeConfig(Config):
+    """Built by `compression.job.quantize`."""
+
+    bits: Literal[3, 4, 8] = Field(4, description="of a weight in the linears of the blocks")
+    group: int = Field(32, ge=0, description="inputs that share a scale, such as 32, 64 or 128; 0: a whole row")
+    symmetric: bool = Field(True, description="zero in the middle of each group's grid, else a zero point for each")
+    activations: Literal["int8"] | None = Field(None, description="int8: the linears' inputs in 8 bits for each token")
+    method: Method = Field(
+        "gptq",
+        description="rtn: to nearest; by calibration text: gptq, arXiv 2210.17323; awq: inputs scaled, arXiv"
+        " 2306.00978; learned: arXiv 2309.05516, from what gptq gives",
+    )
+    calibrate: str | None = Field(None, min_length=1, description="text or examples; some are kept to measure with")
+    columns: dict[str, str] = Field({}, description="fields that have other names in the rows, as data.columns")
+    on_bad_line: OnBadLine = Field("stop", description="rows that cannot be used; skip leaves them out")
+    rows: int = Field(64, ge=1, description="of calibration text, each of `context` tokens")
+    context: int = Field(512, ge=8, description="tokens of a row, at most those that the model can look at")
+    held_out: int = Field(16, ge=1, description="rows to measure with, before and after")
+    steps: int = Field(100, ge=1, description="learned: of each block, a batch of the text in each")
+    damping: float = Field(0.01, gt=0, le=1, description="gptq: added to the diagonal, as a part of its mean")
+    seed: int = Field(0, ge=0, description="of the choice of rows")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of what is not quantized: embedding, head, norms; auto: as the model has them"
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> QuantizeConfig:
+        if self.method != "rtn" and self.calibrate is None:
+            raise ValueError(f"{self.method} needs text to calibrate with: give calibrate a source, or take method rtn")
+        if self.method != "learned" and "steps" in self.model_fields_set:
+            raise ValueError("steps are of method learned")
+        if self.activations is not None and (self.bits, self.group, self.symmetric) != (8, 0, True):
+            raise ValueError("activations int8 goes with bits 8, group 0 and a symmetric grid")
+        return self
+
+    def packed(self, scale: Literal["float32", "bfloat16", "float16"]) -> PackedConfig:
+        """How a linear is kept. scale: the format of scales."""
+        return PackedConfig(
+            bits=self.bits, group=self.group or None, symmetric=self.symmetric, activations=self.activations,
+            scale=scale,
+        )  # fmt: skip
+
+
+def quantize_config(given: dict[str, Any]) -> QuantizeConfig:
+    """Of settings by name, those that are None left to their defaults. Raises ConfigError."""
+    settings = {name: value for name, value in given.items() if value is not None}
+    return load_config(QuantizeConfig, YamlDocument(settings, dict.fromkeys(settings, GIVEN.get()), GIVEN.get()))

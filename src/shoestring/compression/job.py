@@ -1,0 +1,381 @@
+"""`quantize`: a model folder in, the same model with the matrices of its blocks in few bits out.
+
+Block after block is read, quantized and written beside the folder that will be (`compression.unfinished`), so that a
+run that was stopped goes on behind the last whole block, with the same bytes in the end. In memory are one block in
+float32, the second moments of one linear's inputs, and the hidden states of the text, or these on disk: those of
+what calibrates, and those of what measures, once behind the dense blocks and once behind the quantized ones. Embedding,
+head and norms stay as they are. The folder is of the form that the compressed-tensors library has
+(`models.packed_files`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.compression.blocks import (
+    LINEARS,
+    check_finite,
+    check_model,
+    pass_through,
+    quantize_block,
+    read_block,
+    round_small,
+)
+from shoestring.compression.calibration import Calibration, read_calibration
+from shoestring.compression.config import Method, QuantizeConfig, quantize_config
+from shoestring.compression.decoding import decode_both
+from shoestring.compression.gptq import Rounded
+from shoestring.compression.memory import Room, make_room
+from shoestring.compression.passage import InMemory, OnDisk, Passage
+from shoestring.compression.result import Decoding, MatrixError, Measured, Quantized, write_report
+from shoestring.compression.tensor_stream import Streamed, join, rows_of
+from shoestring.compression.unfinished import Unfinished, unfinished
+from shoestring.core import matmul
+from shoestring.core.device import resolve_dtype
+from shoestring.core.errors import BudgetError, ConfigError
+from shoestring.core.files import atomic_folder, check_new
+from shoestring.core.machine import peak_rss_bytes, rss_bytes
+from shoestring.core.units import counted, format_bytes, parse_bytes
+from shoestring.core.waiting import waiting
+from shoestring.data.batch import Batch
+from shoestring.data.supervised.config import OnBadLine
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.kernels import allocator
+from shoestring.models.builder import allocate, build, build_block
+from shoestring.models.decoder import Decoder
+from shoestring.models.families.family import Family
+from shoestring.models.families.registry import family_of
+from shoestring.models.fingerprint import Fingerprint
+from shoestring.models.folder import check_rows, read_generation_config, rounded_to, write_configs
+from shoestring.models.packed_files import fill_packed, packed_linears, packed_tensors, put_packed, take_packed
+from shoestring.models.peft_folder import is_adapter
+from shoestring.models.place import Place
+from shoestring.models.quantization import Scheme
+from shoestring.models.resolve import Say, find_model
+from shoestring.models.weight_files import WeightFiles
+from shoestring.nn.quantized.config import PackedConfig
+from shoestring.offload.ends import DiskEmbedding, StreamedHead
+from shoestring.offload.stream import placeholder
+from shoestring.train.first_use import first_use
+from shoestring.train.objective import next_token
+
+
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    bits: Literal[3, 4, 8] = 4,
+    group: int = 32,
+    method: Method = "gptq",
+    calibrate: str | Path | None = None,
+    symmetric: bool = True,
+    activations: Literal["int8"] | None = None,
+    rows: int | None = None,
+    context: int | None = None,
+    held_out: int | None = None,
+    steps: int | None = None,
+    damping: float | None = None,
+    seed: int | None = None,
+    dtype: str = "auto",
+    columns: dict[str, str] | None = None,
+    on_bad_line: OnBadLine | None = None,
+    memory: str | int | None = None,
+    say: Say | None = None,
+) -> Quantized:
+    """Write a copy of `model` whose linears have weights of few bits into the new folder `out`.
+
+    bits: 3, 4 or 8. group: inputs that share a scale; 0 is a whole row. method: "rtn" rounds to nearest; by the text of
+    `calibrate` (any source of text or examples) round "gptq", "awq" and "learned". activations: "int8" for 8-bit inputs
+    too, with bits 8 and group 0. memory: bytes ("3GB") of the whole process at most. The others are those of
+    `compression.config.QuantizeConfig`. Where there is text, the loss on a part of it that is not calibrated with is
+    measured before and after. A run that was stopped goes on where it was if it is asked for the same. Raises
+    ConfigError, DataError, ModelFileError, BudgetError, and RunError where the folder exists.
+    """
+    given: dict[str, Any] = {
+        "bits": bits, "group": group, "method": method, "calibrate": None if calibrate is None else str(calibrate),
+        "symmetric": symmetric, "activations": activations, "rows": rows, "context": context, "held_out": held_out,
+        "steps": steps, "damping": damping, "seed": seed, "dtype": dtype, "columns": columns,
+        "on_bad_line": on_bad_line,
+    }  # fmt: skip
+    settings = quantize_config(given)
+    budget = parse_bytes(memory) if isinstance(memory, str) else memory
+    check_new(out)
+    allocator.install()
+    started = time.perf_counter()
+    folder = find_model(model, say=say)
+    if is_adapter(folder):
+        raise ConfigError(
+            f"{model} is an adapter, and has no weights of its own to quantize",
+            hint=f"fold it into its base first: shoestring merge {model}",
+        )
+    with WeightFiles(folder) as files, torch.no_grad():
+        try:
+            job = _Job(files, folder, settings, budget, say)
+            with unfinished(Path(out), job.made_of(), say) as work:
+                losses = job.run(work)
+                with atomic_folder(out) as temporary:
+                    weight_bytes = job.finish(work, temporary)
+                    took = time.perf_counter() - started, peak_rss_bytes()
+                    speeds = decode_both(folder, temporary, files.config, budget)
+                    result = _result(job, work, Path(out), str(model), losses, weight_bytes, speeds, took)
+                    write_report(result, temporary)
+        except RuntimeError as error:
+            if (refusal := allocator.refused(error)) is None:
+                raise
+            raise BudgetError(
+                f"quantizing asked for a tensor of {format_bytes(refusal.asked)} when tensors held"
+                f" {format_bytes(refusal.live)}, at most {format_bytes(refusal.cap)} of the budget are theirs",
+                hint="give it more with --memory: what is done is kept, and the same command goes on from there",
+            ) from None
+        finally:
+            allocator.limit()
+    return result
+
+
+def _result(
+    job: _Job, work: Unfinished, out: Path, model: str, losses: tuple[float, float], weight_bytes: int,
+    speeds: tuple[Decoding | None, Decoding | None], took: tuple[float, int],
+) -> Quantized:  # fmt: skip
+    settings, text = job.settings, job.text
+    by_text = text is not None and settings.method != "rtn"
+    stored = sum(place.info.elements * place.info.dtype.itemsize for place in job.files.places.values())
+    return Quantized(
+        folder=out, model=model, settings=settings.model_dump(mode="json"),
+        before=_measured(stored, losses[0], text, speeds[0]), after=_measured(weight_bytes, losses[1], text, speeds[1]),
+        packed_bytes=sum(part.get("packed", 0) for part in work.parts),
+        dense_dtype=str(job.dense).removeprefix("torch."),
+        tokens=text.tokens if text is not None and by_text else 0,
+        examples=text.examples if text is not None and by_text else 0, labels=0 if text is None else text.labels,
+        matrices=tuple(MatrixError(**matrix) for part in work.parts for matrix in part.get("matrices", ())),
+        seconds=took[0], peak_memory=took[1],
+    )  # fmt: skip
+
+
+def _measured(weight_bytes: int, nats: float, text: Calibration | None, decoding: Decoding | None) -> Measured:
+    if text is None:
+        return Measured(weight_bytes, None, None, decoding)
+    bits = nats / math.log(2) / text.label_bytes if text.label_bytes else None
+    return Measured(weight_bytes, nats / max(text.labels, 1), bits, decoding)
+
+
+class _Job:
+    """One model on its way. Raises what `quantize` does, before any block is read where that can be."""
+
+    def __init__(
+        self, files: WeightFiles, folder: Path, settings: QuantizeConfig, memory: int | None, say: Say | None
+    ):
+        self.files, self.settings, self.folder, self.say = files, settings, folder, say
+        config = files.config
+        stored = files.places["embedding.weight"].info.dtype
+        self.chosen = None if settings.dtype == "auto" else resolve_dtype(settings.dtype)
+        self.dense = self.chosen or stored
+        self.packed: PackedConfig = settings.packed("float16" if self.dense == torch.float16 else "bfloat16")
+        check_model(config, self.packed, str(folder))
+        if memory is not None:
+            first_use(training=settings.method == "learned")
+        process = rss_bytes() - allocator.kept() - allocator.live()
+        self.room: Room = make_room(config, settings, process, memory)
+        self.text: Calibration | None = None
+        self.tokenizer: Tokenizer | None = None
+        if settings.calibrate is not None or (folder / "tokenizer.json").is_file():
+            self.tokenizer = Tokenizer.load(folder)
+            check_rows(self.tokenizer, config, folder)
+        if settings.calibrate is not None:
+            assert self.tokenizer is not None
+            self.text = read_calibration(settings, self.tokenizer, config.context, say, self.room.tokens)
+        self.family: Family = family_of(config)
+        self.plain: Decoder = build(config, device="meta")
+        if say is not None:
+            self._tell(say, memory)
+        if memory is not None:
+            allocator.limit(cap=max(memory - self.room.beside, 0))
+
+    def made_of(self) -> dict[str, Any]:
+        """All that decides what is written."""
+        return {
+            "weights": Fingerprint.of([file.path for file in self.files.files]).digest,
+            "config": self.files.config.model_dump(mode="json"),
+            "settings": self.settings.model_dump(mode="json"),
+            "text": None if self.text is None else self.text.digest(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _tell(self, say: Say, memory: int | None) -> None:
+        settings, config, text = self.settings, self.files.config, self.text
+        each = f"groups of {settings.group}" if settings.group else "whole rows"
+        say(f"quantize  {len(LINEARS) * config.layers} matrices to {settings.bits} bits in {each}, {settings.method}")
+        if memory is not None:
+            where = "on disk" if self.room.on_disk else "in memory"
+            kept = "" if text is None else f", the text's hidden states {where}"
+            say(f"memory    {format_bytes(self.room.total)} of {format_bytes(memory)} predicted at most{kept}")
+        if text is None:
+            return
+        kind = "window" if text.form == "text" else "example"
+        if settings.method != "rtn":
+            say(f"calibrate {counted(text.tokens, 'token')} in {counted(text.examples, kind)} of {text.source}")
+            linears = [linear for linear in self.plain.blocks[0].modules() if isinstance(linear, nn.Linear)]
+            widest = max(linear.in_features for linear in linears)
+            if text.tokens < widest:
+                say(f"          that is little: fewer than the {widest:,} inputs of a matrix")
+        say(f"measure   {counted(text.labels, 'token')} of other {kind}s")
+
+    def run(self, work: Unfinished) -> tuple[float, float]:
+        """All parts that are not there yet; -> nats on the held-out text before and after."""
+        if not matmul.TABLE.adopt(work.libraries) and work.parts and self.say is not None:
+            self.say(matmul.OTHER_MACHINE)
+        if not work.parts:
+            self._write_ends(work)
+        config, text = self.files.config, self.text
+        by_text = self.settings.method != "rtn" and text is not None
+        with work.open(0) as ends:
+            before = self.files.places
+            after = {
+                name: Place(name, ends, self.family.tensor_name(name))
+                for name in before
+                if not name.startswith("blocks.")
+            }
+            passages = self._begin(after, text.calibrating if text is not None and by_text else [], work)
+            measured = self._begin(before, text.measured if text is not None else [], work)
+            afterwards = self._begin(after, text.measured if text is not None else [], work)
+            with waiting("quantize  matrices", len(LINEARS) * config.layers) as told:
+                for index in range(config.layers):
+                    done = index + 1 < len(work.parts)
+                    if not done or measured:
+                        block = read_block(self.files, index)
+                        pass_through(block, measured)
+                    if done:
+                        block = self._read_again(work, index)
+                        told.found(len(LINEARS))
+                    else:
+                        self._quantize(work, block, index, passages, told.advance)
+                    if index < config.layers - 1:
+                        pass_through(block, passages)
+                    pass_through(block, afterwards)
+            return self._nats(before, measured), self._nats(after, afterwards)
+
+    def finish(self, work: Unfinished, folder: Path) -> int:
+        """The folder of all parts; -> bytes of its weights."""
+        write_configs(folder, self.files.config, self.dense, read_generation_config(self.folder), self.packed)
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+        with work.all() as parts:
+            return join(parts, folder)
+
+    # --- text ------------------------------------------------------------------------------------------------
+
+    def _begin(self, ends: Mapping[str, Place], batches: list[Batch], work: Unfinished) -> list[Passage]:
+        """Each batch as the first block takes it."""
+        passages = []
+        if batches:
+            with contextlib.closing(DiskEmbedding(self._placeholder(), ends["embedding.weight"])) as embedding:
+                for batch in batches:
+                    passage = Passage(batch, self.plain.rotary, self._kept(work), self._kept(work))
+                    passage.hidden_BTD = embedding(batch.tokens_BT)
+                    passages.append(passage)
+        return passages
+
+    def _kept(self, work: Unfinished) -> InMemory | OnDisk:
+        return OnDisk(work.scratch()) if self.room.on_disk else InMemory()
+
+    def _placeholder(self) -> nn.Parameter:
+        shape = (self.files.config.vocabulary, self.files.config.width)
+        return nn.Parameter(placeholder(shape, torch.float32), requires_grad=False)
+
+    def _nats(self, ends: Mapping[str, Place], passages: list[Passage]) -> float:
+        """Of what the last block gave."""
+        if not passages:
+            return 0.0
+        norm = self.plain.norm
+        allocate(norm, "cpu")
+        place = ends["norm.weight"]
+        place.file.read_into(place.tensor, norm.get_parameter("weight"))
+        place = ends["embedding.weight" if self.files.config.tied_head else "head.weight"]
+        head = StreamedHead(self._placeholder(), place, self.files.config.logit_softcap)
+        with contextlib.closing(head.source):
+            return sum(float(next_token(norm(passage.hidden_BTD), head, passage.batch).sum) for passage in passages)
+
+    # --- parts -----------------------------------------------------------------------------------------------
+
+    def _write_ends(self, work: Unfinished) -> None:
+        tensors = [
+            Streamed(
+                self.family.tensor_name(name), self._dtype(name), place.info.shape, functools.partial(self._rows, place)
+            )
+            for name, place in self.files.places.items()
+            if not name.startswith("blocks.")
+        ]
+        work.add(tensors)
+
+    def _rows(self, place: Place) -> Any:
+        """A tensor that is not quantized, some rows after others."""
+        for rows in rows_of(place.file, place.tensor):
+            check_finite(rows, place)
+            yield rounded_to(place.parameter, rows, self._dtype(place.parameter))
+
+    def _quantize(self, work: Unfinished, block: nn.Module, index: int, passages: list[Passage], done: Any) -> None:
+        prefix = f"blocks.{index}."
+
+        def kept(name: str, tensor: Tensor) -> Tensor:
+            return self._rounded(prefix + name, tensor).float()
+
+        round_small(block, kept)
+        found = quantize_block(block, passages, self.packed, self.settings, kept, done)
+        tensors = {
+            self.family.tensor_name(prefix + name): self._rounded(prefix + name, parameter)
+            for name, parameter in block.named_parameters()
+        }
+        packed = 0
+        for name, linear in packed_linears(block).items():
+            module = self.family.tensor_name(f"{prefix}{name}.weight").removesuffix(".weight")
+            for key, tensor in packed_tensors(linear, module).items():
+                if key.endswith(".bias"):
+                    key = self.family.tensor_name(f"{prefix}{name}.bias")
+                    tensor = self._rounded(f"{prefix}{name}.bias", tensor)
+                else:
+                    packed += tensor.numel() * tensor.dtype.itemsize
+                tensors[key] = tensor
+        errors = [asdict(_error(prefix + name, rounded)) for name, rounded in found.items()]
+        work.libraries = matmul.TABLE.choices()
+        work.add([_whole(name, tensor) for name, tensor in tensors.items()], matrices=errors, packed=packed)
+
+    def _read_again(self, work: Unfinished, index: int) -> nn.Module:
+        """A block as an earlier run left it."""
+        prefix = f"blocks.{index}."
+        with torch.device("meta"):
+            block = build_block(self.files.config, index)
+        parameters: dict[str, Tensor] = {prefix + name: parameter for name, parameter in block.named_parameters()}
+        with work.open(index + 1) as file:
+            where = {name: Place("", file, name) for name in file.infos}
+            places = take_packed(Scheme("compressed-tensors", self.packed), parameters, self.family, where)
+            put_packed(block, {name.removeprefix(prefix): place for name, place in places.items()})
+            allocate(block, "cpu")
+            for name, parameter in block.named_parameters():
+                file.read_into(self.family.tensor_name(prefix + name), parameter)
+            for name, linear in packed_linears(block).items():
+                fill_packed(linear, places[prefix + name], where.get(self.family.tensor_name(f"{prefix}{name}.bias")))
+        return block.requires_grad_(False).eval()
+
+    def _rounded(self, name: str, tensor: Tensor) -> Tensor:
+        """What is not quantized, in the numbers that it is kept in."""
+        return rounded_to(name, tensor.detach(), self._dtype(name))
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return self.chosen or self.files.places[name].info.dtype
+
+
+def _whole(name: str, tensor: Tensor) -> Streamed:
+    return Streamed(name, tensor.dtype, tuple(tensor.shape), lambda: [tensor])
+
+
+def _error(name: str, rounded: Rounded) -> MatrixError:
+    whole = rounded.whole or 1.0
+    return MatrixError(name, rounded.error / whole, rounded.nearest / whole)

@@ -1,0 +1,127 @@
+"""What quantizing a model takes in memory, from above, and how a budget is kept: hidden states on disk, less at once.
+
+Counted are the tensors that are there at the worst moments: while a matrix is rounded by GPTQ (three square matrices of
+its inputs), while text passes a block, while the head measures; linears that are done are in few bits then. Torch's
+allocator refuses what would pass the budget all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoestring.compression.config import TOGETHER, QuantizeConfig
+from shoestring.compression.gptq import COLUMNS, WIDE
+from shoestring.core.errors import BudgetError
+from shoestring.core.units import format_bytes
+from shoestring.models.config import ModelConfig
+from shoestring.models.families.common import dense_parts
+from shoestring.plan.constants import SPARE
+
+_FEWER = (TOGETHER, TOGETHER // 2)
+_LEARNED = (TOGETHER // 2,)  # its steps take a batch each
+_BESIDE = 60_000_000  # what files, threads and libraries take beside tensors
+_AT_ONCE = 1 << 22  # weights looked at at a time (`nn.quantized.grid`)
+_HEAD_ROWS = 1 << 24  # numbers of the head and of logits that measuring holds
+_FLOAT = 4
+_PACKED = 1.6  # bytes of a weight in few bits, scales included, at most
+_MADE_DENSE = 10  # bytes of a weight that such a linear takes for a product
+_LEARNED_COPIES = 14  # of a block's weights: their own, shifts, gradients, and what leads to the codes
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much text goes through a block at a time, and whether the rest of it is on disk. lines: predicted bytes of
+    tensors, what for. beside: of the process, tensors apart."""
+
+    tokens: int
+    on_disk: bool
+    lines: tuple[tuple[str, int], ...]
+    beside: int
+
+    @property
+    def tensors(self) -> int:
+        return sum(size for _, size in self.lines)
+
+    @property
+    def total(self) -> int:
+        return self.tensors + self.beside
+
+
+def make_room(config: ModelConfig, settings: QuantizeConfig, process: int, memory: int | None) -> Room:
+    """The fastest way that is predicted to stay inside `memory` bytes. process: what it takes before. Raises
+    BudgetError with the least that would do."""
+    lengths = _LEARNED if settings.method == "learned" else _FEWER
+    ways = [_room(config, settings, process, tokens, on_disk) for on_disk in (False, True) for tokens in lengths]
+    if memory is None:
+        return ways[0]
+    for way in ways:
+        if way.total <= memory * SPARE:
+            return way
+    least = min(ways, key=lambda way: way.total)
+    enough = -(-int(least.total / SPARE) // 10_000_000) * 10
+    largest = max(least.lines, key=lambda line: line[1])
+    raise BudgetError(
+        f"{format_bytes(memory)} of memory are too little to quantize this model by {settings.method}",
+        hint=f"{enough}MB would do; {format_bytes(largest[1])} of it are for {largest[0]}",
+    )
+
+
+def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: int, on_disk: bool) -> Room:
+    parts = dense_parts(config)
+    assert parts is not None
+    attention, feed_forward = parts
+    width, inner = config.width, feed_forward.width
+    queries, keys = attention.heads * attention.head_width, attention.kv_heads * attention.head_width
+    text = settings.calibrate is not None
+    by_text = text and settings.method != "rtn"
+    context = min(settings.context, config.context)
+    batch = max(tokens, context) if text else 0
+    rows = (settings.rows if by_text else 0) + (2 * settings.held_out if text else 0)
+    copies = 2 if settings.method == "learned" else 1
+    kept = 2 * batch if on_disk else rows * context * copies * 5 // 4 + 2 * batch  # rows are padded
+    shapes = (
+        ((queries, width), (keys, width), (keys, width)), ((width, queries),), ((inner, width), (inner, width)),
+        ((width, inner),),
+    )  # fmt: skip
+    whole = sum(outputs * inputs for stage in shapes for outputs, inputs in stage)
+    largest = max(outputs * inputs for stage in shapes for outputs, inputs in stage)
+    passing = batch * _FLOAT * (6 * width + 2 * (queries + 2 * keys) + 3 * inner) + largest * _MADE_DENSE
+    peaks, done = [("the head", 4 * _HEAD_ROWS * _FLOAT if text else 0), ("a block", whole * _FLOAT + passing)], 0
+    for number, stage in enumerate(shapes):
+        inputs = stage[0][1]
+        held = (whole - done) * _FLOAT + int(done * _PACKED)
+        moments = _moments(inputs) if by_text else 0
+        if by_text:
+            summing = inputs * inputs * _FLOAT + 2 * batch * inputs * _FLOAT
+            peaks.append(("the second moments of inputs", held + moments + max(passing, summing)))
+        if settings.method == "awq" and number % 2 == 0:
+            later = shapes[number + 1][0][1]
+            summing = max(passing, later * later * _FLOAT + 2 * batch * later * _FLOAT, largest * _FLOAT * 8)
+            peaks.append(("the second moments of inputs", held + moments + _moments(later) + summing))
+        rounding = max(_rounding(outputs, inputs, by_text) for outputs, inputs in stage)
+        peaks.append(("rounding a matrix", held + rounding))
+        done += sum(outputs * inputs for outputs, inputs in stage)
+    if settings.method == "learned":
+        peaks.append(("learning", whole * _FLOAT * _LEARNED_COPIES + 4 * passing))
+    return Room(
+        tokens, on_disk, (("the text's hidden states", kept * width * _FLOAT), max(peaks, key=lambda peak: peak[1])),
+        process + _BESIDE,
+    )  # fmt: skip
+
+
+def _moments(inputs: int) -> int:
+    return inputs * inputs * (8 if inputs <= WIDE else 4)
+
+
+def _rounding(outputs: int, inputs: int, by_text: bool) -> int:
+    """What a matrix takes while it is rounded, beside itself."""
+    weights = outputs * inputs
+    fitting = min(weights, _AT_ONCE) * 8 * 5 + weights * 2
+    if not by_text:
+        return fitting + weights * 8 * 3
+    square, size = _moments(inputs), 8 if inputs <= WIDE else 4
+    copy = weights * size if size == 8 else 0
+    factoring = 3 * square + 2 * COLUMNS * inputs * size
+    going = 2 * square + weights * (2 * size + 4)
+    comparing = square + weights * (5 * size + 4)
+    return copy + max(factoring, going, comparing, square + fitting)

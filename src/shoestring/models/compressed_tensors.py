@@ -1,0 +1,134 @@
+"""The section quantization_config of config.json as the compressed-tensors library writes it. Torch-free.
+
+Read strictly: what would change the weights and is not done here is refused by name. Which linears are quantized is not
+asked of `targets` and `ignore`: their tensors tell (`models.packed_files`). Two formats of weights: `pack-quantized`,
+codes in 32-bit words, and `int-quantized`, one byte a code, where activations are rounded as well.
+Format: https://github.com/vllm-project/compressed-tensors
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from shoestring.core.errors import ModelFileError
+from shoestring.nn.quantized.config import PackedConfig
+
+SECTION, METHOD = "quantization_config", "compressed-tensors"
+PACKED, BYTES = "pack-quantized", "int-quantized"
+ANY = object()
+# Fields of each part with the values that are supported, null always among them; `ANY` changes no weight.
+_SECTION: dict[str, tuple[Any, ...]] = {
+    "quant_method": (METHOD,), "format": (PACKED, BYTES), "config_groups": (ANY,), "ignore": (ANY,),
+    "kv_cache_scheme": (), "quantization_status": ("compressed", "frozen"), "global_compression_ratio": (ANY,),
+    "sparsity_config": ({},), "transform_config": ({},), "version": (ANY,), "run_compressed": (ANY,),
+    "dequantize": (False,), "provider": (ANY,),
+}  # fmt: skip
+_GROUP: dict[str, tuple[Any, ...]] = {
+    "targets": (ANY,), "weights": (ANY,), "input_activations": (ANY,), "output_activations": (),
+    "format": (PACKED, BYTES),
+}  # fmt: skip
+_NUMBERS: dict[str, tuple[Any, ...]] = {
+    "num_bits": (ANY,), "type": ("int",), "symmetric": (True, False), "group_size": (ANY,), "strategy": (ANY,),
+    "block_structure": (), "dynamic": (False,), "actorder": (False, "weight", "static"), "observer": (ANY,),
+    "observer_kwargs": (ANY,), "scale_dtype": (ANY,), "zp_dtype": (ANY,),
+}  # fmt: skip
+_INPUTS: dict[str, tuple[Any, ...]] = {
+    **_NUMBERS, "num_bits": (8,), "symmetric": (True,), "group_size": (), "strategy": ("token",), "dynamic": (True,),
+    "actorder": (False,),
+}  # fmt: skip
+
+
+def section_of(config: PackedConfig) -> dict[str, Any]:
+    """The section for a model all of whose linears but the head are kept so."""
+    form = PACKED if config.activations is None else BYTES
+    weights = {
+        **_plain(config.bits, config.symmetric), "dynamic": False, "observer": "minmax",
+        "group_size": config.group, "strategy": "channel" if config.group is None else "group",
+    }  # fmt: skip
+    inputs = None
+    if config.activations is not None:
+        inputs = {**_plain(8, True), "dynamic": True, "observer": None, "group_size": None, "strategy": "token"}
+    group = {
+        "targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None,
+        "format": form,
+    }  # fmt: skip
+    return {
+        "quant_method": METHOD,
+        "format": form,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+    }
+
+
+def _plain(bits: int, symmetric: bool) -> dict[str, Any]:
+    return {
+        "num_bits": bits, "type": "int", "symmetric": symmetric, "actorder": None, "block_structure": None,
+        "observer_kwargs": {},
+    }  # fmt: skip
+
+
+def scheme(section: dict[str, Any], where: str | None) -> PackedConfig:
+    """How the linears are kept; the format of scales stands in the tensors alone. Raises ModelFileError."""
+    check_fields(section, _SECTION, SECTION, where)
+    groups = section.get("config_groups")
+    if not isinstance(groups, dict) or len(groups) != 1:
+        shown = f"{len(groups)} groups" if isinstance(groups, dict) else None
+        raise refused("config_groups", groups, where, "one group of linears that are all kept alike", shown)
+    (group,) = groups.values()
+    check_fields(group, _GROUP, "config_groups", where)
+    weights, inputs = group.get("weights"), group.get("input_activations")
+    check_fields(weights, _NUMBERS, "weights", where)
+    if inputs is not None:
+        check_fields(inputs, _INPUTS, "input_activations", where)
+        for name in ("num_bits", "dynamic", "strategy"):  # left out, they mean other things
+            if inputs.get(name) is None:
+                raise refused(name, None, where, repr(_INPUTS[name][0]))
+    bits = weights.get("num_bits")
+    if type(bits) is not int or not 2 <= bits <= 8:
+        raise refused("num_bits", bits, where, "from 2 to 8")
+    symmetric = weights.get("symmetric")
+    activations: Literal["int8"] | None = None if inputs is None else "int8"
+    size = _group_size(weights, where)
+    return PackedConfig(
+        bits=bits, group=size, symmetric=True if symmetric is None else symmetric, activations=activations
+    )  # fmt: skip
+
+
+def _group_size(weights: dict[str, Any], where: str | None) -> int | None:
+    """Inputs that share a scale; None for a whole row."""
+    strategy, size = weights.get("strategy"), weights.get("group_size")
+    if size is not None and (type(size) is not int or not (size == -1 or 0 < size < 2**31)):
+        raise refused("group_size", size, where, "a positive whole number, or -1")
+    if strategy is None:
+        strategy = "tensor" if size is None else "channel" if size == -1 else "group"
+    if strategy == "channel":
+        return None
+    if strategy != "group" or size is None or size < 1:
+        raise refused("strategy", strategy, where, 'group with a group_size, or "channel"')
+    return size
+
+
+def check_fields(part: Any, known: dict[str, tuple[Any, ...]], name: str, where: str | None) -> None:
+    """Raises ModelFileError for a field that is unknown, or has a value that is not supported."""
+    if not isinstance(part, dict):
+        raise refused(name, part, where, "an object")
+    for key, value in part.items():
+        allowed = known.get(key, ())
+        if value is None or any(one is ANY for one in allowed):
+            continue
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            raise refused(key, value, where, " or ".join(repr(one) for one in allowed) or "null")
+
+
+def refused(
+    name: str, value: Any, where: str | None, supported: str, shown: str | None = None
+) -> ModelFileError:
+    """For a field whose value is not supported."""
+    shown = shown or repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return ModelFileError(
+        f"the weights are quantized in a way that cannot be read: {SECTION}: {name} is {shown}", where,
+        f"supported: {supported}; or use the model's unquantized weights",
+    )  # fmt: skip
