@@ -33,7 +33,7 @@ async def heavy(port: int, room: int, count: int) -> list[int]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("memory", "requests", "count"), [(700, 4, 1), (1300, 60, 3)])
+@pytest.mark.parametrize(("memory", "requests", "count"), [(700, 12, 1), (1300, 60, 3)])
 def test_a_server_keeps_its_budget_under_load(memory, requests, count):
     """With 700 MB its layers are read from disk for every token."""
     assert why_not() is None, why_not()
