@@ -59,7 +59,6 @@ FINETUNE = "finetune smollm2-135m --data mine.jsonl"
         ("pull smollm2-135m", "did you mean get?"),
         ("completions bash", "did you mean completion?"),
         ("gguf smollm2-135m", "did you mean export?"),
-        ("quantize smollm2-135m", "shoestring export MODEL --type q8_0"),
         ("export smollm2-135m --out x.gguf --outtype q8_0", "did you mean --type?"),
         ("export smollm2-135m --outfile x.gguf", "did you mean --out?"),
     ],

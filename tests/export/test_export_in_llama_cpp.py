@@ -30,7 +30,6 @@ from tests.export.test_export_adapter import shaken
 from tests.models.gguf.test_gguf_tokenizer import NASTY
 
 PYTHON = in_llama_cpp.interpreter() or ""
-pytestmark = pytest.mark.skipif(not PYTHON, reason="no Python here has llama-cpp-python")
 PROMPTS = [[*range(first, first + 12)] for first in range(10, 90, 10)]
 TOKENS = 32
 GENTLE = {"initializer_range": 0.1}  # larger random weights make a chaos of what llama.cpp rounds on its way

@@ -193,6 +193,21 @@ def test_a_budget_is_told_with_what_is_predicted(tmp_path, capsys, monkeypatch):
     assert " are predicted to be used" in said
     assert "2 texts at once, of 600 tokens each" in said
     assert "/v1/completions" in said and "/v1/chat" not in said  # it has no chat template
-    assert main(["serve", str(tmp_path / "model"), "--port", "0", "--memory", "1MB"]) == 2
-    assert "would do, and 48 MB more for requests and answers" in capsys.readouterr().err
     assert limits[0].body == 1_000_000 and limits[0].bodies < BESIDE
+
+
+def test_what_would_do_counts_what_is_kept_for_requests(monkeypatch, capsys):
+    from shoestring.cli.main import main
+    from shoestring.core.errors import BudgetError
+    from shoestring.offload import load
+
+    given = []
+
+    def refused(model, device, dtype, memory, **others):
+        given.append(memory)
+        raise BudgetError("too little", hint="900MB would do")
+
+    monkeypatch.setattr(load, "load", refused)
+    assert main(["serve", "smollm2-135m", "--port", "0", "--memory", "500MB"]) == 2
+    assert given == [500_000_000 - BESIDE]
+    assert "900MB would do, and 48 MB more for requests and answers" in capsys.readouterr().err
