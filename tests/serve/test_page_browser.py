@@ -111,7 +111,8 @@ def answered(page, count=1):
         " && [...document.querySelectorAll('.answer .text')].every(one => one.textContent)",
         arg=count,
     )
-    return [one.inner_text().strip() for one in page.locator(".answer .text").all()]
+    # Not inner_text: of what is not on the screen and not drawn yet, Chromium has none.
+    return [(one.text_content() or "").strip() for one in page.locator(".answer .text").all()]
 
 
 def bodies(page):

@@ -72,7 +72,8 @@ class Screen:
     def tmux(self, *arguments, check=True):
         path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
         environment = {**os.environ, "SHOESTRING_CACHE": str(self._folder / "cache"), "PYTHONPATH": path}
-        environment.pop("TMUX", None)
+        for name in ("TMUX", "COLUMNS", "LINES"):  # readline leaves the latter in what starts the tests
+            environment.pop(name, None)
         (self._folder / "cache").mkdir(exist_ok=True)
         command = ["tmux", "-u", "-S", str(self._socket), "-f", os.devnull, *arguments]
         return subprocess.run(command, env=environment, check=check, capture_output=True, text=True).stdout
