@@ -4,12 +4,15 @@
 // float32. Tokens of a text stand one after another, and keys and values are written before any token attends, so that
 // prompts, single tokens and many texts at once are the same to it.
 //
-// One parallel region for all layers and the head: a thread takes its share of a step's tiles, heads or tokens, then waits for the
-// others. Of few tokens every thread makes the rows of a product ready for itself, which takes less than waiting.
+// One parallel region for all layers and the head: a thread takes its share of a step's tiles, heads or tokens, then
+// waits for the others (`Meeting`). Of few tokens every thread makes the rows of a product ready for itself, which takes
+// less than waiting.
 
 #include <omp.h>
+#include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -79,9 +82,37 @@ static inline void turn(float* x, const float* cos, const float* sin, int64_t ha
     }
 }
 
+// Where the threads of a pass wait for each other, some hundred times a token. OpenMP's own barrier puts them to sleep
+// as soon as the process has more threads of OpenMP than processors, as it has where a server decodes beside its main
+// thread: a token then takes twice as long. Here a thread looks for some tens of microseconds, then lets others run.
+class Meeting {
+    static const int64_t LOOKS = 4096;
+    alignas(64) std::atomic<int64_t> come{0};
+    alignas(64) std::atomic<int64_t> round{0};
+
+   public:
+    void wait(int64_t threads) {
+        const int64_t now = round.load(std::memory_order_relaxed);
+        if (come.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            come.store(0, std::memory_order_relaxed);
+            round.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int64_t look = 0; round.load(std::memory_order_acquire) == now; ++look) {
+            if (look >= LOOKS) sched_yield();
+#if defined(__x86_64__)
+            else __builtin_ia32_pause();
+#endif
+        }
+    }
+};
+
 // What a thread does: its number among so many.
 struct Share {
     int64_t thread, threads;
+    Meeting* meeting;
+
+    void wait() const { meeting->wait(threads); }
 
     int64_t begin(int64_t count) const { return count * thread / threads; }
     int64_t end(int64_t count) const { return count * (thread + 1) / threads; }
@@ -167,11 +198,9 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
         }
     };
     prepare_normed(layer.attention_norm, wants(layer.query) | wants(layer.key) | wants(layer.value));
-    if (!few) {
-#pragma omp barrier
-    }
+    if (!few) share.wait();
     multiply_share({&layer.query, &layer.key, &layer.value}, rows, tokens, room.wide, all, share);
-#pragma omp barrier
+    share.wait();
     // Heads of every token: normed, turned; keys and values go to the cache.
     const int64_t parts = shape.heads + 2 * shape.kv_heads, turned = shape.heads + shape.kv_heads;
     for (int64_t item = share.begin(tokens * parts); item < share.end(tokens * parts); ++item) {
@@ -191,7 +220,7 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
                 keep(x, layer.values, layer.value_scales, place, head);
         }
     }
-#pragma omp barrier
+    share.wait();
     // One token has few heads: each is a task. With more, all heads of a key head are one, of a window of tokens where
     // most follow one another in a text.
     int64_t alike = 0;
@@ -215,22 +244,18 @@ static void layer_pass(const Shape& shape, const Layer& layer, const Pass& pass,
                        attended);
         }
     }
-#pragma omp barrier
+    share.wait();
     for (int64_t t = first; t < last; ++t)
         prepare_row(room.narrow + t * attended, t, attended, wants(layer.output), rows);
-    if (!few) {
-#pragma omp barrier
-    }
+    if (!few) share.wait();
     add_share(layer.output, rows, tokens, room.wide, pass.x, width, share);  // narrow may still be read
-#pragma omp barrier
+    share.wait();
     prepare_normed(layer.feed_forward_norm, wants(layer.gate) | wants(layer.up));
-    if (!few) {
-#pragma omp barrier
-    }
+    if (!few) share.wait();
     gate_share(layer, hidden, rows, tokens, room.wide, room.inner, share);
-#pragma omp barrier
+    share.wait();
     add_share(layer.down, room.inner, tokens, room.narrow, pass.x, width, share);
-#pragma omp barrier
+    share.wait();
 }
 
 // What follows the layers: logits [count, head columns] of some tokens of the pass.
@@ -254,9 +279,7 @@ static void ends_pass(const Shape& shape, const Pass& pass, const Room& room, co
         norm_row(pass.x + ends.which[i] * width, ends.norm, shape.epsilon, width, normed);
         prepare_row(normed, i, width, wants(ends.head), rows);
     }
-    if (!few) {
-#pragma omp barrier
-    }
+    if (!few) share.wait();
     const int64_t tiles = tiles_of(ends.head);
     multiply_tiles(ends.head, share.begin(tiles), share.end(tiles), rows, ends.count, ends.logits, ends.head.columns);
 }
@@ -264,9 +287,10 @@ static void ends_pass(const Shape& shape, const Pass& pass, const Room& room, co
 // Adds what every layer adds to x; with ends also what follows. threads: that take part, at most so many.
 extern "C" void decode_layers(const Shape* shape, const Layer* layers, const Pass* pass, const Room* room,
                               const Ends* ends, int threads) {
+    Meeting meeting;
 #pragma omp parallel num_threads(threads)
     {
-        const Share share{omp_get_thread_num(), omp_get_num_threads()};
+        const Share share{omp_get_thread_num(), omp_get_num_threads(), &meeting};
         for (int64_t i = 0; i < shape->layers; ++i) layer_pass(*shape, layers[i], *pass, *room, share);
         if (ends != nullptr) ends_pass(*shape, *pass, *room, *ends, share);
     }
