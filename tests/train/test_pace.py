@@ -116,4 +116,14 @@ def test_the_schedule_is_finished_and_never_goes_back_when_the_end_moves():
             state.move_end({20: 40, 30: 90, 40: 80}[step])
         positions.append(state.schedule_position())
         state.step += 1
-    assert positions == sorted(positions) and positions[0] == 0 and positions[-1] > 97
+    assert positions == sorted(positions) and positions[0] == 0 and positions[-1] == 99
+
+
+def test_a_single_step_that_is_left_stands_at_the_end_unless_there_is_time_for_more():
+    state = TrainerState()
+    state.plan(100)
+    state.step = 60
+    state.move_end(61)
+    assert state.schedule_position() == 99
+    state.move_end(90)
+    assert state.schedule_position() == 60

@@ -106,7 +106,8 @@ class TrainerState:
                 "to": total,
             }
         )
-        self.turn_position = self.schedule_position()
+        if self.step != self.turn_step:  # at the same step once more, it stands where it stood
+            self.turn_position = self.schedule_position()
         self.turn_step = self.step
         self.total_steps = total
 
@@ -115,9 +116,10 @@ class TrainerState:
         assert self.total_steps is not None and self.planned_steps is not None
         if self.turn_step == 0:
             return float(self.step)
-        left = self.planned_steps - self.turn_position
-        stride = left / max(self.total_steps - self.turn_step, 1)
-        return min(self.turn_position + (self.step - self.turn_step) * stride, self.planned_steps - 1)
+        end = self.planned_steps - 1  # where the last step stands, be it the only one left
+        left = self.total_steps - self.turn_step - 1
+        walked = (self.step - self.turn_step) / left if left > 0 else 1.0
+        return min(self.turn_position + walked * (end - self.turn_position), end)
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
