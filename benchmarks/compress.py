@@ -70,7 +70,7 @@ def moved(model: str, steps: int) -> Path:
 
 def work(model: str, case: str, settings: dict[str, Any]) -> None:
     """One case, or the model as it is, in this process."""
-    from shoestring.compression.job import quantize
+    from shoestring.compression.quantize.job import quantize
     from shoestring.evaluate.perplexity import perplexity
 
     with tempfile.TemporaryDirectory() as place:

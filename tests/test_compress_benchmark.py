@@ -36,7 +36,7 @@ def test_gaps_are_of_the_best_method_and_against_rounding_to_nearest(monkeypatch
 
 
 def test_every_case_is_one_that_quantize_takes() -> None:
-    from shoestring.compression.config import quantize_config
+    from shoestring.compression.quantize.config import quantize_config
 
     for settings in compress.CASES.values():
         assert quantize_config({**settings, "calibrate": "stdlib"}).method == settings["method"]

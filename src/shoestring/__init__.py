@@ -9,7 +9,7 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
-    from shoestring.compression.job import quantize as quantize
+    from shoestring.compression.quantize.job import quantize as quantize
     from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
     from shoestring.finetuning.job import finetune as finetune
@@ -24,7 +24,7 @@ _HOMES = {
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
-    "quantize": "shoestring.compression.job",
+    "quantize": "shoestring.compression.quantize.job",
 }
 __all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"]
 

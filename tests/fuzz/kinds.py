@@ -21,7 +21,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from shoestring.cli.main import main
-from shoestring.compression.job import quantize
+from shoestring.compression.quantize.job import quantize
 from shoestring.core.errors import ShoestringError
 from shoestring.data.chat import render_chat
 from shoestring.finetuning.job import finetune

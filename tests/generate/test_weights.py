@@ -190,7 +190,7 @@ def test_perplexity_is_that_of_the_weights_as_they_are_kept(folder, tmp_path, ca
 
 
 def test_a_quantized_folder_is_decoded_dense_and_from_its_file_in_blocks(tmp_path: Path) -> None:
-    from shoestring.compression.job import quantize
+    from shoestring.compression.quantize.job import quantize
     from shoestring.nn.quantized.packed import PackedLinear
 
     config = ModelConfig.model_validate({

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from pydantic import Field
 
 from shoestring.cli.verb import Json, Overrides, verb
-from shoestring.compression.result import read_report, summary
+from shoestring.compression.report import read_report, summary
 from shoestring.core import console
 from shoestring.core.config import Config, load_config
 from shoestring.core.errors import ConfigError

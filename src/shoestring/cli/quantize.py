@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from shoestring.cli.columns import Columns, columns_of
 from shoestring.cli.verb import Json, verb
-from shoestring.compression.config import quantize_config
+from shoestring.compression.quantize.config import quantize_config
 from shoestring.core import console
 from shoestring.core.units import parse_bytes
 
@@ -75,7 +75,7 @@ def quantize(
     if memory is not None:
         parse_bytes(memory)
 
-    from shoestring.compression.job import quantize as make
+    from shoestring.compression.quantize.job import quantize as make
 
     result = make(model, out, **given, memory=memory, say=console.say)
     if json:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoestring.compression.config import TOGETHER, QuantizeConfig
+from shoestring.compression.text_config import TOGETHER, TextConfig
 from shoestring.core.errors import DataError
 from shoestring.core.units import counted
 from shoestring.data.batch import Batch
@@ -56,7 +56,7 @@ class Calibration:
 
 
 def read_calibration(
-    settings: QuantizeConfig, tokenizer: Tokenizer, longest: int, say: Say | None, together: int = TOGETHER
+    settings: TextConfig, tokenizer: Tokenizer, longest: int, say: Say | None, together: int = TOGETHER
 ) -> Calibration:
     """longest: tokens that the model can look at. together: tokens in a batch, or one row. Raises DataError for
     a source that is empty, too short or unreadable, ConfigError for columns that no row has."""
@@ -84,7 +84,7 @@ def read_calibration(
 
 
 def _dataset(
-    settings: QuantizeConfig, tokenizer: Tokenizer, context: int, longest: int, say: Say | None
+    settings: TextConfig, tokenizer: Tokenizer, context: int, longest: int, say: Say | None
 ) -> SupervisedDataset:
     source, bad = str(settings.calibrate), settings.on_bad_line
     rows = rows_of(source, bad, say, settings.columns)

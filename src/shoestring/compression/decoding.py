@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from shoestring.compression.result import Decoding
+from shoestring.compression.report import Decoding
 from shoestring.core.machine import total_memory_bytes
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder

@@ -6,12 +6,14 @@ memory at a time.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoestring.core.errors import RunError
 from shoestring.data.batch import PADDING_SEGMENT, Batch
@@ -84,3 +86,31 @@ class Passage:
     def there_BT(self) -> Tensor:
         """True where a token is no padding."""
         return self.batch.segments_BT != PADDING_SEGMENT
+
+
+def inputs_of(block: nn.Module, linear: str, passages: Sequence[Passage]) -> Iterator[Tensor]:
+    """What reaches a linear of the block in each passage, [N, I], padding left out. The block runs no further."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        caught.append(inputs[0])
+        raise _Enough
+
+    handle = block.get_submodule(linear).register_forward_pre_hook(catch)
+    try:
+        for passage in passages:
+            with contextlib.suppress(_Enough):
+                block(passage.hidden_BTD, passage.context)
+            yield caught.pop()[passage.there_BT]
+    finally:
+        handle.remove()
+
+
+class _Enough(Exception):
+    """What was asked for is there."""
+
+
+def pass_through(block: nn.Module, passages: Sequence[Passage]) -> None:
+    """Bring the passages behind the block."""
+    for passage in passages:
+        passage.hidden_BTD = block(passage.hidden_BTD, passage.context)[0]

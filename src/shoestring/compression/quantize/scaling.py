@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring.compression.gptq import row_errors
+from shoestring.compression.quantize.gptq import row_errors
 from shoestring.nn.norm import RMSNorm
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.quantized.grid import fit

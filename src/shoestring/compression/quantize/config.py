@@ -6,17 +6,16 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from shoestring.core.config import Config, load_config
+from shoestring.compression.text_config import TextConfig
+from shoestring.core.config import load_config
 from shoestring.core.given import GIVEN
 from shoestring.core.yaml_document import YamlDocument
-from shoestring.data.supervised.config import OnBadLine
 from shoestring.nn.quantized.config import PackedConfig
 
-TOGETHER = 4096  # tokens in a batch, where memory allows
 Method = Literal["gptq", "rtn", "awq", "learned"]
 
 
-class QuantizeConfig(Config):
+class QuantizeConfig(TextConfig):
     """Built by `compression.job.quantize`."""
 
     bits: Literal[3, 4, 8] = Field(4, description="of a weight in the linears of the blocks")
@@ -28,15 +27,8 @@ class QuantizeConfig(Config):
         description="rtn: to nearest; by calibration text: gptq, arXiv 2210.17323; awq: inputs scaled, arXiv"
         " 2306.00978; learned: arXiv 2309.05516, from what gptq gives",
     )
-    calibrate: str | None = Field(None, min_length=1, description="text or examples; some are kept to measure with")
-    columns: dict[str, str] = Field({}, description="fields that have other names in the rows, as data.columns")
-    on_bad_line: OnBadLine = Field("stop", description="rows that cannot be used; skip leaves them out")
-    rows: int = Field(64, ge=1, description="of calibration text, each of `context` tokens")
-    context: int = Field(512, ge=8, description="tokens of a row, at most those that the model can look at")
-    held_out: int = Field(16, ge=1, description="rows to measure with, before and after")
     steps: int = Field(100, ge=1, description="learned: of each block, a batch of the text in each")
     damping: float = Field(0.01, gt=0, le=1, description="gptq: added to the diagonal, as a part of its mean")
-    seed: int = Field(0, ge=0, description="of the choice of rows")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of what is not quantized: embedding, head, norms; auto: as the model has them"
     )

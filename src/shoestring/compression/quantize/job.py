@@ -22,22 +22,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from shoestring.compression.blocks import (
-    LINEARS,
-    check_finite,
-    check_model,
-    pass_through,
-    quantize_block,
-    read_block,
-    round_small,
-)
 from shoestring.compression.calibration import Calibration, read_calibration
-from shoestring.compression.config import Method, QuantizeConfig, quantize_config
 from shoestring.compression.decoding import decode_both
-from shoestring.compression.gptq import Rounded
-from shoestring.compression.memory import Room, make_room
-from shoestring.compression.passage import InMemory, OnDisk, Passage
-from shoestring.compression.result import Decoding, MatrixError, Measured, Quantized, write_report
+from shoestring.compression.passage import InMemory, OnDisk, Passage, pass_through
+from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block, round_small
+from shoestring.compression.quantize.config import Method, QuantizeConfig, quantize_config
+from shoestring.compression.quantize.gptq import Rounded
+from shoestring.compression.quantize.memory import Room, make_room
+from shoestring.compression.quantize.result import MatrixError, Quantized
+from shoestring.compression.read_block import check_finite, read_block
+from shoestring.compression.report import Decoding, Measured, write_report
 from shoestring.compression.tensor_stream import Streamed, join, rows_of
 from shoestring.compression.unfinished import Unfinished, unfinished
 from shoestring.core import matmul
@@ -127,7 +121,7 @@ def quantize(
                     took = time.perf_counter() - started, peak_rss_bytes()
                     speeds = decode_both(folder, temporary, files.config, budget)
                     result = _result(job, work, Path(out), str(model), losses, weight_bytes, speeds, took)
-                    write_report(result, temporary)
+                    write_report(result.report(), temporary)
         except RuntimeError as error:
             if (refusal := allocator.refused(error)) is None:
                 raise

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shoestring.compression import gptq as module
-from shoestring.compression.gptq import Hessian, gptq, inverse_factor, row_errors, to_nearest
+from shoestring.compression.quantize import gptq as module
+from shoestring.compression.quantize.gptq import Hessian, gptq, inverse_factor, row_errors, to_nearest
 from shoestring.core.errors import DataError
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.quantized.grid import Grid, fit

@@ -7,25 +7,22 @@ further than to the linear that is asked for, so in all it computes little more 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shoestring.compression.config import QuantizeConfig
-from shoestring.compression.gptq import Hessian, Rounded, by_importance, gptq, row_errors, to_nearest
-from shoestring.compression.learned import learn, put
-from shoestring.compression.passage import Passage
-from shoestring.compression.scaling import Kept, scale_inputs
+from shoestring.compression.passage import Passage, inputs_of
+from shoestring.compression.quantize.config import QuantizeConfig
+from shoestring.compression.quantize.gptq import Hessian, Rounded, by_importance, gptq, row_errors, to_nearest
+from shoestring.compression.quantize.learned import learn, put
+from shoestring.compression.quantize.scaling import Kept, scale_inputs
 from shoestring.core.errors import ConfigError, ModelFileError
-from shoestring.models.builder import allocate, build_block
+from shoestring.models.builder import build_block
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.common import dense_parts
-from shoestring.models.place import Place
-from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.quantized.grid import fit
 from shoestring.nn.quantized.packed import PackedLinear, check_groups, round_rows
@@ -37,7 +34,6 @@ STAGES = (
     ("feed_forward.gate", "feed_forward.up"),
     ("feed_forward.down",),
 )
-_TOGETHER = 1 << 22  # numbers looked at at a time
 LINEARS = tuple(name for stage in STAGES for name in stage)
 
 
@@ -57,28 +53,6 @@ def check_model(config: ModelConfig, packed: PackedConfig, where: str) -> None:
             check_groups(linear.in_features, packed)
         except ConfigError as error:
             raise ConfigError(f"{error.message} ({name})", hint=error.hint) from error
-
-
-def read_block(files: WeightFiles, index: int) -> nn.Module:
-    """Its weights in float32. Raises ModelFileError for NaN and infinity."""
-    with torch.device("meta"):
-        block = build_block(files.config, index)
-    allocate(block, "cpu")
-    for name, parameter in block.named_parameters():
-        place = files.places[f"blocks.{index}.{name}"]
-        place.file.read_into(place.tensor, parameter)
-        place.file.forget(place.tensor)
-        check_finite(parameter, place)
-    return block.requires_grad_(False).eval()
-
-
-def check_finite(tensor: Tensor, place: Place) -> None:
-    """Raises ModelFileError for NaN and infinity."""
-    if not all(bool(torch.isfinite(part).all()) for part in tensor.detach().reshape(-1).split(_TOGETHER)):
-        raise ModelFileError(
-            f"tensor {place.tensor} holds NaN or infinity", str(place.file.path),
-            "the model is broken: fetch it again, or train it again",
-        )  # fmt: skip
 
 
 def round_small(block: nn.Module, kept: Kept) -> None:
@@ -178,31 +152,3 @@ def _divide(hessian: Hessian, scale_I: Tensor) -> None:
     """Of inputs that have been divided by these."""
     scale_I = scale_I.to(hessian.sum_II.dtype)
     hessian.sum_II.div_(scale_I).div_(scale_I.unsqueeze(1))
-
-
-def inputs_of(block: nn.Module, linear: str, passages: Sequence[Passage]) -> Iterator[Tensor]:
-    """What reaches a linear of the block in each passage, [N, I], padding left out. The block runs no further."""
-    caught: list[Tensor] = []
-
-    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        caught.append(inputs[0])
-        raise _Enough
-
-    handle = block.get_submodule(linear).register_forward_pre_hook(catch)
-    try:
-        for passage in passages:
-            with contextlib.suppress(_Enough):
-                block(passage.hidden_BTD, passage.context)
-            yield caught.pop()[passage.there_BT]
-    finally:
-        handle.remove()
-
-
-class _Enough(Exception):
-    """What was asked for is there."""
-
-
-def pass_through(block: nn.Module, passages: Sequence[Passage]) -> None:
-    """Bring the passages behind the block."""
-    for passage in passages:
-        passage.hidden_BTD = block(passage.hidden_BTD, passage.context)[0]

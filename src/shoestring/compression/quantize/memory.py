@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoestring.compression.config import TOGETHER, QuantizeConfig
-from shoestring.compression.gptq import COLUMNS, WIDE
+from shoestring.compression.quantize.config import QuantizeConfig
+from shoestring.compression.quantize.gptq import COLUMNS, WIDE
+from shoestring.compression.text_config import TOGETHER
 from shoestring.core.errors import BudgetError
 from shoestring.core.units import format_bytes
 from shoestring.models.config import ModelConfig

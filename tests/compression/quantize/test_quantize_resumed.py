@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from benchmarks.cgroup import memory_group, why_not
-from shoestring.compression import blocks, job
-from shoestring.compression.config import quantize_config
-from shoestring.compression.job import quantize
-from shoestring.compression.memory import make_room
 from shoestring.compression.passage import InMemory, OnDisk
+from shoestring.compression.quantize import blocks, job
+from shoestring.compression.quantize.config import quantize_config
+from shoestring.compression.quantize.job import quantize
+from shoestring.compression.quantize.memory import make_room
 from shoestring.compression.unfinished import place_of, unfinished
 from shoestring.core.errors import BudgetError, ModelFileError, RunError
 from shoestring.data.tokenizer import Tokenizer

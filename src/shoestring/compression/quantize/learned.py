@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring.compression.gptq import Rounded
 from shoestring.compression.passage import Passage
+from shoestring.compression.quantize.gptq import Rounded
 from shoestring.core.matmul import matmul
 from shoestring.data.order import permutation
 from shoestring.nn.quantized.config import PackedConfig

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shoestring.compression import scaling
-from shoestring.compression.blocks import LINEARS, STAGES, quantize_block, second_moments
-from shoestring.compression.config import QuantizeConfig
-from shoestring.compression.gptq import by_importance, gptq, to_nearest
-from shoestring.compression.job import quantize
-from shoestring.compression.learned import Learning, block_error
 from shoestring.compression.passage import InMemory, Passage
-from shoestring.compression.scaling import scale_inputs
+from shoestring.compression.quantize import scaling
+from shoestring.compression.quantize.blocks import LINEARS, STAGES, quantize_block, second_moments
+from shoestring.compression.quantize.config import QuantizeConfig
+from shoestring.compression.quantize.gptq import by_importance, gptq, to_nearest
+from shoestring.compression.quantize.job import quantize
+from shoestring.compression.quantize.learned import Learning, block_error
+from shoestring.compression.quantize.scaling import scale_inputs
 from shoestring.data.batch import Batch
 from shoestring.models.builder import build, build_block
 from shoestring.models.config import ModelConfig
@@ -186,7 +186,7 @@ def test_folders_of_these_methods_hold_what_was_measured(tmp_path: Path, method:
 
 def quantize_loss(folder: Path, sums: Path, model: Path) -> float:
     from shoestring.compression.calibration import read_calibration
-    from shoestring.compression.config import quantize_config
+    from shoestring.compression.quantize.config import quantize_config
     from shoestring.data.tokenizer import Tokenizer
     from shoestring.models.folder import load_model
     from shoestring.train.objective import next_token

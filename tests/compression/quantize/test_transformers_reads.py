@@ -12,8 +12,8 @@ from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shoestring.compression.blocks import LINEARS
-from shoestring.compression.job import quantize
+from shoestring.compression.quantize.blocks import LINEARS
+from shoestring.compression.quantize.job import quantize
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.family import BLOCK_NAMES
 from shoestring.models.folder import load_model

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from shoestring.cli.main import main
-from shoestring.compression import job
-from shoestring.compression.blocks import LINEARS
 from shoestring.compression.calibration import read_calibration
-from shoestring.compression.config import quantize_config
-from shoestring.compression.gptq import Hessian, row_errors
-from shoestring.compression.job import quantize
-from shoestring.compression.result import Quantized
+from shoestring.compression.quantize import job
+from shoestring.compression.quantize.blocks import LINEARS
+from shoestring.compression.quantize.config import quantize_config
+from shoestring.compression.quantize.gptq import Hessian, row_errors
+from shoestring.compression.quantize.job import quantize
+from shoestring.compression.quantize.result import Quantized
 from shoestring.compression.tensor_stream import join
 from shoestring.core.errors import BudgetError, ConfigError, DataError, ModelFileError, RunError, ShoestringError
 from shoestring.data.tokenizer import Tokenizer

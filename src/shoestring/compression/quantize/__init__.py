@@ -1,0 +1,1 @@
+"""`quantize`: the matrices of a model's blocks in few bits."""
