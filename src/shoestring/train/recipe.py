@@ -41,6 +41,15 @@ class TrainSection(Config):
     evaluate_every: int | None = Field(None, gt=0, description="steps; null: ten times over the run")
     checkpoint_every: int | None = Field(None, gt=0, description="steps; null: four times over the run")
     keep: int = Field(1, gt=0, description="newest checkpoints kept")
+    explosion: float | None = Field(
+        5.0,
+        gt=0,
+        description="a step whose loss is so many nats above the median of the last 100 changes nothing; null: no such"
+        " limit",
+    )
+    rollbacks: int = Field(
+        3, ge=0, description="times that a run goes back to its last checkpoint after ten steps that changed nothing"
+    )
     activation_checkpointing: Annotated[Recompute, BeforeValidator(_recompute)] = Field(
         "selective",
         description="what going backward computes again: none, selective (what is cheap), or full (whole blocks: least"
