@@ -151,6 +151,7 @@ def test_a_damaged_folder_is_shown_as_far_as_it_goes(tmp_path):
         file.write(b'{"step": 1' + b"0" * 300 + b', "loss": 1}\n{"step": 12, "loss": "high", "lr": [1]}\n\xff\xfe\n')
         file.write(b'{"step": 13, "event": 5}\n{"step": 14, "sample": 7}\n{"step": 15, "lo')
     (run / "sessions.jsonl").write_text('{"session": "ended"}\n{"session": "began", "predicted": [], "cores": {}}\nx\n')
+    (run / "sessions.jsonl").open("a").write('{"session": "began", "processor": "\\ud800"}\n')
     (run / "answers.json").write_text('[1, {"question": 2}, {"question": "q", "after": null}]')
     (run / "recipe.yaml").write_bytes(b"a: [\xff")
     figures = read_run(run)

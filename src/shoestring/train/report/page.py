@@ -83,7 +83,8 @@ def page(runs: Sequence[RunFigures], names: Sequence[str]) -> str:
 </html>
 """,
     ]
-    return "\n".join(part for part in parts if part)
+    whole = "\n".join(part for part in parts if part)
+    return whole.encode("utf-8", "replace").decode()  # half a surrogate pair, of a damaged file, is no character
 
 
 def _digest(text: str) -> str:
