@@ -3,7 +3,12 @@
 import collections
 import importlib.util
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +17,7 @@ from shoestring.train.loggers import Spooled
 from shoestring.train.metrics import Metrics
 from shoestring.train.metrics_file import MetricsFile
 from tests.train import tiny
+from tests.train.wandb_service import service
 
 
 def needs(package):
@@ -192,3 +198,34 @@ def test_wandb_that_is_not_reached_keeps_the_figures_for_later(tmp_path, fresh_w
     assert sorted(point["step"] for point in wandb_history(file)) == list(range(1, 9))
     told = capsys.readouterr().err
     assert told.count("cannot be reached") == 1 and "`wandb sync`" in told
+
+
+@needs("wandb")
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_a_killed_run_whose_connection_was_lost_goes_on_as_one_curve(tmp_path):
+    """The service has what came before step 3; the rest was on its way when everything was killed."""
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(tiny.recipe_text(tiny.corpus(tmp_path / "text")))
+    with service() as (stands_in, address):
+        env = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
+
+        def session(last):
+            command = [sys.executable, "-m", "tests.train.wandb_run", str(recipe), str(out), str(last)]
+            root = Path(__file__).parents[2]
+            return subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=200)
+
+        killed = session(5)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        (run,) = stands_in.history
+        assert run == (out / "run-id").read_text().strip()
+        before = [point["_step"] for point in stands_in.points(run)]
+        assert before in ([1], [1, 2])  # the newest point may still be added to, and is kept back
+        stands_in.away = False
+        resumed = session(0)
+        assert resumed.returncode == 0, resumed.stderr
+        lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+        losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+        points = stands_in.points(run)
+        assert list(stands_in.history) == [run] and [point["_step"] for point in points] == list(range(1, 9))
+        assert {point["_step"]: point["loss"] for point in points} == losses

@@ -14,6 +14,7 @@ import pytest
 import shoestring
 from shoestring.cli.main import main
 from shoestring.core.errors import ConfigError, RunError
+from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train.report.read import Column, read_run
 from shoestring.train.report.series import MOST, thinned
@@ -170,6 +171,15 @@ def test_a_run_is_found_by_what_is_in_its_folder(tmp_path):
         assert shoestring.report(path).out == run / "report.html"
 
 
+def test_where_a_run_went_on_is_marked(tmp_path):
+    run = write_run(tmp_path / "run", steps=50)
+    with open(run / "sessions.jsonl", "a") as file:
+        for step in (20, 0, 900, "x"):
+            file.write(json.dumps({**BEGAN, "step": step}) + "\n")
+    marks = data_of(page_of(run))["marks"]
+    assert marks == [{"run": 0, "what": "resumed", "step": 20, "tokens": 20 * 1024, "seconds": 10.0}]
+
+
 def test_what_is_no_run_and_what_is_no_report_are_left_alone(tmp_path, monkeypatch, capsys):
     run = write_run(tmp_path / "run", steps=5)
     with pytest.raises(RunError, match="there is no such folder"):
@@ -215,6 +225,12 @@ def test_a_real_run_tells_its_samples_machine_and_memory(tmp_path):
     assert {"loss", "held_out_loss", "tokens_per_second", "memory", "lr"} <= set(run.columns)
     titles = [chart["title"] for chart in data_of(page_of(result.out))["charts"]]
     assert titles[:5] == ["Loss", "Bits per byte", "Speed", "Memory", "Learning rate"]
+
+
+def test_samples_that_could_not_be_written_are_refused_at_once():
+    for setting in ({"precision.compile": True}, {"precision.fp8": {"recipe": "tensorwise"}}):
+        with pytest.raises(ConfigError, match="log.samples"):
+            load_pretrain_recipe("quickstart-smoke", {"log.samples": 1, **setting})
 
 
 def test_samples_do_not_change_what_is_learned(tmp_path):

@@ -1,5 +1,6 @@
-"""A local stand-in of Weights & Biases' service, as far as its package asks: runs that begin or go on (GraphQL), and the
-lines of their history (file stream). It can be away for a while."""
+"""A local stand-in of Weights & Biases' service, as far as its package asks: runs that begin or go on (GraphQL), and
+the lines of their history (file stream). GET /points counts those, GET /go-away makes it answer with errors
+until a test has it back."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class Service:
     def points(self, run: str) -> list[dict[str, Any]]:
         return [line for _, line in sorted(self.history.get(run, {}).items())]
 
-    def graphql(self, body: dict[str, Any]) -> dict[str, Any]:
+    def graphql(self, body: dict[str, Any], address: str) -> dict[str, Any]:
         found = re.search(r"(?:query|mutation)\s+(\w+)", body["query"])
         name, variables = found[1] if found else "", body.get("variables") or {}
         self.asked.append(name)
@@ -38,6 +39,9 @@ class Service:
             known = run in self.history
             self.history.setdefault(run, {})
             return {"upsertBucket": {"bucket": self._bucket(run), "inserted": not known}}
+        if name == "CreateRunFiles":
+            files = [{"name": file, "uploadUrl": f"{address}/{file}"} for file in variables["files"]]
+            return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
         if name == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         return {}
@@ -51,7 +55,7 @@ class Service:
         return {
             "id": run, "name": run, "displayName": run, "description": None, "sweepName": None, "project": project,
             "historyLineCount": len(points), "eventsLineCount": 0, "logLineCount": 0, "historyTail": tail,
-            "eventsTail": "[]", "summaryMetrics": "{}", "config": "{}", "wandbConfig": "{}", "tags": [],
+            "eventsTail": "[]", "summaryMetrics": "{}", "config": "{}", "wandbConfig": '{"t": 1}', "tags": [],
         }  # fmt: skip
 
     def stream(self, run: str, body: dict[str, Any]) -> None:
@@ -72,20 +76,24 @@ def service() -> Iterator[tuple[Service, str]]:
                 stands_in.refused += 1
                 self.send_error(503)
                 return
-            body = json.loads(raw or b"{}")
+            body = json.loads(raw) if self.path.endswith(("/graphql", "/file_stream")) else {}
             answer: dict[str, Any] = {}
             if self.path.endswith("/graphql"):
-                answer = {"data": stands_in.graphql(body)}
+                answer = {"data": stands_in.graphql(body, f"http://{self.headers['Host']}")}
             elif match := re.search(r"/([^/]+)/file_stream$", self.path):
                 stands_in.stream(match[1], body)
             self._answer(answer)
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_PUT(self) -> None:  # noqa: N802
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self._answer({})
 
-        do_PUT = do_GET  # noqa: N815
+        def do_GET(self) -> None:  # noqa: N802
+            if self.path == "/go-away":
+                stands_in.away = True
+            self._answer(sum(map(len, stands_in.history.values())) if self.path == "/points" else {})
 
-        def _answer(self, answer: dict[str, Any]) -> None:
+        def _answer(self, answer: Any) -> None:
             text = json.dumps(answer).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from shoestring.core.errors import ShoestringError
 from shoestring.core.seeds import restore_rng_state, rng_state
 from shoestring.data.corpus import Corpus
 from shoestring.generate.language_model import LanguageModel
@@ -63,10 +64,11 @@ class Samples(Callback):
         prompts = [prompt.ids[-room:] for prompt in self.prompts]
         try:
             done = language.complete_ids(prompts, temperature=_TEMPERATURE, max_tokens=self.longest, seed=0)
-        except RuntimeError as error:
-            if allocator.refused(error) is None:
+        except (RuntimeError, ShoestringError) as error:
+            if isinstance(error, RuntimeError) and allocator.refused(error) is None:
                 raise
-            say("samples   there is no memory left for them; the run goes on without")
+            reason = getattr(error, "message", "there is no memory left for them")
+            say(f"samples   {reason}; the run goes on without")
             self.prompts = ()
             return
         finally:

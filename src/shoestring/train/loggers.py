@@ -163,7 +163,7 @@ class WeightsAndBiases:
                 f"wandb     cannot be reached: {reason}; it keeps the figures in {out / 'wandb'}, which `wandb sync`"
                 " sends (wandb login signs in)"
             )
-        self.has = int(getattr(self._run, "step", 0) or 0) - 1
+        self.has = self._run.starting_step - 1  # `step` is 0 there until something has been logged
 
     def add(self, step: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=step)

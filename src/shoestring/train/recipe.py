@@ -92,6 +92,13 @@ class RunRecipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _can_write(self) -> RunRecipe:
+        if self.log.samples and (self.precision.fp8 is not None or self.precision.compile):
+            what = "compiled" if self.precision.compile else "in FP8"
+            raise ValueError(f"log.samples: blocks that are {what} take the rows of training, and do not decode")
+        return self
+
+    @model_validator(mode="after")
     def _can_move_in_backward(self) -> RunRecipe:
         if self.optimizer.in_backward and self.train.clip is not None:
             raise ValueError(

@@ -3,10 +3,12 @@ each, so that whatever a job measures is seen."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shoestring.train.metrics_file import is_number
 from shoestring.train.report.read import RunFigures
 from shoestring.train.report.series import thinned
 
@@ -101,7 +103,14 @@ def marks_of(number: int, run: RunFigures) -> list[dict[str, Any]]:
         for event in run.events
         if event["event"] in _MARKED
     ]
-    return found[:_MOST_MARKS]
+    longest = max(run.columns.values(), key=lambda column: len(column.step), default=None)
+    for began, _ in run.sessions[1:]:
+        step = began.get("step")
+        if longest is not None and is_number(step) and 0 < step <= longest.step[-1]:
+            at = bisect.bisect_left(longest.step, step)
+            place = {"step": int(step), "tokens": longest.tokens[at], "seconds": longest.seconds[at]}
+            found.append({"run": number, "what": "resumed", **_place(place)})
+    return sorted(found, key=lambda mark: mark["step"])[:_MOST_MARKS]
 
 
 def _place(event: dict[str, Any]) -> dict[str, Any]:
