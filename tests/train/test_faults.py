@@ -283,6 +283,22 @@ def test_a_run_goes_back_so_often_and_no_more(recipe, poisoned, tmp_path):
         pretrain(recipe(60), out=tmp_path / "never", train__rollbacks=0)
 
 
+def test_a_checkpoint_of_the_step_that_ruined_the_weights_is_not_gone_back_to(recipe, poisoned, tmp_path):
+    """It is written before anybody can know."""
+    poisoned(ruin, 7)
+    result = pretrain(recipe(24), out=tmp_path / "run")
+    (back,) = (line for line in read_metrics(result.out / "metrics.jsonl") if line.get("event") == "rolled_back")
+    assert (back["step"], back["to"]) == (16, 3)  # step 6 has a checkpoint too, and it was the last that was done
+    assert [folder.name for folder in checkpoints(result.out)] == ["step-000021", "step-000024"]
+
+
+def test_a_run_does_not_end_with_weights_that_give_no_number(recipe, poisoned, tmp_path):
+    poisoned(ruin, 6)
+    result = pretrain(recipe(), out=tmp_path / "run")
+    assert events(result.out)[-1] == ("rolled_back", 8) and result.checkpoint.name == "step-000008"
+    assert math.isfinite(result.held_out_loss)
+
+
 def test_an_explosion_goes_back_too(recipe, poisoned, tmp_path):
     poisoned(blow_up, 26)
     result = pretrain(recipe(42), out=tmp_path / "run", train__batch_tokens=256)

@@ -107,6 +107,14 @@ def restore_moments(folder: Path, engine: Engine) -> None:
         raise RunError(error.message, error.where, _REMOVE) from error
 
 
+def drop_after(folder: Path) -> None:
+    """The run goes on from this checkpoint: newer ones are of a way that is given up."""
+    for path in checkpoints(folder.parent):
+        if _step_of(path) > _step_of(folder):
+            _delete(path)
+    replace_symlink_or_pointer(folder.parent / "latest", folder.name)
+
+
 def clean(out: Path) -> None:
     """Delete what a killed process left half written or half deleted; `latest` names the newest."""
     for path in list(out.iterdir()):
@@ -125,8 +133,8 @@ def clean(out: Path) -> None:
 class Checkpoint(Callback):
     """Saves every so often, after the last step, and when the run is to be left.
 
-    position: where the stream stands, for the trainer's state. write_files: as `write_checkpoint` has it. state: as the
-    session begins. stop: whether the user wants the run to end.
+    position: where the stream stands, for the trainer's state. write_files: as `write_checkpoint` has it. stop:
+    whether the user wants the run to end.
 
     A checkpoint that cannot be written is an event: the one before stays, and so does the run, which tries again when
     the next is due. At the end, where there is no next, it waits for room on the disk.
@@ -140,14 +148,12 @@ class Checkpoint(Callback):
         write_files: Callable[[Path], None],
         every: int | None,
         keep: int,
-        state: TrainerState,
         stop: StopRequest,
     ):
         self.out, self.engine, self.position, self.write_files = out, engine, position, write_files
         self.every, self.keep, self.stop = every, keep, stop
         self._seconds: float | None = None
         self._owed = False
-        self._best = state.best_loss, state.best_step  # of those that are saved
 
     def after_step(self, event: StepEvent) -> None:
         state = event.state
@@ -173,13 +179,17 @@ class Checkpoint(Callback):
         moments = self.engine.state()
         reason = parallel.by_first(lambda: self._write(state, moments))
         if reason:
-            if state.best_step == state.step:
-                state.best_loss, state.best_step = self._best
+            if state.best_step == state.step:  # the best of those that are there
+                state.best_loss, state.best_step = parallel.by_first(self._best)
             event = {"event": "not_written", "step": state.step, "what": "checkpoint", "reason": reason}
             if event not in state.events[-1:]:
                 state.events.append(event)
-        self._best = state.best_loss, state.best_step
         return reason
+
+    def _best(self) -> list[Any]:
+        whole = checkpoints(self.out)
+        saved = read_state(whole[-1]) if whole else TrainerState()
+        return [saved.best_loss, saved.best_step]
 
     def _write(self, state: TrainerState, moments: EngineState) -> str:
         try:
@@ -243,5 +253,9 @@ def _delete_old(out: Path, keep: int, best_step: int | None) -> None:
     kept = [path for path in every if _step_of(path) == best_step] + every[-keep:]
     for path in out.iterdir():
         if _STEP_FOLDER.fullmatch(path.name) and path not in kept and _step_of(path) < _step_of(kept[-1]):
-            (path / STATE).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
+
+
+def _delete(folder: Path) -> None:
+    (folder / STATE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

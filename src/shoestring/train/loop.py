@@ -28,6 +28,7 @@ from shoestring.train.stages import Stage, Stages
 from shoestring.train.state import TrainerState
 
 MOST_SKIPPED = 10  # steps in a row
+MOST_SKIPPED_LAST = 3  # at the end of a run, whose weights are its result
 
 
 class NonFiniteLoss(RunError):
@@ -164,8 +165,8 @@ def train(
 
 
 def _count_skipped(state: TrainerState, result: StepResult, loss: Loss) -> str:
-    """A step that was skipped is an event of the run; -> why it cannot go on like this: ten in a row, or one that was
-    broken off."""
+    """A step that was skipped is an event of the run; -> why it cannot go on like this: ten in a row, three at the end,
+    or one that was broken off."""
     number = state.step + 1
     if result.torn:
         return f"step {number} was broken off among its weights: {result.reason}"
@@ -176,6 +177,7 @@ def _count_skipped(state: TrainerState, result: StepResult, loss: Loss) -> str:
         return ""
     state.skipped_in_a_row += 1
     state.events.append({"event": "skipped", "step": number, "reason": result.reason})
-    if state.skipped_in_a_row < MOST_SKIPPED:
+    most = MOST_SKIPPED if number != state.total_steps else MOST_SKIPPED_LAST
+    if state.skipped_in_a_row < most:
         return ""
-    return f"{MOST_SKIPPED} steps in a row were skipped up to step {number}: {result.reason}"
+    return f"{state.skipped_in_a_row} steps in a row were skipped up to step {number}: {result.reason}"

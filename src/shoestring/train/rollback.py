@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shoestring.core.errors import ModelFileError, RunError
 from shoestring.train import parallel
-from shoestring.train.checkpoint import checkpoints, read_state, restore_moments
+from shoestring.train.checkpoint import checkpoints, drop_after, read_state, restore_moments
 from shoestring.train.engine import Engine
 from shoestring.train.state import TrainerState
 
@@ -36,16 +36,21 @@ class RollBack:
             restore_moments(folder, self.engine)
         except ModelFileError as error:
             raise RunError(error.message, error.where, "remove this checkpoint folder and resume") from error
+        parallel.by_first(lambda: drop_after(folder))
         saved = read_state(folder)
         state.rollbacks += 1
         state.skipped_in_a_row, state.recent_losses = 0, saved.recent_losses
+        state.best_loss, state.best_step = saved.best_loss, saved.best_step
+        state.evaluations_since_best = saved.evaluations_since_best
         state.events.append({"event": "rolled_back", "step": state.step + 1, "to": saved.step, "reason": reason})
         return True
 
     def _sound(self, state: TrainerState) -> str | None:
-        """The newest checkpoint of this stage's depth at which steps were still done."""
+        """The newest checkpoint of this stage from which a step was done: the very last step that was done may be what
+        ruined the weights."""
+        last_done = state.step + 1 - state.skipped_in_a_row
         for folder in reversed(checkpoints(self.out)):
             saved = read_state(folder)
-            if not saved.skipped_in_a_row and saved.stage == state.stage:
+            if saved.step < last_done and not saved.skipped_in_a_row and saved.stage == state.stage:
                 return folder.name
         return None

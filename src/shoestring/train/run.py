@@ -284,7 +284,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     position = wiring.position or stream.state
     stop = StopRequest()
     saving = Checkpoint(
-        out, engine, position, wiring.write, settings.checkpoint_every, settings.keep, state, stop
+        out, engine, position, wiring.write, settings.checkpoint_every, settings.keep, stop
     )
     guard = MemoryGuard(recipe.budget.memory)
     line = ProgressLine(opened.flops_per_token, peak, device, job.held_out)

@@ -105,10 +105,10 @@ def marks_of(number: int, run: RunFigures) -> list[dict[str, Any]]:
     ]
     longest = max(run.columns.values(), key=lambda column: len(column.step), default=None)
     for began, _ in run.sessions[1:]:
-        step = began.get("step")
-        if longest is not None and is_number(step) and 0 < step <= longest.step[-1]:
+        step = int(began["step"]) if is_number(began.get("step")) else 0
+        if longest is not None and 0 < step <= longest.step[-1]:
             at = bisect.bisect_left(longest.step, step)
-            place = {"step": int(step), "tokens": longest.tokens[at], "seconds": longest.seconds[at]}
+            place = {"step": step, "tokens": longest.tokens[at], "seconds": longest.seconds[at]}
             found.append({"run": number, "what": "resumed", **_place(place)})
     return sorted(found, key=lambda mark: mark["step"])[:_MOST_MARKS]
 
