@@ -76,6 +76,8 @@ def smaller(tokens: list[str]) -> list[str]:
         if "--rows" in tokens:
             del tokens[(at := tokens.index("--rows")) : at + 2]
         tokens += ["--rows", "4", "--context", "64"]
+    elif verb == "compress":
+        tokens += ["--rows", "4", "--context", "64"]
     elif verb in ("recipe", "model"):  # nothing is trained or fetched
         tokens = [REPLACED[token] if token == "smollm2-135m" else token for token in written]
     return tokens
@@ -109,6 +111,7 @@ def test_the_commands_of_a_page_run_in_order(name, page_folder, monkeypatch, cap
             continue
         if kind == "python" and name == "compression.md":
             content = content.replace("smollm2-135m", "../chats").replace("group=64", "group=16")
+            content = content.replace('"0.3x", calibrate="stdlib"', '"0.5x", calibrate="my-texts", rows=4, context=64')
             exec(compile(content, name, "exec"), {})
             ran += 1
             continue

@@ -80,7 +80,7 @@ OTHER_VERBS: dict[str, str] = {
         ("convert", "shoestring get FILE.gguf --out FOLDER reads a GGUF file, shoestring export writes one"),
         ("server api openai", "did you mean serve?"),
         ("gguf save_pretrained_gguf ollama", "did you mean export?"),
-        ("quant quantise gptq awq compress", "did you mean quantize?"),
+        ("quant quantise gptq awq", "did you mean quantize?"),
         ("prune distill", "not there yet"),
         ("completions complete-setup install-completion", "did you mean completion?"),
     )

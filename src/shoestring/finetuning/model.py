@@ -68,7 +68,7 @@ def _kept_rows(recipe: FinetuneRecipe, material: Material) -> int:
 def options(recipe: FinetuneRecipe, material: Material) -> Options:
     """What the recipe leaves to the plan."""
     budget, full = recipe.budget, recipe.adapter.method == "full"
-    streams = not full and recipe.preserve.source is None
+    streams = not full and recipe.preserve.source is None and recipe.quantize is None
     chosen = engines(recipe, streams)
     if budget.weights != "source":
         chosen = ("streamed",)
