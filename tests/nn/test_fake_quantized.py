@@ -116,30 +116,35 @@ def test_adapters_that_share_their_input_are_not_computed_as_one() -> None:
         assert torch.equal(one, other(x))
 
 
-def test_the_values_and_gradients_are_torchaos() -> None:
-    """But at a group's ends: a tie there falls by the last bit of the scale, and where torchao clips it has no
-    gradient."""
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_values_and_gradients_are_torchaos(symmetric: bool) -> None:
+    """But at a symmetric group's ends: a tie there falls by the last bit of the scale, and where torchao clips it has
+    no gradient. Its QAT has zero points that are floats; those that are whole numbers come from its primitives."""
     from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
+    from torchao.quantization.quant_primitives import MappingType, _fake_quantize_affine, choose_qparams_affine
 
-    for symmetric in (True, False):
-        grid = PackedConfig(bits=4, group=8, symmetric=symmetric, scale="float32")
-        linear = fake(dense(bias=False), grid)
-        assert isinstance(linear, FakeQuantizedLinear)
-        weight = linear.weight.detach().clone().requires_grad_()
-        theirs = IntxFakeQuantizer(IntxFakeQuantizeConfig(torch.int4, group_size=8, is_symmetric=symmetric))(weight)
-        groups = weight.detach().unflatten(1, (-1, 8))
-        ends = groups.abs().amax(-1, keepdim=True) if symmetric else groups.new_full((1,), torch.inf)
-        inside = (groups.abs() < ends).flatten(1)
-        assert inside.sum() > 200
-        values = linear.rounded(linear.weight).values(torch.float32)
-        assert_close(values[inside], theirs.detach()[inside], rtol=1e-6, atol=1e-7)
-        x = torch.randn(6, 32)
-        (x @ theirs.t()).sum().backward()
-        linear(x).sum().backward()
-        assert linear.weight.grad is not None and weight.grad is not None
-        unclipped = inside & (weight.grad != 0)
-        assert unclipped.sum() > 200
-        assert_close(linear.weight.grad[unclipped], weight.grad[unclipped])
+    linear = fake(dense(bias=False), PackedConfig(bits=4, group=8, symmetric=symmetric, scale="float32"))
+    assert isinstance(linear, FakeQuantizedLinear)
+    weight = linear.weight.detach().clone().requires_grad_()
+    if symmetric:
+        theirs = IntxFakeQuantizer(IntxFakeQuantizeConfig(torch.int4, group_size=8, is_symmetric=True))(weight)
+    else:
+        shape, ends = (1, 8), (-8, 7)
+        found = choose_qparams_affine(
+            weight.detach(), MappingType.ASYMMETRIC, shape, torch.int8, *ends, scale_dtype=torch.float32
+        )
+        theirs = _fake_quantize_affine(weight, shape, *found, torch.int32, *ends)
+    groups = weight.detach().unflatten(1, (-1, 8)).abs()
+    inside = (groups < (groups.amax(-1, keepdim=True) if symmetric else torch.inf)).flatten(1)
+    values = linear.rounded(linear.weight).values(torch.float32)
+    assert_close(values[inside], theirs.detach()[inside], rtol=1e-5, atol=1e-6)
+    x = torch.randn(6, 32)
+    (x @ theirs.t()).sum().backward()
+    linear(x).sum().backward()
+    assert linear.weight.grad is not None and weight.grad is not None
+    unclipped = inside & (weight.grad != 0)
+    assert unclipped.sum() > 300
+    assert_close(linear.weight.grad[unclipped], weight.grad[unclipped])
 
 
 def test_the_order_is_kept_and_what_is_not_float_is_refused() -> None:

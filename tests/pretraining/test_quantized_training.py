@@ -67,7 +67,7 @@ def test_what_pretraining_measures_is_the_folder_that_its_last_line_writes(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny.recipe_text(text, extra="quantize: {bits: 4, group: 16}"))
-    result = pretrain(recipe, out=str(tmp_path / "run"), train__steps=6, train__checkpoint_every=3)
+    result = pretrain(recipe, out=str(tmp_path / "run"), train__steps=3)
     assert "rounded to 4 bits in groups of 16" in capsys.readouterr().err
     assert result.quantize is not None and result.quantize in str(result)
     assert main(shlex.split(result.quantize)[1:]) == 0
@@ -76,10 +76,6 @@ def test_what_pretraining_measures_is_the_folder_that_its_last_line_writes(
     fake_quantize_blocks(trained, GRID)
     is_what_was_trained(tmp_path / "run" / "quantized", trained)
     assert not torch.allclose(plain, logits(trained), atol=1e-4)  # the checkpoint itself is not rounded
-    again = pretrain(recipe, out=str(tmp_path / "again"), train__steps=6, train__checkpoint_every=3)
-    assert again.held_out_loss == result.held_out_loss
-    other = pretrain(recipe, out=str(tmp_path / "other"), train__steps=6, quantize=None)
-    assert other.held_out_loss != result.held_out_loss and other.quantize is None
 
 
 def test_a_run_that_goes_on_ends_with_the_same_weights(text: Path, tmp_path: Path) -> None:
@@ -121,7 +117,7 @@ def test_finetuning_ends_with_commands_that_write_what_was_trained(method: str, 
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"quantize.bits": 5}, "3, 4 or 8"),
+        ({"quantize.bits": 5}, "one of: 3, 4, 8"),
         ({"quantize.activations": "int8"}, "bits 8, group 0"),
         ({"precision.saved": "bfloat16"}, "codes that were not trained"),
         ({"precision.compute": "int8"}, "rounds them otherwise"),
