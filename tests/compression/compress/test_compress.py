@@ -14,9 +14,11 @@ from shoestring.compression.calibration import read_calibration
 from shoestring.compression.compress import job
 from shoestring.compression.compress.candidates import families
 from shoestring.compression.compress.cast import cast
+from shoestring.compression.compress.choice import Goal
 from shoestring.compression.compress.config import compress_config
 from shoestring.compression.compress.job import _shapes, compress
 from shoestring.compression.compress.measure import loss_of
+from shoestring.compression.compress.result import Compressed
 from shoestring.compression.quantize.job import quantize
 from shoestring.core.errors import ConfigError, ModelFileError, RunError
 from shoestring.data.tokenizer import Tokenizer
@@ -67,17 +69,29 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.sums(tmp_path_factory.mktemp("data") / "sums.jsonl")
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
-    """Of each call of quantize: method, bits, group. Learning takes few steps."""
-    calls: list[tuple[str, int, int]] = []
+def quick(calls: list[tuple[str, int, int]], patch: pytest.MonkeyPatch) -> None:
+    """Note method, bits and group of each call of quantize; learning takes few steps."""
 
     def quantizing(source: Path, to: Path, **settings: Any) -> Any:
         calls.append((settings["method"], settings["bits"], settings["group"]))
         return quantize(source, to, **settings, **({"steps": 2} if settings["method"] == "learned" else {}))
 
-    monkeypatch.setattr(job, "quantize", quantizing)
+    patch.setattr(job, "quantize", quantizing)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    calls: list[tuple[str, int, int]] = []
+    quick(calls, monkeypatch)
     return calls
+
+
+@pytest.fixture(scope="module")
+def made(model: Path, sums: Path, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+    """Under a target, alone in its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick([], patch)
+        return compress(model, tmp_path_factory.mktemp("made") / "small", "0.3x", calibrate=sums, **FEW)
 
 
 def left(folder: Path) -> list[str]:
@@ -116,20 +130,18 @@ def test_the_loss_is_what_quantizing_measures(model: Path, sums: Path, tmp_path:
     assert loss_of(model, text, 10**10)[0] == pytest.approx(made.before.loss, rel=1e-5)
 
 
-def test_the_best_under_a_target_is_taken_and_the_table_says_what_was_tried(
-    model: Path, sums: Path, tmp_path: Path, counted: list
-) -> None:
-    result = compress(model, tmp_path / "small", "0.3x", calibrate=sums, **FEW)
-    assert result.after.bytes <= 0.3 * result.before.bytes and left(tmp_path) == ["small"]
+def test_the_best_under_a_target_is_taken_and_the_table_says_what_was_tried(model: Path, made: Compressed) -> None:
+    result, folder = made, made.folder
+    assert result.after.bytes <= 0.3 * result.before.bytes and left(folder.parent) == ["small"]
     tried = [row for row in result.rows if row.figures is not None]
     assert result.quality == max(row.quality for row in tried) and result.chosen.said == "taken"
     assert all(row.predicted == row.figures.bytes <= 0.3 * result.before.bytes for row in tried)
     untried = {row.key: row.said for row in result.rows if row.figures is None}
     assert untried["bfloat16"] == "larger than the target" and "finer was small enough" in untried["rtn-3-64"]
-    kept = json.loads((tmp_path / "small" / "compression.json").read_text())
+    kept = json.loads((folder / "compression.json").read_text())
     assert kept["verb"] == "compress" and kept["chosen"] == result.chosen.key
     assert kept["after"]["loss"] == result.after.loss and len(kept["candidates"]) == len(result.rows)
-    linears = packed_linears(load_model(tmp_path / "small"))
+    linears = packed_linears(load_model(folder))
     bits, group = (result.chosen.steps[0][1][name] for name in ("bits", "group"))
     assert {(each.config.bits, each.config.group) for each in linears.values()} == {(bits, group)}
     text = str(result)
@@ -146,7 +158,7 @@ def test_the_smallest_that_keeps_the_quality_is_taken(model: Path, sums: Path, t
 
 
 def test_a_stopped_run_goes_on_with_the_next_candidate_and_another_goal_with_the_same_figures(
-    model: Path, sums: Path, tmp_path: Path, counted: list, monkeypatch: pytest.MonkeyPatch
+    model: Path, sums: Path, tmp_path: Path, made: Compressed, counted: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, said = job.quantize, []
 
@@ -164,9 +176,8 @@ def test_a_stopped_run_goes_on_with_the_next_candidate_and_another_goal_with_the
     resumed = compress(model, tmp_path / "small", "0.3x", calibrate=sums, say=said.append, **FEW)
     assert any("3 candidates of an earlier run are known" in line for line in said)
     assert [method for method, *_ in before] == ["rtn", "gptq", "gptq"] and counted[3][0] == "awq"
-    whole = compress(model, tmp_path / "whole", "0.3x", calibrate=sums, **FEW)
-    assert resumed.chosen.key == whole.chosen.key and resumed.after.loss == whole.after.loss
-    one, other = ((tmp_path / each / "model.safetensors").read_bytes() for each in ("small", "whole"))
+    assert resumed.chosen.key == made.chosen.key and resumed.after.loss == made.after.loss
+    one, other = ((each.folder / "model.safetensors").read_bytes() for each in (resumed, made))
     assert one == other
 
 
@@ -189,19 +200,21 @@ def test_the_suite_counts_where_it_is_worse(
 
 
 def test_time_that_is_up_takes_what_there_is(
-    model: Path, half: Path, sums: Path, tmp_path: Path, counted: list
+    model: Path, half: Path, sums: Path, tmp_path: Path, counted: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = compress(model, tmp_path / "small", "0.3x", calibrate=sums, time=1e-6, **FEW)
     assert len(counted) == 1 and result.chosen.key.startswith("rtn")
     assert any(row.said == "the time was up" for row in result.rows)
+    monkeypatch.setattr(Goal, "quality", lambda goal, found: 0.5)
     with pytest.raises(RunError, match="the time was up before a candidate met the goal"):
         compress(half, tmp_path / "good", keep="100%", calibrate=sums, time=1e-6, **FEW)
     assert ".good.compress" in left(tmp_path)
 
 
 def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
-    model: Path, half: Path, sums: Path, tmp_path: Path, counted: list, capsys: pytest.CaptureFixture[str]
-) -> None:
+    model: Path, half: Path, sums: Path, tmp_path: Path, counted: list, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def refused(*words: str) -> str:
         assert main(["compress", str(half), "--calibrate", str(sums), "--out", str(tmp_path / "x"), *words]) == 2
         assert left(tmp_path) == []
@@ -211,7 +224,9 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
     assert "cannot be reached: the smallest is 0.1 MB (" in smallest and "embedding, head and norms" in smallest
     assert "the model's weights take 182 kB" in refused("--target", "100MB")
     assert not counted
-    assert "no candidate keeps 100.00%" in refused("--keep", "100%", "--rows", "4", "--context", "64")
+    monkeypatch.setattr(Goal, "quality", lambda goal, found: 0.5)  # on so little text a quality may be above 1
+    error = refused("--keep", "99%", "--rows", "4", "--context", "64")
+    assert "no candidate keeps 99.00% of the quality: the best keeps 50.00% (" in error and "--keep 50.0%" in error
     adapted = load_model(model)
     attach(adapted, LoRAConfig(rank=2))
     save_adapter(adapted, tmp_path / "adapter", model)

@@ -180,7 +180,7 @@ class _AdaptedProduct(torch.autograd.Function):
         return x_gradient, lora_A_gradient, lora_B_gradient, None, None, None
 
 
-class FakeQuantizedLoRA(FakeQuantized, LoRALinear):
+class FakeQuantizedLoRA(FakeQuantized, LoRALinear):  # type: ignore[misc]  # `from_linear` is the first one's
     """x: [..., in] -> [..., out]. The base and its active adapter are rounded together; without one at work the base is
     as it was."""
 
