@@ -16,7 +16,7 @@ from shoestring.finetuning.suite_scores import SuiteScores
 from shoestring.finetuning.write import best_checkpoint
 from shoestring.models.decoder import Decoder
 from shoestring.train import parallel
-from shoestring.train.exact_weights import stored_format
+from shoestring.train.quantize_command import merge_flags, quantize_command
 from shoestring.train.result import RunResult
 from shoestring.train.run import Run, find_once
 
@@ -61,23 +61,20 @@ class FinetuneResult(RunResult):
             lines.append(f"adapter   {self.model} (PEFT)")
         lines.append(f"chat      shoestring chat {self.model}")
         if self.method != "full":
-            exact = "" if self.quantize is None else f" --dtype float32 --out {self.out / MERGED}"
-            lines.append(f"merge     shoestring merge {self.model}{exact}")
+            lines.append(f"merge     shoestring merge {self.model}{merge_flags(self.quantize, self.out)}")
         if self.quantize is not None:
             lines.append(f"quantize  {self.quantize}")
         return "\n".join(lines)
-
-
-MERGED = "merged"  # in the run's folder
 
 
 def _quantize(run: Run) -> str | None:
     recipe, best = run.recipe, best_checkpoint(run)
     if recipe.quantize is None:
         return None
-    trained = run.out / ("latest" if best == run.checkpoint else "best")
-    model = trained if recipe.adapter.method == "full" else run.out / MERGED
-    return recipe.quantize.command(model, run.out / "quantized", stored_format(find_once(recipe.model)))
+    model = run.out / ("latest" if best == run.checkpoint else "best")
+    return quantize_command(
+        recipe.quantize, run.out, model, find_once(recipe.model), recipe.adapter.method != "full"
+    )
 
 
 def collect(run: Run, answers: list[Answer]) -> FinetuneResult:

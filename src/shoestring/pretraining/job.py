@@ -24,11 +24,12 @@ from shoestring.pretraining.result import PretrainResult, model_and_data
 from shoestring.pretraining.staged import cut, plan, stages
 from shoestring.train import parallel
 from shoestring.train.evaluation import Evaluation
-from shoestring.train.exact_weights import saved_dtypes, stored_format, write_trained
+from shoestring.train.exact_weights import saved_dtypes, write_trained
 from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
 from shoestring.train.precision import loss_scale, prepared
+from shoestring.train.quantize_command import quantize_command
 from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
@@ -93,7 +94,7 @@ def _quantize(run: Run) -> str | None:
     if recipe.quantize is None:
         return None
     origin = find_once(recipe.model.init) if isinstance(recipe.model, InitFrom) else None
-    return recipe.quantize.command(run.out / "latest", run.out / "quantized", stored_format(origin))
+    return quantize_command(recipe.quantize, run.out, run.out / "latest", origin)
 
 
 def _prompt(run: Run, job: PretrainJob) -> str:
