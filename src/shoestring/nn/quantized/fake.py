@@ -66,16 +66,18 @@ class FakeQuantized(nn.Module):
 
     def _begin(self, config: PackedConfig) -> None:
         self.config = config
-        self._at: tuple[int, ...] | None = None
+        self._made_of: tuple[tuple[Tensor, ...], tuple[int, ...]] = (), ()
         self._codes: Codes | None = None
         self._dense: Tensor | None = None  # while nothing is trained
 
     def rounded(self, *sources: Tensor) -> Codes:
         """The codes of the weight as it is now. sources: the tensors that it is made of."""
-        at = tuple(number for tensor in sources for number in (id(tensor), tensor._version))
-        if self._codes is None or self._at != at:
+        before, versions = self._made_of
+        now = tuple(tensor._version for tensor in sources)
+        same = len(before) == len(sources) and all(one is other for one, other in zip(before, sources, strict=True))
+        if self._codes is None or not same or versions != now:
             with torch.no_grad():
-                self._codes, self._at, self._dense = Codes(self.weight_now(), self.config), at, None
+                self._codes, self._made_of, self._dense = Codes(self.weight_now(), self.config), (sources, now), None
         return self._codes
 
     def weight_now(self) -> Tensor:
