@@ -113,7 +113,7 @@ def _go_on(folder: Path, made_of: dict[str, Any], say: Say | None) -> Journal:
         if isinstance(kept, dict) and (kept["version"], kept["made_of"]) == (_VERSION, made_of):
             before = None if kept["before"] is None else Figures(**kept["before"])
             found = {key: Figures(**each) for key, each in kept["found"].items()}
-            sound = {key: figures for key, figures in found.items() if figures.failed is None}  # the rest is tried again
+            sound = {key: each for key, each in found.items() if each.failed is None}  # the rest is tried again
             work = Journal(folder, made_of, before, sound)
             if say is not None and work.found:
                 say(f"resume    {counted(len(work.found), 'candidate')} of an earlier run are known")
