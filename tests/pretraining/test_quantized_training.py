@@ -43,8 +43,8 @@ def codes(decoder: Decoder) -> dict[str, torch.Tensor]:
     for name, module in decoder.named_modules():
         if isinstance(module, FakeQuantized):
             module(torch.zeros(1, module.in_features))
-            assert module._codes is not None
-            found[name] = module._codes.codes_OI
+            assert module.kept.codes is not None
+            found[name] = module.kept.codes.codes_OI
     return found
 
 

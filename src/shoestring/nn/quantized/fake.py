@@ -40,6 +40,19 @@ class Codes:
         return self.grid.values(self.codes_OI, exact).to(dtype)
 
 
+class _Kept:
+    """Codes, the tensors they were made of as they were then, and while nothing is trained their values."""
+
+    def __init__(self) -> None:
+        self.sources: tuple[Tensor, ...] = ()
+        self.versions: tuple[int, ...] = ()
+        self.codes: Codes | None = None
+        self.dense: Tensor | None = None
+
+    def __deepcopy__(self, memo: object) -> _Kept:
+        return _Kept()  # a copied tensor counts its versions anew
+
+
 def _unchanged(x: Tensor) -> Tensor:
     return x
 
@@ -66,19 +79,17 @@ class FakeQuantized(nn.Module):
 
     def _begin(self, config: PackedConfig) -> None:
         self.config = config
-        self._made_of: tuple[tuple[Tensor, ...], tuple[int, ...]] = (), ()
-        self._codes: Codes | None = None
-        self._dense: Tensor | None = None  # while nothing is trained
+        self.kept = _Kept()
 
     def rounded(self, *sources: Tensor) -> Codes:
         """The codes of the weight as it is now. sources: the tensors that it is made of."""
-        before, versions = self._made_of
-        now = tuple(tensor._version for tensor in sources)
-        same = len(before) == len(sources) and all(one is other for one, other in zip(before, sources, strict=True))
-        if self._codes is None or not same or versions != now:
+        kept, versions = self.kept, tuple(tensor._version for tensor in sources)
+        same = [id(tensor) for tensor in kept.sources] == [id(tensor) for tensor in sources]
+        if kept.codes is None or not same or kept.versions != versions:
             with torch.no_grad():
-                self._codes, self._made_of, self._dense = Codes(self.weight_now(), self.config), (sources, now), None
-        return self._codes
+                kept.codes, kept.dense = Codes(self.weight_now(), self.config), None
+            kept.sources, kept.versions = sources, versions
+        return kept.codes
 
     def weight_now(self) -> Tensor:
         """[out, in], not rounded."""
@@ -88,16 +99,17 @@ class FakeQuantized(nn.Module):
         """Kept while the model is evaluated: a token's product is less work than making them."""
         if self.training:
             return codes.values(dtype)
-        if self._dense is None or self._dense.dtype != dtype:
-            self._dense = codes.values(dtype)
-        return self._dense
+        kept = self.kept
+        if kept.dense is None or kept.dense.dtype != dtype:
+            kept.dense = codes.values(dtype)
+        return kept.dense
 
     def train(self, mode: bool = True) -> Any:
-        self._dense = None
+        self.kept.dense = None
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:  # a move leaves ids and versions as they are
-        self._codes = self._dense = None
+        self.kept = _Kept()
         return super()._apply(fn, recurse)
 
 
