@@ -43,7 +43,7 @@ def moved(model: str, steps: int) -> Path:
     """The model with all weights trained for so many steps: made once."""
     from shoestring.core.config import load_config
     from shoestring.core.files import cache_dir
-    from shoestring.core.yaml_document import Document
+    from shoestring.core.yaml_document import YamlDocument
     from shoestring.data.tokenizer import Tokenizer
     from shoestring.models.folder import load_model, read_generation_config, save_model
     from shoestring.models.resolve import find_model
@@ -61,7 +61,7 @@ def moved(model: str, steps: int) -> Path:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "run"
-        pretrain(load_config(PretrainRecipe, Document(recipe, name="compress")), out=str(out))
+        pretrain(load_config(PretrainRecipe, YamlDocument(recipe, name="compress")), out=str(out))
         trained = find_model(str(out))
         source = find_model(model)
         save_model(load_model(trained), folder, Tokenizer.load(source), read_generation_config(source))
