@@ -49,9 +49,9 @@ def prune(
     method: Annotated[
         Literal["magnitude", "wanda"] | None, Parameter(help="which weights become zero [wanda, by text]")
     ] = None,
-    make_up: Annotated[
-        bool | None, Parameter(help="fit what is kept of a matrix to what the whole one gave [yes]")
-    ] = None,
+    unfitted: Annotated[
+        bool, Parameter(help="leave what is kept of a matrix as it was, not fitted to what the whole one gave")
+    ] = False,
     rounds: Annotated[int | None, Parameter(help="steps towards the target, each measured anew [1]")] = None,
     recover: Annotated[
         str | None, Parameter(help="training behind each round, on the same source: steps, or a time as 10m [none]")
@@ -72,7 +72,7 @@ def prune(
 ) -> None:
     given: dict[str, Any] = {
         "calibrate": calibrate, "parameters": parameters, "layers": layers, "feed_forward": feed_forward,
-        "heads": heads, "width": width, "sparsity": sparsity, "pattern": pattern, "method": method, "make_up": make_up,
+        "heads": heads, "width": width, "sparsity": sparsity, "pattern": pattern, "method": method, "fit": False if unfitted else None,
         "rounds": rounds, "recover": recover, "learning_rate": learning_rate, "rows": rows, "context": context,
         "dtype": dtype, "seed": seed, "columns": columns_of(columns) or None, "on_bad_line": on_bad_line,
     }  # fmt: skip

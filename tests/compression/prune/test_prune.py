@@ -194,5 +194,5 @@ def test_the_verb_makes_a_folder_that_generates_and_shows_what_was_done(
     assert "exists and is not empty" in capsys.readouterr().err
     assert main(["prune", str(model), "--sparsity", "0.5", "--out", "other"]) == 2
     assert "wanda needs text" in capsys.readouterr().err and not (tmp_path / "other").exists()
-    assert main(["prune", str(model), "--no-make-up", "--heads", "3", "--calibrate", str(sums), "--out", "q"]) == 2
+    assert main(["prune", str(model), "--unfitted", "--heads", "3", "--calibrate", str(sums), "--out", "q"]) == 2
     assert "possible: 2, 4" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shoestring.compression.prune.importance import channel_changes, group_changes, made_up
+from shoestring.compression.prune.importance import channel_changes, group_changes, fitted
 from shoestring.compression.prune.job import prune
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.folder import load_model, save_model
@@ -35,7 +35,7 @@ def without(weight_OI: torch.Tensor, x_NI: torch.Tensor, gone: list[int]) -> flo
 
 
 def test_the_feed_forward_channels_that_stay_change_the_output_most(model: Path, sums: Path, tmp_path: Path) -> None:
-    result = prune(model, tmp_path / "p", sums, feed_forward=20, make_up=False, **FEW)
+    result = prune(model, tmp_path / "p", sums, feed_forward=20, fit=False, **FEW)
     dense, pruned = load_model(model), load_model(tmp_path / "p")
     text = text_of(model, sums)
     # The first block's inputs are the dense model's; those of the second are the pruned model's.
@@ -57,7 +57,7 @@ def test_the_feed_forward_channels_that_stay_change_the_output_most(model: Path,
 
 
 def test_the_attention_groups_that_stay_change_the_output_most(model: Path, sums: Path, tmp_path: Path) -> None:
-    result = prune(model, tmp_path / "p", sums, heads=4, make_up=False, **FEW)
+    result = prune(model, tmp_path / "p", sums, heads=4, fit=False, **FEW)
     dense, pruned = load_model(model), load_model(tmp_path / "p")
     x_NI = inputs(dense, text_of(model, sums), "blocks.0.attention.output")["blocks.0.attention.output"]
     output = dense.get_parameter("blocks.0.attention.output.weight").detach()
@@ -143,22 +143,22 @@ def test_kept_columns_are_the_least_squares_of_what_all_gave() -> None:
     x_NI = torch.randn(200, 12, generator=random, dtype=torch.float64) @ mixed
     kept = torch.tensor([0, 3, 4, 7, 9, 11])
     best = torch.linalg.lstsq(x_NI[:, kept], x_NI @ weight.t()).solution.t()
-    found = made_up(weight, x_NI.t() @ x_NI, kept, 1e-12)
+    found = fitted(weight, x_NI.t() @ x_NI, kept, 1e-12)
     torch.testing.assert_close(found, best, rtol=1e-6, atol=1e-6)
     # Damping draws them towards what they were.
-    far = made_up(weight, x_NI.t() @ x_NI, kept, 1e9)
+    far = fitted(weight, x_NI.t() @ x_NI, kept, 1e9)
     torch.testing.assert_close(far, weight[:, kept], rtol=1e-6, atol=1e-6)
-    assert torch.equal(made_up(weight, x_NI.t() @ x_NI, torch.arange(12), 0.1), weight)
+    assert torch.equal(fitted(weight, x_NI.t() @ x_NI, torch.arange(12), 0.1), weight)
 
 
 def test_making_up_brings_outputs_nearer_than_leaving_out(model: Path, sums: Path, tmp_path: Path) -> None:
     dense, text = load_model(model), text_of(model, sums)
     errors = {}
-    for make_up in (True, False):
-        prune(model, tmp_path / str(make_up), sums, feed_forward=24, make_up=make_up, **FEW)
-        pruned = load_model(tmp_path / str(make_up))
+    for fit in (True, False):
+        prune(model, tmp_path / str(fit), sums, feed_forward=24, fit=fit, **FEW)
+        pruned = load_model(tmp_path / str(fit))
         x_ND = inputs(dense, text, "blocks.0.feed_forward.gate")["blocks.0.feed_forward.gate"]
         with torch.no_grad():
             off = pruned.blocks[0].feed_forward(x_ND)[0] - dense.blocks[0].feed_forward(x_ND)[0]
-        errors[make_up] = float(off.square().sum())
+        errors[fit] = float(off.square().sum())
     assert errors[True] < 0.8 * errors[False]

@@ -88,7 +88,7 @@ def test_targets_that_are_impossible_are_told(given, said) -> None:
         ({"parameters": "few"}, "'few' is not a number of things"),
         ({"layers": 0}, "layers: expected"),
         ({"layers": 3, "method": "wanda"}, "method is of sparsity and pattern"),
-        ({"sparsity": 0.5, "make_up": False}, "make_up is of parts"),
+        ({"sparsity": 0.5, "fit": False}, "fit is of parts"),
         ({"pattern": "2:4", "rounds": 3}, "pattern 2:4 has 2 rounds at most"),
         ({"layers": 3, "calibrate": None}, "needs text to calibrate with"),
         ({"sparsity": 0.5, "calibrate": None}, "wanda needs text .* or take method magnitude"),

@@ -34,7 +34,7 @@ class PruneConfig(TextConfig):
     parameters: str | int | None = Field(
         None, description="of the whole model, as 95M or 0.7x; which sizes shrink is then chosen"
     )
-    make_up: bool = Field(True, description="fit what is kept of a matrix to what the whole one gave on the text")
+    fit: bool = Field(True, description="fit what is kept of a matrix to what the whole one gave on the text")
     rounds: int = Field(1, ge=1, le=64, description="steps towards the target, each measured anew")
     recover: int | str | None = Field(
         None, description="training behind each round, on the calibration source: steps, or a time such as 10m"
@@ -62,8 +62,8 @@ class PruneConfig(TextConfig):
             )
         if not weights and self.method is not None:
             raise ValueError("method is of sparsity and pattern: parts are chosen by what they change on the text")
-        if weights and "make_up" in self.model_fields_set:
-            raise ValueError("make_up is of parts that are taken out: masks leave the other weights as they are")
+        if weights and "fit" in self.model_fields_set:
+            raise ValueError("fit is of parts that are taken out: masks leave the other weights as they are")
         if self.pattern is not None and self.rounds > self.zeros_of[0]:
             raise ValueError(f"pattern {self.pattern} has {self.zeros_of[0]} rounds at most, a zero more in each")
         if self.calibrate is None:

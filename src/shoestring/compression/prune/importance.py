@@ -42,7 +42,7 @@ def group_changes(weight_DI: Tensor, moments_II: Tensor, group: int) -> Tensor:
     return torch.stack(changes)
 
 
-def made_up(weight_OI: Tensor, moments_II: Tensor, kept_N: Tensor, damping: float) -> Tensor:
+def fitted(weight_OI: Tensor, moments_II: Tensor, kept_N: Tensor, damping: float) -> Tensor:
     """[O, N]: the columns that are kept, fitted to what all gave. Raises DataError where the moments hold NaN."""
     gone = torch.ones(weight_OI.shape[1], dtype=torch.bool)
     gone[kept_N] = False
@@ -62,7 +62,7 @@ def made_up(weight_OI: Tensor, moments_II: Tensor, kept_N: Tensor, damping: floa
         damping *= 10
     raise DataError(
         "what reaches a matrix on the calibration text is no basis to fit it to",
-        hint="give other text, or leave the weights as they are (--no-make-up)",
+        hint="give other text, or --unfitted",
     )
 
 

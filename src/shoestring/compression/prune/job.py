@@ -61,7 +61,7 @@ def prune(
     feed_forward: int | None = None,
     heads: int | None = None,
     width: int | None = None,
-    make_up: bool | None = None,
+    fit: bool | None = None,
     rounds: int | None = None,
     recover: int | str | None = None,
     learning_rate: float | None = None,
@@ -87,7 +87,7 @@ def prune(
     given: dict[str, Any] = {
         "calibrate": None if calibrate is None else str(calibrate), "sparsity": sparsity, "pattern": pattern,
         "method": method, "parameters": parameters, "layers": layers, "feed_forward": feed_forward, "heads": heads,
-        "width": width, "make_up": make_up, "rounds": rounds, "recover": recover, "learning_rate": learning_rate,
+        "width": width, "fit": fit, "rounds": rounds, "recover": recover, "learning_rate": learning_rate,
         "rows": rows, "context": context, "held_out": held_out, "seed": seed, "dtype": dtype, "columns": columns,
         "on_bad_line": on_bad_line,
     }  # fmt: skip
@@ -175,7 +175,7 @@ class _Job:
                 mask = Mask(settings.method or "wanda", 1 - (1 - settings.sparsity) ** done, None)
             between = number < settings.rounds or settings.recover is not None
             shape = whole if settings.masks else whole.towards(self.shape, done)
-            yield Step(mask, shape, settings.make_up, torch.float32 if between else chosen)
+            yield Step(mask, shape, settings.fit, torch.float32 if between else chosen)
 
     def run(self) -> Pruned:
         told_of, trained = [], []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.compression.passage import Passage, inputs_of
-from shoestring.compression.prune.importance import channel_changes, group_changes, highest, made_up
+from shoestring.compression.prune.importance import channel_changes, group_changes, highest, fitted
 from shoestring.compression.prune.narrow import (
     columns_of,
     group_inputs,
@@ -77,7 +77,7 @@ def _seen(block: nn.Module, linear: str, passages: Sequence[Passage]) -> tuple[T
 
 
 def _columns(weight_OI: Tensor, moments_II: Tensor, kept_N: Tensor, fit: bool) -> Tensor:
-    return made_up(weight_OI, moments_II, kept_N, DAMPING) if fit else weight_OI[:, kept_N]
+    return fitted(weight_OI, moments_II, kept_N, DAMPING) if fit else weight_OI[:, kept_N]
 
 
 def _lost(changes: Tensor, kept: Tensor) -> float:
