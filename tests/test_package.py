@@ -26,7 +26,7 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("pretrain", "recipe resume overrides time memory out"),
         ("load", "model device dtype memory"),
         ("perplexity", "model data context stride examples"),
-        ("prune", "model out calibrate sparsity pattern method parameters layers feed_forward heads width rounds recover"),
+        ("prune", "model out calibrate sparsity pattern method parameters layers feed_forward heads width rounds"),
         ("quantize", "model out bits group method calibrate symmetric activations rows context dtype"),
     ],
 )

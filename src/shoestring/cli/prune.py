@@ -72,9 +72,10 @@ def prune(
 ) -> None:
     given: dict[str, Any] = {
         "calibrate": calibrate, "parameters": parameters, "layers": layers, "feed_forward": feed_forward,
-        "heads": heads, "width": width, "sparsity": sparsity, "pattern": pattern, "method": method, "fit": False if unfitted else None,
-        "rounds": rounds, "recover": recover, "learning_rate": learning_rate, "rows": rows, "context": context,
-        "dtype": dtype, "seed": seed, "columns": columns_of(columns) or None, "on_bad_line": on_bad_line,
+        "heads": heads, "width": width, "sparsity": sparsity, "pattern": pattern, "method": method,
+        "fit": False if unfitted else None, "rounds": rounds, "recover": recover, "learning_rate": learning_rate,
+        "rows": rows, "context": context, "dtype": dtype, "seed": seed, "columns": columns_of(columns) or None,
+        "on_bad_line": on_bad_line,
     }  # fmt: skip
     prune_config(given)  # before anything heavy is imported
 

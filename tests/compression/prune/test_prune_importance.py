@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shoestring.compression.prune.importance import channel_changes, group_changes, fitted
+from shoestring.compression.prune.importance import channel_changes, fitted, group_changes
 from shoestring.compression.prune.job import prune
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.folder import load_model, save_model

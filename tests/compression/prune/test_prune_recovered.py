@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from shoestring.compression.prune import job, one_round
 from shoestring.compression.prune.job import prune

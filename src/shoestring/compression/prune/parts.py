@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.compression.passage import Passage, inputs_of
-from shoestring.compression.prune.importance import channel_changes, group_changes, highest, fitted
+from shoestring.compression.prune.importance import channel_changes, fitted, group_changes, highest
 from shoestring.compression.prune.narrow import (
     columns_of,
     group_inputs,
