@@ -101,7 +101,8 @@ def test_the_report_stands_in_the_folder(made) -> None:
 
 def test_lora_on_a_pruned_model_trains(made, sums: Path, tmp_path: Path) -> None:
     result = shoestring.finetune(made.folder, sums, overrides={**tiny.SHORT, "out": str(tmp_path / "run")})
-    assert result.after < result.before
+    assert result.loss_before is not None and result.loss_after is not None
+    assert result.loss_after < result.loss_before
     assert (result.out / "latest" / "adapter_model.safetensors").is_file()
 
 
@@ -125,7 +126,7 @@ def test_the_same_again_gives_the_same_bytes(model: Path, sums: Path, made, tmp_
         ({"calibrate": "nowhere.txt"}, DataError, "nowhere.txt"),
         ({"calibrate": "sums", "layers": 9}, ConfigError, "layers 9: the model has 3"),
         ({"calibrate": "sums", "layers": None, "parameters": "0.1x"}, ConfigError, "too few for what is chosen"),
-        ({"calibrate": "sums", "columns": {"prompt": "nothing"}}, ConfigError, "nothing"),
+        ({"calibrate": "sums", "columns": {"prompt": "nothing"}}, DataError, "no column 'nothing'"),
         ({}, ConfigError, "needs text to calibrate with"),
     ],
 )

@@ -34,7 +34,7 @@ def test_feed_forward_is_spared_first_then_the_others() -> None:
     gentle = target_shape(settings(parameters="0.8x"), SMOL)
     assert gentle == Shape(30, gentle.feed_forward, 3, 576) and gentle.feed_forward < 1536
     more = target_shape(settings(parameters="0.6x"), SMOL)
-    assert more.feed_forward == 768 and 448 <= more.width < 576 and (more.layers, more.groups) == (30, 3)
+    assert 768 <= more.feed_forward < 832 and 448 <= more.width < 576 and (more.layers, more.groups) == (30, 3)
     most = target_shape(settings(parameters="0.4x"), SMOL)
     assert most.width == 448 and most.groups == 2 and most.layers < 30
 

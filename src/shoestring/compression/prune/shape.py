@@ -21,7 +21,7 @@ from shoestring.nn.config import GQAConfig, SwiGLUConfig
 
 # In this order; no size below this part of what it was.
 _SPARED = (("feed_forward", 1 / 2), ("width", 3 / 4), ("groups", 1 / 2), ("layers", 1 / 2), ("feed_forward", 1 / 4))
-_MULTIPLE = 32
+_FINE, _MULTIPLE = ("feed_forward", "width"), 32
 _NAMES = {"layers": "layers", "feed_forward": "feed-forward", "groups": "heads", "width": "width"}
 
 
@@ -57,7 +57,7 @@ class Shape:
         found = {}
         for name, end in asdict(target).items():
             begin = getattr(self, name)
-            step = _multiple(begin, end)
+            step = _multiple(begin, end) if name in _FINE else 1
             left = math.ceil((begin - end) * (1 - done) / step - 1e-9)
             found[name] = end + left * step
         return Shape(**found)
@@ -116,8 +116,8 @@ def _by_parameters(config: ModelConfig, wanted: int) -> Shape:
         return shape.applied(config).parameter_count()
 
     for name, part in _SPARED:
-        multiple = _multiple(getattr(whole, name)) if name in ("feed_forward", "width") else 1
-        least = max(-(-int(getattr(whole, name) * part) // multiple), 1) * multiple
+        multiple = _multiple(getattr(whole, name)) if name in _FINE else 1
+        least = math.ceil(getattr(whole, name) * part / multiple) * multiple
         sizes = range(getattr(shape, name), least - 1, -multiple)
         reached = next((size for size in sizes if count(replace(shape, **{name: size})) <= wanted), None)
         if reached is not None:
