@@ -55,7 +55,8 @@ def _kept(score_NI: Tensor, zeros: int) -> Tensor:
 
 def input_norms(block: nn.Module, linear: str, passages: Sequence[Passage]) -> Tensor:
     """‖x_i‖ of each input over all tokens of the text, [I]."""
-    squares_I = torch.zeros(block.get_submodule(linear).in_features, dtype=torch.float64)  # type: ignore[arg-type]
+    module: Any = block.get_submodule(linear)
+    squares_I = torch.zeros(module.in_features, dtype=torch.float64)
     for x_NI in inputs_of(block, linear, passages):
         squares_I += x_NI.double().square().sum(0)
     return squares_I.sqrt().float()
