@@ -9,7 +9,8 @@ import torch
 
 from shoestring.compression.prune.job import prune
 from shoestring.compression.prune.masks import LINEARS, Mask
-from shoestring.models.folder import load_model
+from shoestring.models.folder import load_model, save_model
+from shoestring.models.weight_files import WeightFiles
 from tests.compression.prune.prunable import FEW, inputs, logits, prunable, text_of
 from tests.finetuning import tiny
 
@@ -88,6 +89,15 @@ def test_exactly_so_many_are_left_out_where_scores_are_equal() -> None:
     assert (~Mask("wanda", 0.25, None).of(score)).sum(1).tolist() == [2] * 6
     assert int((~Mask("magnitude", 0.25, None).of(score)).sum()) == 15
     assert (~Mask("wanda", None, (1, 5)).of(score)).sum(1).tolist() == [2] * 6
+
+
+def test_a_models_own_number_format_is_kept_in_rounds(model: Path, tmp_path: Path) -> None:
+    save_model(load_model(model), tmp_path / "half", dtypes=torch.bfloat16)
+    for rounds in (1, 2):
+        prune(tmp_path / "half", tmp_path / f"p{rounds}", pattern="2:4", method="magnitude", rounds=rounds)
+        with WeightFiles(tmp_path / f"p{rounds}") as files:
+            assert {place.info.dtype for place in files.places.values()} == {torch.bfloat16}
+    assert torch.equal(logits(tmp_path / "p1"), logits(tmp_path / "p2"))
 
 
 def test_rounds_keep_the_zeros_of_the_rounds_before(model: Path, sums: Path, tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ class _Job:
         kind = "window" if text.read.form == "text" else "example"
         if text.choosing:
             say(f"calibrate {counted(text.tokens, 'token')} in {counted(text.examples, kind)} of {text.read.source}")
+            parts = dense_parts(self.config)
+            assert parts is not None
+            widest = max(parts[0].heads * parts[0].head_width, parts[1].width)
+            if not settings.masks and settings.fit and text.tokens < widest:
+                say(f"          that is little: fewer than the {widest:,} inputs of a matrix that is fitted to it")
         if settings.recover is not None:
             say(f"recover   {counted(text.read.tokens, 'token')} of it to train on")
         say(f"measure   {counted(text.read.labels, 'token')} of other {kind}s")
@@ -166,6 +171,8 @@ class _Job:
         """Of each round."""
         settings, whole = self.settings, Shape.of(self.config)
         chosen = None if settings.dtype == "auto" else resolve_dtype(settings.dtype)
+        if settings.rounds > 1:  # the last one's model before is in float32
+            chosen = chosen or self.stored
         for number in range(1, settings.rounds + 1):
             done, mask = number / settings.rounds, None
             if settings.pattern is not None:

@@ -75,7 +75,7 @@ def survey(files: WeightFiles, batches: Sequence[Batch], target: Shape) -> Kept:
     tokens = sum(int(passage.there_BT.sum()) for passage in passages)
     views: dict[str, NormView] = {}
     influence = []
-    with waiting("importance of layers and width", config.layers) as told:
+    with waiting("prune     looking at layers and width", config.layers) as told:
         for index in range(config.layers):
             block = read_block(files, index)
             seen = {name: NormView(tokens) for name in NORMS}

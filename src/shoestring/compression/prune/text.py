@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from shoestring.compression.calibration import Calibration, read_calibration
 from shoestring.compression.prune.config import PruneConfig
-from shoestring.compression.text_config import TOGETHER
+from shoestring.core.waiting import waiting
 from shoestring.data.batch import PADDING_SEGMENT, Batch
 from shoestring.data.order import permutation
 from shoestring.data.tokenizer import Tokenizer
@@ -50,7 +50,8 @@ def read_text(settings: PruneConfig, tokenizer: Tokenizer, longest: int, say: Sa
     context = min(settings.context, longest)
     wanted = MOST_TOKENS if steps is None else min(steps * settings.rounds * STEP_TOKENS, MOST_TOKENS)
     more = settings.model_copy(update={"rows": max(settings.rows, -(-wanted // context))})
-    found = read_calibration(more, tokenizer, longest, say, min(STEP_TOKENS, TOGETHER))
+    with waiting("reading   text to train on"):
+        found = read_calibration(more, tokenizer, longest, say, STEP_TOKENS)
     # The longest examples stand first.
     shuffled = [found.calibrating[n] for n in permutation(settings.seed, 0, len(found.calibrating))]
     found = replace(found, calibrating=shuffled)
