@@ -154,6 +154,27 @@ def test_kept_columns_are_the_least_squares_of_what_all_gave() -> None:
     assert torch.equal(fitted(weight, x_NI.t() @ x_NI, torch.arange(12), 0.1), weight)
 
 
+def test_matrices_that_read_a_narrower_stream_are_fitted_to_what_they_gave_in_the_whole_model(
+    model: Path, sums: Path, tmp_path: Path
+) -> None:
+    result = prune(model, tmp_path / "p", sums, width=24, layers=2, **FEW)
+    dense, pruned, text = load_model(model), load_model(tmp_path / "p"), text_of(model, sums)
+    kept, layer = result.rounds[0]["width_kept"], result.rounds[0]["layers_kept"][1]
+    for name, norm in (("attention.key", "attention_norm"), ("feed_forward.up", "feed_forward_norm")):
+        where = f"blocks.{layer}.{norm}"
+        with torch.no_grad():
+            x_ND = dense.get_submodule(where)(inputs(dense, text, where)[where]).double()
+        weight = dense.get_parameter(f"blocks.{layer}.{name}.weight").detach().double()
+        # Least squares with rows beneath that draw towards what the columns were.
+        damping = 1e-3 * float(x_ND[:, kept].square().sum(0).mean())
+        seen = torch.cat([x_ND[:, kept], damping**0.5 * torch.eye(24, dtype=torch.float64)])
+        wanted = torch.cat([x_ND @ weight.t(), damping**0.5 * weight[:, kept].t()])
+        best = torch.linalg.lstsq(seen, wanted).solution.t()
+        found = pruned.get_parameter(f"blocks.1.{name}.weight").detach().double()
+        torch.testing.assert_close(found, best, rtol=0, atol=1e-4)
+        assert (found - weight[:, kept]).abs().max() > 1e-2
+
+
 def test_making_up_brings_outputs_nearer_than_leaving_out(model: Path, sums: Path, tmp_path: Path) -> None:
     dense, text = load_model(model), text_of(model, sums)
     errors = {}

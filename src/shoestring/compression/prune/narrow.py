@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,17 +16,21 @@ from shoestring.models.builder import allocate, build_block
 from shoestring.models.config import ModelConfig
 from shoestring.nn.config import GQAConfig, SwiGLUConfig
 
+Columns = Callable[[str, Tensor], Tensor]
 _READS_STREAM = ("attention.query", "attention.key", "attention.value", "feed_forward.gate", "feed_forward.up")
 _WRITES_STREAM = ("attention.output", "feed_forward.down")
 
 
-def without_width(block: nn.Module, config: ModelConfig, kept_D: Tensor, scale: dict[str, float]) -> nn.Module:
-    """scale: of each norm's weights, which make up for components that its mean square no longer has."""
+def without_width(
+    block: nn.Module, config: ModelConfig, kept_D: Tensor, scale: dict[str, float], columns: Columns
+) -> nn.Module:
+    """scale: of each norm's weights, which make up for components that its mean square no longer has. columns: of a
+    matrix [O, D] that reads what the norm of this name gives, those that stay."""
     tensors = _tensors(block)
     for name in tensors:
         module, _, last = name.rpartition(".")
         if module in _READS_STREAM and last == "weight":
-            tensors[name] = tensors[name][:, kept_D]
+            tensors[name] = columns(f"{module.split('.')[0]}_norm", tensors[name])
         elif module in _WRITES_STREAM:
             tensors[name] = tensors[name][kept_D]
         elif module in scale:

@@ -8,7 +8,7 @@ layers and width comes first, and stands in the journal.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from shoestring.compression.prune import walk
 from shoestring.compression.prune.masks import LINEARS, Mask, mask_block
 from shoestring.compression.prune.parts import prune_block
 from shoestring.compression.prune.shape import Shape
-from shoestring.compression.prune.survey import Kept, survey
+from shoestring.compression.prune.survey import Kept, moments_behind_norms, survey
 from shoestring.compression.read_block import check_finite, read_block
 from shoestring.compression.tensor_stream import Streamed, join, rows_of
 from shoestring.compression.unfinished import Unfinished
@@ -88,15 +88,33 @@ class Round:
         with work.open(0) as ends:
             place = Place("", ends, self.family.tensor_name("embedding.weight"))
             passages = walk.begin(place, self.config, self.batches)
+            whole = self._whole(kept)
             with waiting(what, linears * len(kept.layers)) as told:
                 for number, index in enumerate(kept.layers):
+                    behind_norms = whole(index)
                     if number + 1 < len(work.parts):
                         told.found(linears)
                         block = self._read_again(work, number) if passages else None
                     else:
-                        block = self._prune(work, number, index, kept, passages, told.advance)
+                        block = self._prune(work, number, index, kept, passages, behind_norms, told.advance)
                     if block is not None and number + 1 < len(kept.layers):
                         pass_through(block, passages)
+
+    def _whole(self, kept: Kept) -> Callable[[int], dict[str, Tensor]]:
+        """Takes the text through the model before, up to and with block `index`; -> second moments behind its norms.
+        Nothing, and no work, where no width goes that is to be made up for."""
+        if kept.width is None or not self.step.fit:
+            return lambda index: {}
+        passages, following = walk.begin(self.files.places["embedding.weight"], self.before, self.batches), 0
+
+        def up_to(index: int) -> dict[str, Tensor]:
+            nonlocal following
+            for skipped in range(following, index):
+                pass_through(read_block(self.files, skipped), passages)
+            following = index + 1
+            return moments_behind_norms(read_block(self.files, index), passages)
+
+        return up_to
 
     @staticmethod
     def kept(work: Unfinished) -> Kept:
@@ -136,14 +154,17 @@ class Round:
             yield rounded_to(place.parameter, rows, self._dtype(place.parameter))
 
     def _prune(
-        self, work: Unfinished, number: int, index: int, kept: Kept, passages: Sequence[Passage], done: Any
-    ) -> nn.Module:
+        self, work: Unfinished, number: int, index: int, kept: Kept, passages: Sequence[Passage],
+        behind_norms: dict[str, Tensor], done: Any,
+    ) -> nn.Module:  # fmt: skip
         """Block `index` of the model becomes block `number`."""
         block, said = read_block(self.files, index), {}
         if self.step.mask is not None:
             said["zeros"] = mask_block(block, self.step.mask, passages, done)
         else:
-            block, said = prune_block(block, index, self.before, self.step.shape, kept, passages, self.step.fit)
+            block, said = prune_block(
+                block, index, self.before, self.step.shape, kept, passages, self.step.fit, behind_norms
+            )
             done(len(LINEARS))
         tensors = []
         for name, parameter in block.named_parameters():

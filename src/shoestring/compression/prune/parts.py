@@ -1,13 +1,13 @@
 """Parts of one block taken out: attention groups first, then feed-forward channels, each by what reaches it behind what
 is pruned already. Width goes before both, so that they are chosen, and fitted, for the stream that is left.
 
-What a matrix is fitted to is what it gives itself, whole, on those inputs; what the dense model gives there is not
-known any more where the stream is narrower.
+What a matrix is fitted to is what it gives itself, whole, on its inputs: those of the model before, where it loses
+components of the stream, else those behind what is pruned already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,17 +33,24 @@ DAMPING = 1e-3
 
 @torch.no_grad()
 def prune_block(
-    block: nn.Module, index: int, config: ModelConfig, target: Shape, kept: Kept, passages: Sequence[Passage], fit: bool
-) -> tuple[nn.Module, dict[str, Any]]:
+    block: nn.Module, index: int, config: ModelConfig, target: Shape, kept: Kept, passages: Sequence[Passage],
+    fit: bool, behind_norms: Mapping[str, Tensor],
+) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
     """The block with the sizes of `target`, and for each kind of part that goes, what part of the importance went.
 
     config: of the model before. passages: as the narrower model takes them. fit: whether matrices make up for inputs
-    that they lose. Raises DataError.
+    that they lose. behind_norms: second moments of what the block's norms give in the model before, where width goes
+    and that is to be made up for. Raises DataError.
     """
     found: dict[str, Any] = {}
     if kept.width is not None:
         scale = {name: kept.scale[f"blocks.{index}.{name}"] for name in NORMS}
-        block = without_width(block, config, torch.tensor(kept.width), scale)
+        width_D = torch.tensor(kept.width)
+
+        def columns(norm: str, weight_OD: Tensor) -> Tensor:
+            return _columns(weight_OD, behind_norms[norm], width_D, True) if behind_norms else weight_OD[:, width_D]
+
+        block = without_width(block, config, width_D, scale, columns)
         config = config.model_copy(update={"width": len(kept.width)})
     parts = dense_parts(config)
     assert parts is not None

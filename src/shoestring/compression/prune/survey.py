@@ -19,6 +19,7 @@ from shoestring.compression.passage import Passage
 from shoestring.compression.prune import walk
 from shoestring.compression.prune.importance import highest
 from shoestring.compression.prune.shape import Shape
+from shoestring.compression.quantize.gptq import Hessian
 from shoestring.compression.read_block import read_block
 from shoestring.core.waiting import waiting
 from shoestring.data.batch import Batch
@@ -97,6 +98,26 @@ def survey(files: WeightFiles, batches: Sequence[Batch], target: Shape) -> Kept:
     kept_D = highest(torch.stack([view.size_D for view in seen.values()]).sum(0), target.width)
     scale = {name: view.scale(kept_D) for name, view in seen.items()}
     return Kept(tuple(layers), tuple(kept_D.tolist()), scale, tuple(influence))
+
+
+@torch.no_grad()
+def moments_behind_norms(block: nn.Module, passages: Sequence[Passage]) -> dict[str, Tensor]:
+    """Second moments of what each norm of a block gives, [D, D]; the passages are brought behind the block."""
+    found = {name: Hessian(len(block.get_parameter(f"{name}.weight"))) for name in NORMS}
+    there_BT: Tensor = torch.empty(0)
+
+    def watch(moments: Hessian) -> Any:
+        return lambda module, inputs, output: moments.add(output[there_BT])
+
+    handles = [block.get_submodule(name).register_forward_hook(watch(moments)) for name, moments in found.items()]
+    try:
+        for passage in passages:
+            there_BT = passage.there_BT
+            passage.hidden_BTD = block(passage.hidden_BTD, passage.context)[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: moments.sum_II for name, moments in found.items()}
 
 
 def _pass(block: nn.Module, passages: Sequence[Passage], seen: dict[str, NormView]) -> float:
