@@ -81,7 +81,8 @@ OTHER_VERBS: dict[str, str] = {
         ("server api openai", "did you mean serve?"),
         ("gguf save_pretrained_gguf ollama", "did you mean export?"),
         ("quant quantise gptq awq", "did you mean quantize?"),
-        ("prune distill", "not there yet"),
+        ("sparsify sparsegpt wanda slim shrink", "did you mean prune?"),
+        ("distill", "not there yet"),
         ("completions complete-setup install-completion", "did you mean completion?"),
     )
     for their in theirs.split()

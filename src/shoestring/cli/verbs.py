@@ -38,6 +38,7 @@ VERBS = (
     Verb("finetune", "Train", "teach a model your examples"),
     Verb("merge", "Shrink", "fold an adapter into its base model"),
     Verb("quantize", "Shrink", "keep a model's weights in few bits"),
+    Verb("prune", "Shrink", "take out of a model what counts least"),
     Verb("compress", "Shrink", "try several ways to make a model smaller, and keep the best that meets a target"),
     Verb("evaluate", "Measure", "what a model can do, in many categories, scored by programs"),
     Verb("perplexity", "Measure", "how surprised a model is by text, per token and per byte"),
