@@ -5,6 +5,7 @@ Torch-free. The student is a model that is there, pruned, factorized or quantize
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -246,7 +247,9 @@ def distill_recipe(
         student = settings.pop("model.init")
     if recipe is not None:
         if source is not None:
-            settings["data.source"] = source
+            settings["data.source"] = str(source)
+        for name in {"data.source", "teacher"} & settings.keys():
+            settings[name] = json.dumps(settings[name])  # a string, whatever else it looks like in YAML
         return _over(recipe, student, settings)
     missing = [
         name for name, there in (

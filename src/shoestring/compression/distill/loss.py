@@ -24,9 +24,12 @@ from shoestring.nn.norm import wide
 
 
 class Target(Protocol):
-    """What the teacher says of N places. temperature: of both sides."""
+    """What the teacher says of N places."""
 
-    temperature: float
+    @property
+    def temperature(self) -> float:
+        """Of both sides."""
+        ...
 
     def compare(self, first: int, end: int, log_q_NV: Tensor) -> tuple[Tensor, Tensor]:
         """Nats of the places first to end, and their gradient for the student's logits over the temperature.

@@ -74,8 +74,9 @@ def teacher_lines(
     recipe: DistillRecipe, material: Material, rows: int, streamed: bool, machine: Machine
 ) -> list[Line]:
     """What it adds. rows: of a microbatch."""
-    config = material.teacher.config
-    with WeightFiles(material.teacher.base, packed=True) as files:
+    config, base = material.teacher.config, material.teacher.base
+    assert base is not None
+    with WeightFiles(base, packed=True) as files:
         source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
     use = Use(rows, material.padded, scored=True, documents=True)
     prediction = predict_use(config, use, machine, source, slots=SLOTS if streamed else 0)

@@ -50,11 +50,11 @@ _MOST_PARTS = 200  # which are open together
 
 
 class Asking(NamedTuple):
-    """What is drawn. count: K. rows, length: of a batch that the teacher is asked about."""
+    """What is drawn. draws: K. rows, length: of a batch that the teacher is asked about."""
 
     teacher: str  # digest of its weights
     data: str  # of the examples
-    count: int
+    draws: int
     temperature: float
     seed: int
     rows: int
@@ -152,7 +152,7 @@ def _ask(
                 sizes.append(torch.bincount(drawn.rows, minlength=len(drawn.entropy_N)).to(torch.uint8))
                 entropy.append(drawn.entropy_N)
                 ids.append(drawn.ids)
-                counts.append((drawn.weights * asking.count).round().to(torch.uint8))
+                counts.append((drawn.weights * asking.draws).round().to(torch.uint8))
     sizes_P = torch.cat(sizes)
     examples = [example for row in rows for example in row]
     labels = [int(dataset.example(example)[1][1 : int(dataset.lengths[example]) + 1].sum()) for example in examples]
@@ -175,7 +175,7 @@ def _drawn(hidden_ND: Tensor, model: ResidentModel, asking: Asking, random: torc
         log_p_NV = torch.log_softmax(logits_NV.div_(asking.temperature), -1)
         p_NV = log_p_NV.exp()
         entropy_N = -log_p_NV.mul_(p_NV).sum(-1)
-        yield drawn_of(draw(p_NV.cpu(), asking.count, random), entropy_N.cpu())
+        yield drawn_of(draw(p_NV.cpu(), asking.draws, random), entropy_N.cpu())
 
 
 class SampledTeacher:
@@ -222,7 +222,7 @@ class SampledTeacher:
             rows.append(before + torch.repeat_interleave(torch.arange(len(sizes)), sizes))
             narrow = file.read_rows("ids", *place.drawn)
             ids.append((narrow.view(torch.uint16) if narrow.dtype == torch.int16 else narrow).long())
-            weights.append(file.read_rows("counts", *place.drawn).float() / self._asking.count)
+            weights.append(file.read_rows("counts", *place.drawn).float() / self._asking.draws)
             entropy.append(file.read_rows("entropy", *place.labels))
             before += len(sizes)
         return Drawn(torch.cat(rows), torch.cat(ids), torch.cat(weights), torch.cat(entropy))

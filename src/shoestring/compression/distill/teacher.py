@@ -61,10 +61,10 @@ def open_teacher(
     """
     base = find_base(folder, say) if is_adapter(folder) else folder
     if streamed:
-        decoder = open_streamed(base, "source", SLOTS, device, say=say)
+        streaming = open_streamed(base, "source", SLOTS, device, say=say)
         if base != folder:
-            load_adapter(decoder, folder)
-        return StreamedModel(_frozen(decoder), compute)
+            load_adapter(streaming, folder)
+        return StreamedModel(_frozen(streaming), compute)
     if base != folder:
         decoder, _ = load_adapted(folder, device, torch.float32, say)
         return ResidentModel(_frozen(checked(decoder, folder)), compute)
