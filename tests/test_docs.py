@@ -71,7 +71,7 @@ def smaller(tokens: list[str]) -> list[str]:
     elif verb == "distill":
         if "--student" in tokens:
             tokens[tokens.index("--student") + 1] = "../chats"
-        tokens += ["--train.batch_tokens", "160", "--train.sequence_length", "160", "--train.evaluate_examples", "4"]
+        tokens += ["--train.batch_tokens", "512", "--train.sequence_length", "512", "--train.evaluate_examples", "4"]
         tokens += ["--distill.new_tokens", "4"] if "--on-policy" in tokens else []
     elif verb == "quantize":
         if "--group" not in tokens:

@@ -198,7 +198,13 @@ class DistillJob:
             follow = divergence_of(recipe.distill)
             self.teacher = Following(model(), follow, recipe.distill.temperature)
         else:
-            samples = sample(out / FOLDER, self._asking(), material.dataset, model)
+            together = material.rows // (recipe.train.microbatch or 1)
+            try:
+                samples = sample(out / FOLDER, self._asking(), material.dataset, model, together)
+            except KeyboardInterrupt:
+                goes_on = "the same command" if began else f"shoestring {self.verb} --resume {out}"
+                say(f"stopped   what the teacher said is kept in {out / FOLDER}: {goes_on} goes on from there")
+                raise
             for one in opened:
                 one.close()
             opened.clear()

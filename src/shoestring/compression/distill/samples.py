@@ -1,6 +1,6 @@
 """Tokens drawn from a teacher's distributions, kept in the run's folder, so that it is asked once (arXiv 2503.16870).
 
-    OUT/.samples/made_of.json              what is asked about what
+    OUT/.samples/journal.json              what is asked about what, and the checksum of each finished part
     OUT/.samples/part-00003.safetensors    of some examples:
         examples [E] their numbers, places [E + 1] and drawn [E + 1] where each begins in the arrays below,
         sizes [P] how many tokens were drawn at each label, entropy [P] of the whole distribution, in nats,
@@ -8,15 +8,16 @@
 
 A token of K drawn stands for 1/K of the probability, so what is expected of the kept distribution is the teacher's own.
 Of fifty draws about a dozen are different tokens: three bytes each where the vocabulary has up to 65,536. Draws depend
-on the seed and the batch alone; a part appears whole or not at all, so who was stopped goes on behind the last one.
+on the seed and the part alone, and a part counts once the journal has it: who was stopped goes on behind the last one,
+and what was damaged is asked again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,7 +45,7 @@ from shoestring.models.weights import TensorFile, save_file
 from shoestring.nn.head_blocks import compared_rows
 
 FOLDER = ".samples"
-_MADE_OF, _VERSION = "made_of.json", 1
+_JOURNAL, _VERSION = "journal.json", 1
 _PART_TOKENS = 32_768  # of the examples of a part, about: what is asked again after a kill
 _MOST_PARTS = 200  # which are open together
 
@@ -72,23 +73,30 @@ class Place(NamedTuple):
 
 
 def sample(
-    folder: Path, asking: Asking, dataset: SupervisedDataset, open_model: Callable[[], ResidentModel]
+    folder: Path,
+    asking: Asking,
+    dataset: SupervisedDataset,
+    open_model: Callable[[], ResidentModel],
+    together: int = 1,
 ) -> SampledTeacher:
     """The samples of all examples that are trained on; the teacher is asked for those that are not there yet.
 
-    open_model: called where there are any; it is the caller's to close. Raises RunError where the disk refuses.
+    open_model: called where there are any; it is the caller's to close. together: batches for which a streamed teacher
+    reads its layers once. Raises RunError where the disk refuses.
     """
     parts = _parts(dataset, asking)
     with clear_errors(folder):
-        _prepare(folder, asking)
-        missing = [number for number in range(len(parts)) if not _file(folder, number).is_file()]
+        done = _done(folder, asking)
+        missing = [number for number in range(len(parts)) if number not in done]
         if missing:
             model = open_model()
             total = sum(_tokens(dataset, parts[number]) for number in missing)
             with waiting("samples   of the teacher, in tokens", total) as told:
                 for number in missing:
-                    _write(_file(folder, number), _ask(model, dataset, parts[number], number, asking))
-                    told.advance(_tokens(dataset, parts[number]))
+                    tensors = _ask(model, dataset, parts[number], number, asking, together, told.advance)
+                    save_file(tensors, _file(folder, number))
+                    done[number] = _checksum(_file(folder, number))
+                    _write_journal(folder, asking, done)
     return SampledTeacher(folder, len(parts), dataset, asking)
 
 
@@ -96,19 +104,38 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.safetensors"
 
 
-def _prepare(folder: Path, asking: Asking) -> None:
-    """An empty folder, but for parts of the same."""
-    made_of = {"version": _VERSION, **asking._asdict()}
+def _done(folder: Path, asking: Asking) -> dict[int, int]:
+    """The parts of the same that are whole, by number with their checksums; of anything else the folder is emptied."""
     try:
-        same = foreign.read_json(folder / _MADE_OF) == made_of
-    except (OSError, ValueError):
-        same = False
-    if same:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with atomic_write(folder / _MADE_OF) as file:
-        json.dump(made_of, file, indent=1)
+        journal = foreign.read_json(folder / _JOURNAL)
+        same = isinstance(journal, dict) and journal["made_of"] == _made_of(asking)
+        parts = {int(number): int(checksum) for number, checksum in journal["parts"].items()} if same else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        same, parts = False, {}
+    if not same:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return {
+        number: checksum for number, checksum in parts.items()
+        if _file(folder, number).is_file() and _checksum(_file(folder, number)) == checksum
+    }  # fmt: skip
+
+
+def _made_of(asking: Asking) -> dict[str, Any]:
+    return {"version": _VERSION, **asking._asdict()}
+
+
+def _write_journal(folder: Path, asking: Asking, parts: dict[int, int]) -> None:
+    with atomic_write(folder / _JOURNAL) as file:
+        json.dump({"made_of": _made_of(asking), "parts": parts}, file, indent=1)
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def _parts(dataset: SupervisedDataset, asking: Asking) -> list[list[list[int]]]:
@@ -128,31 +155,25 @@ def _tokens(dataset: SupervisedDataset, rows: list[list[int]]) -> int:
     return int(sum(dataset.lengths[row].sum() for row in rows))
 
 
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    """The file appears whole."""
-    temporary = file.with_suffix(".new")
-    save_file(tensors, temporary)
-    with open(temporary, "rb+") as opened:
-        os.fsync(opened.fileno())
-    os.replace(temporary, file)
-
-
 @torch.no_grad()
 def _ask(
-    model: ResidentModel, dataset: SupervisedDataset, rows: list[list[int]], number: int, asking: Asking
-) -> dict[str, Tensor]:
+    model: ResidentModel, dataset: SupervisedDataset, rows: list[list[int]], number: int, asking: Asking,
+    together: int, done: Callable[[int], object],
+) -> dict[str, Tensor]:  # fmt: skip
     """The tensors of a part."""
     random = generator(asking.seed, "samples", number)
     batches = [to_batch(dataset, rows[first : first + asking.rows]) for first in range(0, len(rows), asking.rows)]
     sizes, entropy, ids, counts = [], [], [], []
-    together = len(batches) if model.streamed else 1
+    together = together if model.streamed else 1
     for first in range(0, len(batches), together):
-        for hidden_ND in model.hidden(batches[first : first + together]):
+        some = batches[first : first + together]
+        for batch, hidden_ND in zip(some, model.hidden(some), strict=True):
             for drawn in _drawn(hidden_ND, model, asking, random):
                 sizes.append(torch.bincount(drawn.rows, minlength=len(drawn.entropy_N)).to(torch.uint8))
                 entropy.append(drawn.entropy_N)
                 ids.append(drawn.ids)
                 counts.append((drawn.weights * asking.draws).round().to(torch.uint8))
+            done(int((batch.segments_BT != PADDING_SEGMENT).sum()))
     sizes_P = torch.cat(sizes)
     examples = [example for row in rows for example in row]
     labels = [int(dataset.example(example)[1][1 : int(dataset.lengths[example]) + 1].sum()) for example in examples]
