@@ -28,3 +28,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("text") / "text.txt"
     file.write_text("".join(f"{n} and {n + 1} are numbers, {n} is the lower one.\n" for n in range(120)))
     return file
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves are drawn in other tests, and take a second each."""
+    monkeypatch.setattr("shoestring.train.run.write_plot", lambda *arguments: None)

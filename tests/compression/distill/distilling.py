@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from shoestring.compression.distill.job import distill
+from shoestring.compression.distill.result import Distilled
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
@@ -40,3 +43,14 @@ def smaller(teacher: Path, folder: Path) -> Path:
     shape = ModelConfig.model_validate({**SMALLER, "vocabulary": read_config(teacher).vocabulary})
     save_model(build(shape, seed=3), folder, Tokenizer.load(teacher))
     return folder
+
+
+def run(teacher: Path, student: Path | str, data: Path | str, out: Path, **changes: Any) -> Distilled:
+    """A short run, with these settings over `SHORT`."""
+    return distill(teacher, student, data, overrides={**SHORT, "out": str(out), **changes})
+
+
+def losses(out: Path, name: str = "loss") -> list[float]:
+    """Of each step, by its name in metrics.jsonl."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import shutil
@@ -23,32 +22,19 @@ from shoestring.compression.distill.job import distill
 from shoestring.compression.distill.result import Distilled
 from shoestring.compression.quantize.job import quantize
 from shoestring.compression.report import read_report, summary
-from shoestring.core.errors import BudgetError, ConfigError, DataError, ModelFileError
+from shoestring.core.errors import ConfigError
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.evaluate.perplexity import perplexity
 from shoestring.generate.language_model import LanguageModel
-from shoestring.kernels import allocator
-from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.folder import load_model, read_config, save_model
 from shoestring.train.interrupt import Interrupted, StopRequest
-from tests.compression.distill.distilling import SHORT, SMALLER
-from tests.data import templates
-from tests.data.families import chatml
+from tests.compression.distill.distilling import SHORT, SMALLER, losses, run
 from tests.finetuning import tiny
-
-
-def run(teacher: Path, student: Path | str, data: Path | str, out: Path, **changes: Any) -> Distilled:
-    return distill(teacher, student, data, overrides={**SHORT, "out": str(out), **changes})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {file.name + name: x for file in folder.rglob("*.safetensors") for name, x in load_file(file).items()}
-
-
-def losses(out: Path, name: str = "loss") -> list[float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
 
 
 WAYS = {
@@ -58,12 +44,6 @@ WAYS = {
     "samples": {"distill.cache_samples": 20, "distill.temperature": 1.5},
     "on-policy": {"distill.on_policy": 0.5, "distill.new_tokens": 8},
 }
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves are drawn in other tests, and take a second each."""
-    monkeypatch.setattr("shoestring.train.run.write_plot", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -261,96 +241,6 @@ def test_a_distilled_student_takes_an_adapter(teacher: Path, student: Path, sums
     assert tuned.loss_after < tuned.loss_before
     from_adapter = run(tmp_path / "tuned", student, sums, tmp_path / "again", **{"train.steps": 1})
     assert from_adapter.teacher.loss == pytest.approx(tuned.loss_after, rel=0.2)
-
-
-def test_a_budget_is_kept_or_refused_with_what_would_do(
-    teacher: Path, student: Path, sums: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(BudgetError, match="least"):
-        run(teacher, student, sums, tmp_path / "run", **{"budget.memory": "100MB"})
-    assert not (tmp_path / "run").exists()
-    gc.collect()
-    of_others = allocator.live()
-    result = run(teacher, student, sums, tmp_path / "run", **{"budget.memory": "4GB"})
-    assert result.predicted_tensor_memory is not None and result.tensor_memory is not None
-    assert result.tensor_memory - of_others <= result.predicted_tensor_memory
-
-
-def other_vocabulary(folder: Path, more: int) -> Path:
-    tokenizer = chatml(templates.CHATML)
-    if more:
-        tokenizer.backend.add_tokens([f"<{n}>" for n in range(more)])
-    shape = ModelConfig.model_validate({**SMALLER, "vocabulary": tokenizer.vocabulary_size + more})
-    save_model(build(shape, seed=1), folder, Tokenizer(tokenizer.backend, tokenizer.config, tokenizer.chat_templates))
-    return folder
-
-
-def test_teachers_of_another_vocabulary_are_refused_with_both_sizes(
-    teacher: Path, sums: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    size = read_config(teacher).vocabulary
-    shapes = tmp_path / "shapes.yaml"
-    shapes.write_text(json.dumps({"model": {**SMALLER, "vocabulary": 1000}}))
-    refused = [[str(shapes), f"{size:,} rows", "1,000"]]
-    refused.append([str(other_vocabulary(tmp_path / "other", 3)), f"{size:,} tokens", f"{size + 3:,}"])
-    for student, *said in refused:
-        out = tmp_path / "out"
-        flags = ["--teacher", str(teacher), "--student", student, "--data", str(sums), "--out", str(out)]
-        assert main(["distill", *flags]) == 2
-        error = capsys.readouterr().err
-        assert all(words in error for words in said), error
-        assert error.count("error:") == 1 and "Traceback" not in error and not out.exists()
-
-
-@pytest.mark.parametrize(("changes", "reason"), [
-    ({"distill.beta": 0.5}, "beta is of divergence mixture"),
-    ({"distill.cache_samples": 10, "distill.divergence": "reverse"}, "bias"),
-    ({"distill.cache_samples": 10, "distill.on_policy": 0.5}, "nobody has read"),
-    ({"distill.new_tokens": 5}, "on_policy is 0"),
-    ({"distill.labels": 1.0}, "distill.labels"),
-    ({"budget.engine": "streamed"}, "budget.teacher"),
-    ({"precision.compute": "int8"}, "whole distributions"),
-    ({"train.sequence_length": 100_000}, "longer"),
-    ({"train.stages": "[]"}, "stages"),
-])  # fmt: skip
-def test_settings_that_cannot_be_are_refused_by_name(
-    changes: dict[str, Any], reason: str, teacher: Path, student: Path, sums: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        run(teacher, student, sums, tmp_path / "run", **changes)
-    assert not (tmp_path / "run").exists()
-
-
-def test_bad_data_is_one_sentence(teacher: Path, student: Path, text: Path, tmp_path: Path) -> None:
-    empty, few, broken = tmp_path / "empty.txt", tmp_path / "few.txt", tmp_path / "rows.jsonl"
-    empty.write_text("")
-    few.write_text("a")
-    broken.write_text('{"messages": [\n')
-    for file in (empty, few, broken, tmp_path / "nowhere.txt"):
-        with pytest.raises(DataError):
-            run(teacher, student, file, tmp_path / "run")
-        assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="data.supervise"):
-        run(teacher, student, text, tmp_path / "run", **{"data.supervise": "last"})
-    with pytest.raises(ConfigError, match="needs --teacher and --data"):
-        distill(student=student)
-
-
-def test_a_student_with_nan_or_that_is_an_adapter_is_refused(
-    teacher: Path, student: Path, sums: Path, tmp_path: Path
-) -> None:
-    decoder = load_model(student)
-    with torch.no_grad():
-        decoder.norm.weight[0] = math.nan
-    save_model(decoder, tmp_path / "nan", Tokenizer.load(student))
-    with pytest.raises(ModelFileError, match="NaN"):
-        run(teacher, tmp_path / "nan", sums, tmp_path / "run")
-    with pytest.raises(ModelFileError, match="NaN"):
-        run(tmp_path / "nan", student, sums, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    tuned = shoestring.finetune(student, sums, steps=1, out=tmp_path / "tuned").model
-    with pytest.raises(ModelFileError, match="merge"):
-        run(teacher, tuned, sums, tmp_path / "run")
 
 
 def test_the_command_does_the_same_and_prints_json(

@@ -92,6 +92,8 @@ def distill(
     }  # fmt: skip
     changed = with_short(dotted(overrides, settings), SHORT, given)
     parallel.start()
+    if parallel.world_size() > 1:
+        raise ConfigError("distill runs in one process, and here are several", hint="start it without torchrun")
     if resume is not None:
         named = {"model.init": student, "data.source": data}
         changed |= {key: str(value) for key, value in named.items() if value is not None}
@@ -104,8 +106,6 @@ def distill(
             told = {"student": None if student is None else str(student), "data.source": data, **changed}
             whole = begun_with(whole, origin, told)
         start = Start(whole, "distill", origin)
-    if parallel.world_size() > 1:
-        raise ConfigError("distill runs in one process, and here are several", hint="start it without torchrun")
     job = DistillJob()
     run = execute(job, start)
     if run.opened is not None:

@@ -15,6 +15,7 @@ from shoestring.core.errors import BudgetError
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
 from shoestring.models.count import operations
+from shoestring.models.families.registry import read_quantization
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.head_blocks import compared_rows
 from shoestring.plan.choose import Choice, usual_microbatch
@@ -34,10 +35,9 @@ def settle(recipe: DistillRecipe, material: Material, machine: Machine) -> tuple
     Raises BudgetError where nothing fits.
     """
     shape = job_shape(recipe, material)
-    where = recipe.budget.teacher
     options = _options(recipe, material)
-    places = {"resident": (False,), "streamed": (True,)}.get(where, (False, True))
-    if recipe.budget.memory is None:
+    places = {"resident": (False,), "streamed": (True,)}.get(recipe.budget.teacher, (False, True))
+    if recipe.budget.memory is None or (recipe.budget.teacher == "auto" and not _streams(material)):
         places = places[:1]
     refused: list[BudgetError] = []
     for streamed in places:
@@ -53,6 +53,16 @@ def settle(recipe: DistillRecipe, material: Material, machine: Machine) -> tuple
         budget = settled.budget.model_copy(update={"teacher": "streamed" if streamed else "resident"})
         return settled.model_copy(update={"budget": budget}), choice
     raise refused[-1]
+
+
+def _streams(material: Material) -> bool:
+    """Whether the teacher can be read layer by layer (`offload.model`)."""
+    config, base = material.teacher.config, material.teacher.base
+    plain = config.block == "sequential" and not config.value_residual
+    return (
+        plain and config.memory is None and config.embedding_convolution is None
+        and base is not None and read_quantization(base) is None
+    )  # fmt: skip
 
 
 def job_shape(recipe: DistillRecipe, material: Material) -> JobShape:
