@@ -49,7 +49,8 @@ def test_a_budget_is_kept_or_refused_with_what_would_do(
 
 def test_a_teacher_that_does_not_fit_is_streamed(student: Path, sums: Path, tmp_path: Path) -> None:
     tokenizer = chatml(templates.CHATML)
-    deep = ModelConfig.model_validate({**tiny.SHAPE, "width": 96, "layers": 8, "vocabulary": tokenizer.vocabulary_size})
+    shape = {**tiny.SHAPE, "layers": 12, "feed_forward": {"kind": "swiglu", "width": 4096}}
+    deep = ModelConfig.model_validate({**shape, "vocabulary": tokenizer.vocabulary_size})
     save_model(build(deep, seed=1), tmp_path / "deep", tokenizer)
     machine = Machine(process=0, flops=1e12)
 
@@ -63,8 +64,7 @@ def test_a_teacher_that_does_not_fit_is_streamed(student: Path, sums: Path, tmp_
             allocator.limit()
 
     large, small = (settled(10**12, where)[1].prediction.total for where in ("resident", "streamed"))
-    weights_of_six_layers = 6 / 8 * 4 * sum(p.numel() for p in build(deep).blocks.parameters())
-    assert large - small > 0.5 * weights_of_six_layers
+    assert large - small > 0.5 * deep.parameter_count() * 4  # two layers of twelve are in memory
     assert settled(10**12)[0].budget.teacher == "resident"
     recipe, choice = settled(int((small + large) / 2 / SPARE))
     assert recipe.budget.teacher == "streamed" and choice.prediction.total == small

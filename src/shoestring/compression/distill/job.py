@@ -202,7 +202,7 @@ class DistillJob:
             try:
                 samples = sample(out / FOLDER, self._asking(), material.dataset, model, together)
             except KeyboardInterrupt:
-                goes_on = "the same command" if began else f"shoestring {self.verb} --resume {out}"
+                goes_on = "the same command" if start.out is None else f"shoestring {self.verb} --resume {out}"
                 say(f"stopped   what the teacher said is kept in {out / FOLDER}: {goes_on} goes on from there")
                 raise
             for one in opened:

@@ -112,7 +112,7 @@ def open_material(start: Start) -> Material:
 
 def check_vocabulary(teacher: Side, student: Side) -> None:
     """Raises ConfigError, with what differs, for two models whose ids do not mean the same tokens."""
-    hint = "take a student of the teacher's own tokenizer, or a fresh one: its recipe's model section and --student"
+    hint = "take a student with the teacher's own tokenizer, or give --student a recipe: a fresh one gets it"
     first, second = teacher.tokenizer, student.tokenizer
     if first is None and second is None:
         raise ConfigError(
