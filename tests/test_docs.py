@@ -68,6 +68,11 @@ def smaller(tokens: list[str]) -> list[str]:
         tokens += ["--train.answers", "1"]
         if "--evaluate" in tokens:
             tokens += ["--evaluate.items", "1", "--evaluate.only", "[copying]"]
+    elif verb == "distill":
+        if "--student" in tokens:
+            tokens[tokens.index("--student") + 1] = "../chats"
+        tokens += ["--train.batch_tokens", "512", "--train.sequence_length", "512", "--train.evaluate_examples", "4"]
+        tokens += ["--distill.new_tokens", "4"] if "--on-policy" in tokens else []
     elif verb == "quantize":
         if "--group" not in tokens:
             tokens += ["--group", "16"]
@@ -116,7 +121,7 @@ def test_the_commands_of_a_page_run_in_order(name, page_folder, monkeypatch, cap
         if kind == "python" and name in ("elsewhere.md", "export.md"):  # on what the commands left
             exec(compile(content.replace('"smollm2-135m"', '"../chats"'), name, "exec"), {})
             continue
-        if kind == "python" and name == "compression.md":
+        if kind == "python" and name in ("compression.md", "distill.md"):
             content = content.replace("smollm2-135m", "../chats").replace("group=64", "group=16")
             content = content.replace('"0.3x", calibrate="stdlib"', '"0.5x", calibrate="my-texts", rows=4, context=64')
             exec(compile(content, name, "exec"), {})

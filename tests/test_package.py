@@ -13,7 +13,7 @@ from shoestring.core.errors import ConfigError
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
-        "__version__", "compress", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "prune",
+        "__version__", "compress", "distill", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "prune",
         "quantize",
     }  # fmt: skip
 
@@ -28,6 +28,7 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("perplexity", "model data context stride examples"),
         ("compress", "model out target keep calibrate time suite rows context memory"),
         ("prune", "model out calibrate sparsity pattern method parameters layers feed_forward heads width rounds"),
+        ("distill", "teacher student data recipe resume divergence beta temperature labels on_policy cache_samples"),
         ("quantize", "model out bits group method calibrate symmetric activations rows context dtype"),
     ],
 )

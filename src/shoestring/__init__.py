@@ -1,8 +1,9 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `compress(MODEL, out, target)` and `prepare_dataset(data, MODEL)`
-do what the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
+data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `distill(TEACHER, STUDENT, data)`, `compress(MODEL, out, target)`
+and `prepare_dataset(data, MODEL)` do what the commands do. They are looked up on first use, so that `import shoestring`
+does not import torch.
 """
 
 import importlib as _importlib
@@ -10,6 +11,7 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from shoestring.compression.compress.job import compress as compress
+    from shoestring.compression.distill.job import distill as distill
     from shoestring.compression.prune.job import prune as prune
     from shoestring.compression.quantize.job import quantize as quantize
     from shoestring.evaluate.perplexity import perplexity as perplexity
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 # Where each name is defined; a test holds this table to the rooms' directions.
 _HOMES = {
     "compress": "shoestring.compression.compress.job",
+    "distill": "shoestring.compression.distill.job",
     "finetune": "shoestring.finetuning.job",
     "load": "shoestring.offload.load",
     "perplexity": "shoestring.evaluate.perplexity",
@@ -31,7 +34,8 @@ _HOMES = {
     "quantize": "shoestring.compression.quantize.job",
 }
 __all__ = [
-    "__version__", "compress", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "prune", "quantize",
+    "__version__", "compress", "distill", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "prune",
+    "quantize",
 ]  # fmt: skip
 
 
