@@ -48,6 +48,9 @@ def compress(
         Parameter(help="put this suite to each candidate too; the worse of text and suite is the quality"),
     ] = None,
     items: Annotated[int | None, Parameter(help="questions of each category of the suite [all]")] = None,
+    recover: Annotated[
+        int | None, Parameter(help="steps of training behind pruning, the last way; 0: nothing is pruned [100]")
+    ] = None,
     time: Annotated[str | None, Parameter(help="after this no other candidate is begun, such as 30m")] = None,
     rows: Annotated[int | None, Parameter(help="of calibration text [64]")] = None,
     context: Annotated[int | None, Parameter(help="tokens of a row [512, or what the model can]")] = None,
@@ -61,6 +64,7 @@ def compress(
 ) -> None:
     given: dict[str, Any] = {
         "target": target, "keep": keep, "calibrate": calibrate, "suite": suite, "items": items, "time": time,
+        "recover": recover,
         "rows": rows, "context": context, "seed": seed, "memory": memory, "columns": columns_of(columns) or None,
         "on_bad_line": on_bad_line,
     }  # fmt: skip

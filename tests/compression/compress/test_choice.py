@@ -72,6 +72,19 @@ def test_quality_is_the_worse_of_text_and_suite_and_nothing_for_what_failed() ->
         assert goal.quality(broken) == 0 and not goal.met(broken)
 
 
+def test_pruning_is_tried_only_where_all_else_loses_more() -> None:
+    left = {0.8: Shapes(((256, 192),), 1, 10_000, 0, True), 0.5: Shapes(((64, 64),), 1, 10_000, 0, True)}
+    every = families(SHAPES, left, recover=7)
+    assert [each.key for each in every[-1]] == ["pruned-0.8", "pruned-0.5"]
+    assert every[-1][0].steps[0] == ("prune", {"parameters": "0.8x", "recover": 7})
+    goal = Goal(Figures(SHAPES.stored, 2.0), SHAPES.stored // 5, None)
+    for lost, pruned in ((0.04, False), (0.06, True)):
+        found: dict[str, Figures] = {}
+        while (candidate := following(every, found, goal)) is not None:
+            found[candidate.key] = Figures(candidate.bytes, 2.0 + lost)
+        assert ("pruned-0.8" in found) == pruned and "pruned-0.5" not in found
+
+
 def test_groups_that_do_not_divide_are_no_candidates() -> None:
     odd = Shapes(((64, 96),), rest=100, numbers=50, stored=25_000, float32=False)
     keys = [candidate.key for family in families(odd) for candidate in family]
@@ -90,6 +103,7 @@ def test_groups_that_do_not_divide_are_no_candidates() -> None:
         ({"keep": 0}, "a share of the quality"),
         ({"keep": "95%", "items": 3}, "items are of the suite"),
         ({"keep": "95%", "time": "soon"}, "a duration"),
+        ({"keep": "95%", "recover": 5, "memory": "2GB"}, "recover trains a whole model"),
         ({"keep": "95%", "suite": "mine"}, "core"),
         ({"keep": "95%", "calibrate": None}, "give calibrate a source"),
     ],

@@ -33,13 +33,14 @@ from shoestring.nn.lora_config import LoRAConfig
 from tests.data import templates
 from tests.data.families import chatml
 from tests.finetuning import tiny
+from tests.train.tiny import corpus
 
 SHAPE = {
     "width": 64, "layers": 2, "context": 128,
     "attention": {"kind": "gqa", "heads": 4, "kv_heads": 2, "head_width": 16},
     "feed_forward": {"kind": "swiglu", "width": 128},
 }  # fmt: skip
-FEW: dict[str, Any] = {"rows": 4, "context": 64, "held_out": 2}
+FEW: dict[str, Any] = {"rows": 4, "context": 64, "held_out": 2, "recover": 0}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_a_cast_model_is_the_same_in_bfloat16(model: Path, tmp_path: Path) -> No
 def test_the_loss_is_what_quantizing_measures(model: Path, sums: Path, tmp_path: Path) -> None:
     settings = compress_config({"calibrate": str(sums), "target": "0.3x", **FEW})
     text = read_calibration(settings, Tokenizer.load(model), 128, None)
-    made = quantize(model, tmp_path / "q", 4, 32, "rtn", sums, **FEW)
+    made = quantize(model, tmp_path / "q", 4, 32, "rtn", sums, rows=4, context=64, held_out=2)
     assert made.before.loss is not None and made.after.loss is not None
     assert loss_of(model, text, None)[0] == pytest.approx(made.before.loss, rel=1e-5)
     assert loss_of(tmp_path / "q", text, None)[0] == pytest.approx(made.after.loss, rel=1e-5)
@@ -181,6 +182,27 @@ def test_a_stopped_run_goes_on_with_the_next_candidate_and_another_goal_with_the
     assert one == other
 
 
+def test_pruning_is_the_last_way_and_no_candidate_has_seen_what_is_measured(
+    model: Path, tmp_path: Path, counted: list
+) -> None:
+    text = corpus(tmp_path / "text")
+    given = {**FEW, "recover": 2}
+    result = compress(model, tmp_path / "small", "0.17x", calibrate=text, **given)
+    said = {row.key: row.said for row in result.rows}
+    last = [row for row in result.rows if row.figures is not None][-1]
+    assert last.key == "pruned-0.7" and last.figures is not None and last.figures.bytes == last.predicted
+    assert said["pruned-0.9"] == "larger than the target" and "finer was small enough" in said["pruned-0.6"]
+    settings = compress_config({"calibrate": str(text), "target": "0.17x", **given})
+    few, many = (
+        read_calibration(settings.model_copy(update={"rows": rows, "read": 70}), Tokenizer.load(model), 128, None)
+        for rows in (4, 64)
+    )
+    measured = [batch.tokens_BT for batch in few.measured]
+    assert all(torch.equal(a, b) for a, b in zip(measured, (b.tokens_BT for b in many.measured), strict=True))
+    windows = [{tuple(row.tolist()) for b in each for row in b.tokens_BT} for each in (few.measured, many.calibrating)]
+    assert windows[0] and not windows[0] & windows[1]
+
+
 def test_the_suite_counts_where_it_is_worse(
     model: Path, sums: Path, tmp_path: Path, counted: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +247,7 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
     assert "the model's weights take 182 kB" in refused("--target", "100MB")
     assert not counted
     monkeypatch.setattr(Goal, "quality", lambda goal, found: 0.5)  # on so little text a quality may be above 1
-    error = refused("--keep", "99%", "--rows", "4", "--context", "64")
+    error = refused("--keep", "99%", "--rows", "4", "--context", "64", "--recover", "0")
     assert "no candidate keeps 99.00% of the quality: the best keeps 50.00% (" in error and "--keep 50.0%" in error
     adapted = load_model(model)
     attach(adapted, LoRAConfig(rank=2))

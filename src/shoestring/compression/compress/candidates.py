@@ -6,7 +6,7 @@ more, so that not each has to be tried. Sizes are exact, from shapes: of the ten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ _SCALE, _SHAPE = 2, 16  # bytes of a scale, and of the tensor that says a matrix
 _FINE = ((8, 0), (4, 32), (4, 64), (4, 128), (3, 32), (3, 64), (3, 128))
 _BY_TEXT = ((8, 128), *_FINE[1:])
 _FEW = _FINE[1:]
+PRUNED = "pruned"
+PARTS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the parameters that pruning leaves
+_AFTER: dict[str, Any] = {"method": "gptq", "bits": 4, "group": 32, "symmetric": False}  # of what is pruned
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ def _words(codes: int, bits: int) -> int:
     return -(-codes * bits // 32)
 
 
-def families(shapes: Shapes) -> list[list[Candidate]]:
-    """Cheap families first; those are left out that this model's shapes do not allow."""
+def families(shapes: Shapes, pruned: Mapping[float, Shapes] | None = None, recover: int = 0) -> list[list[Candidate]]:
+    """Cheap families first; those are left out that this model's shapes do not allow. pruned: what is left of the model
+    with a part of its parameters, largest part first; recover: steps of training behind that."""
     found: list[list[Candidate]] = []
     if shapes.float32:
         found.append([Candidate("bfloat16", "bfloat16", "bfloat16", shapes.halved(), (("cast", {}),))])
@@ -75,7 +79,17 @@ def families(shapes: Shapes) -> list[list[Candidate]]:
         _quantized(shapes, "learned", _FEW),
         _quantized(shapes, "learned", _FEW, symmetric=False),
     ]
+    found.append([_pruned(part, left, recover) for part, left in (pruned or {}).items() if left.fits(_AFTER["group"])])
     return [family for family in found if family]
+
+
+def _pruned(part: float, left: Shapes, recover: int) -> Candidate:
+    """Parts taken out, trained again, and quantized."""
+    settings = {**_AFTER, **({"dtype": "bfloat16"} if left.float32 else {})}
+    size = left.quantized(settings["bits"], settings["group"], settings["symmetric"])
+    pruning = {"parameters": f"{part}x", "recover": recover}
+    name = f"pruned to {part}x, gptq asymmetric, {settings['bits']} bits in groups of {settings['group']}"
+    return Candidate(f"pruned-{part}", name, PRUNED, size, (("prune", pruning), ("quantize", settings)))
 
 
 def _quantized(

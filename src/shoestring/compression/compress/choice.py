@@ -9,7 +9,8 @@ that before: a model is as good as the worse of the two says. Figures above 1, b
 
 Within a family fewer bytes are taken to lose more. So under a target only the largest that is small enough of each
 family is tried; to keep a quality a family is gone down until it has lost too much, and nothing is tried that is not
-smaller than the smallest that is good enough.
+smaller than the smallest that is good enough. Pruning, with its training, is dear: under a target it is tried only
+where all else loses more than a twentieth.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shoestring.compression.compress.candidates import Candidate
+from shoestring.compression.compress.candidates import PRUNED, Candidate
 
 AS_GOOD = 0.999  # quality that nothing dearer could make noticeably better
+WELL = 0.95  # quality that pruning is not tried to better
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def why_not(
                 return f"finer was small enough: {other.name}"
         if chosen is not None and goal.quality(found[chosen]) >= AS_GOOD:
             return "nothing was lost already"
+        if candidate.family == PRUNED and chosen is not None and goal.quality(found[chosen]) >= WELL:
+            return "little was lost without pruning"
         return None
     for other, figures in tried:
         if figures.failed is None and not goal.met(figures) and other.bytes >= candidate.bytes:

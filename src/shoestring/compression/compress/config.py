@@ -16,6 +16,7 @@ from shoestring.core.units import Bytes, Seconds, parse_bytes
 from shoestring.core.yaml_document import YamlDocument
 from shoestring.evaluate.suite.question import ITEMS
 
+RECOVER = 100  # steps
 _RATIO = re.compile(r"\s*(\d*\.?\d+)\s*[xX×]\s*")
 _PERCENT = re.compile(r"\s*(\d*\.?\d+)\s*%\s*")
 
@@ -57,6 +58,9 @@ class CompressConfig(TextConfig):
     time: Seconds | None = Field(None, description="after this no other candidate is begun")
     suite: Literal["core"] | None = Field(None, description="questions that are put to each candidate; null: none")
     items: int = Field(ITEMS, ge=1, le=ITEMS, description="questions of each category of the suite")
+    recover: int | None = Field(
+        None, ge=0, description="steps of training behind pruning; 0: nothing is pruned; null: 100, with memory 0"
+    )
     memory: Bytes | None = Field(None, description="of the whole process at most")
 
     @model_validator(mode="after")
@@ -70,7 +74,14 @@ class CompressConfig(TextConfig):
             raise ValueError("candidates are measured on text: give calibrate a source, such as stdlib or your rows")
         if self.suite is None and "items" in self.model_fields_set:
             raise ValueError("items are of the suite, and none is asked")
+        if self.memory is not None and self.recover:
+            raise ValueError("recover trains a whole model, whose memory is not predicted: leave out recover or memory")
         return self
+
+    @property
+    def recovering(self) -> int:
+        """Steps of training behind pruning, 0 where nothing is pruned."""
+        return (RECOVER if self.memory is None else 0) if self.recover is None else self.recover
 
     def limit(self, now: int) -> int | None:
         """Bytes of weights that may be left of `now`; None where the quality decides."""

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from shoestring.compression.calibration import Calibration, read_calibration
-from shoestring.compression.compress.candidates import Candidate, Shapes, families
+from shoestring.compression.compress.candidates import PARTS, Candidate, Shapes, families
 from shoestring.compression.compress.cast import cast
 from shoestring.compression.compress.choice import Figures, Goal, best, following, why_not
 from shoestring.compression.compress.config import CompressConfig, compress_config
@@ -26,6 +26,10 @@ from shoestring.compression.compress.journal import Journal, journal
 from shoestring.compression.compress.measure import AT_ONCE, loss_of, suite_of
 from shoestring.compression.compress.result import Compressed, Row
 from shoestring.compression.decoding import decode_both
+from shoestring.compression.prune.config import prune_config
+from shoestring.compression.prune.job import prune
+from shoestring.compression.prune.shape import target_shape
+from shoestring.compression.prune.text import STEP_TOKENS
 from shoestring.compression.quantize.blocks import LINEARS, check_model
 from shoestring.compression.quantize.job import quantize
 from shoestring.compression.report import write_report
@@ -37,7 +41,8 @@ from shoestring.core.units import format_bytes
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.kernels import allocator
-from shoestring.models.builder import build_block
+from shoestring.models.builder import build, build_block
+from shoestring.models.config import ModelConfig
 from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.folder import check_rows
 from shoestring.models.peft_folder import is_adapter
@@ -45,7 +50,8 @@ from shoestring.models.resolve import Say, find_model
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.quantized.config import PackedConfig
 
-_TEXT = ("rows", "context", "held_out", "seed", "columns", "on_bad_line")  # settings that the verbs take as they are
+# Settings that the verbs take as they are.
+_TEXT = ("calibrate", "read", "rows", "context", "held_out", "seed", "columns", "on_bad_line")
 
 
 def compress(
@@ -55,6 +61,7 @@ def compress(
     keep: str | float | None = None,
     calibrate: str | Path | None = None,
     time: str | float | None = None,
+    recover: int | None = None,
     suite: str | None = None,
     items: int | None = None,
     rows: int | None = None,
@@ -71,17 +78,18 @@ def compress(
     target: bytes of weights at most ("100MB"), or a part of what they take now ("0.5x"): of what is small enough the
     one that keeps most is taken. keep: a share of the quality ("95%"): of what keeps it the smallest is taken.
     calibrate: a source of text or examples; a part of it is kept apart, and what is left of the quality is measured on
-    that: perplexity before by perplexity after. suite: "core" asks each candidate the suite's questions too, `items` of
-    each category; then the worse of both counts. time: no candidate is begun after so long ("30m"). memory: of the
-    whole process at most. The others are those of `quantize`. A run that was stopped goes on where it was if it is
-    asked for the same. Raises ConfigError, also for a target that cannot be met, DataError, ModelFileError, and
-    RunError where the folder exists or the time was too short for any candidate.
+    that: perplexity before by perplexity after. recover: steps of training behind pruning, 0 for no pruning. suite:
+    "core" asks each candidate the suite's questions too, `items` of each category; then the worse of both counts. time:
+    no candidate is begun after so long ("30m"). memory: of the whole process at most; then nothing is pruned. The
+    others are those of `quantize`. A run that was stopped goes on where it was if it is asked for the same. Raises
+    ConfigError, also for a target that cannot be met, DataError, ModelFileError, and RunError where the folder exists
+    or the time was too short for any candidate.
     """
     settings = compress_config(
         {
             "target": target, "keep": keep, "calibrate": None if calibrate is None else str(calibrate), "time": time,
-            "suite": suite, "items": items, "rows": rows, "context": context, "held_out": held_out, "seed": seed,
-            "columns": columns, "on_bad_line": on_bad_line, "memory": memory,
+            "recover": recover, "suite": suite, "items": items, "rows": rows, "context": context, "held_out": held_out,
+            "seed": seed, "columns": columns, "on_bad_line": on_bad_line, "memory": memory,
         }
     )  # fmt: skip
     check_new(out)
@@ -108,13 +116,18 @@ class _Job:
             check_model(config, PackedConfig(group=None), str(folder))
             self.shapes = _shapes(files)
             self.weights = Fingerprint.of([file.path for file in files.files]).digest
-        self.families = families(self.shapes)
+        self.steps = settings.recovering
+        self.families = families(self.shapes, _left(self.config, self.shapes) if self.steps else {}, self.steps)
         self.limit = settings.limit(self.shapes.stored)
         self._check_possible()
         tokenizer = Tokenizer.load(folder)
         check_rows(tokenizer, config, folder)
         together = TOGETHER if settings.memory is None else AT_ONCE
-        self.text: Calibration = read_calibration(settings, tokenizer, config.context, say, together)
+        # What pruning trains on and what is measured are drawn from the same text, so that no candidate has seen it.
+        context = min(settings.context, config.context)
+        read = max(settings.rows, -(-self.steps * STEP_TOKENS // context)) + settings.held_out
+        self.reading = settings if read == settings.rows else settings.model_copy(update={"read": read})
+        self.text: Calibration = read_calibration(self.reading, tokenizer, config.context, say, together)
 
     def _check_possible(self) -> None:
         """Raises ConfigError for a target that the model meets already, or that nothing can."""
@@ -188,7 +201,9 @@ class _Job:
         found = self._make(candidate, place)
         if found is None:
             loss, bits = loss_of(place, self.text, self.settings.memory)
-            found = Figures(candidate.bytes, loss, bits, decoding=self._decoding(place))
+            found = Figures(candidate.bytes, loss, bits)
+        if found.decoding is None:
+            found = replace(found, decoding=self._decoding(place))
         if self.settings.suite is None:
             return found
         return replace(found, suite=suite_of(place, candidate.name, self.settings, self.say))
@@ -210,16 +225,19 @@ class _Job:
         cast(source, to, **settings)
 
     def quantize(self, source: Path, to: Path, settings: dict[str, Any]) -> Figures:
-        text = {name: getattr(self.settings, name) for name in _TEXT}
-        result = quantize(
-            source, to, calibrate=self.settings.calibrate, memory=self.settings.memory, **settings, **text
-        )
+        result = quantize(source, to, memory=self.settings.memory, **settings, **self._text())
         after = result.after
         assert after.loss is not None
         decoding = None
         if result.before.decoding is not None and after.decoding is not None and source == self.folder:
             decoding = {"before": asdict(result.before.decoding), "after": asdict(after.decoding)}
         return Figures(after.weight_bytes, after.loss, after.bits_per_byte, decoding=decoding)
+
+    def prune(self, source: Path, to: Path, settings: dict[str, Any]) -> None:
+        prune(source, to, **settings, **self._text())
+
+    def _text(self) -> dict[str, Any]:
+        return {name: getattr(self.reading, name) for name in _TEXT}
 
     def _decoding(self, place: Path) -> dict[str, Any] | None:
         old, new = decode_both(self.folder, place, self.config, self.settings.memory)
@@ -286,7 +304,7 @@ class _Job:
             self.say(line)
 
 
-_VERBS: dict[str, Any] = {"cast": _Job.cast, "quantize": _Job.quantize}
+_VERBS: dict[str, Any] = {"cast": _Job.cast, "prune": _Job.prune, "quantize": _Job.quantize}
 
 
 def _shapes(files: WeightFiles) -> Shapes:
@@ -304,6 +322,27 @@ def _shapes(files: WeightFiles) -> Shapes:
             rest, numbers = rest + size, numbers + place.info.elements
     float32 = files.places["embedding.weight"].info.dtype in (torch.float32, torch.float64)
     return Shapes(tuple(matrices), rest, numbers, stored, float32)
+
+
+def _left(config: ModelConfig, shapes: Shapes) -> dict[float, Shapes]:
+    """What pruning would leave of the model, by the part of its parameters."""
+    found = {}
+    for part in PARTS:
+        settings = prune_config({"parameters": f"{part}x", "calibrate": "text"})
+        try:
+            left = target_shape(settings, config).applied(config)
+        except ConfigError:  # no such part can be left
+            break
+        parameters = dict(build(left, device="meta").named_parameters())
+        matrices = [
+            (weight.shape[0], weight.shape[1])
+            for name, weight in parameters.items()
+            if name.startswith("blocks.") and name.removesuffix(".weight").split(".", 2)[2] in LINEARS
+        ]
+        numbers = left.parameter_count() - sum(outputs * inputs for outputs, inputs in matrices)
+        rest = shapes.rest * numbers // shapes.numbers  # all of it is stored alike
+        found[part] = Shapes(tuple(matrices), rest, numbers, 0, shapes.float32)
+    return found
 
 
 def _put(file: Path, to: Path) -> None:

@@ -68,6 +68,7 @@ def prune(
     rows: int | None = None,
     context: int | None = None,
     held_out: int | None = None,
+    read: int | None = None,
     seed: int | None = None,
     dtype: str = "auto",
     columns: dict[str, str] | None = None,
@@ -88,8 +89,8 @@ def prune(
         "calibrate": None if calibrate is None else str(calibrate), "sparsity": sparsity, "pattern": pattern,
         "method": method, "parameters": parameters, "layers": layers, "feed_forward": feed_forward, "heads": heads,
         "width": width, "fit": fit, "rounds": rounds, "recover": recover, "learning_rate": learning_rate,
-        "rows": rows, "context": context, "held_out": held_out, "seed": seed, "dtype": dtype, "columns": columns,
-        "on_bad_line": on_bad_line,
+        "rows": rows, "context": context, "held_out": held_out, "read": read, "seed": seed, "dtype": dtype,
+        "columns": columns, "on_bad_line": on_bad_line,
     }  # fmt: skip
     settings = prune_config(given)
     check_new(out)

@@ -76,6 +76,7 @@ def quantize(
     rows: int | None = None,
     context: int | None = None,
     held_out: int | None = None,
+    read: int | None = None,
     steps: int | None = None,
     damping: float | None = None,
     seed: int | None = None,
@@ -97,7 +98,7 @@ def quantize(
     given: dict[str, Any] = {
         "bits": bits, "group": group, "method": method, "calibrate": None if calibrate is None else str(calibrate),
         "symmetric": symmetric, "activations": activations, "rows": rows, "context": context, "held_out": held_out,
-        "steps": steps, "damping": damping, "seed": seed, "dtype": dtype, "columns": columns,
+        "read": read, "steps": steps, "damping": damping, "seed": seed, "dtype": dtype, "columns": columns,
         "on_bad_line": on_bad_line,
     }  # fmt: skip
     settings = quantize_config(given)
