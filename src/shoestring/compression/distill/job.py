@@ -142,7 +142,7 @@ class DistillJob:
             return student_model(recipe, material, start.checkpoint, device)
 
         self.engine = ResidentEngine(
-            prepared(make, recipe.precision), resolve_dtype(recipe.precision.dtype), spec.recompute,
+            prepared(make, recipe.precision, recipe.quantize), resolve_dtype(recipe.precision.dtype), spec.recompute,
             loss_scale=loss_scale(recipe.precision),
         )  # fmt: skip
         with waiting("loading   the student"):
@@ -212,7 +212,8 @@ class DistillJob:
             say(f"samples   {count} draws of each distribution, {samples.size} in {out / FOLDER}")
             self.teacher = samples
         objective = Distilling(self.teacher, recipe.distill.labels)
-        dtypes = None if material.lora else saved_dtypes(recipe.precision, material.student.folder)
+        exact = recipe.quantize is not None
+        dtypes = None if material.lora else saved_dtypes(recipe.precision, material.student.folder, exact)
         return Wiring(objective, lambda folder: write_student(material, decoder, folder, dtypes), callbacks)
 
     def _look(self, batches: list[Batch]) -> list[Batch]:

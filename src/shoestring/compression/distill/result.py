@@ -19,6 +19,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import read_config
 from shoestring.models.peft_folder import is_adapter
+from shoestring.train.quantize_command import merge_flags, quantize_command
 from shoestring.train.result import RunResult
 from shoestring.train.run import Run, find_once
 
@@ -62,7 +63,12 @@ class Distilled(RunResult):
         if self.best != self.checkpoint:
             lines.append(f"best      {self.best.name}: held-out loss is higher in {self.checkpoint.name}, the newest")
         lines.append(f"{'adapter  ' if is_adapter(self.best) else 'model    '} {self.model}")
-        return "\n".join([*lines, f"chat      shoestring chat {self.model}"])
+        lines.append(f"chat      shoestring chat {self.model}")
+        if self.quantize is not None:
+            if is_adapter(self.best):
+                lines.append(f"merge     shoestring merge {self.model}{merge_flags(self.quantize, self.out)}")
+            lines.append(f"quantize  {self.quantize}")
+        return "\n".join(lines)
 
     def _table(self) -> list[str]:
         """The three sides, a column each."""
@@ -151,11 +157,13 @@ def collect(run: Run) -> Distilled:
     with waiting("decoding  teacher and student"):
         speeds = [_decoding(model, recipe.budget.memory) for model in (best, teacher)]
     after = tensor_bytes_of(best)
+    model = run.out / ("latest" if best == run.checkpoint else "best")
     result = Distilled(
         **run.figures(), best=best, how=described(recipe.distill), labels=labels,
         before=measured(after if folder is None else tensor_bytes_of(folder), started.get("before")),
         after=measured(after, run.state.best_loss, speeds[0]),
         teacher=measured(tensor_bytes_of(teacher), started.get("teacher"), speeds[1]), plot=run.plot(),
+        quantize=quantize_command(recipe.quantize, run.out, model, folder, is_adapter(best)),
     )  # fmt: skip
     write_report(_report(result, recipe), best)
     return result
