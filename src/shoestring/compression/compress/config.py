@@ -92,7 +92,8 @@ class CompressConfig(TextConfig):
     def measuring(self) -> dict[str, Any]:
         """What decides the figures of a candidate."""
         without = {"target", "keep", "time", "memory"}
-        return {name: value for name, value in self.model_dump(mode="json").items() if name not in without}
+        settings = {name: value for name, value in self.model_dump(mode="json").items() if name not in without}
+        return {**settings, "recover": self.recovering}
 
 
 def compress_config(given: dict[str, Any]) -> CompressConfig:

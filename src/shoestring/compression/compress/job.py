@@ -215,7 +215,8 @@ class _Job:
         for number, (verb, settings) in enumerate(candidate.steps):
             last = number == len(candidate.steps) - 1
             to = place if last else place.with_name(f"{place.name}-{number}")
-            found = _VERBS[verb](self, source, to, settings)
+            if last or not to.is_dir():  # else a run that was killed made it
+                found = _VERBS[verb](self, source, to, settings)
             if source != self.folder:
                 shutil.rmtree(source, ignore_errors=True)
             source = to
