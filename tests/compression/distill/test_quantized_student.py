@@ -38,5 +38,5 @@ def test_the_codes_that_are_written_are_those_that_were_taught(
         module = trained.get_submodule(name)
         assert isinstance(module, FakeQuantized)
         module(torch.zeros(1, module.in_features))
-        assert module._codes is not None and torch.equal(module._codes.codes_OI, linear.codes()), name
+        assert module.kept.codes is not None and torch.equal(module.kept.codes.codes_OI, linear.codes()), name
     assert len(written) == 7
