@@ -81,6 +81,13 @@ def smaller(tokens: list[str]) -> list[str]:
         if "--rows" in tokens:
             del tokens[(at := tokens.index("--rows")) : at + 2]
         tokens += ["--rows", "4", "--context", "64"]
+    elif verb == "prune":
+        for flag, size in (("--layers", "1"), ("--feed-forward", "32"), ("--heads", "2"), ("--width", "24")):
+            if flag in tokens:
+                tokens[tokens.index(flag) + 1] = size
+        if "--recover" in tokens:
+            tokens[tokens.index("--recover") + 1] = "2"
+        tokens += ["--rows", "4", "--context", "64"]
     elif verb in ("recipe", "model"):  # nothing is trained or fetched
         tokens = [REPLACED[token] if token == "smollm2-135m" else token for token in written]
     return tokens

@@ -81,7 +81,7 @@ OTHER_VERBS: dict[str, str] = {
         ("server api openai", "did you mean serve?"),
         ("gguf save_pretrained_gguf ollama", "did you mean export?"),
         ("quant quantise gptq awq compress", "did you mean quantize?"),
-        ("prune", "not there yet"),
+        ("sparsify sparsegpt wanda slim shrink", "did you mean prune?"),
         ("student teacher imitate kd", "did you mean distill?"),
         ("completions complete-setup install-completion", "did you mean completion?"),
     )
