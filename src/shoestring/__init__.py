@@ -1,14 +1,15 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)`, `quantize(MODEL, out)` and `prepare_dataset(data, MODEL)` do what the commands do. They are looked up on first
-use, so that `import shoestring` does not import torch.
+data)`, `quantize(MODEL, out)`, `factorize(MODEL, out)` and `prepare_dataset(data, MODEL)` do what the commands do. They
+are looked up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from shoestring.compression.factorize.job import factorize as factorize
     from shoestring.compression.quantize.job import quantize as quantize
     from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
@@ -19,6 +20,7 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 # Where each name is defined; a test holds this table to the rooms' directions.
 _HOMES = {
+    "factorize": "shoestring.compression.factorize.job",
     "finetune": "shoestring.finetuning.job",
     "load": "shoestring.offload.load",
     "perplexity": "shoestring.evaluate.perplexity",
@@ -26,7 +28,7 @@ _HOMES = {
     "pretrain": "shoestring.pretraining.job",
     "quantize": "shoestring.compression.quantize.job",
 }
-__all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"]
+__all__ = ["__version__", "factorize", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"]
 
 
 def __getattr__(name: str) -> _typing.Any:

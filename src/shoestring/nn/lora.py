@@ -125,7 +125,8 @@ class LoRALinear(nn.Module):
         """A fresh adapter, made active. It lives on the base's device, in float32 unless the base is in float64."""
         held = [*self.base.parameters(), *self.base.buffers()]
         reference = held[0]
-        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in held) else torch.float32
+        exact = {tensor.dtype for tensor in held} | {getattr(self.base, "dense_dtype", None)}
+        dtype = torch.float64 if torch.float64 in exact else torch.float32
         with torch.device(reference.device):
             adapter = LoRA(config, self.in_features, self.out_features).to(dtype)
         if reference.device.type != "meta":
