@@ -166,7 +166,8 @@ class LoRALinear(nn.Module):
         lora_A, lora_B, scale = adapter.lora_A, adapter.lora_B, adapter.scale
         if self._squares is None:
             self._squares = dense(self.base).weight.to(lora_A.dtype).square().sum(1)
-        crossed = self.frozen.forward(lora_A)  # [r, out]
+        # [r, out]; as the weights are, also where the base rounds what it takes
+        crossed = getattr(self.base, "exact_product", self.frozen.forward)(lora_A)
         squares = self._squares + 2 * scale * (lora_B * crossed.t()).sum(1)
         squares += scale**2 * ((lora_B @ (lora_A @ lora_A.t())) * lora_B).sum(1)
         return squares.clamp_min_(0).sqrt_()

@@ -6,6 +6,7 @@ same block too, are factors already. Ranks are chosen before that, by what reach
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,9 +57,8 @@ def factorize_block(
         for name in stage:
             linear: Any = block.get_submodule(name)
             if name in ranks:
-                made, found[name] = _factors(
-                    linear, ranks[name], moments, lambda factor, name=name: kept(f"{name}.weight", factor)
-                )
+                of_name = functools.partial(kept, f"{name}.weight")
+                made, found[name] = _factors(linear, ranks[name], moments, of_name)
                 parent, _, last = name.rpartition(".")
                 setattr(block.get_submodule(parent), last, made)
             else:

@@ -327,9 +327,10 @@ class _Job:
 
     def _tell(self, say: Say) -> None:
         settings, config, text = self.settings, self.files.config, self.text
-        size = f"rank {settings.rank:,}"
-        if settings.rank is None:
-            total = config.parameter_count()
+        total = config.parameter_count()
+        if settings.rank is not None:
+            size = f"rank {settings.rank:,}"
+        else:
             wanted = target(str(settings.parameters), total)
             size = f"{format_count(wanted)} parameters in all, of {format_count(total)}"
         say(f"factorize {len(LINEARS) * config.layers} matrices to {size}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shoestring.core.errors import DataError
 
-_TIES = 1e-9  # of the mean of H's diagonal, added to it: among directions without inputs those of W itself come first
+_TIES = 1e-11  # of the mean of H's diagonal, added to it: among directions without inputs those of W itself come first
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Merged:
     matrices: tuple[MergedMatrix, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"model": str(self.folder), **self.report()}
+        return {**self.report(), "model": str(self.folder), "adapter": self.adapter}
 
     def report(self) -> dict[str, Any]:
         """The content of compression.json."""
