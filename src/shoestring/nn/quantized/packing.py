@@ -38,12 +38,15 @@ def pack(codes_RN: Tensor, bits: int) -> Tensor:
 
 def _pack_bytes(codes_RN: Tensor, bits: int) -> Tensor:
     """The same for codes of which a byte holds one or two; words are in the order of bytes that files have."""
-    missing = -codes_RN.shape[1] % (32 // bits)
+    rows, count = codes_RN.shape
+    positive_RN = torch.zeros(rows, words(count, bits) * 32 // bits, dtype=torch.uint8, device=codes_RN.device)
     if bits == 8:
-        bytes_RB = codes_RN.contiguous().view(torch.uint8) ^ 128
-        return F.pad(bytes_RB, (0, missing)).view(torch.int32)
-    positive = F.pad((codes_RN.contiguous() + 8).view(torch.uint8), (0, missing))
-    return (positive[:, ::2] | positive[:, 1::2] << 4).view(torch.int32)
+        torch.bitwise_xor(codes_RN.view(torch.uint8), 128, out=positive_RN[:, :count])
+        return positive_RN.view(torch.int32)
+    positive_RN[:, :count] = codes_RN + 8
+    pairs = torch.empty(rows, positive_RN.shape[1] // 2, dtype=torch.uint8, device=codes_RN.device)
+    torch.bitwise_or(positive_RN[:, ::2], positive_RN[:, 1::2] << 4, out=pairs)
+    return pairs.view(torch.int32)
 
 
 def unpack(words_RW: Tensor, bits: int, count: int) -> Tensor:
