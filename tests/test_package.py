@@ -13,7 +13,7 @@ from shoestring.core.errors import ConfigError
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
-        "__version__", "factorize", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"
+        "__version__", "factorize", "finetune", "load", "merge", "perplexity", "prepare_dataset", "pretrain", "quantize"
     }  # fmt: skip
 
 
@@ -25,6 +25,7 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("pretrain", "recipe resume overrides time memory out"),
         ("load", "model device dtype memory"),
         ("perplexity", "model data context stride examples"),
+        ("merge", "adapter out dense calibrate dtype columns"),
         ("factorize", "model out parameters rank calibrate dense rows context dtype"),
         ("quantize", "model out bits group method calibrate symmetric activations rows context dtype"),
     ],

@@ -20,7 +20,7 @@ from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import load_model
 from shoestring.models.peft_folder import load_adapter
 from shoestring.models.weight_files import WeightFiles, weight_paths
-from shoestring.offload.model import open_streamed
+from shoestring.offload.model import open_streamed, unstreamed
 from shoestring.offload.packed_layers import block_linears
 from shoestring.plan.choose import usual_microbatch
 from shoestring.plan.constants import MICROBATCH_TOKENS
@@ -72,7 +72,7 @@ def options(recipe: FinetuneRecipe, material: Material) -> Options:
     """What the recipe leaves to the plan."""
     budget, full = recipe.budget, recipe.adapter.method == "full"
     packed = read_quantization(material.base) is not None
-    streams = not full and recipe.preserve.source is None
+    streams = not full and recipe.preserve.source is None and not unstreamed(material.config)
     chosen = engines(recipe, streams)
     if budget.weights != "source":
         chosen = ("streamed",)

@@ -72,7 +72,8 @@ def open_streamed(
     dense weights are used in. compute: "int8" runs the products of int8 weights in integers. Raises ModelFileError
     (broken, changed or unsupported models), RunError (full disk).
     """
-    _check_kinds(read_config(folder), folder)
+    if refused := unstreamed(read_config(folder)):
+        raise ModelFileError(f"a model with {refused[0]} cannot be streamed layer by layer", str(folder))
     store = open_store(folder, weights, say)
     try:
         integers = compute == "int8" and store.format == "int8"
@@ -88,7 +89,8 @@ def open_streamed(
     return decoder
 
 
-def _check_kinds(config: ModelConfig, folder: str | Path) -> None:
+def unstreamed(config: ModelConfig) -> list[str]:
+    """In words, what keeps a model from being streamed; empty where nothing does."""
     refused = {
         f"{config.block} blocks": config.block != "sequential",
         "a memory bank": config.memory is not None,
@@ -96,9 +98,7 @@ def _check_kinds(config: ModelConfig, folder: str | Path) -> None:
         "a convolution over the embedding": config.embedding_convolution is not None,
         "matrices of a rank of their own in each layer": isinstance(config.linear, FactorizedConfig),
     }
-    for kind, is_there in refused.items():
-        if is_there:
-            raise ModelFileError(f"a model with {kind} cannot be streamed layer by layer", str(folder))
+    return [kind for kind, is_there in refused.items() if is_there]
 
 
 def _assemble(
