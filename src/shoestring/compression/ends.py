@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from shoestring.compression.calibration import Calibration
 from shoestring.compression.passage import InMemory, Kept, Passage
 from shoestring.compression.read_block import check_finite
+from shoestring.compression.report import Decoding, Measured
 from shoestring.compression.tensor_stream import Streamed, rows_of
 from shoestring.data.batch import Batch
 from shoestring.models.builder import allocate
@@ -51,6 +54,16 @@ def nats(passages: Sequence[Passage], plain: Decoder, ends: Mapping[str, Place])
     head = StreamedHead(_placeholder(config), place, config.logit_softcap)
     with contextlib.closing(head.source):
         return sum(float(next_token(norm(passage.hidden_BTD), head, passage.batch).sum) for passage in passages)
+
+
+def measured_on(
+    text: Calibration | None, weight_bytes: int, nats: float, decoding: Decoding | None = None
+) -> Measured:
+    """nats: the loss on the held-out part of the text, summed."""
+    if text is None:
+        return Measured(weight_bytes, None, None, decoding)
+    bits = nats / math.log(2) / text.label_bytes if text.label_bytes else None
+    return Measured(weight_bytes, nats / max(text.labels, 1), bits, decoding)
 
 
 def copied(

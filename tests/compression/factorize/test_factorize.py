@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from shoestring.cli.main import main
 from shoestring.compression.calibration import read_calibration
-from shoestring.compression.factorize import blocks
+from shoestring.compression.factorize import blocks, job
 from shoestring.compression.factorize.config import factorize_config
 from shoestring.compression.factorize.job import factorize
 from shoestring.compression.factorize.result import Factorized
@@ -193,21 +193,22 @@ def test_half_precision_is_kept(model: Path, tmp_path: Path) -> None:
 def test_stopped_it_goes_on_to_the_same_bytes(
     model: Path, sums: Path, made: Factorized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, fit = [], blocks._factors
+    done, looked, fit = [], [], blocks._factors
+    for matrices in (1, len(made.matrices)):  # at once, and in the last block
 
-    def stopping(*given: Any) -> Any:
-        done.append(1)
-        if len(done) == len(made.matrices):
-            raise KeyboardInterrupt
-        return fit(*given)
+        def stopping(*given: Any, matrices: int = matrices) -> Any:
+            done.append(1)
+            if len(done) == matrices:
+                raise KeyboardInterrupt
+            return fit(*given)
 
-    monkeypatch.setattr(blocks, "_factors", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        factorize(model, tmp_path / "thin", "0.75x", calibrate=sums, **FEW)
-    assert not (tmp_path / "thin").exists() and place_of(tmp_path / "thin").is_dir()
+        done.clear()
+        monkeypatch.setattr(blocks, "_factors", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            factorize(model, tmp_path / "thin", "0.75x", calibrate=sums, **FEW)
+        assert not (tmp_path / "thin").exists() and place_of(tmp_path / "thin").is_dir()
+        monkeypatch.setattr(job, "look", lambda *given: looked.append(1))  # ranks are chosen: nobody looks again
     monkeypatch.setattr(blocks, "_factors", fit)
-    looked: list[int] = []
-    monkeypatch.setattr("shoestring.compression.factorize.job.look", lambda *given: looked.append(1))
     again = factorize(model, tmp_path / "thin", "0.75x", calibrate=sums, **FEW)
     assert not looked and not place_of(tmp_path / "thin").exists()
     for file in ("model.safetensors", "config.json"):

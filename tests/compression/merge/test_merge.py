@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from shoestring.cli.main import main
@@ -259,6 +259,13 @@ def test_what_cannot_be_is_a_sentence_and_nothing_is_left(model: Path, tmp_path:
     ):
         with pytest.raises(kind, match=said):
             merge(adapter, **given)
+        assert sorted(path.name for path in place.iterdir()) == before
+    broken = load_file(adapter / "adapter_model.safetensors")
+    next(iter(broken.values()))[0, 0] = torch.nan
+    save_file(broken, adapter / "adapter_model.safetensors")
+    for dense in (False, True):
+        with pytest.raises(ModelFileError, match="holds NaN or infinity once it is merged"):
+            merge(adapter, place / "m", dense=dense)
         assert sorted(path.name for path in place.iterdir()) == before
     for whole in (model, place / "q"):
         with pytest.raises(ModelFileError, match="nothing to merge"):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shoestring.compression.calibration import Calibration, read_calibration
 from shoestring.compression.decoding import decode_both
-from shoestring.compression.ends import begin, copied, nats
+from shoestring.compression.ends import begin, copied, measured_on, nats
 from shoestring.compression.factorize.blocks import Fitted, factorize_block, look
 from shoestring.compression.factorize.config import FactorizeConfig, factorize_config, target
 from shoestring.compression.factorize.ranks import Matrix, choose
@@ -29,7 +29,7 @@ from shoestring.compression.passage import Passage, pass_through
 from shoestring.compression.quantize.blocks import LINEARS, round_small
 from shoestring.compression.quantize.scaling import Kept
 from shoestring.compression.read_block import read_block
-from shoestring.compression.report import Decoding, Measured, write_report
+from shoestring.compression.report import Decoding, write_report
 from shoestring.compression.tensor_stream import Streamed, join
 from shoestring.compression.unfinished import Unfinished, unfinished
 from shoestring.core import matmul
@@ -101,7 +101,7 @@ def factorize(
         )
     with WeightFiles(folder) as files, torch.no_grad():
         job = _Job(files, folder, settings, say)
-        with unfinished(Path(out), job.made_of(), say) as work:
+        with unfinished(Path(out), job.made_of(), say, first=True) as work:
             losses = job.run(work)
             with atomic_folder(out) as temporary:
                 weight_bytes = job.finish(work, temporary)
@@ -120,20 +120,14 @@ def _result(
     stored = sum(place.info.elements * place.info.dtype.itemsize for place in job.files.places.values())
     return Factorized(
         folder=out, model=model, settings=job.settings.model_dump(mode="json"),
-        before=_measured(stored, losses[0], text, speeds[0]), after=_measured(weight_bytes, losses[1], text, speeds[1]),
+        before=measured_on(text, stored, losses[0], speeds[0]),
+        after=measured_on(text, weight_bytes, losses[1], speeds[1]),
         parameters=(config.parameter_count(), job.factors_config(work.parts[0]["ranks"]).parameter_count()),
         tokens=0 if text is None else text.tokens, examples=0 if text is None else text.examples,
         labels=0 if text is None else text.labels,
         matrices=tuple(MatrixRank(**matrix) for part in work.parts for matrix in part.get("matrices", ())),
         seconds=took[0], peak_memory=took[1],
     )  # fmt: skip
-
-
-def _measured(weight_bytes: int, loss: float, text: Calibration | None, decoding: Decoding | None) -> Measured:
-    if text is None:
-        return Measured(weight_bytes, None, None, decoding)
-    bits = loss / math.log(2) / text.label_bytes if text.label_bytes else None
-    return Measured(weight_bytes, loss / max(text.labels, 1), bits, decoding)
 
 
 class _Job:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoestring.core.errors import ModelFileError
 from shoestring.models.adapters import adapted_linears
 from shoestring.models.decoder import Decoder
 from shoestring.nn.config import DenseConfig, FactorizedConfig
@@ -34,10 +35,11 @@ class MergedMatrix:
 
 @torch.no_grad()
 def round_again(linear: LoRALinear, name: str) -> tuple[PackedLinear, MergedMatrix]:
-    """A linear of the same grid for the base and its active adapter together."""
+    """A linear of the same grid for the base and its active adapter together. Raises ModelFileError for NaN."""
     base: Any = linear.base
     assert isinstance(base, PackedLinear)
     exact = linear.to_linear().weight
+    check_numbers(name, exact)
     old, update = base.grid, exact - base.weights(exact.dtype)
     new = fit(exact, base.config, torch.ones(base.in_features, dtype=exact.dtype, device=exact.device))
     grid = _nearer(exact, old, new)
@@ -60,6 +62,14 @@ def _nearer(exact_OI: Tensor, old: Grid, new: Grid) -> Grid:
     if old.zero_OG is not None and new.zero_OG is not None:
         zero = torch.where(better_OG, new.zero_OG, old.zero_OG)
     return Grid(old.bits, torch.where(better_OG, new.scale_OG, old.scale_OG), zero)
+
+
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """Raises ModelFileError for NaN and infinity."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise ModelFileError(
+            f"{name} holds NaN or infinity once it is merged", hint="the adapter or its base is broken: train it again"
+        )
 
 
 @torch.no_grad()

@@ -7,15 +7,15 @@ measured on the folder that was written.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from shoestring.compression.calibration import Calibration, read_calibration
+from shoestring.compression.ends import measured_on
 from shoestring.compression.merge.config import merge_config
-from shoestring.compression.merge.fold import fold, multiply_out
+from shoestring.compression.merge.fold import check_numbers, fold, multiply_out
 from shoestring.compression.merge.result import WHOLE, Merged
 from shoestring.compression.report import Measured, write_report
 from shoestring.core.device import resolve_dtype
@@ -104,6 +104,8 @@ def merge(
             matrices = []
         else:
             matrices = fold(decoder)
+        for name, parameter in decoder.named_parameters():
+            check_numbers(name, parameter)
     kept = _kept(decoder)
     dtypes = _dtypes(decoder, stored) if settings.dtype == "auto" else resolve_dtype(settings.dtype)
     with atomic_folder(place) as temporary:
@@ -147,8 +149,7 @@ def _measured(decoder: Decoder, text: Calibration | None, size: int, when: str) 
         for batch in text.measured:
             total += float(forward_loss(decoder, next_token, batch)[0].sum)
             told.advance()
-    bits = total / math.log(2) / text.label_bytes if text.label_bytes else None
-    return Measured(size, total / max(text.labels, 1), bits)
+    return measured_on(text, size, total)
 
 
 def _kept(decoder: Decoder) -> str:

@@ -11,7 +11,6 @@ head and norms stay as they are. The folder is of the form that the compressed-t
 from __future__ import annotations
 
 import functools
-import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from shoestring.compression.calibration import Calibration, read_calibration
 from shoestring.compression.decoding import decode_both
-from shoestring.compression.ends import begin, copied, nats
+from shoestring.compression.ends import begin, copied, measured_on, nats
 from shoestring.compression.passage import InMemory, OnDisk, Passage, pass_through
 from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block, round_small
 from shoestring.compression.quantize.config import Method, QuantizeConfig, quantize_config
@@ -30,7 +29,7 @@ from shoestring.compression.quantize.gptq import Rounded
 from shoestring.compression.quantize.memory import Room, make_room
 from shoestring.compression.quantize.result import MatrixError, Quantized
 from shoestring.compression.read_block import read_block
-from shoestring.compression.report import Decoding, Measured, write_report
+from shoestring.compression.report import Decoding, write_report
 from shoestring.compression.tensor_stream import Streamed, join
 from shoestring.compression.unfinished import Unfinished, unfinished
 from shoestring.core import matmul
@@ -139,7 +138,8 @@ def _result(
     stored = sum(place.info.elements * place.info.dtype.itemsize for place in job.files.places.values())
     return Quantized(
         folder=out, model=model, settings=settings.model_dump(mode="json"),
-        before=_measured(stored, losses[0], text, speeds[0]), after=_measured(weight_bytes, losses[1], text, speeds[1]),
+        before=measured_on(text, stored, losses[0], speeds[0]),
+        after=measured_on(text, weight_bytes, losses[1], speeds[1]),
         packed_bytes=sum(part.get("packed", 0) for part in work.parts),
         dense_dtype=str(job.dense).removeprefix("torch."),
         tokens=text.tokens if text is not None and by_text else 0,
@@ -147,13 +147,6 @@ def _result(
         matrices=tuple(MatrixError(**matrix) for part in work.parts for matrix in part.get("matrices", ())),
         seconds=took[0], peak_memory=took[1],
     )  # fmt: skip
-
-
-def _measured(weight_bytes: int, nats: float, text: Calibration | None, decoding: Decoding | None) -> Measured:
-    if text is None:
-        return Measured(weight_bytes, None, None, decoding)
-    bits = nats / math.log(2) / text.label_bytes if text.label_bytes else None
-    return Measured(weight_bytes, nats / max(text.labels, 1), bits, decoding)
 
 
 class _Job:
