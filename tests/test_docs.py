@@ -76,6 +76,13 @@ def smaller(tokens: list[str]) -> list[str]:
         if "--rows" in tokens:
             del tokens[(at := tokens.index("--rows")) : at + 2]
         tokens += ["--rows", "4", "--context", "64"]
+    elif verb == "prune":
+        for flag, size in (("--layers", "1"), ("--feed-forward", "32"), ("--heads", "2"), ("--width", "24")):
+            if flag in tokens:
+                tokens[tokens.index(flag) + 1] = size
+        if "--recover" in tokens:
+            tokens[tokens.index("--recover") + 1] = "2"
+        tokens += ["--rows", "4", "--context", "64"]
     elif verb == "factorize":
         at = tokens.index("--parameters") if "--parameters" in tokens else tokens.index("--rank")
         tokens[at : at + 2] = ["--rank", "4"] if tokens[at] == "--rank" else ["--parameters", "0.97x"]

@@ -1,8 +1,9 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)`, `quantize(MODEL, out)`, `factorize(MODEL, out)`, `merge(ADAPTER, out)` and `prepare_dataset(data, MODEL)` do
-what the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
+data)`, `quantize(MODEL, out)`, `factorize(MODEL, out)`, `prune(MODEL, out)`, `merge(ADAPTER, out)` and
+`prepare_dataset(data, MODEL)` do what the commands do. They are looked up on first use, so that `import shoestring`
+does not import torch.
 """
 
 import importlib as _importlib
@@ -11,6 +12,7 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from shoestring.compression.factorize.job import factorize as factorize
     from shoestring.compression.merge.job import merge as merge
+    from shoestring.compression.prune.job import prune as prune
     from shoestring.compression.quantize.job import quantize as quantize
     from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
@@ -28,10 +30,12 @@ _HOMES = {
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
+    "prune": "shoestring.compression.prune.job",
     "quantize": "shoestring.compression.quantize.job",
 }
 __all__ = [
-    "__version__", "factorize", "finetune", "load", "merge", "perplexity", "prepare_dataset", "pretrain", "quantize",
+    "__version__", "factorize", "finetune", "load", "merge", "perplexity", "prepare_dataset", "pretrain", "prune",
+    "quantize",
 ]  # fmt: skip
 
 

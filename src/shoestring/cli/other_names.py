@@ -82,7 +82,8 @@ OTHER_VERBS: dict[str, str] = {
         ("gguf save_pretrained_gguf ollama", "did you mean export?"),
         ("quant quantise gptq awq compress", "did you mean quantize?"),
         ("svd lowrank low-rank factorise decompose", "did you mean factorize?"),
-        ("prune distill", "not there yet"),
+        ("sparsify sparsegpt wanda slim shrink", "did you mean prune?"),
+        ("distill", "not there yet"),
         ("completions complete-setup install-completion", "did you mean completion?"),
     )
     for their in theirs.split()
