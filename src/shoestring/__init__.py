@@ -1,8 +1,9 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `distill(TEACHER, STUDENT, data)` and `prepare_dataset(data,
-MODEL)` do what the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
+data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `factorize(MODEL, out)`, `distill(TEACHER, STUDENT, data)`,
+`merge(ADAPTER, out)` and `prepare_dataset(data, MODEL)` do what the commands do. They are looked up on first use, so
+that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
@@ -10,6 +11,8 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from shoestring.compression.distill.job import distill as distill
+    from shoestring.compression.factorize.job import factorize as factorize
+    from shoestring.compression.merge.job import merge as merge
     from shoestring.compression.prune.job import prune as prune
     from shoestring.compression.quantize.job import quantize as quantize
     from shoestring.evaluate.perplexity import perplexity as perplexity
@@ -22,8 +25,10 @@ __version__ = "0.1.0"
 # Where each name is defined; a test holds this table to the rooms' directions.
 _HOMES = {
     "distill": "shoestring.compression.distill.job",
+    "factorize": "shoestring.compression.factorize.job",
     "finetune": "shoestring.finetuning.job",
     "load": "shoestring.offload.load",
+    "merge": "shoestring.compression.merge.job",
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
@@ -31,7 +36,8 @@ _HOMES = {
     "quantize": "shoestring.compression.quantize.job",
 }
 __all__ = [
-    "__version__", "distill", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "prune", "quantize"
+    "__version__", "distill", "factorize", "finetune", "load", "merge", "perplexity", "prepare_dataset", "pretrain",
+    "prune", "quantize",
 ]  # fmt: skip
 
 
