@@ -90,6 +90,12 @@ def smaller(tokens: list[str]) -> list[str]:
         if "--recover" in tokens:
             tokens[tokens.index("--recover") + 1] = "2"
         tokens += ["--rows", "4", "--context", "64"]
+    elif verb == "factorize":
+        at = tokens.index("--parameters") if "--parameters" in tokens else tokens.index("--rank")
+        tokens[at : at + 2] = ["--rank", "4"] if tokens[at] == "--rank" else ["--parameters", "0.97x"]
+        tokens += ["--rows", "4", "--context", "64"] if "--calibrate" in tokens else []
+    elif verb == "merge" and "--calibrate" in tokens:
+        tokens += ["--rows", "4", "--context", "64"]
     elif verb in ("recipe", "model"):  # nothing is trained or fetched
         tokens = [REPLACED[token] if token == "smollm2-135m" else token for token in written]
     return tokens

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from shoestring.cli.main import main
 from shoestring.compression.distill.job import distill
+from shoestring.compression.factorize.job import factorize
 from shoestring.compression.quantize.job import quantize
 from shoestring.core.errors import ShoestringError
 from shoestring.data.chat import render_chat
@@ -94,7 +95,7 @@ def make_kinds(root: Path) -> list[Kind]:
     generation = {"eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(generation))
     make = [_recipe, _values, _model, _shards, _tokenizer, _adapter, _gguf, _rows, _columns, _text, _template, _state]
-    more = [_trained, _metrics, _prepared, _compressed, _quantized, _of_gptq, _distilled]
+    more = [_trained, _metrics, _prepared, _compressed, _quantized, _of_gptq, _factorized, _distilled]
     return [each(root / each.__name__, base, rows) for each in [*make, *more]]
 
 
@@ -138,6 +139,15 @@ def _quantized(sound: Path, base: Path, rows: Path) -> Kind:
         "config.json": [damaged_json, damaged], "model.safetensors": [damaged_safetensors, damaged],
     }  # fmt: skip
     return Kind("quantized", sound, files, lambda it, rng: call(load_model, it))
+
+
+def _factorized(sound: Path, base: Path, rows: Path) -> Kind:
+    """Matrices of ranks of their own."""
+    factorize(base, sound, "0.95x")
+    files: dict[str, list[Damage]] = {
+        "config.json": [damaged_json, damaged], "model.safetensors": [damaged_safetensors, damaged],
+    }  # fmt: skip
+    return Kind("factorized", sound, files, lambda it, rng: call(load_model, it))
 
 
 def _of_gptq(sound: Path, base: Path, rows: Path) -> Kind:

@@ -81,6 +81,7 @@ OTHER_VERBS: dict[str, str] = {
         ("server api openai", "did you mean serve?"),
         ("gguf save_pretrained_gguf ollama", "did you mean export?"),
         ("quant quantise gptq awq", "did you mean quantize?"),
+        ("svd lowrank low-rank factorise decompose", "did you mean factorize?"),
         ("sparsify sparsegpt wanda slim shrink", "did you mean prune?"),
         ("student teacher imitate kd", "did you mean distill?"),
         ("completions complete-setup install-completion", "did you mean completion?"),

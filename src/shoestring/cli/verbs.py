@@ -39,6 +39,7 @@ VERBS = (
     Verb("distill", "Train", "teach a smaller model what a larger one predicts"),
     Verb("merge", "Shrink", "fold an adapter into its base model"),
     Verb("quantize", "Shrink", "keep a model's weights in few bits"),
+    Verb("factorize", "Shrink", "make a model's matrices products of thin ones"),
     Verb("prune", "Shrink", "take out of a model what counts least"),
     Verb("compress", "Shrink", "try several ways to make a model smaller, and keep the best that meets a target"),
     Verb("evaluate", "Measure", "what a model can do, in many categories, scored by programs"),
