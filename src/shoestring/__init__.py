@@ -1,14 +1,20 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)`, `quantize(MODEL, out)`, `report(RUNS)` and `prepare_dataset(data, MODEL)` do what the commands do. They are
-looked up on first use, so that `import shoestring` does not import torch.
+data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `factorize(MODEL, out)`, `distill(TEACHER, STUDENT, data)`,
+`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)` and `prepare_dataset(data, MODEL)` do what the
+commands do. They are looked up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from shoestring.compression.compress.job import compress as compress
+    from shoestring.compression.distill.job import distill as distill
+    from shoestring.compression.factorize.job import factorize as factorize
+    from shoestring.compression.merge.job import merge as merge
+    from shoestring.compression.prune.job import prune as prune
     from shoestring.compression.quantize.job import quantize as quantize
     from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
@@ -20,15 +26,23 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 # Where each name is defined; a test holds this table to the rooms' directions.
 _HOMES = {
+    "compress": "shoestring.compression.compress.job",
+    "distill": "shoestring.compression.distill.job",
+    "factorize": "shoestring.compression.factorize.job",
     "finetune": "shoestring.finetuning.job",
     "load": "shoestring.offload.load",
+    "merge": "shoestring.compression.merge.job",
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
+    "prune": "shoestring.compression.prune.job",
     "quantize": "shoestring.compression.quantize.job",
     "report": "shoestring.train.report.write",
 }
-__all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize", "report"]
+__all__ = [
+    "__version__", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity", "prepare_dataset",
+    "pretrain", "prune", "quantize", "report",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> _typing.Any:

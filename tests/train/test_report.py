@@ -14,6 +14,7 @@ import pytest
 import shoestring
 from shoestring.cli.main import main
 from shoestring.core.errors import ConfigError, RunError
+from shoestring.finetuning.job import finetune
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train.report.read import Column, read_run
@@ -225,6 +226,15 @@ def test_a_real_run_tells_its_samples_machine_and_memory(tmp_path):
     assert {"loss", "held_out_loss", "tokens_per_second", "memory", "lr"} <= set(run.columns)
     titles = [chart["title"] for chart in data_of(page_of(result.out))["charts"]]
     assert titles[:5] == ["Loss", "Bits per byte", "Speed", "Memory", "Learning rate"]
+
+
+def test_a_fine_tuning_tells_its_answers_and_what_it_says_on_the_way(base, examples, tmp_path):
+    run = finetune(base, examples, out=tmp_path / "run", steps=4, log__samples=1, train__answers=1).out
+    page, figures = page_of(run), read_run(run)
+    assert len(figures.answers) == 1 and set(figures.answers[0]) == {"question", "expected", "before", "after"}
+    assert {sample["step"] for sample in figures.samples} >= {4} and figures.samples[-1]["prompt"].endswith("?\n")
+    assert "Answers before and after" in page and "held-out loss before the first step" in page
+    assert [chart["title"] for chart in data_of(page)["charts"]][:2] == ["Loss", "Bits per byte"]
 
 
 def test_samples_that_could_not_be_written_are_refused_at_once():

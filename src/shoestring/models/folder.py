@@ -110,6 +110,8 @@ def read_weights(decoder: Decoder, folder: str | Path) -> None:
         if files.config.layers != decoder.config.layers:
             message = f"the model here has {files.config.layers} layers, not {decoder.config.layers}"
             raise ModelFileError(message, str(folder))
+        if missing := [name for name, _ in decoder.named_parameters() if name not in files.places]:
+            raise ModelFileError(f"{missing[0]} is not in this folder", str(folder))
         _fill(decoder, "", files)
     torch.autograd.graph.increment_version(list(decoder.parameters()))  # what is made of them is old
 
