@@ -15,7 +15,7 @@ import shoestring
 from shoestring.cli.main import main
 from shoestring.core.errors import ConfigError, RunError
 from shoestring.finetuning.job import finetune
-from shoestring.pretraining.config import load_pretrain_recipe
+from shoestring.pretraining.config import PretrainRecipe, load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train.report.read import Column, read_run
 from shoestring.train.report.series import MOST, thinned
@@ -241,6 +241,16 @@ def test_samples_that_could_not_be_written_are_refused_at_once():
     for setting in ({"precision.compile": True}, {"precision.fp8": {"recipe": "tensorwise"}}):
         with pytest.raises(ConfigError, match="log.samples"):
             load_pretrain_recipe("quickstart-smoke", {"log.samples": 1, **setting})
+
+
+def test_a_job_that_writes_no_samples_refuses_the_setting():
+    class Other(PretrainRecipe):
+        writes_samples = False
+
+    values = load_pretrain_recipe("quickstart-smoke").model_dump()
+    Other.model_validate(values)
+    with pytest.raises(ValueError, match="pretraining and fine-tuning write samples"):
+        Other.model_validate({**values, "log": {"samples": 1}})
 
 
 def test_samples_do_not_change_what_is_learned(tmp_path):

@@ -111,6 +111,8 @@ class PretrainTrainSection(TrainSection):
 class PretrainRecipe(RunRecipe):
     """One run. Run by `pretraining.job.pretrain`."""
 
+    writes_samples: ClassVar[bool] = True
+
     job: Literal["pretrain"] = "pretrain"
     model: ModelSection
     data: DataConfig

@@ -69,6 +69,8 @@ class TrainSection(Config):
 class RunRecipe(Config):
     """What every job's recipe has; `job` is the verb that runs it. Run by `train.run.execute`."""
 
+    writes_samples: ClassVar[bool] = False  # whether the job has the model continue texts on the way
+
     job: str
     description: str = ""
     base: str | None = Field(None, description="the recipe that a run began with, before what was changed for it")
@@ -98,6 +100,8 @@ class RunRecipe(Config):
 
     @model_validator(mode="after")
     def _can_write(self) -> RunRecipe:
+        if self.log.samples and not self.writes_samples:
+            raise ValueError(f"log.samples: pretraining and fine-tuning write samples, {self.job} does not")
         if self.log.samples and (self.precision.fp8 is not None or self.precision.compile):
             what = "compiled" if self.precision.compile else "in FP8"
             raise ValueError(f"log.samples: blocks that are {what} take the rows of training, and do not decode")
