@@ -14,7 +14,7 @@ def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
         "__version__", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity", "prepare_dataset",
-        "pretrain", "prune", "quantize",
+        "pretrain", "prune", "quantize", "report",
     }  # fmt: skip
 
 
@@ -31,6 +31,7 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("factorize", "model out parameters rank calibrate dense rows context dtype"),
         ("compress", "model out target keep calibrate time suite rows context memory"),
         ("prune", "model out calibrate sparsity pattern method parameters layers feed_forward heads width rounds"),
+        ("report", "runs out"),
         ("quantize", "model out bits group method calibrate symmetric activations rows context dtype"),
     ],
 )
