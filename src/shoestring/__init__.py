@@ -1,8 +1,8 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)`, `quantize(MODEL, out)` and `prepare_dataset(data, MODEL)` do what the commands do. They are looked up on first
-use, so that `import shoestring` does not import torch.
+data)`, `quantize(MODEL, out)`, `search(recipe, space)` and `prepare_dataset(data, MODEL)` do what the commands do. They
+are looked up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
@@ -15,6 +15,7 @@ if _typing.TYPE_CHECKING:
     from shoestring.finetuning.job import finetune as finetune
     from shoestring.offload.load import load as load
     from shoestring.pretraining.job import pretrain as pretrain
+    from shoestring.search.run import search as search
 
 __version__ = "0.1.0"
 # Where each name is defined; a test holds this table to the rooms' directions.
@@ -25,8 +26,9 @@ _HOMES = {
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
     "quantize": "shoestring.compression.quantize.job",
+    "search": "shoestring.search.run",
 }
-__all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"]
+__all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize", "search"]
 
 
 def __getattr__(name: str) -> _typing.Any:

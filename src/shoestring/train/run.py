@@ -44,6 +44,7 @@ from shoestring.train.run_folder import METRICS, Start, abandon, check_free, cla
 from shoestring.train.schedule import build_schedule
 from shoestring.train.stages import Stages
 from shoestring.train.state import TrainerState
+from shoestring.train.watching import WATCHING
 
 PLOT = "loss.png"
 
@@ -291,7 +292,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
                 microbatches=opened.microbatches,
                 stages=opened.stages,
                 clip=settings.clip,
-                callbacks=[*wiring.evaluations, metrics, guard, saving, line],
+                callbacks=[*wiring.evaluations, *WATCHING.get(), metrics, guard, saving, line],
                 stop=stop,
             )
     except Interrupted as error:
