@@ -13,7 +13,7 @@ from shoestring.core.errors import ConfigError
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
-        "__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize", "search"
+        "__version__", "compare", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"
     }  # fmt: skip
 
 

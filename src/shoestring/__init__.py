@@ -1,8 +1,8 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)`, `quantize(MODEL, out)`, `search(recipe, space)` and `prepare_dataset(data, MODEL)` do what the commands do. They
-are looked up on first use, so that `import shoestring` does not import torch.
+data)`, `quantize(MODEL, out)`, `compare(runs)` and `prepare_dataset(data, MODEL)` do what the commands do. They are looked
+up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
@@ -15,20 +15,20 @@ if _typing.TYPE_CHECKING:
     from shoestring.finetuning.job import finetune as finetune
     from shoestring.offload.load import load as load
     from shoestring.pretraining.job import pretrain as pretrain
-    from shoestring.search.run import search as search
+    from shoestring.search.compare import compare as compare
 
 __version__ = "0.1.0"
 # Where each name is defined; a test holds this table to the rooms' directions.
 _HOMES = {
+    "compare": "shoestring.search.compare",
     "finetune": "shoestring.finetuning.job",
     "load": "shoestring.offload.load",
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
     "quantize": "shoestring.compression.quantize.job",
-    "search": "shoestring.search.run",
 }
-__all__ = ["__version__", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize", "search"]
+__all__ = ["__version__", "compare", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"]
 
 
 def __getattr__(name: str) -> _typing.Any:

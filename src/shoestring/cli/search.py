@@ -55,8 +55,8 @@ def search(
     trial_time: Annotated[
         str | None,
         Parameter(
-            help="of each trial, as 30s; beside --trial-tokens the most that they may take [the recipe's own length; what"
-            " --timeout leaves, if that is less]"
+            help="of each trial, as 30s; beside --trial-tokens the most that they may take [the recipe's own length, or"
+            " what --timeout leaves]"
         ),
     ] = None,
     workers: Annotated[int, Parameter(help="trials at once on this machine, which share its cores")] = 1,
@@ -88,7 +88,8 @@ def search(
     given: dict[str, Any] = {
         "trials": trials, "timeout": timeout, "objective": objective, "sampler": sampler, "pruner": pruner,
         "trial_tokens": trial_tokens, "trial_time": trial_time, "workers": workers, "memory": memory,
-        "baseline": baseline, "keep": keep, "suite_items": suite_items, "suite_only": suite_only, "seed": seed, "out": out,
+        "baseline": baseline, "keep": keep, "suite_items": suite_items, "suite_only": suite_only, "seed": seed,
+        "out": out,
     }  # fmt: skip
     result = look(recipe, space, resume=resume, overrides=overrides, **given)
     if json:

@@ -41,6 +41,7 @@ VERBS = (
     Verb("quantize", "Shrink", "keep a model's weights in few bits"),
     Verb("evaluate", "Measure", "what a model can do, in many categories, scored by programs"),
     Verb("perplexity", "Measure", "how surprised a model is by text, per token and per byte"),
+    Verb("compare", "Measure", "runs side by side: recipes, curves, scores with paired tests"),
     Verb("model", "Measure", "what a model is made of, and what it costs"),
     Verb("generate", "Use", "continue a text"),
     Verb("chat", "Use", "talk with a model"),
