@@ -1,8 +1,8 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)`, `quantize(MODEL, out)`, `compare(runs)` and `prepare_dataset(data, MODEL)` do what the commands do. They are looked
-up on first use, so that `import shoestring` does not import torch.
+data)`, `quantize(MODEL, out)`, `compare(runs)` and `prepare_dataset(data, MODEL)` do what the commands do. They are
+looked up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib

@@ -56,8 +56,8 @@ dd { margin: 0 }
 """
 
 
-def page(folder: StudyFolder, trials: Sequence[FrozenTrial], result: SearchResult) -> str:
-    """All that is known so far. trials: all that count."""
+def page(folder: StudyFolder, trials: Sequence[FrozenTrial], result: SearchResult, whole: bool = True) -> str:
+    """All that is known so far. trials: all that count. whole: with importances, for which Optuna imports a lot."""
     objectives = result.objectives
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     sections = [("Trial by trial", _history(trials, result, 0))]
@@ -66,7 +66,7 @@ def page(folder: StudyFolder, trials: Sequence[FrozenTrial], result: SearchResul
     if len(objectives) > 1:
         sections.insert(0, ("The front", _front(complete, result)))
         sections.append((f"Trial by trial: {objectives[1]}", _history(trials, result, 1)))
-    found = importances(folder, complete)
+    found = importances(folder, complete) if whole else []
     if found:
         about = (
             "<p>The share of each setting in how good a trial is (PED-ANOVA), among trials that came to their end.</p>"

@@ -58,7 +58,8 @@ def proposal(study: StudyFolder, trials: Sequence[FrozenTrial]) -> tuple[dict[st
     None once a grid is through. trials: all that count.
     """
     if study.config.baseline and not any(BASELINE in trial.user_attrs for trial in trials):
-        return _as_it_is(study), {BASELINE: True}
+        own = _as_it_is(study)
+        return own, {BASELINE: list(own)}
     if study.config.sampler == "grid":
         return _next_point(study, trials)
     if study.config.sampler == "cmaes":

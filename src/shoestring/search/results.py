@@ -86,11 +86,11 @@ class SearchResult:
         elif self.best is not None:
             lines.append(
                 f"best      trial {self.best.number}: {told(self.objectives, self.best.values)}"
-                f" ({described(self.best.settings)})"
+                f" ({described(self.best.settings) if self.best.settings else 'the recipe as it is'})"
             )
             if self.baseline is not None:
                 as_it_is = shown(self.objectives[0], self.baseline.values[0])
-                lines.append(f"recipe    as it is: {as_it_is}")
+                lines.append(f"before    the recipe as it is: {as_it_is}")
                 if not self.improved:
                     lines.append("          no trial was better than the recipe as it is")
         if self.failed and self.last_failure:
@@ -178,8 +178,8 @@ def _found(folder: StudyFolder, trial: FrozenTrial, objectives: Sequence[str]) -
     return Found(trial.number, tuple(trial.values), trial.user_attrs[SETTINGS], folder.path / name)
 
 
-def write_results(folder: StudyFolder, study: Study, result: SearchResult) -> None:
-    """The recipes of the front, and the page."""
+def write_results(folder: StudyFolder, study: Study, result: SearchResult, whole: bool = True) -> None:
+    """The recipes of the front, and the page. whole: also what takes a moment, such as which settings matter."""
     from shoestring.search.page import page
 
     wanted = {found.recipe for found in result.front}
@@ -197,7 +197,7 @@ def write_results(folder: StudyFolder, study: Study, result: SearchResult) -> No
         with atomic_write(found.recipe) as file:
             file.write("\n".join(head) + "\n" + dump_values(values))
     with atomic_write(folder.path / REPORT) as file:
-        file.write(page(folder, counted_trials(study), result))
+        file.write(page(folder, counted_trials(study), result, whole))
 
 
 def _length(folder: StudyFolder) -> str:

@@ -131,7 +131,7 @@ class Session:
             settings = study.space.settings(asked, study.values)
         else:  # nothing changes; the sampler is to know its values all the same
             for parameter in study.space.parameters:
-                if parameter.name in asked.system_attrs.get("fixed_params", {}):
+                if parameter.name in asked.user_attrs[BASELINE]:
                     parameter.draw(asked)
         asked.set_user_attr(SETTINGS, settings)
         return self._frozen(asked.number)
@@ -234,7 +234,7 @@ class Session:
 
     def _show(self, number: int) -> None:
         result = collect(self.study, self.optuna)
-        write_results(self.study, self.optuna, result)
+        write_results(self.study, self.optuna, result, whole=False)
         self._tidy(result.kept)
         if self.told is not None:
             self.told.done = result.ended

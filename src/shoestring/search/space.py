@@ -169,7 +169,7 @@ def _of_setting(key: str, value: Any, document: YamlDocument, base: Mapping[str,
 
 
 def _is_range(value: Any) -> bool:
-    return isinstance(value, dict) and "when" in value and len(set(KINDS) & value.keys()) == 1
+    return isinstance(value, dict) and value.keys() <= {*KINDS, *_OPTIONS} and len(set(KINDS) & value.keys()) == 1
 
 
 def _parameter(key: str, value: Any, place: str, base: Mapping[str, Any]) -> Parameter:
