@@ -142,7 +142,7 @@ def test_a_space_is_read_back_from_what_is_written_of_it():
             r"can never be chosen: its condition \(schedule.kind is cosine\) is against what the recipe has",
         ),
         (
-            {"schedule.kind": ["wsd", "linear"], "model.layers": {"int": [1, 2], "when": {"schedule.kind": "wsdd"}}},
+            {"schedule.kind": ["wsd", "linear"], "model.layers": {"int": [1, 2], "when": {"schedule.kind": "wd"}}},
             "against what the space gives it",
         ),
         (
@@ -152,7 +152,7 @@ def test_a_space_is_read_back_from_what_is_written_of_it():
             },
             "the conditions of model.layers and train.steps go in a circle",
         ),
-        ({"model.layers": [{"int": [1, 2], "when": {"train.steps": 10}}, {"int": [3, 4]}]}, "one of them has no `when`"),
+        ({"model.layers": [{"int": [1, 2], "when": {"train.steps": 10}}, {"int": [3, 4]}]}, "one of them has no"),
     ],
 )
 def test_a_space_with_a_mistake_is_refused_in_a_sentence(source, sentence):

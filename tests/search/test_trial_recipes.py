@@ -58,7 +58,7 @@ def test_a_time_out_is_shared_among_the_trials_of_a_recipe_that_is_bound_by_time
     config, _, _ = planned("quickstart", None, {}, {"trials": 12}, timeout=360, workers=1)
     assert config.budget.time == 20 and config.budget.tokens is None
     config, _, _ = planned(studies.recipe(tmp_path), studies.space(tmp_path), {}, {"trials": 12}, timeout=360)
-    assert config.budget.time is None  # eight steps are eight steps
+    assert config.budget.time is None and config.budget.tokens == 8 * 128  # eight steps, if of that size
 
 
 @pytest.mark.parametrize("name", ["quickstart", "speedrun", "compact-smoke", "elite-112m", "elite-sft"])

@@ -21,7 +21,7 @@ from shoestring.core.interrupt import EXIT_CODE, answered
 from shoestring.core.units import parse_count, parse_seconds
 from shoestring.core.waiting import waiting
 from shoestring.core.yaml_document import YamlDocument
-from shoestring.search.config import StudyConfig
+from shoestring.search.config import StudyConfig, TrialBudget
 from shoestring.search.folder import StudyFolder, check_same_recipe, create, open_study, save_config
 from shoestring.search.jobs import searched_job
 from shoestring.search.journal import load_optuna
@@ -133,15 +133,26 @@ def planned(
     named = not isinstance(source, Mapping) and find_space(source).parent == space_folder()
     if config.sampler == "grid" and "trials" not in given:
         config = config.model_copy(update={"trials": grid_size(read, complete(loaded)) + config.baseline})
-    if "budget" not in given and timeout is not None:
-        each = timeout * workers / config.trials
-        length = round(max(each - OVERHEAD, each / 2), 1)
-        if loaded.train.time is not None and length < loaded.train.time:
-            config = config.model_copy(update={"budget": config.budget.model_copy(update={"time": length})})
+    if "budget" not in given:
+        budget = _own_budget(loaded, None if timeout is None else timeout * workers / config.trials)
+        config = config.model_copy(update={"budget": budget})
     trial_recipe(config, base_document(loaded), {})  # a length that this recipe cannot have is told now
     checked = check_space(config, read, base_document(loaded), loaded, named)
     check(config, checked, complete(loaded))
     return config, loaded, checked
+
+
+def _own_budget(recipe: RunRecipe, share: float | None) -> TrialBudget:
+    """How long each trial is where nobody says: as long as the recipe, in tokens rather than in steps, which may become
+    larger ones; or shorter, where the time for all of them does not suffice. share: seconds of it for each."""
+    train = recipe.train
+    if train.time is not None:
+        length = train.time if share is None else min(train.time, round(max(share - OVERHEAD, share / 2), 1))
+        return TrialBudget(time=length)
+    tokens = getattr(train, "planned_tokens", None)
+    if tokens is None and train.steps is not None and getattr(train, "batch_rows", None) is None:
+        tokens = train.steps * train.batch_tokens
+    return TrialBudget(tokens=tokens)
 
 
 def _resumed(
