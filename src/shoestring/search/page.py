@@ -90,7 +90,7 @@ def importances(folder: StudyFolder, complete: Sequence[FrozenTrial]) -> list[tu
         return []
     import optuna
 
-    study = optuna.create_study(direction=folder.config.directions[0])
+    study = optuna.create_study(directions=folder.config.directions[:1])
     for trial in complete:
         if BASELINE not in trial.user_attrs and trial.params:
             study.add_trial(
