@@ -35,6 +35,7 @@ def test_a_job_that_counts_steps_gets_as_many_as_the_tokens_make():
     assert isinstance(loaded, FinetuneRecipe) and config.objectives == ("loss",)
     recipes = [trial_recipe(config, base_document(loaded), {"train.batch_tokens": tokens}) for tokens in (512, 1024)]
     assert [recipe.train.steps for recipe in recipes] == [8, 4]
+    assert all(recipe.train.answers == 0 and recipe.evaluate.suite is None for recipe in recipes)
 
 
 def test_another_optimizer_begins_from_its_own_usual_settings_and_says_nothing(tmp_path, capsys):

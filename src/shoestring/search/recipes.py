@@ -51,6 +51,8 @@ def trial_recipe(study: StudyConfig, base: YamlDocument, settings: Mapping[str, 
     given = {**{key: _typed(value) for key, value in settings.items()}, **equal_length(study, base, settings)}
     given |= {key.replace("__", "."): value for key, value in fixed.items() if value is not None}
     given["train.evaluate_every"] = None  # ten times over the run, whatever its steps
+    if "evaluate" in job.recipe.model_fields:  # what is asked before and after a run is not asked of every trial
+        given |= {"evaluate": {}, "train.answers": 0}
     if study.memory is not None:
         given["budget.memory"] = study.memory
     return load_run_recipe(job.recipe, base, given, tell=False)
