@@ -32,7 +32,7 @@ def decoder_of(width, mup, tied=True):
     return decoder
 
 
-def sizes(width, mup, tied=True, steps=4, rate=5e-3):
+def sizes(width, mup, tied=True, steps=2, rate=5e-3):
     """Root mean square of what each block adds, of the stream before the last norm, and of what logits change by."""
     decoder = decoder_of(width, mup, tied)
     settings = {"scaling": "mup", "base_width": BASE} if mup else {}
@@ -59,22 +59,26 @@ def sizes(width, mup, tied=True, steps=4, rate=5e-3):
     return found
 
 
-def spread(mup, tied=True):
-    """The largest over the smallest, over widths, of each."""
+def over_widths(mup, tied=True):
+    """The size of each at every width."""
     every = [sizes(width, mup, tied) for width in WIDTHS]
-    return {name: max(one[name] for one in every) / min(one[name] for one in every) for name in every[0]}
+    return {name: [one[name] for one in every] for name in every[0]}
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_activations_stay_within_a_factor_of_two_over_widths(tied):
-    found = spread(mup=True, tied=tied)
-    assert len(found) == 3 * 5 + 4 and max(found.values()) < 2, found
+    found = over_widths(mup=True, tied=tied)
+    activations = {name: max(values) / min(values) for name, values in found.items() if "logits" not in name}
+    assert len(activations) == 3 * 3 and max(activations.values()) < 1.25, activations
+    # Of logits fresh weights are a part, which goes with 1/√m: what steps change comes down to a limit.
+    for values in (values for name, values in found.items() if "logits" in name):
+        (first, second), (_, third) = values[:2], values[1:]
+        assert 1 < second / third < min(first / second, 1.5), found
 
 
 def test_without_it_they_do_not():
-    found = spread(mup=False)
-    assert max(value for name, value in found.items() if name.startswith("block")) > 3
-    assert max(value for name, value in found.items() if name.startswith("logits")) > 3
+    found = over_widths(mup=False)
+    assert all(values[-1] / values[0] > 4 for values in found.values())
 
 
 def test_groups_hold_every_parameter_once_at_its_rate():
@@ -115,7 +119,7 @@ def test_a_run_with_it_resumes_and_its_model_is_like_any_other(tmp_path):
     whole = pretrain(recipe, out=str(tmp_path / "run"), train__steps=6)
     model = transformers.AutoModelForCausalLM.from_pretrained(whole.model)
     assert model.num_parameters() == whole.parameters and math.isfinite(whole.bits_per_byte)
-    assert 0.2 < float(model.model.norm.weight.mean()) < 0.3  # began at 8 / 32
+    assert 0.2 < float(model.model.norm.weight.detach().mean()) < 0.3  # began at 8 / 32
     longer = pretrain(resume=tmp_path / "run", train__steps=8)
     assert longer.steps == 8
 
