@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from shoestring.finetuning.config import finetune_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.search.folder import open_study
 from shoestring.search.proposing import SETTINGS
@@ -79,3 +80,19 @@ def test_a_search_killed_at_random_ends_with_as_many_trials_each_trained_once(tm
         lines = read_metrics(study.trial(trial.number) / "metrics.jsonl")
         steps = [line["step"] for line in lines if "loss" in line]
         assert steps == list(range(1, steps[-1] + 1)) and SETTINGS in trial.user_attrs
+
+
+def test_a_fine_tuning_recipe_is_searched_for_its_best_held_out_loss(tmp_path, base, examples):
+    recipe, out = tmp_path / "tune.yaml", tmp_path / "study"
+    recipe.write_text(
+        f"job: finetune\nmodel: {base}\ndata: {{source: {examples}, validation: 0.2}}\n"
+        "train: {steps: 6, batch_tokens: 256, answers: 0}\noptimizer: {learning_rate: 1e-3}\n"
+    )
+    space = {"adapter.rank": [2, 4]}
+    result = search(recipe, space, trials=1, out=out)
+    assert result.objectives == ("loss",) and result.finished == 1 and result.baseline.number == 0
+    lines = read_metrics(out / "trials" / "0000" / "metrics.jsonl")
+    losses = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    assert result.best.values == (min(losses),) and len(losses) > 1
+    assert finetune_recipe(str(out / "best.yaml")).train.steps == 6
+    assert (out / "trials" / "0000" / "best" / "adapter_model.safetensors").is_file()
