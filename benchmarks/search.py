@@ -64,7 +64,7 @@ def main() -> None:
         count = len(grid)
         found = []
         for seed in range(1, arguments.seeds + 1):
-            given = {"sampler": "tpe", "pruner": "hyperband", "seed": seed, "trials": count}
+            given = {"sampler": "tpe", "pruner": "hyperband", "seed": seed, "trials": count, "until": best_of(grid)}
             found.append(searched(folder / f"tpe-{seed}", space(points, arguments.quick), arguments, **given))
     report(grid, found)
 
@@ -78,7 +78,9 @@ def space(points: int, quick: bool = False) -> dict[str, Any]:
     }
 
 
-def searched(folder: Path, space: dict[str, Any], arguments: argparse.Namespace, **given: Any) -> list[Ended]:
+def searched(
+    folder: Path, space: dict[str, Any], arguments: argparse.Namespace, until: float | None = None, **given: Any
+) -> list[Ended]:
     """The trials of a study in this folder, in their order."""
     from shoestring.search.folder import STUDY, open_study
     from shoestring.search.results import counted_trials
@@ -86,12 +88,12 @@ def searched(folder: Path, space: dict[str, Any], arguments: argparse.Namespace,
 
     began = time.monotonic()
     if (folder / STUDY).is_file():
-        search(resume=folder, workers=arguments.workers)
+        search(resume=folder, workers=arguments.workers, until=until)
     else:
-        overrides = {"train.evaluate_tokens": 8192, "train.final_evaluate_tokens": 16384}
+        overrides = {"train.evaluate_tokens": 4096, "train.final_evaluate_tokens": 16384}
         search(
             RECIPE, space, out=folder, trial_tokens=arguments.tokens, baseline=False, keep="none",
-            workers=arguments.workers, overrides=overrides, **given,
+            workers=arguments.workers, overrides=overrides, until=until, **given,
         )  # fmt: skip
     trials = counted_trials(open_study(folder).opened()[0])
     print(f"{folder.name}: {len(trials)} trials, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
@@ -105,7 +107,7 @@ def best_of(trials: Sequence[Ended]) -> float:
     return min(trial.value for trial in trials if trial.value is not None)
 
 
-def until(trials: Sequence[Ended], target: float) -> Reached:
+def reach(trials: Sequence[Ended], target: float) -> Reached:
     """How far a search went until a trial came to its end at or below the target."""
     tokens, best = 0, None
     for number, trial in enumerate(trials, 1):
@@ -119,7 +121,7 @@ def until(trials: Sequence[Ended], target: float) -> Reached:
 
 def figures(grid: Sequence[Ended], searches: Sequence[Sequence[Ended]]) -> dict[str, Any]:
     whole, target = sum(trial.tokens for trial in grid), best_of(grid)
-    reached = [until(trials, target) for trials in searches]
+    reached = [reach(trials, target) for trials in searches]
     ratios = [one.tokens / whole for one in reached]
     return {
         "tokens_ratio": statistics.median(ratios),
@@ -137,7 +139,7 @@ def report(grid: Sequence[Ended], searches: Sequence[Sequence[Ended]]) -> None:
     found = figures(grid, searches)
     rows = [["grid", str(len(grid)), f"{found['grid_tokens']:,}", f"{found['grid_best']:.4f}", "", "1.00"]]
     for seed, trials in enumerate(searches, 1):
-        one = until(trials, found["grid_best"])
+        one = reach(trials, found["grid_best"])
         ratio = f"{one.tokens / found['grid_tokens']:.2f}"
         best = "" if one.best is None else f"{one.best:.4f}"
         ended = sum(trial.value is None for trial in trials[: one.trials])

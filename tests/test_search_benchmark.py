@@ -6,16 +6,16 @@ import json
 import pytest
 
 from benchmarks import search as benchmark
-from benchmarks.search import Ended, figures, report, space, until
+from benchmarks.search import Ended, figures, reach, report, space
 
 GRID = [Ended(100, value) for value in (3.0, 2.5, 2.75, 4.0)]
 
 
 def test_tokens_of_trials_that_were_ended_early_count_and_those_after_it_do_not():
     search = [Ended(100, 3.5), Ended(20, None), Ended(100, 2.5), Ended(100, 1.0)]
-    assert until(search, 2.5) == benchmark.Reached(220, 3, True, 2.5)
-    assert until(search, 0.5) == benchmark.Reached(320, 4, False, 1.0)
-    assert until([Ended(30, None)], 2.5) == benchmark.Reached(30, 1, False, None)
+    assert reach(search, 2.5) == benchmark.Reached(220, 3, True, 2.5)
+    assert reach(search, 0.5) == benchmark.Reached(320, 4, False, 1.0)
+    assert reach([Ended(30, None)], 2.5) == benchmark.Reached(30, 1, False, None)
 
 
 def test_the_ratio_is_the_median_over_seeds_of_all_the_grids_tokens(capsys):
@@ -47,5 +47,5 @@ def test_a_quick_benchmark_asks_for_equal_trials_of_both(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["search", "--quick"])
     benchmark.main()
     assert [(name, tokens) for name, tokens, _ in asked] == [("grid", "8k"), ("tpe-1", "8k")]
-    assert asked[1][2] == {"sampler": "tpe", "pruner": "hyperband", "seed": 1, "trials": 4}
+    assert asked[1][2] == {"sampler": "tpe", "pruner": "hyperband", "seed": 1, "trials": 4, "until": 2.5}
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["tokens_ratio"] == 0.4

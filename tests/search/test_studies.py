@@ -70,6 +70,14 @@ def test_a_study_that_is_made_longer_goes_on_and_does_not_propose_its_first_tria
     assert search(resume=out).ended == 9 and len(formula.ran) == 9
 
 
+def test_a_trial_that_is_good_enough_ends_the_search(place, formula):
+    recipe, space, out = place
+    result = search(recipe, space, trials=40, sampler="random", pruner="none", until=2.3, out=out)
+    values = [trial.values[0] for trial in trials_of(out)]
+    assert values[-1] <= 2.3 < min(values[:-1]) and result.ended < 40
+    assert search(resume=out, until=2.3).ended == len(values)
+
+
 def test_a_grid_is_walked_once_through(place, formula, tmp_path):
     recipe, _, out = place
     space = {"optimizer.learning_rate": {"log": [1e-3, 1e-1], "points": 3}, "train.batch_tokens": [64, 128]}

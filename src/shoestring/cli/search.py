@@ -37,6 +37,9 @@ def search(
     timeout: Annotated[
         str | None, Parameter(help="for this command, as 1h; what is under way then is saved, for --resume")
     ] = None,
+    until: Annotated[
+        float | None, Parameter(help="how good a trial ends the search, in its first objective, as 1.9 [none does]")
+    ] = None,
     objective: Annotated[
         str | None,
         Parameter(
@@ -86,7 +89,8 @@ def search(
     from shoestring.search.run import search as look
 
     given: dict[str, Any] = {
-        "trials": trials, "timeout": timeout, "objective": objective, "sampler": sampler, "pruner": pruner,
+        "trials": trials, "timeout": timeout, "until": until, "objective": objective,
+        "sampler": sampler, "pruner": pruner,
         "trial_tokens": trial_tokens, "trial_time": trial_time, "workers": workers, "memory": memory,
         "baseline": baseline, "keep": keep, "suite_items": suite_items, "suite_only": suite_only, "seed": seed,
         "out": out,

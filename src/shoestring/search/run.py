@@ -51,6 +51,7 @@ def search(
     resume: str | Path | None = None,
     trials: int | None = None,
     timeout: str | float | None = None,
+    until: float | None = None,
     objective: str | None = None,
     sampler: str | None = None,
     pruner: str | None = None,
@@ -71,9 +72,9 @@ def search(
 
     space: a name, a YAML file, or the same as a dictionary; by default the job's own. objective: one of
     `search.config.OBJECTIVES`, or two with a comma. timeout: of this call; what is under way then is saved, and goes on
-    when the study does. trial_tokens, trial_time: how long each trial is. The recipe's other settings are overrides by
-    dotted names, or keywords with two underscores for a dot. Raises ConfigError, RunError, and Stopped when the user
-    stopped it.
+    when the study does. until: the search ends with a trial whose first objective is as good. trial_tokens, trial_time:
+    how long each trial is. The recipe's other settings are overrides by dotted names, or keywords with two underscores
+    for a dot. Raises ConfigError, RunError, and Stopped when the user stopped it.
     """
     load_optuna()
     given = {
@@ -93,7 +94,7 @@ def search(
         raise ConfigError("give a recipe, or a study to resume", hint="shoestring recipe list names the built-in ones")
     else:
         study = begin(recipe, space, changed, given, seconds, workers, out)
-    return _search(study, seconds, workers)
+    return _search(study, seconds, workers, until)
 
 
 def begin(
@@ -205,8 +206,8 @@ def _suite(items: int | None, only: str | None) -> dict[str, Any] | None:
     return found or None
 
 
-def _search(study: StudyFolder, timeout: float | None, workers: int) -> SearchResult:
-    session = Session(study, workers)
+def _search(study: StudyFolder, timeout: float | None, workers: int, until: float | None) -> SearchResult:
+    session = Session(study, workers, until)
     _tell(study, session)
     deadline = None if timeout is None else time.monotonic() + timeout
     threads = [threading.Thread(target=session.work, name=f"worker {n}", daemon=True) for n in range(workers)]

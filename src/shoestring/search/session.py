@@ -22,6 +22,7 @@ from shoestring.core.foreign import parse_json
 from shoestring.core.machine import cpu_count
 from shoestring.core.waiting import Waiting
 from shoestring.search import proposing
+from shoestring.search.config import better
 from shoestring.search.folder import TRIALS, StudyFolder
 from shoestring.search.journal import load_optuna
 from shoestring.search.proposing import BASELINE, LOST, SETTINGS
@@ -37,10 +38,11 @@ ENDED = ("complete", "pruned", "failed")
 
 
 class Session:
-    """workers: trials at once. told: what is shown meanwhile. error: what ended the search itself."""
+    """workers: trials at once. until: how good a trial ends the search. told: what is shown meanwhile. error: what
+    ended the search itself."""
 
-    def __init__(self, study: StudyFolder, workers: int):
-        self.study, self.workers = study, workers
+    def __init__(self, study: StudyFolder, workers: int, until: float | None = None):
+        self.study, self.workers, self.until = study, workers, until
         self.optuna, self._storage = study.opened()
         self.optuna.pruner = proposing.pruner(study)
         self.lock = threading.RLock()  # of everything that touches the study
@@ -111,7 +113,7 @@ class Session:
 
     def _new(self) -> FrozenTrial | None:
         study, trials = self.study, counted_trials(self.optuna)
-        if len(trials) >= study.config.trials:
+        if len(trials) >= study.config.trials or self._good_enough(trials):
             return None
         waiting = any(trial.state.name == "WAITING" for trial in self.optuna.get_trials(deepcopy=False))
         if not waiting:
@@ -135,6 +137,12 @@ class Session:
                     parameter.draw(asked)
         asked.set_user_attr(SETTINGS, settings)
         return self._frozen(asked.number)
+
+    def _good_enough(self, trials: list[FrozenTrial]) -> bool:
+        """Whether one of them is as good as is asked for."""
+        until, objective = self.until, self.study.config.objectives[0]
+        complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+        return until is not None and any(not better(objective, until, trial.values[0]) for trial in complete)
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self.optuna.get_trials(deepcopy=False)[number]
