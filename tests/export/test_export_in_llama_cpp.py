@@ -75,12 +75,19 @@ def ours(folder: Path, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
 
 def agreement(decoder: Decoder, prompts: list[list[int]], written: list[list[int]]) -> list[bool]:
     """Of every token that was written after a prompt, whether ours is the same after the same tokens."""
-    same: list[bool] = []
+    return [behind == 0 for behind in shortfalls(decoder, prompts, written)]
+
+
+def shortfalls(decoder: Decoder, prompts: list[list[int]], written: list[list[int]]) -> list[float]:
+    """How far each token that was written after a prompt stands behind our likeliest one after the same tokens, in
+    standard deviations of the logits there."""
+    found: list[float] = []
     for prompt, tokens in zip(prompts, written, strict=True):
         with torch.no_grad():
-            logits = decoder.head(decoder(torch.tensor([prompt + tokens[:-1]]))[0])[0, len(prompt) - 1 :]
-        same += (logits.argmax(-1) == torch.tensor(tokens)).tolist()
-    return same
+            logits_TV = decoder.head(decoder(torch.tensor([prompt + tokens[:-1]]))[0])[0, len(prompt) - 1 :]
+        theirs_T = logits_TV.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)
+        found += ((logits_TV.amax(1) - theirs_T) / logits_TV.std(1)).tolist()
+    return found
 
 
 @pytest.mark.parametrize(("kind", "least"), [("f32", 1.0), ("f16", 0.97), ("q8_0", 0.9)])
@@ -193,9 +200,9 @@ def test_smollm2_says_there_what_it_says_here(tmp_path: Path) -> None:
     file = export_gguf(folder, tmp_path / "f16.gguf", "f16").file
     back = convert(file, tmp_path / "f16", dtype="float32")
     assert greedy(file, prompts) == ours(back, prompts)
-    # What goes into a product is rounded to 8 bits there, as here it is not: a near tie may fall otherwise.
+    # What goes into a product is rounded to 8 bits there, as here it is not: only a near tie may fall otherwise. Which
+    # ones there are, and so how many answers are the same to their end, changes with the processor.
     file = export_gguf(folder, tmp_path / "q8_0.gguf", "q8_0").file
-    found = greedy(file, prompts)
-    same = agreement(load_model(convert(file, tmp_path / "q8_0")), prompts, found)
-    whole = sum(one == other for one, other in zip(found, ours(tmp_path / "q8_0", prompts), strict=True))
-    assert len(same) == 256 and sum(same) >= 0.98 * len(same) and whole >= 6, (sum(same), whole)
+    behind = shortfalls(load_model(convert(file, tmp_path / "q8_0")), prompts, greedy(file, prompts))
+    same = sum(one == 0 for one in behind)
+    assert len(behind) == 256 and same >= 0.98 * len(behind) and max(behind) < 0.1, (same, max(behind))

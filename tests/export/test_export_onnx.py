@@ -21,9 +21,11 @@ from shoestring.export.job import export, export_onnx
 from shoestring.export.onnx import graph as graphs
 from shoestring.export.onnx.folder import NAMES
 from shoestring.export.onnx.in_onnxruntime import Session, greedy
+from shoestring.generate.language_model import LanguageModel
 from shoestring.models.builder import build
 from shoestring.models.families.registry import read_config
 from shoestring.models.folder import load_model, save_model
+from shoestring.models.get import get
 from shoestring.models.weight_files import WeightFiles
 from tests.export.folders import saved, special_ids, tokenizer_of
 from tests.export.test_export_refusals import GQA, MEMORY, MOE, MTLA, config
@@ -91,6 +93,24 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(arch: str, pre: str,
         for _ in range(64):
             going_on.append(int(theirs(torch.tensor([going_on])).logits[0, -1].argmax()))
     assert greedy(session, IDS[:8], 64) == going_on[8:]
+
+
+@pytest.mark.long
+def test_smollm2_says_in_onnxruntime_what_it_says_here(tmp_path: Path) -> None:
+    folder = get("smollm2-135m")
+    export_onnx(folder, tmp_path / "out")
+    session = Session(graph_file(tmp_path / "out"), read_config(folder))
+    language = LanguageModel.load(folder)
+    language.stop_tokens = frozenset()
+    for question in ("What is the capital of France?", "Write a poem about rain.", "def add(a, b):"):
+        talk = [{"role": "user", "content": question}]
+        prompt = language.tokenizer.encode(language.tokenizer.render_chat(talk), specials=True)
+        wanted = ours(folder, prompt)
+        session.forget()
+        assert np.abs(session.run(prompt) - wanted).max() < 1e-3 * (wanted.max() - wanted.min())
+        told = language.complete_ids([prompt], temperature=0, max_tokens=64)[0].tokens
+        session.forget()
+        assert greedy(session, prompt, 64) == told and len(told) == 64
 
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)

@@ -16,10 +16,11 @@ constexpr int above(int format) {
     return is_nibbles(format) ? (has_offset(format) ? 0 : 8) : BYTES_ABOVE;
 }
 
-// Bytes ahead of a block that are asked for: one stream of memory is slow to come by itself.
-#ifndef SHOESTRING_AHEAD
-#define SHOESTRING_AHEAD 2048
-#endif
+// Bytes ahead of a block that are asked for, into the second cache: one stream of memory is slow to come by itself, and
+// the first cache has no room for what is not needed yet.
+constexpr int64_t ahead(int format) {
+    return is_nibbles(format) ? 4096 : 2048;
+}
 
 // M rows from `row` on by the 16 columns of a tile -> y [M, 16].
 template <int FORMAT, int M>
@@ -32,7 +33,7 @@ static inline void tile_rows(const Matrix& of, int64_t tile, const Rows& x, int6
     for (int m = 0; m < M; ++m) values[m] = nothing();
     for (int64_t b = 0; b < blocks; ++b, block += block_bytes(FORMAT), codes += BLOCK) {
         for (int64_t line = 0; line < block_bytes(FORMAT); line += 64)
-            __builtin_prefetch(block + SHOESTRING_AHEAD + line);
+            __builtin_prefetch(block + ahead(FORMAT) + line, 0, 2);
         Sums sums[M];
         if constexpr (is_nibbles(FORMAT))
             dots_nibbles(sums, block + head_bytes(FORMAT), codes, depth);

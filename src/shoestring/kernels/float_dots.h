@@ -7,6 +7,8 @@
 #include <immintrin.h>
 #endif
 
+#include <type_traits>
+
 #include "bfloat.h"
 #include "matrix.h"
 
@@ -68,8 +70,9 @@ static inline float one_at(const uint8_t* column, int64_t k) {
     }
 }
 
-// M rows by C columns -> y [M, C].
-template <int FORMAT, int M, int C>
+// M rows by C columns -> y [M, C]. AHEAD: the columns after them are asked for, into the second cache: a processor follows
+// a column by itself, and not to the next.
+template <int FORMAT, int M, int C, bool AHEAD>
 static inline void float_columns(const Matrix& of, int64_t column, const float* rows, float* y, int64_t y_stride) {
     const int64_t depth = of.depth, stride = depth * float_bytes(FORMAT);
     const uint8_t* weights = of.weights + column * stride;
@@ -83,6 +86,8 @@ static inline void float_columns(const Matrix& of, int64_t column, const float* 
         for (int m = 0; m < M; ++m) memcpy(&x[m], rows + m * depth + k, sizeof x[m]);
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
+            if (AHEAD && k * float_bytes(FORMAT) % 64 == 0)
+                __builtin_prefetch(weights + (C + c) * stride + k * float_bytes(FORMAT), 0, 2);
             const Eight w = eight_at<FORMAT>(weights + c * stride, k);
 #pragma GCC unroll 2
             for (int m = 0; m < M; ++m) sums[m][c] = fused(x[m], w, sums[m][c]);
@@ -107,20 +112,26 @@ static inline void float_columns(const Matrix& of, int64_t column, const float* 
         }
 }
 
-template <int FORMAT, int M>
+template <int FORMAT, int M, bool AHEAD>
 static inline void float_rows(const Matrix& of, int64_t first, int64_t last, const float* rows, float* y,
                               int64_t y_stride) {
     int64_t column = first;
-    for (; column + 4 <= last; column += 4) float_columns<FORMAT, M, 4>(of, column, rows, y + column, y_stride);
-    for (; column < last; ++column) float_columns<FORMAT, M, 1>(of, column, rows, y + column, y_stride);
+    for (; column + 4 <= last; column += 4) float_columns<FORMAT, M, 4, AHEAD>(of, column, rows, y + column, y_stride);
+    for (; column < last; ++column) float_columns<FORMAT, M, 1, AHEAD>(of, column, rows, y + column, y_stride);
 }
 
 // Some rows by the columns of a tile, which stay in a cache while the rows pass by.
 template <int FORMAT>
 static void float_tile(const Matrix& of, int64_t tile, const float* rows, int64_t count, float* y, int64_t y_stride) {
     const int64_t first = tile * COLUMNS, last = first + COLUMNS < of.columns ? first + COLUMNS : of.columns;
-    int64_t row = 0;
-    for (; row + 2 <= count; row += 2)
-        float_rows<FORMAT, 2>(of, first, last, rows + row * of.depth, y + row * y_stride, y_stride);
-    if (row < count) float_rows<FORMAT, 1>(of, first, last, rows + row * of.depth, y + row * y_stride, y_stride);
+    const auto times = [&](auto m, auto ahead, int64_t row) {
+        float_rows<FORMAT, m, ahead>(of, first, last, rows + row * of.depth, y + row * y_stride, y_stride);
+    };
+    typedef std::integral_constant<int, 1> One;
+    typedef std::integral_constant<int, 2> Two;
+    if (count == 1) return times(One(), std::true_type(), 0);
+    times(Two(), std::true_type(), 0);
+    int64_t row = 2;
+    for (; row + 2 <= count; row += 2) times(Two(), std::false_type(), row);
+    if (row < count) times(One(), std::false_type(), row);
 }

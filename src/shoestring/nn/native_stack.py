@@ -10,7 +10,6 @@ floats) goes through the stack that is replaced.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import operator
 from typing import Any
 
@@ -98,6 +97,7 @@ class NativeStack:
         self._parts, self._end = parts, ends  # what the structures point at
         self._held = _Held([*parts, *([] if ends is None else [ends])])
         self._layers = (_Layer * len(self.order))(*(parts[index].layer for index in self.order))
+        self._latest: tuple[list[list[int]], Any] = [], self._layers
         self._in_floats = not all(is_blocks(one) for part in parts for one in part.matrices)
         self._rows_in_floats = self._in_floats or (ends is not None and not is_blocks(ends.matrix))
 
@@ -145,9 +145,7 @@ class NativeStack:
 
     def _as_they_were(self, blocks: nn.ModuleList) -> bool:
         """Whether all that the structures point at is where it was."""
-        now = list(blocks)
-        same = len(now) == len(self._blocks) and all(map(operator.is_, now, self._blocks))
-        return same and self._held.as_it_was()
+        return list(blocks) == self._blocks and self._held.as_it_was()
 
     def _run(
         self, x_BTD: Tensor, context: Context, held: KVCache | Int8KVCache, rows: CacheRows, ends: _Ends | None = None
@@ -172,10 +170,7 @@ class NativeStack:
             len(self.order), self._width, self._heads, self._kv_heads, self._head_width, self._hidden, held.capacity,
             longest, self._epsilon,
         )  # fmt: skip
-        layers = type(self._layers).from_buffer_copy(self._layers)  # another thread may run another pass
-        for name in _HELD[: 4 if isinstance(held, Int8KVCache) else 2]:
-            for layer, tensor in zip(layers, getattr(held, name), strict=True):
-                setattr(layer, name, tensor.data_ptr())
+        layers = self._over(held)
         numbered = ctypes.c_int64 * many
         slots_N, places_N = numbered(*slots), numbered(*places)
         where = (ctypes.addressof(one) for one in (slots_N, places_N))
@@ -189,6 +184,20 @@ class NativeStack:
             whole[part] = x_ND
             x_ND = whole
         return x_ND.view(x_BTD.shape)
+
+    def _over(self, held: KVCache | Int8KVCache) -> Any:
+        """The layers with this cache's memory. Those of the pass before where it was the same: they are only read, and
+        a pass of another cache, of another thread maybe, makes its own."""
+        names = _HELD[: 4 if isinstance(held, Int8KVCache) else 2]
+        pointers = [list(map(Tensor.data_ptr, getattr(held, name))) for name in names]
+        before, layers = self._latest
+        if before != pointers:
+            layers = type(self._layers).from_buffer_copy(self._layers)
+            for name, some in zip(names, pointers, strict=True):
+                for layer, pointer in zip(layers, some, strict=True):
+                    setattr(layer, name, pointer)
+            self._latest = pointers, layers
+        return layers
 
     def _rows(self, count: int, depth: int) -> list[Tensor]:
         """Room for rows of so many numbers, as the kernel makes them ready."""
@@ -235,12 +244,14 @@ class _Held:
         self._homes, self._names, self._modules = (list(some) for some in zip(*places, strict=True))
         self._tensors = [tensor for part in parts for tensor in part.tensors]
         self._pointers = [tensor.data_ptr() for tensor in self._tensors]
+        self._dtypes = [torch.float32] * len(self._tensors)
 
     def as_it_was(self) -> bool:
+        # Lists of modules and of dtypes are equal where each is the same object, which is seen in no time.
         found = list(map(dict.__getitem__, self._homes, self._names))
-        if not all(map(operator.is_, found, self._modules)) and not all(map(_is_or_rests, found, self._modules)):
+        if found != self._modules and not all(map(_is_or_rests, found, self._modules)):
             return False
-        same_type = all(map(operator.is_, map(_DTYPE, self._tensors), itertools.repeat(torch.float32)))
+        same_type = list(map(_DTYPE, self._tensors)) == self._dtypes
         return same_type and list(map(Tensor.data_ptr, self._tensors)) == self._pointers
 
 
