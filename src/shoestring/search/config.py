@@ -76,7 +76,7 @@ class StudyConfig(Config):
         return self
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Literal["minimize", "maximize"]]:
         return ["maximize" if name in MAXIMIZED else "minimize" for name in self.objectives]
 
 

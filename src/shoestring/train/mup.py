@@ -19,19 +19,14 @@ from shoestring.models.decoder import Decoder
 from shoestring.train.optimizer_config import AdamWConfig
 
 
-def scales(config: Any) -> bool:
-    """Whether an optimizer's settings ask for this."""
-    return isinstance(config, AdamWConfig) and config.scaling == "mup"
-
-
 @torch.no_grad()
 def scale_fresh(decoder: Decoder, matrices: set[int], base_width: int) -> None:
     """Fresh weights as a width of this ratio begins. matrices: ids of those in blocks."""
     ratio = decoder.config.width / base_width
     for parameter in decoder.parameters():
         if id(parameter) in matrices:
-            parameter /= math.sqrt(ratio)
-    decoder.norm.weight /= ratio
+            parameter.div_(math.sqrt(ratio))
+    decoder.get_parameter("norm.weight").div_(ratio)
 
 
 def scaled_groups(
