@@ -82,6 +82,7 @@ def test_a_search_killed_at_random_ends_with_as_many_trials_each_trained_once(tm
         assert steps == list(range(1, steps[-1] + 1)) and SETTINGS in trial.user_attrs
 
 
+@pytest.mark.long
 def test_a_fine_tuning_recipe_is_searched_for_its_best_held_out_loss(tmp_path, base, examples):
     recipe, out = tmp_path / "tune.yaml", tmp_path / "study"
     recipe.write_text(

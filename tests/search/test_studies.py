@@ -53,11 +53,11 @@ def test_a_study_finds_better_settings_than_the_recipes_and_writes_them_down(pla
 
 def test_the_same_seed_proposes_the_same_trials(place, formula, tmp_path):
     recipe, space, out = place
-    first = search(recipe, space, trials=8, out=out)
-    second = search(recipe, space, trials=8, out=tmp_path / "again")
+    first = search(recipe, space, trials=6, out=out)
+    second = search(recipe, space, trials=6, out=tmp_path / "again")
     settings = [[trial.user_attrs[SETTINGS] for trial in trials_of(one.out)] for one in (first, second)]
-    assert settings[0] == settings[1] and len({str(one) for one in settings[0]}) == 8
-    third = search(recipe, space, trials=8, out=tmp_path / "other", seed=2)
+    assert settings[0] == settings[1] and len({str(one) for one in settings[0]}) == 6
+    third = search(recipe, space, trials=6, out=tmp_path / "other", seed=2)
     assert [trial.user_attrs[SETTINGS] for trial in trials_of(third.out)] != settings[0]
 
 
@@ -96,9 +96,9 @@ def test_cma_es_closes_in_on_the_best(place, formula):
         + 4 * (settings.get("optimizer.weight_decay", 0.1) - 0.25) ** 2
     )  # fmt: skip
     space = {"optimizer.learning_rate": {"log": [1e-4, 1e-1]}, "optimizer.weight_decay": {"uniform": [0, 0.3]}}
-    result = search(recipe, space, sampler="cmaes", pruner="none", trials=61, out=out)
+    result = search(recipe, space, sampler="cmaes", pruner="none", trials=37, out=out)
     values = [trial.values[0] for trial in trials_of(out)]
-    assert sum(values[-12:]) / 12 < sum(values[1:13]) / 12 and result.best.values[0] < 2.02
+    assert sum(values[-12:]) / 12 < sum(values[1:13]) / 12 and result.best.values[0] < 2.05
 
 
 @pytest.mark.parametrize("pruner", ["hyperband", "median"])
@@ -305,7 +305,7 @@ def test_a_study_of_another_recipe_is_refused_by_what_differs(place, formula, tm
         (lambda lines: [*lines[:3], b"[1, 2]", *lines[3:]], r"journal.log:4: .*no operation"),
         (lambda lines: [*lines[:3], b'{"op_code": 99}', *lines[3:]], "not the journal of a study"),
         (lambda lines: [*lines[:3], b'{"op_code": 4, "worker_id": "x"}', *lines[3:]], "not the journal"),
-        (lambda lines: lines[2:], "not the journal|another recipe"),
+        (lambda lines: lines[1:], "not the journal of a study: no study begins in it"),
         (lambda lines: [line.replace(b'"digest":"', b'"digest":"f') for line in lines], "of another recipe, space or"),
         (lambda lines: [b"\x00\xff\xfe" * 40], "not the journal of a study"),
         (lambda lines: [b"[" * 5000], "not the journal of a study"),

@@ -80,6 +80,8 @@ class StudyFolder:
             found = storage.get_all_studies()
             name = f"{self.config.recipe} {self.digest()[:6]}"  # by which Hyperband deals its brackets
             if not found:
+                if journal.stat().st_size:
+                    raise damaged(journal, "no study begins in it")
                 study = optuna.create_study(
                     storage=storage, study_name=name, directions=self.config.directions, load_if_exists=True
                 )
@@ -93,6 +95,8 @@ class StudyFolder:
                     "put back the journal that belongs to this folder, or begin another with --out",
                 )  # fmt: skip
             study = optuna.load_study(study_name=found[0].study_name, storage=storage)
+            if _DIGEST not in attrs:  # whoever began it was killed right then
+                study.set_user_attr(_DIGEST, self.digest())
             study.get_trials(deepcopy=False)
             return study, storage
         except RunError:
