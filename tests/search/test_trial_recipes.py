@@ -13,6 +13,7 @@ from shoestring.search.config import EVALUATIONS
 from shoestring.search.folder import dump_space
 from shoestring.search.recipes import base_document, best_recipe, trial_recipe
 from shoestring.search.run import planned
+from shoestring.train import recipe
 from shoestring.train.evaluation import TIMES
 from tests.search import studies
 
@@ -34,15 +35,16 @@ def test_a_job_that_counts_steps_gets_as_many_as_the_tokens_make():
     config, loaded, _ = plan("elite-sft", {"train.batch_tokens": [512, 1024]}, **given)
     assert isinstance(loaded, FinetuneRecipe) and config.objectives == ("loss",)
     recipes = [trial_recipe(config, base_document(loaded), {"train.batch_tokens": tokens}) for tokens in (512, 1024)]
-    assert [recipe.train.steps for recipe in recipes] == [8, 4]
-    assert all(recipe.train.answers == 0 and recipe.evaluate.suite is None for recipe in recipes)
+    assert [one.train.steps for one in recipes] == [8, 4]
+    assert all(one.train.answers == 0 and one.evaluate.suite is None for one in recipes)
 
 
 def test_another_optimizer_begins_from_its_own_usual_settings_and_says_nothing(tmp_path, capsys):
     config, loaded, _ = plan(studies.recipe(tmp_path), {"optimizer.kind": ["adamw", "muon"]})
-    recipe = trial_recipe(config, base_document(loaded), {"optimizer.kind": "muon", "optimizer.learning_rate": 0.05})
-    assert recipe.optimizer.kind == "muon" and recipe.optimizer.learning_rate == 0.05
-    assert recipe.optimizer.momentum == 0.95 and recipe.optimizer.weight_decay == 0.1
+    settings = {"optimizer.kind": "muon", "optimizer.learning_rate": 0.05}
+    optimizer = trial_recipe(config, base_document(loaded), settings).optimizer
+    assert optimizer.kind == "muon" and optimizer.learning_rate == 0.05
+    assert optimizer.momentum == 0.95 and optimizer.weight_decay == 0.1
     assert capsys.readouterr().err == ""
 
 
@@ -66,6 +68,19 @@ def test_a_time_out_is_shared_among_the_trials_of_a_recipe_that_is_bound_by_time
 def test_the_usual_spaces_fit_the_recipes_that_come_along(name):
     _, _, space = planned(name, None, {}, {})
     assert {"optimizer.learning_rate", "schedule.warmup"} <= set(dump_space(space))
+
+
+def test_a_package_that_is_not_there_takes_its_optimizer_out_of_the_usual_space(tmp_path, monkeypatch):
+    file, need = studies.recipe(tmp_path), recipe.need
+
+    def without(package, setting, extra):
+        need("no_such_package" if package == "lion_pytorch" else package, setting, extra)
+
+    monkeypatch.setattr(recipe, "need", without)
+    written = dump_space(plan(file, "optimizers")[2])
+    assert written["optimizer.kind"]["choices"] == ["adamw", "muon"] and len(written["optimizer.learning_rate"]) == 2
+    with pytest.raises(ConfigError, match="optimizer.kind lion needs the package"):
+        plan(file, {"optimizer.kind": ["adamw", "lion"]})
 
 
 def test_evaluations_are_as_many_as_a_run_makes():

@@ -18,7 +18,7 @@ from shoestring.core.yaml_document import YamlDocument, parse_value
 from shoestring.search.config import StudyConfig
 from shoestring.search.jobs import searched_job
 from shoestring.search.parameters import Choices, Parameter, Range, label
-from shoestring.search.space import Space, described
+from shoestring.search.space import Space, described, never_holds
 from shoestring.train.recipe import RunRecipe
 from shoestring.train.recipe_files import load_run_recipe
 
@@ -108,13 +108,15 @@ def check_space(study: StudyConfig, space: Space, base: YamlDocument, recipe: Ru
                 possible.append(value)
             else:
                 why = why or (value, error)
-        if why is not None and not (named and isinstance(parameter, Choices)):
+        if why is not None and not named:
             raise _refused(parameter, *why)
-        if named and isinstance(parameter, Choices):
-            if len(possible) < 2:
-                continue
+        if not possible or (isinstance(parameter, Choices) and len(possible) < 2):
+            continue
+        if isinstance(parameter, Choices):
             parameter = replace(parameter, values=tuple(possible))
         kept.append(parameter)
+    if named:  # of a kind that was left out
+        kept = [parameter for parameter in kept if never_holds(parameter, kept, values) is None]
     if not kept:
         raise ConfigError("nothing of this space is possible with this recipe")
     return Space(tuple(kept))
@@ -206,7 +208,7 @@ def _impossible(
         if parameter.key not in settings or not space.holds(parameter, settings, values):
             continue
         try:
-            trial_recipe(study, base, settings)
+            trial_recipe(study, base, settings).check_packages()
             return None
         except ConfigError as error:
             found = found or error

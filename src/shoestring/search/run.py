@@ -239,8 +239,8 @@ def _search(study: StudyFolder, timeout: float | None, workers: int, until: floa
     if stopped:
         raise Stopped(f"stopped after {result.finished} trials; saved in {study.path}", hint=goes_on)
     if result.best is None:
-        reasons = f"; the last one: {result.last_failure}" if result.last_failure else ""
-        raise RunError(f"no trial came to its end, of {result.trials}{reasons}", str(study.path), goes_on)
+        reason = f"; the last one that failed: {result.last_failure.splitlines()[0]}" if result.last_failure else ""
+        raise RunError(f"no trial has come to its end yet, of {result.trials}{reason}", str(study.path), goes_on)
     return result
 
 

@@ -144,11 +144,11 @@ def read_space(source: str | Path | Mapping[str, Any], base: Mapping[str, Any]) 
         raise ConfigError("the space is empty: no setting of it can change", document.name)
     ordered = _in_order(parameters)
     if named:
-        ordered = [one for one in ordered if not _never(one, parameters, base)]
+        ordered = [one for one in ordered if not never_holds(one, parameters, base)]
         if not ordered:
             raise ConfigError(f"nothing of this space is for a recipe like this one: {document.name}")
     for parameter in ordered:
-        if (why := _never(parameter, parameters, base)) is not None:
+        if (why := never_holds(parameter, parameters, base)) is not None:
             raise ConfigError(f"{parameter.key} can never be chosen: {why}", parameter.place)
     return Space(tuple(ordered))
 
@@ -307,7 +307,7 @@ def _in_order(parameters: list[Parameter]) -> list[Parameter]:
     return ordered
 
 
-def _never(parameter: Parameter, parameters: list[Parameter], base: Mapping[str, Any]) -> str | None:
+def never_holds(parameter: Parameter, parameters: list[Parameter], base: Mapping[str, Any]) -> str | None:
     """Why its conditions can never hold; None where they may."""
     for one in parameter.when:
         givers = [other for other in parameters if _gives(other, one.key)]
