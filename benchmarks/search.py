@@ -1,6 +1,6 @@
 """Tokens that TPE with Hyperband reads until it is as good as the best point of a full grid, beside the grid's tokens.
 
-    python -m benchmarks.search [--seeds 3] [--tokens 64k] [--workers 1] [--keep FOLDER]
+    python -m benchmarks.search [--seeds 3] [--tokens 32k] [--workers 1] [--keep FOLDER]
 
 A small model learns Python's standard library. The grid has every combination of six learning rates, three batches and
 two weight decays; each trial reads equally many tokens. The search moves in the same bounds, without the recipe itself
@@ -49,7 +49,7 @@ class Reached:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="searches, each with its own")
-    parser.add_argument("--tokens", default="64k", help="of each trial")
+    parser.add_argument("--tokens", default="32k", help="of each trial")
     parser.add_argument("--workers", type=int, default=1, help="trials at once")
     parser.add_argument("--keep", type=Path, help="folder of the studies; what is there is gone on with")
     parser.add_argument("--quick", action="store_true", help="a grid of four points, 8k tokens, one seed: coarse")
