@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import threading
 import time
 
@@ -13,13 +14,14 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from shoestring.cli.main import main
-from shoestring.core.errors import ConfigError, RunError
+from shoestring.core.errors import ConfigError, RunError, ShoestringError
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.search.folder import open_study
 from shoestring.search.proposing import SETTINGS
 from shoestring.search.results import counted_trials
 from shoestring.search.run import begin, search
 from shoestring.search.session import Session
+from tests.fuzz.mutations import damaged, damaged_lines
 from tests.search import studies
 from tests.search.studies import formula
 
@@ -330,3 +332,22 @@ def test_the_result_is_one_json_object(place, formula, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["ended"] == 3 if "ended" in result else result["finished"] + result["pruned"] == 3
     assert result["best"]["recipe"].endswith("best.yaml") and result["report"].endswith("report.html")
+
+
+def test_damage_anywhere_in_a_study_ends_in_an_answer_or_a_sentence(place, formula, tmp_path, monkeypatch):
+    recipe, space, out = place
+    search(recipe, space, trials=4, out=out)
+    monkeypatch.setattr("shoestring.search.page.importances", lambda *_: [])
+    refused = 0
+    for number in range(40):
+        drawn, it = random.Random(number), tmp_path / f"it-{number}"
+        shutil.copytree(out, it)
+        file = it / drawn.choice(["journal.log", "journal.log", "study.yaml", "space.yaml", "base.yaml"])
+        damage = drawn.choice([damaged, damaged_lines] if file.name == "journal.log" else [damaged])
+        file.write_bytes(damage(file.read_bytes(), drawn))
+        try:
+            search(resume=it, trials=5)
+        except ShoestringError as error:
+            refused += 1
+            assert len(str(error)) < 2000
+    assert 10 < refused < 40

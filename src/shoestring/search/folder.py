@@ -37,6 +37,7 @@ from shoestring.train.recipe_files import load_run_recipe
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
 STUDY, BASE, SPACE, TRIALS, REPORT, BEST = (
     "study.yaml", "base.yaml", "space.yaml", "trials", "report.html", "best.yaml"
@@ -97,12 +98,37 @@ class StudyFolder:
             study = optuna.load_study(study_name=found[0].study_name, storage=storage)
             if _DIGEST not in attrs:  # whoever began it was killed right then
                 study.set_user_attr(_DIGEST, self.digest())
-            study.get_trials(deepcopy=False)
+            for trial in study.get_trials(deepcopy=False):
+                if not _is_sound(trial, self.space):
+                    raise damaged(journal, f"trial {trial.number} holds what no trial has")
             return study, storage
         except RunError:
             raise
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise damaged(journal, f"{type(error).__name__}: {error}") from error
+
+
+def _is_sound(trial: FrozenTrial, space: Space) -> bool:
+    """Whether a trial of a journal, which anyone may have written, holds values of the kinds that it must."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    kinds = {"settings": dict, "grid point": int, "generation": int, "tokens": int, "steps": int, "reason": str}
+    attrs, own = trial.user_attrs, {one.name: one for one in space.parameters}
+    kept = {name: [one.drawn(value) for value in one.values] for name, one in own.items() if isinstance(one, Choices)}
+    return (
+        all(isinstance(attrs[name], kind) for name, kind in kinds.items() if name in attrs)
+        and number(attrs.get("seconds", 0.0))
+        and all(number(value) and abs(value) < 1e300 for value in trial.values or [])
+        and all(type(step) is int and number(value) for step, value in trial.intermediate_values.items())
+        and all(
+            value in kept[name] if name in kept else own[name].contains(value)
+            for name, value in trial.params.items()
+            if name in own
+        )
+        and (trial.state.name != "COMPLETE" or "settings" in attrs)
+    )
 
 
 def create(path: Path, config: StudyConfig, recipe: RunRecipe, space: Space) -> StudyFolder:
