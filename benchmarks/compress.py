@@ -1,21 +1,30 @@
 """What bits and methods of quantization cost SmolLM2-135M-Instruct: bytes, memory, speed, perplexity.
 
-    python -m benchmarks.compress [--quick] [--cases "gptq 4,rtn 4"] [--steps N] [--model MODEL]
+    python -m benchmarks.compress [--quick] [--cases "gptq 4,rtn 4"] [--steps N] [--model MODEL] [--peer-python PYTHON]
 
 The model's published weights are here only in a file of 4 bits, and would be rounded back to that file's grid; so they
 are first moved off it, by training all of them on `stdlib` for some hundred steps. That is done once and kept in the
 cache. Each case is quantized by a process of its own, calibrated on windows of `stdlib`, and measured on other windows
 of it and on conversations. A gap is how much perplexity grew: int8_gap of 8 bits to nearest by rows, int4_gap of the
 best method with 4 bits in groups of 32, int4_gap_over_rtn that by the gap of rounding to nearest.
+
+PYTHON: an interpreter that has llm-compressor. Its GPTQ gets the same windows, its folder is read and measured as ours
+are; gptq_over_peer is the perplexity of ours by that of its.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import subprocess
+import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.measure import finish, run_worker, show
 
@@ -36,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gptq 3": {"method": "gptq", "bits": 3},
     "learned 3": {"method": "learned", "bits": 3},
 }
+PEER = "llm-compressor gptq 4"
 BEST_OF = ("gptq 4", "awq 4", "learned 4", "gptq 4 asymmetric", "learned 4 asymmetric")
 
 
@@ -43,7 +53,7 @@ def moved(model: str, steps: int) -> Path:
     """The model with all weights trained for so many steps: made once."""
     from shoestring.core.config import load_config
     from shoestring.core.files import cache_dir
-    from shoestring.core.yaml_document import Document
+    from shoestring.core.yaml_document import YamlDocument
     from shoestring.data.tokenizer import Tokenizer
     from shoestring.models.folder import load_model, read_generation_config, save_model
     from shoestring.models.resolve import find_model
@@ -61,14 +71,57 @@ def moved(model: str, steps: int) -> Path:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "run"
-        pretrain(load_config(PretrainRecipe, Document(recipe, name="compress")), out=str(out))
+        pretrain(load_config(PretrainRecipe, YamlDocument(recipe, {}, "benchmarks.compress")), out=str(out))
         trained = find_model(str(out))
         source = find_model(model)
         save_model(load_model(trained), folder, Tokenizer.load(source), read_generation_config(source))
     return folder
 
 
-def work(model: str, case: str, settings: dict[str, Any]) -> None:
+def of_peer(model: str, settings: dict[str, Any], python: str, out: Path) -> dict[str, Any]:
+    """What llm-compressor makes in the folder `out` of the same windows, measured on the same others."""
+    from shoestring.compression.calibration import read_calibration
+    from shoestring.compression.decoding import decode
+    from shoestring.compression.quantize.config import quantize_config
+    from shoestring.data.batch import PADDING_SEGMENT
+    from shoestring.data.tokenizer import Tokenizer
+    from shoestring.models.folder import load_model
+    from shoestring.models.resolve import find_model
+    from shoestring.models.weight_files import WeightFiles
+    from shoestring.train.objective import next_token
+
+    folder = find_model(model)
+    given = quantize_config({"method": "gptq", **settings})
+    with WeightFiles(folder) as files:
+        text = read_calibration(given, Tokenizer.load(folder), files.config.context, None)
+    windows = [
+        row_T[segments_T == segment].tolist()
+        for batch in text.calibrating
+        for row_T, segments_T in zip(batch.tokens_BT, batch.segments_BT, strict=True)
+        for segment in segments_T.unique().tolist()
+        if segment != PADDING_SEGMENT
+    ]
+    ids = out.with_name("windows.json")
+    ids.write_text(json.dumps(windows))
+    asked = {"model": str(folder), "out": str(out), "ids": str(ids), "group": 32, "symmetric": True}
+    worker = [python, str(Path(__file__).with_name("compress_peer.py")), json.dumps(asked)]
+    done = subprocess.run(worker, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {PEER} failed:\n{done.stderr[-3000:]}")
+    Tokenizer.load(folder).save(out)
+    decoder, nats = load_model(out), 0.0
+    with torch.inference_mode():
+        for batch in text.measured:
+            hidden_BTD = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)[0]
+            nats += float(next_token(hidden_BTD, decoder.head, batch).sum)
+    side = {
+        "weight_bytes": sum(file.stat().st_size for file in out.glob("*.safetensors")),
+        "decoding": asdict(decode(out, "file")), "perplexity": math.exp(nats / text.labels),
+    }  # fmt: skip
+    return {"after": side, "peak_memory": 0, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def work(model: str, case: str, settings: dict[str, Any], python: str = "") -> None:
     """One case, or the model as it is, in this process."""
     from shoestring.compression.quantize.job import quantize
     from shoestring.evaluate.perplexity import perplexity
@@ -76,7 +129,10 @@ def work(model: str, case: str, settings: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as place:
         found: dict[str, Any] = {}
         folder = Path(model)
-        if case:
+        if case == PEER:
+            folder = Path(place) / "theirs"
+            found = of_peer(model, settings, python, folder)
+        elif case:
             folder = Path(place) / "q"
             result = quantize(model, folder, **CASES[case], **settings)
             found = result.report()
@@ -93,6 +149,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=64, help="of 512 tokens of calibration text")
     parser.add_argument("--learning", type=int, default=100, help="steps of method learned, for each block")
+    parser.add_argument("--peer-python", help="an interpreter that has llm-compressor, to compare with [none]")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -103,19 +160,25 @@ def main() -> None:
         names = [name.strip() for name in arguments.cases.split(",")]
     rows = 4 if arguments.quick else arguments.rows
     model = arguments.model if arguments.quick else str(moved(arguments.model, arguments.steps))
-    table(model, names, rows, arguments.learning)
+    table(model, names, rows, arguments.learning, arguments.peer_python)
 
 
-def table(model: str, names: list[str], rows: int, learning: int) -> None:
+def table(model: str, names: list[str], rows: int, learning: int, python: str | None = None) -> None:
     dense = run_worker(MODULE, "--worker", json.dumps({"model": model, "case": "", "settings": {}}))
     found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, Any] = {"calibrate": "stdlib", "rows": rows, "held_out": max(rows // 2, 2)}
     for name in names:
-        settings: dict[str, Any] = {"calibrate": "stdlib", "rows": rows, "held_out": max(rows // 2, 2)}
-        settings |= {"steps": learning} if CASES[name]["method"] == "learned" else {}
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        steps = {"steps": learning} if CASES[name]["method"] == "learned" else {}
         found[name] = run_worker(
-            MODULE, "--worker", json.dumps({"model": model, "case": name, "settings": settings})
+            MODULE, "--worker", json.dumps({"model": model, "case": name, "settings": settings | steps})
         )
+        print(f"{name}: perplexity {found[name]['after']['perplexity']:.3f}", file=sys.stderr, flush=True)
     first = next(iter(found.values()))["before"]
+    if python is not None:
+        print(f"{PEER} ...", file=sys.stderr, flush=True)
+        asked = {"model": model, "case": PEER, "settings": settings, "python": python}
+        found[PEER] = run_worker(MODULE, "--worker", json.dumps(asked)) | {"before": first}
     lines = [_line("float32", first, first, dense["conversations"], dense["conversations"], None)]
     figures: dict[str, Any] = {}
     for name, case in found.items():
@@ -140,6 +203,9 @@ def required(found: dict[str, dict[str, Any]]) -> dict[str, float]:
         figures["int4_gap"] = min(best)
         if "rtn 4" in found:
             figures["int4_gap_over_rtn"] = min(best) / max(_gap(found["rtn 4"]), 1e-9)
+    if "gptq 4" in found and PEER in found:
+        ours, theirs = (found[name]["after"]["perplexity"] for name in ("gptq 4", PEER))
+        figures["gptq_over_peer"] = ours / theirs
     return figures
 
 

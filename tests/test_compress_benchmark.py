@@ -35,6 +35,12 @@ def test_gaps_are_of_the_best_method_and_against_rounding_to_nearest(monkeypatch
     assert [given["settings"].get("steps") for given in asked] == [None, None, None, None, 7]
 
 
+def test_ours_is_set_against_the_peer() -> None:
+    found = {"gptq 4": case(10, 10.2), compress.PEER: case(10, 10.4)}
+    assert compress.required(found)["gptq_over_peer"] == pytest.approx(10.2 / 10.4)
+    assert "gptq_over_peer" not in compress.required({"gptq 4": case(10, 10.2)})
+
+
 def test_every_case_is_one_that_quantize_takes() -> None:
     from shoestring.compression.quantize.config import quantize_config
 

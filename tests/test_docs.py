@@ -68,6 +68,11 @@ def smaller(tokens: list[str]) -> list[str]:
         tokens += ["--train.answers", "1"]
         if "--evaluate" in tokens:
             tokens += ["--evaluate.items", "1", "--evaluate.only", "[copying]"]
+    elif verb == "distill":
+        if "--student" in tokens:
+            tokens[tokens.index("--student") + 1] = "../chats"
+        tokens += ["--train.batch_tokens", "512", "--train.sequence_length", "512", "--train.evaluate_examples", "4"]
+        tokens += ["--distill.new_tokens", "4"] if "--on-policy" in tokens else []
     elif verb == "quantize":
         if "--group" not in tokens:
             tokens += ["--group", "16"]
@@ -82,6 +87,21 @@ def smaller(tokens: list[str]) -> list[str]:
                 del tokens[(at := tokens.index(flag)) : at + 2]
         tokens += ["--trials", "1"] if "--resume" not in tokens else []
         tokens += ["--data.source", "my-texts"] if "--resume" not in tokens and "--data.source" not in tokens else []
+    elif verb == "compress":
+        tokens += ["--rows", "4", "--context", "64"]
+    elif verb == "prune":
+        for flag, size in (("--layers", "1"), ("--feed-forward", "32"), ("--heads", "2"), ("--width", "24")):
+            if flag in tokens:
+                tokens[tokens.index(flag) + 1] = size
+        if "--recover" in tokens:
+            tokens[tokens.index("--recover") + 1] = "2"
+        tokens += ["--rows", "4", "--context", "64"]
+    elif verb == "factorize":
+        at = tokens.index("--parameters") if "--parameters" in tokens else tokens.index("--rank")
+        tokens[at : at + 2] = ["--rank", "4"] if tokens[at] == "--rank" else ["--parameters", "0.97x"]
+        tokens += ["--rows", "4", "--context", "64"] if "--calibrate" in tokens else []
+    elif verb == "merge" and "--calibrate" in tokens:
+        tokens += ["--rows", "4", "--context", "64"]
     elif verb in ("recipe", "model"):  # nothing is trained or fetched
         tokens = [REPLACED[token] if token == "smollm2-135m" else token for token in written]
     return tokens
@@ -114,8 +134,9 @@ def test_the_commands_of_a_page_run_in_order(name, page_folder, monkeypatch, cap
         if kind == "python" and name in ("elsewhere.md", "export.md"):  # on what the commands left
             exec(compile(content.replace('"smollm2-135m"', '"../chats"'), name, "exec"), {})
             continue
-        if kind == "python" and name == "compression.md":
+        if kind == "python" and name in ("compression.md", "distill.md"):
             content = content.replace("smollm2-135m", "../chats").replace("group=64", "group=16")
+            content = content.replace('"0.3x", calibrate="stdlib"', '"0.5x", calibrate="my-texts", rows=4, context=64')
             exec(compile(content, name, "exec"), {})
             ran += 1
             continue

@@ -13,7 +13,8 @@ from shoestring.core.errors import ConfigError
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
-        "__version__", "compare", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"
+        "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity",
+        "prepare_dataset", "pretrain", "prune", "quantize",
     }  # fmt: skip
 
 
@@ -25,6 +26,11 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("pretrain", "recipe resume overrides time memory out"),
         ("load", "model device dtype memory"),
         ("perplexity", "model data context stride examples"),
+        ("distill", "teacher student data recipe resume divergence beta temperature labels on_policy cache_samples"),
+        ("merge", "adapter out dense calibrate dtype columns"),
+        ("factorize", "model out parameters rank calibrate dense rows context dtype"),
+        ("compress", "model out target keep calibrate time suite rows context memory"),
+        ("prune", "model out calibrate sparsity pattern method parameters layers feed_forward heads width rounds"),
         ("quantize", "model out bits group method calibrate symmetric activations rows context dtype"),
     ],
 )

@@ -20,12 +20,14 @@ import torch
 from shoestring.cli.main import main, parse
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import VERBS
+from shoestring.compression.distill.config import distill_recipe
 from shoestring.core.errors import ConfigError
 from shoestring.finetuning.config import finetune_recipe, is_finetune_recipe
 from shoestring.models.get import get
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.search.run import planned
 from shoestring.train.metrics import read_metrics
+from shoestring.train.recipe_files import recipe_job
 from tests.finetuning.tiny import chat_model
 
 ROOT = Path(__file__).parents[1]
@@ -151,6 +153,8 @@ def check_command(line: str) -> None:
             overrides["train.time"] = arguments.kwargs["time"]
         if tokens[0] == "finetune" or is_finetune_recipe(recipe):
             finetune_recipe(recipe, arguments.kwargs.get("data"), overrides)
+        elif recipe_job(recipe) == "distill":
+            distill_recipe(recipe, arguments.kwargs.get("student"), arguments.kwargs.get("data"), overrides)
         else:
             load_pretrain_recipe(recipe, overrides)
 

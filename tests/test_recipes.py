@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from shoestring.compression.distill.config import load_distill_recipe
 from shoestring.core.errors import ConfigError
 from shoestring.finetuning.config import finetune_recipe, load_finetune_recipe
+from shoestring.models.folder import read_config
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.train.recipe_files import list_recipes, recipe_job
 
 NAMES = [name for name in list_recipes() if recipe_job(name) == "pretrain"]
 FINETUNE = [name for name in list_recipes() if recipe_job(name) == "finetune"]
+DISTILL = [name for name in list_recipes() if recipe_job(name) == "distill"]
 SMOKE = [name for name in NAMES if name.endswith("-smoke")]
 
 
@@ -113,6 +116,24 @@ def test_smoke_recipes_of_fine_tuning_train_a_few_steps_on_a_tiny_model(name, tm
     assert (Path(result["model"]) / "adapter_config.json").is_file()
 
 
+def test_recipes_of_distilling_have_a_smoke_variant_that_trains_a_few_steps_on_a_tiny_teacher(tmp_path):
+    from shoestring.compression.distill.job import distill
+    from tests.finetuning import tiny
+
+    recipe, smoke = map(load_distill_recipe, sorted(DISTILL))
+    assert sorted(DISTILL) == ["compact-distill", "compact-distill-smoke"]
+    assert recipe.description and smoke.description and recipe.description != smoke.description
+    assert (recipe.distill, recipe.optimizer, recipe.teacher) == (smoke.distill, smoke.optimizer, smoke.teacher)
+    assert smoke.model.parameter_count() < 1e6 < recipe.model.parameter_count() < 40e6
+    teacher = tiny.chat_model(tmp_path / "teacher")
+    (tmp_path / "text.txt").write_text("Some text to learn from, again and again.\n" * 400)
+    result = distill(
+        teacher, recipe="compact-distill-smoke", data=tmp_path / "text.txt", out=tmp_path / "run",
+        model__vocabulary=read_config(teacher).vocabulary,
+    )  # fmt: skip
+    assert result.steps == 4 and result.after.loss < result.before.loss
+
+
 def test_a_recipe_is_run_by_its_own_verb():
     with pytest.raises(ConfigError, match="shoestring finetune lazy-finetune"):
         load_pretrain_recipe("lazy-finetune")
@@ -191,6 +212,8 @@ def test_impossible_combinations_are_refused(overrides):
 def test_reading_recipes_does_not_import_torch():
     code = "import sys; from shoestring.train.recipe_files import *; from shoestring.finetuning.config import *\n"
     code += "from shoestring.pretraining.config import *; load = load_pretrain_recipe\n"
-    code += "[(load if recipe_job(n) == 'pretrain' else load_finetune_recipe)(n) for n in list_recipes()]\n"
+    code += "from shoestring.compression.distill.config import *\n"
+    code += "jobs = {'pretrain': load, 'finetune': load_finetune_recipe, 'distill': load_distill_recipe}\n"
+    code += "[jobs[recipe_job(n)](n) for n in list_recipes()]\n"
     code += "print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -1,14 +1,20 @@
 """Shoestring: language models on the hardware a person owns.
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
-data)`, `quantize(MODEL, out)`, `compare(runs)` and `prepare_dataset(data, MODEL)` do what the commands do. They are
-looked up on first use, so that `import shoestring` does not import torch.
+data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `factorize(MODEL, out)`, `distill(TEACHER, STUDENT, data)`,
+`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `compare(runs)` and `prepare_dataset(data, MODEL)` do what the
+commands do. They are looked up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from shoestring.compression.compress.job import compress as compress
+    from shoestring.compression.distill.job import distill as distill
+    from shoestring.compression.factorize.job import factorize as factorize
+    from shoestring.compression.merge.job import merge as merge
+    from shoestring.compression.prune.job import prune as prune
     from shoestring.compression.quantize.job import quantize as quantize
     from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
@@ -21,14 +27,22 @@ __version__ = "0.1.0"
 # Where each name is defined; a test holds this table to the rooms' directions.
 _HOMES = {
     "compare": "shoestring.search.compare",
+    "compress": "shoestring.compression.compress.job",
+    "distill": "shoestring.compression.distill.job",
+    "factorize": "shoestring.compression.factorize.job",
     "finetune": "shoestring.finetuning.job",
     "load": "shoestring.offload.load",
+    "merge": "shoestring.compression.merge.job",
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
+    "prune": "shoestring.compression.prune.job",
     "quantize": "shoestring.compression.quantize.job",
 }
-__all__ = ["__version__", "compare", "finetune", "load", "perplexity", "prepare_dataset", "pretrain", "quantize"]
+__all__ = [
+    "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity",
+    "prepare_dataset", "pretrain", "prune", "quantize",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> _typing.Any:

@@ -13,6 +13,7 @@ from shoestring.cli import main as cli
 from shoestring.cli.main import main, parse, run_verb
 from shoestring.cli.verb import verb
 from shoestring.cli.verbs import GROUPS, VERBS, overview
+from shoestring.compression.distill.config import distill_recipe
 from shoestring.core.errors import ConfigError, DataError
 from shoestring.finetuning.config import finetune_recipe
 from shoestring.models.get import KNOWN
@@ -78,6 +79,9 @@ def test_every_example_parses_and_its_recipe_is_right(command, chain):
                 overrides["train.time"] = arguments.kwargs["time"]
             if chain == ("finetune",):
                 finetune_recipe(arguments.args[0], arguments.kwargs["data"], overrides)
+            elif chain == ("distill",):
+                given = arguments.kwargs
+                distill_recipe(None, given["student"], given["data"], {"teacher": given["teacher"], **overrides})
             elif arguments.args[0] in KNOWN:
                 assert chain == ("model", "show") and not overrides
             else:

@@ -52,6 +52,8 @@ FINETUNE = "finetune smollm2-135m --data mine.jsonl"
         ("quantize smollm2-135m --out x --group_size 128", "did you mean --group?"),
         ("quantize smollm2-135m --out x --dataset stdlib", "did you mean --calibrate?"),
         ("gptq smollm2-135m", "did you mean quantize?"),
+        ("sparsify smollm2-135m", "did you mean prune?"),
+        ("prune smollm2-135m --out x --dataset stdlib", "did you mean --calibrate?"),
         ("server smollm2-135m", "did you mean serve?"),
         ("train quickstart", "pretrain trains a model from nothing, finetune teaches one your examples"),
         ("eval smollm2-135m", "did you mean evaluate?"),

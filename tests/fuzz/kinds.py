@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from shoestring.cli.main import main
+from shoestring.compression.distill.job import distill
+from shoestring.compression.factorize.job import factorize
 from shoestring.compression.quantize.job import quantize
 from shoestring.core.errors import ShoestringError
 from shoestring.data.chat import render_chat
@@ -93,7 +95,7 @@ def make_kinds(root: Path) -> list[Kind]:
     generation = {"eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(generation))
     make = [_recipe, _values, _model, _shards, _tokenizer, _adapter, _gguf, _rows, _columns, _text, _template, _state]
-    more = [_trained, _metrics, _prepared, _compressed, _quantized, _of_gptq]
+    more = [_trained, _metrics, _prepared, _compressed, _quantized, _of_gptq, _factorized, _distilled]
     return [each(root / each.__name__, base, rows) for each in [*make, *more]]
 
 
@@ -137,6 +139,15 @@ def _quantized(sound: Path, base: Path, rows: Path) -> Kind:
         "config.json": [damaged_json, damaged], "model.safetensors": [damaged_safetensors, damaged],
     }  # fmt: skip
     return Kind("quantized", sound, files, lambda it, rng: call(load_model, it))
+
+
+def _factorized(sound: Path, base: Path, rows: Path) -> Kind:
+    """Matrices of ranks of their own."""
+    factorize(base, sound, "0.95x")
+    files: dict[str, list[Damage]] = {
+        "config.json": [damaged_json, damaged], "model.safetensors": [damaged_safetensors, damaged],
+    }  # fmt: skip
+    return Kind("factorized", sound, files, lambda it, rng: call(load_model, it))
 
 
 def _of_gptq(sound: Path, base: Path, rows: Path) -> Kind:
@@ -381,6 +392,20 @@ def _trained(sound: Path, base: Path, rows: Path) -> Kind:
     pretrain(sound / "recipe.yaml", out=str(out), overrides={"train.keep": 2})
     _one_step_back(out, 3)
     return _resumed("pretrain", sound, out)
+
+
+def _distilled(sound: Path, base: Path, rows: Path) -> Kind:
+    """A distillation from samples of its teacher, one step before its end."""
+    out = sound / "run"
+    overrides = {**tiny.SHORT, "train.steps": 3, "train.checkpoint_every": 2, "train.keep": 2}
+    del overrides["train.answers"]
+    distill(base, base, rows, out=out, cache_samples=4, overrides=overrides)
+    _one_step_back(out, 2)
+    kind = _resumed("distill", sound, out)
+    samples = {"run/.samples/journal.json": [damaged_json, damaged]}
+    for file in (out / ".samples").glob("part-*"):
+        samples[f"run/.samples/{file.name}"] = [damaged_safetensors, damaged]
+    return replace(kind, files={**kind.files, **samples})
 
 
 def _one_step_back(out: Path, step: int) -> None:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from shoestring.compression.distill.config import distill_recipe
 from shoestring.finetuning.config import finetune_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.search.folder import open_study
@@ -80,6 +81,20 @@ def test_a_search_killed_at_random_ends_with_as_many_trials_each_trained_once(tm
         lines = read_metrics(study.trial(trial.number) / "metrics.jsonl")
         steps = [line["step"] for line in lines if "loss" in line]
         assert steps == list(range(1, steps[-1] + 1)) and SETTINGS in trial.user_attrs
+
+
+@pytest.mark.long
+def test_a_distillation_is_searched_for_its_students_held_out_loss(tmp_path, base, examples):
+    recipe, out = tmp_path / "distill.yaml", tmp_path / "study"
+    recipe.write_text(
+        f"job: distill\nteacher: {base}\nmodel: {{init: {base}}}\ndata: {{source: {examples}, validation: 0.2}}\n"
+        "train: {steps: 6, batch_tokens: 256}\noptimizer: {learning_rate: 1e-3}\n"
+    )
+    result = search(recipe, {"distill.divergence": ["forward", "reverse"]}, trials=2, sampler="random", out=out)
+    assert result.objectives == ("loss",) and result.finished == 2, result.last_failure
+    lines = read_metrics(out / "trials" / "0000" / "metrics.jsonl")
+    assert result.baseline.values == (min(line["held_out_loss"] for line in lines if "held_out_loss" in line),)
+    assert distill_recipe(recipe=str(out / "best.yaml")).train.steps == 6
 
 
 @pytest.mark.long

@@ -174,7 +174,7 @@ def test_a_mistake_in_a_file_is_told_with_its_line(tmp_path):
         read_space(tmp_path / "s.yaml", BASE)
     with pytest.raises(ConfigError, match="there is no space 'pretrian'\n.*did you mean pretrain"):
         read_space("pretrian", BASE)
-    assert space_names() == ["finetune", "optimizers", "pretrain"]
+    assert space_names() == ["distill", "finetune", "optimizers", "pretrain"]
 
 
 def test_values_have_places_on_their_axes():

@@ -21,6 +21,7 @@ _VALUES = {
     "--recipe": "RECIPE", "--data": "DATA", "--preserve": "DATA", "--calibrate": "DATA",
     "--columns": "FIELD=NAME", "--device": "DEVICE", "--dtype": "DTYPE", "--adapter": "NAME=FOLDER",
     "--tokenizer": "MODEL", "--template": "FILE", "--text-field": "NAME", "--filters": "NAMES",
+    "--teacher": "MODEL", "--student": "MODEL",
 }  # fmt: skip
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from shoestring.cli.columns import Columns, columns_of
 from shoestring.cli.verb import Json, verb
+from shoestring.compression.merge.config import merge_config
 from shoestring.core import console
 
 app = verb(
@@ -19,19 +21,41 @@ app = verb(
 
 @app.default
 def merge(
-    adapter: Annotated[str, Parameter(help="a run of finetune, or an adapter (PEFT) folder")],
+    adapter: Annotated[
+        str, Parameter(help="a run of finetune, or an adapter (PEFT) folder; or a factorized model, to multiply it out")
+    ],
     /,
     *,
     out: Annotated[Path | None, Parameter(help="the new folder [ADAPTER-merged, or OUT/merged of a run]")] = None,
+    dense: Annotated[
+        bool, Parameter(help="whole matrices where the base has few bits or factors: nothing is rounded again")
+    ] = False,
+    calibrate: Annotated[
+        str | None,
+        Parameter(help="text, a folder, stdlib, or rows: a part of it is measured on, before and after"),
+    ] = None,
+    rows: Annotated[int | None, Parameter(help="of that text read, a part of which is measured on [64]")] = None,
+    context: Annotated[int | None, Parameter(help="tokens of a row [512, or what the model can]")] = None,
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Parameter(help="of the weights; auto: as the base has them")
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Parameter(help="of the weights that are not in few bits; auto: as the base has them"),
     ] = "auto",
+    columns: Columns = None,
+    on_bad_line: Annotated[
+        Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts [stop]")
+    ] = None,
     json: Json = False,
 ) -> None:
-    from shoestring.models.peft_folder import merge_folder
+    given: dict[str, Any] = {
+        "dense": dense, "calibrate": calibrate, "rows": rows, "context": context, "dtype": dtype,
+        "columns": columns_of(columns) or None, "on_bad_line": on_bad_line,
+    }  # fmt: skip
+    merge_config(given)  # before anything heavy is imported
 
-    folder = merge_folder(adapter, out, console.say, dtype)
+    from shoestring.compression.merge.job import merge as fold
+
+    result = fold(adapter, out, **given, say=console.say)
     if json:
-        console.print_json({"model": str(folder)})
+        console.print_json(result.to_json())
     else:
-        console.show(f"model  {folder}\nchat   shoestring chat {folder}")
+        console.show(result)

@@ -80,8 +80,10 @@ OTHER_VERBS: dict[str, str] = {
         ("convert", "shoestring get FILE.gguf --out FOLDER reads a GGUF file, shoestring export writes one"),
         ("server api openai", "did you mean serve?"),
         ("gguf save_pretrained_gguf ollama", "did you mean export?"),
-        ("quant quantise gptq awq compress", "did you mean quantize?"),
-        ("prune distill", "not there yet"),
+        ("quant quantise gptq awq", "did you mean quantize?"),
+        ("svd lowrank low-rank factorise decompose", "did you mean factorize?"),
+        ("sparsify sparsegpt wanda slim shrink", "did you mean prune?"),
+        ("student teacher imitate kd", "did you mean distill?"),
         ("completions complete-setup install-completion", "did you mean completion?"),
     )
     for their in theirs.split()
@@ -111,6 +113,8 @@ def flag_hint(name: str, chain: tuple[str, ...], flags: Collection[str], takes_s
 
 def _settings(verb: str) -> tuple[set[str], dict[str, str]]:
     """The settings of a verb's recipes, and those with a flag of their own."""
+    from shoestring.compression.distill.config import SHORT as DISTILL_SHORT
+    from shoestring.compression.distill.config import DistillRecipe
     from shoestring.core.config_keys import setting_keys
     from shoestring.finetuning.config import SHORT as FINETUNE_SHORT
     from shoestring.finetuning.config import FinetuneRecipe
@@ -118,8 +122,10 @@ def _settings(verb: str) -> tuple[set[str], dict[str, str]]:
     from shoestring.pretraining.config import PretrainRecipe
 
     keys: set[str] = set()
-    if verb != "finetune":
+    if verb not in ("finetune", "distill"):
         keys |= set(setting_keys(PretrainRecipe))
     if verb in ("finetune", "recipe"):
         keys |= set(setting_keys(FinetuneRecipe))
-    return keys, FINETUNE_SHORT if verb == "finetune" else PRETRAIN_SHORT
+    if verb in ("distill", "recipe"):
+        keys |= set(setting_keys(DistillRecipe))
+    return keys, {"finetune": FINETUNE_SHORT, "distill": DISTILL_SHORT}.get(verb, PRETRAIN_SHORT)

@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from shoestring.cli.verb import Json, Overrides, verb
+from shoestring.compression.distill.config import load_distill_recipe
 from shoestring.core import console
 from shoestring.core.config import dump_yaml
 from shoestring.core.errors import ConfigError
@@ -20,7 +21,9 @@ from shoestring.train.recipe import RunRecipe
 from shoestring.train.recipe_files import list_recipes, recipe_job, recipe_name
 
 # The jobs that have recipes.
-_LOADERS: dict[str, Callable[..., RunRecipe]] = {"pretrain": load_pretrain_recipe, "finetune": load_finetune_recipe}
+_LOADERS: dict[str, Callable[..., RunRecipe]] = {
+    "pretrain": load_pretrain_recipe, "finetune": load_finetune_recipe, "distill": load_distill_recipe,
+}  # fmt: skip
 
 Name = Annotated[str, Parameter(help="a built-in recipe, a YAML file, or a run folder")]
 

@@ -29,7 +29,7 @@ def search(
     *,
     space: Annotated[
         str | None,
-        Parameter(help="a YAML file, or by name: pretrain, finetune, optimizers [what is usual for the recipe's job]"),
+        Parameter(help="a YAML file, or by name: pretrain, finetune, distill, optimizers [what is usual for the recipe's job]"),
     ] = None,
     trials: Annotated[
         int | None, Parameter(help="in all, failed and pruned ones included [20; grid: its points]")
@@ -44,7 +44,7 @@ def search(
         str | None,
         Parameter(
             help="loss, bits_per_byte, suite; or with a comma two of these, bytes, seconds and memory, for a front"
-            " [bits_per_byte, finetune: loss]"
+            " [loss; of pretraining bits_per_byte]"
         ),
     ] = None,
     sampler: Annotated[

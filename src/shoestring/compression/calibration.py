@@ -89,7 +89,7 @@ def _dataset(
     source, bad = str(settings.calibrate), settings.on_bad_line
     rows = rows_of(source, bad, say, settings.columns)
     if rows is None or rows.form == "text":
-        wanted = (settings.rows + settings.held_out) * context * _READ
+        wanted = max(settings.rows + settings.held_out, settings.read or 0) * context * _READ
         some = _first(texts_of(source, rows, bad), wanted)
         return text_windows(some, tokenizer, source, context, context, specials=rows is not None)[0]
     given = {"format": rows.form, "validation": 0.0, "on_bad_line": bad, "columns": settings.columns}

@@ -19,14 +19,14 @@ _FLOAT = 4
 
 
 def decode_both(
-    before: Path, after: Path, config: ModelConfig, memory: int | None
+    before: Path, after: Path, config: ModelConfig, memory: int | None, weights: str = "file"
 ) -> tuple[Decoding | None, Decoding | None]:
-    """The model in float32, and the smaller one as its files have it; None where the first does not fit, or the model
-    looks at too few tokens. memory: bytes that the process may take."""
+    """The model in float32, and the smaller one as its files have it, or with other `weights`; None where the first
+    does not fit, or the model looks at too few tokens. memory: bytes that the process may take."""
     room = (total_memory_bytes() if memory is None else memory) * _SHARE
     if config.parameter_count() * _FLOAT > room or config.context < _PROMPT + 2:
         return None, None
-    return decode(before, "float32"), decode(after, "file")
+    return decode(before, "float32"), decode(after, weights)
 
 
 @torch.no_grad()

@@ -19,4 +19,7 @@ class TextConfig(Config):
     rows: int = Field(64, ge=1, description="of calibration text, each of `context` tokens")
     context: int = Field(512, ge=8, description="tokens of a row, at most those that the model can look at")
     held_out: int = Field(16, ge=1, description="rows to measure with, before and after")
+    read: int | None = Field(
+        None, ge=1, description="rows of text that are read at least, to draw from; null: as many as are wanted"
+    )
     seed: int = Field(0, ge=0, description="of the choice of rows")

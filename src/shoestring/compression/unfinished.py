@@ -83,11 +83,11 @@ class Unfinished:
 
 
 @contextmanager
-def unfinished(out: Path, made_of: dict[str, Any], say: Say | None) -> Iterator[Unfinished]:
+def unfinished(out: Path, made_of: dict[str, Any], say: Say | None, first: bool = False) -> Iterator[Unfinished]:
     """What is done of the folder `out`, which appears in the block, by the caller's doing.
 
-    made_of: all that decides what is written, as JSON holds it. Raises RunError where another process writes the same
-    folder, or the disk refuses.
+    made_of: all that decides what is written, as JSON holds it. first: whether the first part alone is worth keeping.
+    Raises RunError where another process writes the same folder, or the disk refuses.
     """
     out = Path(os.path.abspath(out))
     folder = place_of(out)
@@ -104,7 +104,7 @@ def unfinished(out: Path, made_of: dict[str, Any], say: Say | None) -> Iterator[
             except _LASTING:
                 raise
             except BaseException:
-                keep = len(work.parts) > 1  # the first takes no time
+                keep = len(work.parts) > (0 if first else 1)  # usually the first takes no time
                 if keep and say is not None:
                     done = counted(len(work.parts) - 1, "block")
                     say(f"stopped   {done} done: the same command goes on from there")

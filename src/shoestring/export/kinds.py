@@ -6,6 +6,8 @@ from shoestring.models.config import ModelConfig
 from shoestring.nn.config import DenseConfig, GQAConfig, RopeConfig
 from shoestring.nn.feed_forward_config import MoEConfig, SwiGLUConfig
 
+LOW_RANK = "low-rank matrices"
+
 
 def unusual(config: ModelConfig) -> list[str]:
     """In words, what other tools lack; empty for a model that they may have. Shared blocks are none: they can be
@@ -21,7 +23,7 @@ def unusual(config: ModelConfig) -> list[str]:
         "a convolution over embeddings": config.embedding_convolution is not None,
         "a value residual": config.value_residual,
         "a soft cap on logits": config.logit_softcap is not None,
-        "low-rank matrices": not isinstance(config.linear, DenseConfig),
+        LOW_RANK: not isinstance(config.linear, DenseConfig),
         f"positions of kind {config.position.kind}": type(config.position) is not RopeConfig,
         f"feed-forwards of kind {config.feed_forward.kind}": not isinstance(
             config.feed_forward, (SwiGLUConfig, MoEConfig)

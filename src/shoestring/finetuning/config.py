@@ -183,7 +183,28 @@ class FinetuneRecipe(RunRecipe):
             raise ValueError("precision.around is for weights that are trained: beside frozen ones in int8 is float32")
         if self.precision.compute == "int8" and self.frozen_kind() != "int8":
             raise ValueError("precision.compute int8 needs frozen weights in int8: not full, nor another adapter.base")
+        if self.quantize is not None:
+            self._can_be_quantized()
         return self
+
+    def _can_be_quantized(self) -> None:
+        """Raises ValueError."""
+        adapter = self.adapter
+        if adapter.method in ("qlora", "dora"):
+            why = {
+                "qlora": "rounds the base alone: take method lora, where base and adapter are rounded together",
+                "dora": "learns lengths of rows that are no longer there once they are rounded: take method lora",
+            }
+            raise ValueError(f"quantize: adapter.method {adapter.method} {why[adapter.method]}")
+        if adapter.method == "lora" and adapter.dropout:
+            raise ValueError("quantize rounds base and adapter together, where adapter.dropout has no place of its own")
+        if self.budget.weights != "source":
+            raise ValueError("quantize is for models in memory: budget.weights is for streamed layers")
+        if self.evaluate.suite is not None:
+            raise ValueError(
+                "evaluate.suite would be asked of weights that are not rounded: quantize the model first, and then"
+                " evaluate it"
+            )
 
     def frozen_kind(self) -> Base | None:
         """How the blocks' frozen weights are kept in memory: int8, int4, nf4, or None for floats."""
@@ -196,8 +217,10 @@ class FinetuneRecipe(RunRecipe):
         return "int8" if self.precision.compute == "int8" else None
 
     def halves_base(self) -> bool:
-        """Whether frozen weights are kept in bfloat16. DoRA's lengths are of the weights in float32."""
-        return self.precision.compute == "bfloat16" and self.adapter.method == "lora" and self.frozen_kind() is None
+        """Whether frozen weights are kept in bfloat16. DoRA's lengths are of the weights in float32, and so are codes
+        that are trained."""
+        plain = self.adapter.method == "lora" and self.frozen_kind() is None and self.quantize is None
+        return plain and self.precision.compute == "bfloat16"
 
     def frozen_config(self) -> Int8Config | Int4Config | NF4Config | None:
         """What the blocks' frozen linears become, None for floats."""

@@ -150,7 +150,7 @@ class FinetuneJob:
         if self.streams:
             self.engine = StreamedEngine(make, compute)
         else:
-            made = prepared(make, recipe.precision)
+            made = prepared(make, recipe.precision, recipe.quantize)
             self.engine = ResidentEngine(made, compute, spec.recompute, loss_scale=scale)
         with waiting("loading   the model"):
             decoder = self.engine.load()
@@ -215,7 +215,8 @@ class FinetuneJob:
         if recipe.preserve.source is not None:
             ordinary = material.ordinary or everyday_examples(recipe.preserve, material, decoder, out)
             objective = preserving(next_token, recipe, ordinary, decoder, start.state.step)
-        dtypes = saved_dtypes(recipe.precision, material.base) if recipe.adapter.method == "full" else None
+        exact = recipe.quantize is not None
+        dtypes = saved_dtypes(recipe.precision, material.base, exact) if recipe.adapter.method == "full" else None
         return Wiring(objective, lambda folder: write_files(recipe, material, decoder, folder, dtypes), callbacks)
 
     def _held_out(self) -> SupervisedPass:

@@ -12,6 +12,7 @@ from shoestring.finetuning.config import EVERYDAY, FinetuneRecipe, FinetuneTrain
 from shoestring.finetuning.examples import prepare_dataset
 from shoestring.finetuning.preserve import ordinary_examples
 from shoestring.models.config import ModelConfig
+from shoestring.models.families.registry import read_quantization
 from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.folder import GenerationDefaults, check_rows, read_config, read_generation_config
 from shoestring.models.peft_folder import is_adapter
@@ -63,6 +64,8 @@ def open_material(start: Start) -> Material:
             f"merge it first: shoestring merge {recipe.model}",
         )  # fmt: skip
     config = read_config(base)
+    if read_quantization(base) is not None:
+        _check_frozen(recipe)
     if config.input_adapter is not None:
         raise ModelFileError(
             "this model adds the embeddings of another one to its input, which examples do not have: it cannot be"
@@ -90,6 +93,27 @@ def open_material(start: Start) -> Material:
     _check_weights(base, start)
     generation = read_generation_config(base)
     return Material(base, config, generation, dataset, ordinary, rows, length, lengths, documents)
+
+
+def _check_frozen(recipe: FinetuneRecipe) -> None:
+    """Raises ConfigError for what is not done with a model whose weights are in few bits."""
+    there = f"the weights of {recipe.model} are in few bits already"
+    if recipe.adapter.method == "full":
+        raise ConfigError(
+            f"{there}, and such are not trained: an adapter beside them is",
+            hint="take --method lora, or begin from the dense model",
+        )
+    named = {
+        "adapter.method qlora": recipe.adapter.method == "qlora",
+        "precision.compute int8": recipe.precision.compute == "int8",
+        f"budget.weights {recipe.budget.weights}": recipe.budget.weights != "source",
+    }
+    for setting, is_set in named.items():
+        if is_set:
+            raise ConfigError(
+                f"{there}: {setting} would round them again",
+                hint="leave it out: --method lora trains on them as they are",
+            )
 
 
 def _shortest_row(settings: FinetuneTrainSection) -> int:

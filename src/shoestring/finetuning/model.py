@@ -16,13 +16,15 @@ from shoestring.finetuning.preserve import KEPT_BYTES
 from shoestring.models.adapters import attach, halve_bases
 from shoestring.models.builder import build
 from shoestring.models.decoder import Decoder
+from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import load_model
 from shoestring.models.peft_folder import load_adapter
 from shoestring.models.weight_files import WeightFiles, weight_paths
-from shoestring.offload.model import open_streamed
+from shoestring.offload.model import open_streamed, unstreamed
+from shoestring.offload.packed_layers import block_linears
 from shoestring.plan.choose import usual_microbatch
 from shoestring.plan.constants import MICROBATCH_TOKENS
-from shoestring.plan.shapes import EngineSpec, JobShape, Options, Training, WeightFormat
+from shoestring.plan.shapes import EngineSpec, JobShape, Options, Packed, Training, WeightFormat
 from shoestring.plan.tape import FLOAT
 from shoestring.train.exact_weights import load_trained
 from shoestring.train.optimizer_config import moving
@@ -39,7 +41,8 @@ def job_shape(recipe: FinetuneRecipe, material: Material) -> JobShape:
         names = frozenset(linear.split(".", 2)[2] for linear in linears)  # without blocks.NUMBER
         frozen: WeightFormat = "bfloat16" if recipe.halves_base() else recipe.frozen_kind() or "float32"
         integers = recipe.precision.compute == "int8"
-        training = Training(False, lora.rank, names, lora.dora, lora.dropout > 0, frozen, integers)
+        packed = packed_linears_of(material.base)
+        training = Training(False, lora.rank, names, lora.dora, lora.dropout > 0, frozen, integers, packed)
     compared = padded_length(held.tokens) if held.source is not None else 0
     return JobShape(
         config, material.rows, material.padded, training, source_dtype(material.base), ignored=True,
@@ -68,21 +71,23 @@ def _kept_rows(recipe: FinetuneRecipe, material: Material) -> int:
 def options(recipe: FinetuneRecipe, material: Material) -> Options:
     """What the recipe leaves to the plan."""
     budget, full = recipe.budget, recipe.adapter.method == "full"
-    streams = not full and recipe.preserve.source is None
+    packed = read_quantization(material.base) is not None
+    plain = recipe.preserve.source is None and recipe.quantize is None
+    streams = not full and plain and not unstreamed(material.config)
     chosen = engines(recipe, streams)
     if budget.weights != "source":
         chosen = ("streamed",)
     advice: tuple[str, ...] = ()
     if full:
         advice = ("LoRA (--method lora) takes much less than training every weight",)
-    elif recipe.frozen_kind() is None:
+    elif recipe.frozen_kind() is None and not packed:
         advice = ("so does --budget.weights int4, which rounds the frozen weights",)
     return Options(
         chosen,
         usual=usual_microbatch(material.rows, material.padded, MICROBATCH_TOKENS),
         microbatch=recipe.train.microbatch,
         recompute=recipe.train.activation_checkpointing,
-        weights=recipe.frozen_kind() or budget.weights,
+        weights="packed" if packed else recipe.frozen_kind() or budget.weights,
         slots=budget.slots,
         spilled=None if budget.inputs == "auto" else budget.inputs == "disk",
         advice=advice,
@@ -100,7 +105,7 @@ def adapted_model(
         return load_model(material.base, device, torch.float32)
     if spec.engine == "streamed":
         decoder: Decoder = open_streamed(
-            material.base, spec.weights, spec.slots, device, say=say,
+            material.base, "source" if spec.weights == "packed" else spec.weights, spec.slots, device, say=say,
             compute="int8" if recipe.precision.compute == "int8" else "float",
         )  # fmt: skip
     else:
@@ -121,6 +126,12 @@ def read_speed(base: Path) -> float:
 
 
 def source_dtype(base: Path) -> str:
-    """The dtype of the model's largest matrix on disk."""
-    with WeightFiles(base) as files:
+    """The dtype of the model's embedding on disk."""
+    with WeightFiles(base, packed=True) as files:
         return str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
+
+
+def packed_linears_of(base: Path) -> Packed:
+    """Those that the model's files have in few bits."""
+    with WeightFiles(base, packed=True) as files:
+        return frozenset(block_linears(files).items())

@@ -16,8 +16,9 @@ from shoestring.finetuning.suite_scores import SuiteScores
 from shoestring.finetuning.write import best_checkpoint
 from shoestring.models.decoder import Decoder
 from shoestring.train import parallel
+from shoestring.train.quantize_command import merge_flags, quantize_command
 from shoestring.train.result import RunResult
-from shoestring.train.run import Run
+from shoestring.train.run import Run, find_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,20 @@ class FinetuneResult(RunResult):
             lines.append(f"adapter   {self.model} (PEFT)")
         lines.append(f"chat      shoestring chat {self.model}")
         if self.method != "full":
-            lines.append(f"merge     shoestring merge {self.model}")
+            lines.append(f"merge     shoestring merge {self.model}{merge_flags(self.quantize, self.out)}")
+        if self.quantize is not None:
+            lines.append(f"quantize  {self.quantize}")
         return "\n".join(lines)
+
+
+def _quantize(run: Run) -> str | None:
+    recipe, best = run.recipe, best_checkpoint(run)
+    if recipe.quantize is None:
+        return None
+    model = run.out / ("latest" if best == run.checkpoint else "best")
+    return quantize_command(
+        recipe.quantize, run.out, model, find_once(recipe.model), recipe.adapter.method != "full"
+    )
 
 
 def collect(run: Run, answers: list[Answer]) -> FinetuneResult:
@@ -75,6 +88,7 @@ def collect(run: Run, answers: list[Answer]) -> FinetuneResult:
         loss_after=run.state.best_loss,
         answers=answers,
         plot=run.plot(),
+        quantize=_quantize(run),
     )
 
 

@@ -14,6 +14,8 @@ from shoestring.models.folder import Dtypes
 from shoestring.models.get import KNOWN
 from shoestring.models.peft_folder import load_adapter, write_adapter_files
 from shoestring.train.exact_weights import load_trained, write_trained
+from shoestring.train.precision import prepared
+from shoestring.train.precision_config import PrecisionConfig
 from shoestring.train.run import Run
 
 
@@ -47,7 +49,7 @@ def best_checkpoint(run: Run) -> Path:
 def as_at(checkpoint: Path, recipe: FinetuneRecipe, decoder: Decoder, device: torch.device) -> Decoder:
     """The model as it was at a checkpoint of this run."""
     if recipe.adapter.method == "full":
-        return load_trained(checkpoint, device)
+        return prepared(lambda: load_trained(checkpoint, device), PrecisionConfig(), recipe.quantize)()
     load_adapter(decoder, checkpoint, "best")
     switch(decoder, "best")
     return decoder

@@ -18,6 +18,7 @@ from shoestring.models.decoding_weights import kept_as, load_for_decoding
 from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import GenerationDefaults, load_model, read_generation_config
 from shoestring.models.get import gguf_file
+from shoestring.models.packed_files import rounds_inputs
 from shoestring.models.peft_folder import is_adapter, load_adapted
 from shoestring.models.resolve import Say, find_model
 
@@ -66,7 +67,10 @@ def open_model(
                 hint="take float32, bf16, int8 or int4",
             )
         decoder, base = load_adapted(folder, device=where, dtype=number_format, say=say)
-        decoder = merge(decoder)  # decoding then costs what it costs without an adapter
+        if weights in ("source", "float32") and rounds_inputs(decoder):
+            decoder.eval()  # one matrix would take the adapter's inputs rounded too, or none
+        else:
+            decoder = merge(decoder)  # decoding then costs what it costs without an adapter
         if weights != "source":
             decoder = kept_as(decoder, weights)
     elif weights != "source":

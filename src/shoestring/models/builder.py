@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from shoestring.nn.attention.value_residual import (
 from shoestring.nn.block import SequentialBlock
 from shoestring.nn.bottleneck import Bottleneck
 from shoestring.nn.cache import Cache, KVCache
-from shoestring.nn.config import GQAConfig, LinearConfig, RopeConfig, block_order
+from shoestring.nn.config import FactorizedConfig, GQAConfig, LinearConfig, RopeConfig, block_order
 from shoestring.nn.convolution import EmbeddingConvolution, Unmixed, holding_embeddings
 from shoestring.nn.feed_forward import GELU, SquaredReLU, SwiGLU
 from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
@@ -124,16 +124,17 @@ def allocate(root: nn.Module, device: torch.device | str) -> None:
 
 
 def build_block(config: ModelConfig, index: int = 0) -> nn.Module:
-    """Block `index`, on the current default device; all have one shape, but for those that search the memory."""
+    """Block `index`, on the current default device; all have one shape, but for those that search the memory, and where
+    each matrix has a rank of its own."""
     attention, feed_forward = config.attention, config.feed_forward
     make_linear = linear_maker(config.linear)
     make_attention = ATTENTION[type(attention)]
-    block = ValueResidualBlock if config.value_residual else BLOCK[config.block]
+    kind = ValueResidualBlock if config.value_residual else BLOCK[config.block]
     if config.value_residual:
         make_attention = ValueResidualAttention
     if config.memory is not None and index in config.memory.layers:
         make_attention = functools.partial(MemoryAttention, memory=config.memory)
-    return block(
+    block = kind(
         attention_bottleneck=_bottleneck(config),
         feed_forward_bottleneck=_bottleneck(config),
         attention_norm=RMSNorm(config.width, config.norm_epsilon),
@@ -143,6 +144,18 @@ def build_block(config: ModelConfig, index: int = 0) -> nn.Module:
         feed_forward_norm=RMSNorm(config.width, config.norm_epsilon),
         feed_forward=FEED_FORWARD[type(feed_forward)](feed_forward, config.width, make_linear),
     )
+    if isinstance(config.linear, FactorizedConfig):
+        put_factors(block, config.linear.of_block(index))
+    return block
+
+
+def put_factors(block: nn.Module, ranks: Mapping[str, int]) -> None:
+    """Replace the dense linears of these names by empty factors of these ranks."""
+    for name, rank in ranks.items():
+        parent, _, last = name.rpartition(".")
+        owner = block.get_submodule(parent)
+        dense = getattr(owner, last)
+        setattr(owner, last, LowRankLinear(dense.in_features, dense.out_features, rank, dense.bias is not None))
 
 
 def _bottleneck(config: ModelConfig) -> nn.Module:

@@ -17,6 +17,7 @@ from shoestring.nn.adapter_config import BottleneckConfig, InputAdapterConfig
 from shoestring.nn.attention.config import MLAConfig, MTLAConfig
 from shoestring.nn.config import (
     DenseConfig,
+    FactorizedConfig,
     GQAConfig,
     LearnedPositionConfig,
     LinearConfig,
@@ -26,7 +27,7 @@ from shoestring.nn.config import (
     SharingConfig,
     block_order,
 )
-from shoestring.nn.feed_forward_config import FeedForwardConfig
+from shoestring.nn.feed_forward_config import FeedForwardConfig, SwiGLUConfig
 from shoestring.nn.memory.config import MemoryBankConfig
 
 AttentionPart = Annotated[
@@ -115,6 +116,46 @@ class ModelConfig(Config):
                 raise ValueError("value_residual and memory exclude each other: a memory holds a layer's own values")
         return self
 
+    @model_validator(mode="after")
+    def _factorized(self) -> ModelConfig:
+        if not isinstance(self.linear, FactorizedConfig):
+            return self
+        matrices = self.named_matrices()
+        if len(self.linear.ranks) != self.unique_layers:
+            raise ValueError(f"linear.ranks has {len(self.linear.ranks)} rows for {self.unique_layers} blocks")
+        for column, name in enumerate(self.linear.names):
+            if name not in matrices:
+                known = ", ".join(matrices) or "none in blocks of these kinds"
+                raise ValueError(f"linear.names: {name!r} cannot be factorized by name; there are: {known}")
+            if max(row[column] for row in self.linear.ranks) > min(matrices[name]):
+                raise ValueError(f"linear.ranks: above {min(matrices[name])}, the full rank of {name}")
+        return self
+
+    def named_matrices(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of the matrices of a block by name, where each stands alone: in grouped-query attention and
+        SwiGLU."""
+        found: dict[str, tuple[int, int]] = {}
+        if isinstance(self.attention, GQAConfig):
+            names = ("query", "key", "value", "output")
+            shapes = self.attention.linears(self.width)
+            found |= {f"attention.{name}": shape for name, shape in zip(names, shapes, strict=True)}
+        if isinstance(self.feed_forward, SwiGLUConfig):
+            shapes = self.feed_forward.linears(self.width)
+            found |= {f"feed_forward.{name}": shape for name, shape in zip(("gate", "up", "down"), shapes, strict=True)}
+        return found
+
+    def factors_more(self, part: str = "") -> int:
+        """Parameters that matrices of ranks of their own have more than whole ones (less: below zero), over all blocks.
+        part: the beginning of their names."""
+        if not isinstance(self.linear, FactorizedConfig):
+            return 0
+        shapes, more = self.named_matrices(), 0
+        for index in range(self.unique_layers):
+            for name, rank in self.linear.of_block(index).items():
+                inputs, outputs = shapes[name]
+                more += (rank * (inputs + outputs) - inputs * outputs) * name.startswith(part)
+        return more
+
     @property
     def unique_layers(self) -> int:
         """Blocks that exist; with sharing fewer than the positions they fill."""
@@ -133,8 +174,9 @@ class ModelConfig(Config):
             "positions": self.context * self.width * self.has_learned_positions,
             "convolution": ((self.embedding_convolution or 1) - 1) * self.width,
             "input adapter": 0 if self.input_adapter is None else self.input_adapter.parameters(self.width),
-            "attention": self.unique_layers * (self._part(self.attention) + self.value_residual),
-            "feed-forward": self.unique_layers * self._part(self.feed_forward),
+            "attention": self.unique_layers * (self._part(self.attention) + self.value_residual)
+            + self.factors_more("attention."),
+            "feed-forward": self.unique_layers * self._part(self.feed_forward) + self.factors_more("feed_forward."),
             "bottlenecks": 0
             if self.bottleneck is None
             else 2 * self.unique_layers * self.bottleneck.parameters(self.width),

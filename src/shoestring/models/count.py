@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from shoestring.models.config import ModelConfig
 from shoestring.nn.attention.config import MLAConfig, MTLAConfig
-from shoestring.nn.config import GQAConfig, Recompute
+from shoestring.nn.config import FactorizedConfig, GQAConfig, Recompute
 from shoestring.nn.feed_forward_config import MoEConfig, SwiGLUConfig
 
 
@@ -93,7 +93,7 @@ def _block_matrices(config: ModelConfig) -> float:
         total += sum(_matrix(config, *shape) for shape in feed_forward.linears(width))
     if config.bottleneck is not None:
         total += 2 * 2 * 2 * width * config.bottleneck.width
-    return total
+    return total + 2 * config.factors_more() / config.unique_layers
 
 
 def _matrix(config: ModelConfig, inputs: int, outputs: int) -> int:
@@ -153,7 +153,14 @@ def _kept_by_block(config: ModelConfig, recompute: Recompute) -> float:
     if config.bottleneck is not None:
         kept += 2 * (width + 2 * config.bottleneck.width)
     ranks = [config.linear.rank_of(*shape) for shape in config.attention.linears(width)]
-    return kept + sum(rank for rank in ranks if rank is not None)
+    return kept + sum(rank for rank in ranks if rank is not None) + _kept_between_factors(config)
+
+
+def _kept_between_factors(config: ModelConfig) -> float:
+    """Of matrices with ranks of their own, on average over blocks."""
+    if not isinstance(config.linear, FactorizedConfig):
+        return 0
+    return sum(map(sum, config.linear.ranks)) / config.unique_layers
 
 
 def _kept_by_search(config: ModelConfig) -> float:

@@ -10,6 +10,8 @@ and where its grid is not symmetric NAME.weight_zero_point: int8 [O, G], packed 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -80,12 +82,17 @@ def _scale(
 
 def put_packed(root: nn.Module, places: dict[str, PackedPlace]) -> None:
     """Replace the linears of these names by packed ones on the meta device, to be allocated and filled."""
-    for name, place in places.items():
+    put_empty(root, {name: place.config for name, place in places.items()})
+
+
+def put_empty(root: nn.Module, configs: Mapping[str, PackedConfig]) -> None:
+    """The same of linears by name, kept so."""
+    for name, config in configs.items():
         parent, _, last = name.rpartition(".")
         owner = root.get_submodule(parent)
         dense = getattr(owner, last)
         with torch.device("meta"):
-            linear = PackedLinear(dense.in_features, dense.out_features, place.config, dense.bias is not None)
+            linear = PackedLinear(dense.in_features, dense.out_features, config, dense.bias is not None)
         setattr(owner, last, linear)
 
 
@@ -127,6 +134,11 @@ def packed_tensors(linear: PackedLinear, name: str) -> dict[str, Tensor]:
 def packed_linears(root: nn.Module) -> dict[str, PackedLinear]:
     """By dotted name."""
     return {name: module for name, module in root.named_modules() if isinstance(module, PackedLinear)}
+
+
+def rounds_inputs(root: nn.Module) -> bool:
+    """Whether linears take their inputs in 8 bits: what they compute is then no product with one matrix."""
+    return any(linear.config.activations is not None for linear in packed_linears(root).values())
 
 
 def one_config(linears: dict[str, PackedLinear]) -> PackedConfig:

@@ -26,11 +26,12 @@ from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.adapters import DEFAULT, adapted_linears, adapter_names, attach_to, merge, switch
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import family_of, read_json
-from shoestring.models.folder import load_model, read_generation_config, save_model, stored_dtypes
+from shoestring.models.folder import load_model, read_config, read_generation_config, save_model, stored_dtypes
 from shoestring.models.get import KNOWN
 from shoestring.models.module_patterns import ModulePatterns
 from shoestring.models.resolve import Say, find_model
 from shoestring.models.weights import TensorFile, save_file
+from shoestring.nn.config import DenseConfig
 from shoestring.nn.lora import LoRA
 from shoestring.nn.lora_config import LoRAConfig
 
@@ -386,6 +387,10 @@ def merge_folder(
     if out.exists():
         raise RunError("this folder exists already", str(out), "choose another --out")
     base = find_base(folder, say)
+    if not isinstance(read_config(base).linear, DenseConfig):
+        raise ModelFileError(
+            "the adapter's base has factors for matrices", str(base), "shoestring merge folds adapters into such"
+        )
     stored = stored_dtypes(base)
     exact = torch.promote_types(stored["embedding.weight"], torch.float32)
     decoder, base = load_adapted(folder, dtype=exact, say=say)

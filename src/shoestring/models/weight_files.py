@@ -27,7 +27,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Buffers that old files hold and that are computed from the config.
 _COMPUTED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _COMPARED = 1 << 12  # rows compared at a time
-_WHOLE = "such are read whole, to decode and to measure, and not yet to train or to stream: use the dense model there"
+_DENSE = "use the dense model there"
 _MISMATCH = "config.json and the weights do not belong together; fetch the model again"
 
 
@@ -42,7 +42,7 @@ class WeightFiles:
         folder = Path(folder)
         config, scheme = read_config(folder), read_quantization(folder)
         if scheme is not None and not packed:
-            raise ModelFileError(f"the weights are quantized ({scheme.layout})", str(folder), _WHOLE)
+            raise ModelFileError(f"the weights are quantized ({scheme.layout})", str(folder), _DENSE)
         family = family_named(read_json(folder / "config.json").get("model_type"))
         self.files = _tensor_files(folder)
         where = {name: Place("", file, name) for file in self.files for name in file.infos}

@@ -43,7 +43,7 @@ def bundled(linears: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
 
 def _plain_adapter(linear: nn.Module) -> LoRA | None:
     """The adapter at work, None where it is more than an update of low rank, or none."""
-    if not isinstance(linear, LoRALinear) or linear.active is None:
+    if type(linear) is not LoRALinear or linear.active is None:  # one that is rounded with its base has other products
         return None
     adapter = linear.adapters[linear.active]
     assert isinstance(adapter, LoRA)

@@ -92,6 +92,9 @@ class DenseConfig(Config):
         """None: not factorized."""
         return None
 
+    def usual_rank(self, name: str, inputs: int, outputs: int) -> int | None:
+        return None
+
 
 class LowRankConfig(Config):
     """W ≈ B·A of rank r (arXiv 1406.3269's factorization), built by `nn.low_rank.LowRankLinear`.
@@ -106,8 +109,47 @@ class LowRankConfig(Config):
         """The rank of the factors of a matrix of this shape; None where it stays dense."""
         return self.rank if self.rank * (inputs + outputs) < inputs * outputs else None
 
+    def usual_rank(self, name: str, inputs: int, outputs: int) -> int | None:
+        """Of the matrix of this name in a block, over all blocks."""
+        return self.rank_of(inputs, outputs)
 
-LinearConfig = Annotated[DenseConfig | LowRankConfig, Field(discriminator="kind")]
+
+class FactorizedConfig(Config):
+    """W ≈ B·A of a rank of its own for each matrix, as `compression.factorize` finds them; built by
+    `nn.low_rank.LowRankLinear`."""
+
+    kind: Literal["factorized"] = "factorized"
+    names: tuple[str, ...] = Field(description="of matrices in a block, as attention.query")
+    ranks: tuple[tuple[int, ...], ...] = Field(description="for each block, in the order of names; 0: one matrix")
+
+    @model_validator(mode="after")
+    def _whole(self) -> FactorizedConfig:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("names has a matrix twice")
+        if any(len(row) != len(self.names) or min(row, default=0) < 0 for row in self.ranks):
+            raise ValueError(f"ranks needs {len(self.names)} whole numbers for each block, one for each of names")
+        return self
+
+    def rank_of(self, inputs: int, outputs: int) -> int | None:
+        """None: ranks are not told by shape; `of_block` has them."""
+        return None
+
+    def of_block(self, index: int) -> dict[str, int]:
+        """Ranks by name; what is not named is one matrix."""
+        return {name: rank for name, rank in zip(self.names, self.ranks[index], strict=True) if rank}
+
+    def usual_rank(self, name: str, inputs: int, outputs: int) -> int | None:
+        """A rank at which factors would take what the matrices of this name take on average over all blocks; None: as
+        much as whole ones."""
+        if name not in self.names:
+            return None
+        rows = [row[self.names.index(name)] for row in self.ranks]
+        total = sum(rank * (inputs + outputs) if rank else inputs * outputs for rank in rows)
+        rank = -(-total // (len(rows) * (inputs + outputs)))
+        return rank if rank * (inputs + outputs) < inputs * outputs else None
+
+
+LinearConfig = Annotated[DenseConfig | LowRankConfig | FactorizedConfig, Field(discriminator="kind")]
 
 
 class SharingConfig(Config):

@@ -125,7 +125,8 @@ class LoRALinear(nn.Module):
         """A fresh adapter, made active. It lives on the base's device, in float32 unless the base is in float64."""
         held = [*self.base.parameters(), *self.base.buffers()]
         reference = held[0]
-        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in held) else torch.float32
+        exact = {tensor.dtype for tensor in held} | {getattr(self.base, "dense_dtype", None)}
+        dtype = torch.float64 if torch.float64 in exact else torch.float32
         with torch.device(reference.device):
             adapter = LoRA(config, self.in_features, self.out_features).to(dtype)
         if reference.device.type != "meta":
@@ -165,7 +166,8 @@ class LoRALinear(nn.Module):
         lora_A, lora_B, scale = adapter.lora_A, adapter.lora_B, adapter.scale
         if self._squares is None:
             self._squares = dense(self.base).weight.to(lora_A.dtype).square().sum(1)
-        crossed = self.frozen.forward(lora_A)  # [r, out]
+        # [r, out]; as the weights are, also where the base rounds what it takes
+        crossed = getattr(self.base, "exact_product", self.frozen.forward)(lora_A)
         squares = self._squares + 2 * scale * (lora_B * crossed.t()).sum(1)
         squares += scale**2 * ((lora_B @ (lora_A @ lora_A.t())) * lora_B).sum(1)
         return squares.clamp_min_(0).sqrt_()

@@ -1,8 +1,9 @@
 """Replacing a linear by one of another kind: `from_linear(linear, config)` and `to_linear()`, in a validated order.
 
-Each kind has a stage: dense 0, factorized 1, quantized 2, adapted 3. A linear may only be replaced by one
-of a later stage: a quantized base under an adapter is QLoRA, while quantizing an adapter's linear would
-bury the adapter. A new kind has both methods, and a line in `_KINDS`.
+Each kind has a stage: dense 0, factorized 1, quantized 2, adapted 3, fake-quantized 4. A linear may only be replaced by
+one of a later stage: a quantized base under an adapter is QLoRA, while quantizing an adapter's linear would bury the
+adapter; fake quantization rounds an adapter with its base, so it comes last. A new kind has both methods, and a line in
+`_KINDS`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from shoestring.nn.config import LowRankConfig
 from shoestring.nn.lora import LoRALinear
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.low_rank import LowRankLinear
-from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config, PackedConfig
+from shoestring.nn.quantized.config import FakeQuantizedConfig, Int4Config, Int8Config, NF4Config, PackedConfig
+from shoestring.nn.quantized.fake import FakeQuantized
 from shoestring.nn.quantized.four_bit import Int4Linear, NF4Linear
 from shoestring.nn.quantized.int8 import Int8Linear
 from shoestring.nn.quantized.packed import PackedLinear
 
-DENSE, FACTORIZED, QUANTIZED, ADAPTED = range(4)
-_STAGE_NAMES = ("dense", "factorized", "quantized", "adapted")
+DENSE, FACTORIZED, QUANTIZED, ADAPTED, FAKE_QUANTIZED = range(5)
+_STAGE_NAMES = ("dense", "factorized", "quantized", "adapted", "fake-quantized")
 
 
 @runtime_checkable
@@ -50,6 +52,7 @@ _KINDS: dict[type[Config], tuple[type[nn.Module], int]] = {
     NF4Config: (NF4Linear, QUANTIZED),
     PackedConfig: (PackedLinear, QUANTIZED),
     LoRAConfig: (LoRALinear, ADAPTED),
+    FakeQuantizedConfig: (FakeQuantized, FAKE_QUANTIZED),
 }
 
 

@@ -24,9 +24,10 @@ from shoestring.models.resolve import find_model
 from shoestring.models.weight_files import WeightFiles
 from shoestring.offload.config import StoreFormat, store_format
 from shoestring.offload.model import StreamedDecoder, open_streamed
+from shoestring.offload.packed_layers import block_linears
 from shoestring.plan.constants import SPARE
 from shoestring.plan.decoding import Use, predict_use
-from shoestring.plan.shapes import Machine
+from shoestring.plan.shapes import Machine, Packed, WeightFormat
 from shoestring.train.first_use import first_use
 
 _TOKENS = 1024  # of the cache, and computed together, for which room is kept
@@ -64,8 +65,8 @@ def load(
     check_memory_budget(budget, where)
     folder = find_model(model, say=say)
     base = find_base(folder, say) if is_adapter(folder) else folder
-    with WeightFiles(base) as files:
-        config = files.config
+    with WeightFiles(base, packed=True) as files:
+        config, packed = files.config, frozenset(block_linears(files).items())
         source = _name(files.places["embedding.weight"].info.dtype)
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     external = open_external(config, tokenizer, say)  # first: the process is then as large as it stays
@@ -79,7 +80,7 @@ def load(
             language.at_once = _TOKENS
             return language
     settled = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
-    slots = _slots(config, kept, source, budget, machine, _uses(_name(settled), scoring))
+    slots = _slots(config, kept, source, budget, machine, _uses(_name(settled), scoring, packed))
     decoder = open_streamed(base, kept, slots, where, settled, say=say)
     if folder != base:
         load_adapter(decoder, folder)
@@ -97,10 +98,11 @@ def _number_formats(dtype: str | torch.dtype, source: str) -> list[str]:
     return ["float32", "bfloat16"] if source == "bfloat16" else ["float32"]
 
 
-def _uses(compute: str, scoring: bool) -> list[Use]:
+def _uses(compute: str, scoring: bool, packed: Packed = frozenset()) -> list[Use]:
     """What a model is loaded for."""
-    decoding = Use(1, _TOKENS, 1, compute=compute)
-    return [decoding, Use(1, _TOKENS, scored=True, documents=True, compute=compute)] if scoring else [decoding]
+    decoding = Use(1, _TOKENS, 1, compute=compute, packed=packed)
+    scored = Use(1, _TOKENS, scored=True, documents=True, compute=compute, packed=packed)
+    return [decoding, scored] if scoring else [decoding]
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -111,14 +113,15 @@ def _slots(
     config: ModelConfig, weights: StoreFormat, source: str, budget: int, machine: Machine, uses: list[Use]
 ) -> int:
     """The most layers in memory that fit. Raises BudgetError."""
+    form: WeightFormat = "packed" if uses[0].packed else weights
     for slots in range(max(config.unique_layers, 2), 1, -1):
-        least = max(predict_use(config, use, machine, source, weights, slots).total for use in uses)
+        least = max(predict_use(config, use, machine, source, form, slots).total for use in uses)
         if least <= budget * SPARE:
             return slots
     enough = -(-int(least / SPARE) // 10_000_000) * 10
     raise BudgetError(
         f"{format_bytes(budget)} of memory are too little to decode with this model, layer by layer",
-        hint=f"{enough}MB would do" + ("" if weights != "source" else ", and less with the weights kept in int4"),
+        hint=f"{enough}MB would do" + ("" if form != "source" else ", and less with the weights kept in int4"),
     )
 
 

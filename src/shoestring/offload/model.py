@@ -18,8 +18,10 @@ from shoestring.core.errors import ModelFileError
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
-from shoestring.nn.config import block_order
+from shoestring.models.families.registry import read_config
+from shoestring.nn.config import FactorizedConfig, block_order
 from shoestring.nn.quantized.int8 import Int8Linear
+from shoestring.nn.quantized.packed import PackedLinear
 from shoestring.offload.config import StoreFormat
 from shoestring.offload.ends import DiskEmbedding, StreamedHead, StreamedInt8Head
 from shoestring.offload.head_store import open_head
@@ -70,9 +72,10 @@ def open_streamed(
     dense weights are used in. compute: "int8" runs the products of int8 weights in integers. Raises ModelFileError
     (broken, changed or unsupported models), RunError (full disk).
     """
+    if refused := unstreamed(read_config(folder)):
+        raise ModelFileError(f"a model with {refused[0]} cannot be streamed layer by layer", str(folder))
     store = open_store(folder, weights, say)
     try:
-        _check_kinds(store.config, folder)
         integers = compute == "int8" and store.format == "int8"
         decoder = _assemble(store, slots, device, dtype, prefetch, integers, say)
     except BaseException:
@@ -81,19 +84,21 @@ def open_streamed(
     for module in decoder.modules():
         if isinstance(module, Int8Linear):
             module.compute = compute
+        elif isinstance(module, PackedLinear):
+            module.dense_dtype = dtype
     return decoder
 
 
-def _check_kinds(config: ModelConfig, folder: str | Path) -> None:
+def unstreamed(config: ModelConfig) -> list[str]:
+    """In words, what keeps a model from being streamed; empty where nothing does."""
     refused = {
         f"{config.block} blocks": config.block != "sequential",
         "a memory bank": config.memory is not None,
         "value residuals": config.value_residual,
         "a convolution over the embedding": config.embedding_convolution is not None,
+        "matrices of a rank of their own in each layer": isinstance(config.linear, FactorizedConfig),
     }
-    for kind, is_there in refused.items():
-        if is_there:
-            raise ModelFileError(f"a model with {kind} cannot be streamed layer by layer", str(folder))
+    return [kind for kind, is_there in refused.items() if is_there]
 
 
 def _assemble(
@@ -102,7 +107,9 @@ def _assemble(
 ) -> StreamedDecoder:
     config, places = store.config, store.files.places
     plain = build(config, device="meta", dtype=dtype)
-    blocks = nn.ModuleList(empty_block(config, index, store.format) for index in range(config.unique_layers))
+    blocks = nn.ModuleList(
+        empty_block(config, index, store.format, store.packed) for index in range(config.unique_layers)
+    )
     stream_names = {piece.name for piece in store.layers[0]}
     for index, block in enumerate(blocks):
         _settle(block, f"blocks.{index}.", stream_names, store, device, dtype)

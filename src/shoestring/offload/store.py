@@ -3,6 +3,8 @@
     STORE/manifest.json              format, SHA-256 of the source, each layer's size and CRC-32
     STORE/layer-00000.safetensors    the layer's matrices in float32 or bfloat16, or its quantized linears
 
+A folder whose linears are in few bits is streamed so; where they lie in another layout than memory's, from a store.
+
 What is one-dimensional (norms, biases) is small and stays in memory, from the source; so do embedding and head on disk.
 A store appears whole or not at all. It stands in the cache, under a name made of the source's content and the format.
 """
@@ -11,24 +13,34 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.errors import ModelFileError
+from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.core.files import atomic_folder, cache_dir, remove_stale
 from shoestring.core.foreign import read_json
 from shoestring.models.builder import build_block
 from shoestring.models.config import ModelConfig
 from shoestring.models.fingerprint import Fingerprint
+from shoestring.models.packed_files import put_empty
 from shoestring.models.resolve import Say
 from shoestring.models.weight_files import WeightFiles
 from shoestring.models.weights import TensorFile, save_file
+from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.replace import replace_linears
 from shoestring.offload.config import QUANTIZED, StoreFormat
+from shoestring.offload.packed_layers import (
+    block_linears,
+    check_alike,
+    format_of,
+    lie_ready,
+    packed_layer,
+    packed_piece,
+)
 
 MANIFEST, _VERSION = "manifest.json", 1
 _DENSE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,15 +70,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Store:
-    """layers: the pieces of each. checks: CRC-32 of a layer's pieces in their order, None where the files have none."""
+    """format: a `StoreFormat`, or that of a copy of linears in few bits. layers: the pieces of each. checks: CRC-32 of
+    a layer's pieces in their order, None where the files have none. packed: linears in few bits, by name in a block."""
 
     config: ModelConfig
-    format: StoreFormat
+    format: str
     source: Fingerprint
     layers: tuple[tuple[Piece, ...], ...]
     checks: tuple[int, ...] | None
     files: WeightFiles
     own: tuple[TensorFile, ...] = ()
+    packed: Mapping[str, PackedConfig] = field(default_factory=dict)
 
     def close(self) -> None:
         self.files.close()
@@ -74,10 +88,13 @@ class Store:
             file.__exit__()
 
 
-def empty_block(config: ModelConfig, index: int, format: StoreFormat) -> nn.Module:
+def empty_block(
+    config: ModelConfig, index: int, format: str, packed: Mapping[str, PackedConfig] | None = None
+) -> nn.Module:
     """The block on the meta device, its linears as the store keeps them."""
     with torch.device("meta"):
         block = build_block(config, index)
+        put_empty(block, packed or {})
         if format in QUANTIZED:
             replace_linears(block, QUANTIZED[format], lambda *_: True)
     return block
@@ -86,11 +103,14 @@ def empty_block(config: ModelConfig, index: int, format: StoreFormat) -> nn.Modu
 def open_store(folder: str | Path, format: StoreFormat = "source", say: Say | None = None) -> Store:
     """The layers of the model in a folder, made ready in this format if they are not yet.
 
-    Raises ModelFileError for a broken or changed source and a corrupted store, RunError for a full disk.
+    Raises ModelFileError for a broken or changed source and a corrupted store, RunError for a full disk, ConfigError
+    for another format of weights that are in few bits.
     """
-    files = WeightFiles(folder)
+    files = WeightFiles(folder, packed=True)
     try:
         source = Fingerprint.of([file.path for file in files.files])
+        if files.packed:
+            return _open_packed(files, format, source, say)
         if format in _DENSE and all(place.info.dtype == _DENSE[format] for place in files.places.values()):
             format = "source"
         if format == "source":
@@ -104,7 +124,24 @@ def open_store(folder: str | Path, format: StoreFormat = "source", say: Say | No
         raise
 
 
-def store_folder(source: Fingerprint, format: StoreFormat) -> Path:
+def _open_packed(files: WeightFiles, format: StoreFormat, source: Fingerprint, say: Say | None) -> Store:
+    if format != "source":
+        raise ConfigError(
+            f"this model's weights are quantized already, and are streamed as they are, not in {format}",
+            hint="leave weights out, or take the dense model",
+        )
+    check_alike(files)
+    packed = block_linears(files)
+    if lie_ready(files, packed):
+        return Store(files.config, format, source, _source_layers(files, packed), None, files, packed=packed)
+    kept = format_of(files)
+    place = store_folder(source, kept)
+    if not (place / MANIFEST).is_file():
+        _make(place, files, kept, source, say, packed)
+    return _open_made(place, files, kept, source, packed)
+
+
+def store_folder(source: Fingerprint, format: str) -> Path:
     """Where the store of a source stands."""
     return cache_dir() / "stores" / f"{source.key}-{format}"
 
@@ -137,30 +174,37 @@ def _is_code(name: str) -> bool:
     return name.rpartition(".")[2] != "bias"
 
 
-def _source_layers(files: WeightFiles) -> tuple[tuple[Piece, ...], ...]:
+def _source_layers(
+    files: WeightFiles, packed: Mapping[str, PackedConfig] | None = None
+) -> tuple[tuple[Piece, ...], ...]:
     config = files.config
-    names = [name for name, _ in streamed(empty_block(config, 0, "source"))]
+    names = [name for name, _ in streamed(empty_block(config, 0, "source", packed))]
     return tuple(
         tuple(
             Piece(name, place.file, place.tensor)
             for name in names
-            for place in [files.places[f"blocks.{index}.{name}"]]
+            for place in [packed_piece(files, index, name)]
         )
         for index in range(config.unique_layers)
     )
 
 
-def _make(place: Path, files: WeightFiles, format: StoreFormat, source: Fingerprint, say: Say | None) -> None:
+def _make(
+    place: Path, files: WeightFiles, format: str, source: Fingerprint, say: Say | None,
+    packed: Mapping[str, PackedConfig] | None = None,
+) -> None:  # fmt: skip
     """Write the store, one layer in memory at a time."""
     config = files.config
     if say is not None:
-        say(f"making a {format} copy of the layers, once: {place}")
+        kind = "copy of the layers' codes, laid out for streaming" if packed else f"{format} copy of the layers"
+        say(f"making a {kind}, once: {place}")
     place.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(place)
     layers: list[dict[str, int | str]] = []
     with atomic_folder(place) as temporary:
         for index in range(config.unique_layers):
-            tensors = _layer(files, index, format)
+            block = packed_layer(files, index, packed) if packed else _layer(files, index, format)
+            tensors = {name: tensor.detach().contiguous() for name, tensor in streamed(block)}
             name = f"layer-{index:05d}.safetensors"
             save_file(tensors, temporary / name)
             size = (temporary / name).stat().st_size
@@ -169,8 +213,8 @@ def _make(place: Path, files: WeightFiles, format: StoreFormat, source: Fingerpr
         (temporary / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _layer(files: WeightFiles, index: int, format: StoreFormat) -> dict[str, Tensor]:
-    """What the store keeps of one layer, by name."""
+def _layer(files: WeightFiles, index: int, format: str) -> nn.Module:
+    """A block as the store keeps it, in memory."""
     with torch.device("meta"):
         block = build_block(files.config, index)
     for name, parameter in list(block.named_parameters()):
@@ -182,7 +226,7 @@ def _layer(files: WeightFiles, index: int, format: StoreFormat) -> dict[str, Ten
         setattr(block.get_submodule(owner), last, nn.Parameter(tensor, requires_grad=False))
     if format in QUANTIZED:
         replace_linears(block, QUANTIZED[format], lambda *_: True)
-    return {name: tensor.detach().contiguous() for name, tensor in streamed(block)}
+    return block
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
@@ -193,7 +237,9 @@ def checksum(tensors: Iterable[Tensor]) -> int:
     return value
 
 
-def _open_made(place: Path, files: WeightFiles, format: StoreFormat, source: Fingerprint) -> Store:
+def _open_made(
+    place: Path, files: WeightFiles, format: str, source: Fingerprint, packed: Mapping[str, PackedConfig] | None = None
+) -> Store:
     """The store in `place`, checked against its manifest; contents are checked as they are first read."""
     broken = f"delete the folder {place}: it is made again from the model"
     own: list[TensorFile] = []
@@ -203,7 +249,7 @@ def _open_made(place: Path, files: WeightFiles, format: StoreFormat, source: Fin
         made = (manifest["version"], manifest["format"], manifest["source"], len(listed))
         if made != (_VERSION, format, source.digest, files.config.unique_layers):
             raise ValueError("it was made by another version, or from other weights")
-        expected = [name for name, _ in streamed(empty_block(files.config, 0, format))]
+        expected = [name for name, _ in streamed(empty_block(files.config, 0, format, packed))]
         for index, (name, size, _) in enumerate(listed):
             if name != f"layer-{index:05d}.safetensors":
                 raise ValueError(f"layer {index} is called {name!r}")
@@ -214,7 +260,8 @@ def _open_made(place: Path, files: WeightFiles, format: StoreFormat, source: Fin
             if set(file.infos) != set(expected):
                 raise ValueError(f"{name} holds other tensors than this model's layers")
         layers = tuple(tuple(Piece(name, file, name) for name in expected) for file in own)
-        return Store(files.config, format, source, layers, tuple(crc for *_, crc in listed), files, tuple(own))
+        checks = tuple(crc for *_, crc in listed)
+        return Store(files.config, format, source, layers, checks, files, tuple(own), packed or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         for file in own:
             file.__exit__()

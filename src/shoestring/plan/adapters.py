@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoestring.nn.quantized.config import PackedConfig
 from shoestring.plan.parts import Part, cast, matmul, parameter
 from shoestring.plan.tape import BYTE, FLOAT, HALF, Tape, Tensor
 
@@ -120,6 +121,34 @@ class FourBitBase(Base):
         scales = tape.empty(padded / self.group), tape.empty(padded / self.group)
         del scales
         return found if size == FLOAT else tape.empty(padded, size)
+
+
+class PackedBase(Base):
+    """Codes of few bits as files have them, made dense for each product (`nn.quantized.packed`)."""
+
+    def __init__(self, inputs: int, outputs: int, config: PackedConfig, bias: bool = False):
+        super().__init__(inputs, outputs, BYTE, bias)
+        self.config = config
+
+    @property
+    def stored(self) -> float:
+        words = -(-self.inputs * self.config.bits // 32)
+        return self.outputs * (words * FLOAT + self.config.groups(self.inputs) * group_bytes(self.config))
+
+    def forward(self, tape: Tape, x: Tensor, rows: Rows | None = None) -> Tensor:
+        rounded = None if self.config.activations is None else tape.like(x)  # noqa: F841
+        return super().forward(tape, x, rows)
+
+    def dense(self, tape: Tape, size: int) -> Tensor:
+        weights = self.inputs * self.outputs
+        codes = tape.empty(weights, BYTE)  # noqa: F841
+        found = tape.empty(weights)
+        return found if size == FLOAT else tape.empty(weights, size)
+
+
+def group_bytes(config: PackedConfig) -> int:
+    """Of a group's scale, and of its zero point."""
+    return (FLOAT if config.scale == "float32" else HALF) + BYTE * (not config.symmetric)
 
 
 def _quantized(tape: Tape, x: Tensor, width: int, kept: int) -> Rows:

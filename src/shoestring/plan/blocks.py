@@ -10,7 +10,7 @@ from shoestring.models.config import ModelConfig
 from shoestring.nn.attention.config import MLAConfig, MTLAConfig
 from shoestring.nn.config import GQAConfig
 from shoestring.nn.feed_forward_config import GELUConfig, MoEConfig, SquaredReLUConfig, SwiGLUConfig
-from shoestring.plan.adapters import Adapted, Base, FourBitBase, Frozen, Int8Base, LowRankBase
+from shoestring.plan.adapters import Adapted, Base, FourBitBase, Frozen, Int8Base, LowRankBase, PackedBase
 from shoestring.plan.attention import Context, GroupedQueryAttention, MemoryAttention, ValueResidualAttention
 from shoestring.plan.feed_forward import Activated, MixtureOfExperts, SwiGLU
 from shoestring.plan.latent import LatentAttention, TemporalLatentAttention
@@ -26,6 +26,7 @@ class Maker:
 
     def __init__(self, tape: Tape, config: ModelConfig, training: Training):
         self.tape, self.config, self.training = tape, config, training
+        self.packed = dict(training.packed)
 
     def weight(self, *shape: int) -> Tensor:
         """One that is small, or outside blocks."""
@@ -44,10 +45,10 @@ class Maker:
         """A matrix that the config's kind of linear does not replace."""
         if self.training.full:
             return Linear(inputs, outputs, self.matrix(outputs, inputs), self.weight(outputs) if bias else None)
-        return self._frozen(name, self._base(inputs, outputs, bias))
+        return self._frozen(name, self._base(name, inputs, outputs, bias))
 
     def linear(self, name: str, inputs: int, outputs: int, bias: bool = False) -> Part:
-        rank = self.config.linear.rank_of(inputs, outputs)
+        rank = self.config.linear.usual_rank(name, inputs, outputs)
         if rank is None:
             return self.dense(name, inputs, outputs, bias)
         if self.training.full:
@@ -58,11 +59,13 @@ class Maker:
         if self.training.frozen in ("float32", "bfloat16"):
             base: Base = LowRankBase(Base(inputs, rank), Base(rank, outputs, bias=bias))
         else:
-            base = self._base(inputs, outputs, bias)  # quantized as one matrix
+            base = self._base(name, inputs, outputs, bias)  # quantized as one matrix
         return self._frozen(name, base)
 
-    def _base(self, inputs: int, outputs: int, bias: bool = False) -> Base:
+    def _base(self, name: str, inputs: int, outputs: int, bias: bool = False) -> Base:
         frozen = self.training.frozen
+        if name in self.packed:
+            return PackedBase(inputs, outputs, self.packed[name], bias)
         if frozen == "int8":
             return Int8Base(inputs, outputs, bias, self.training.integers)
         if frozen in _GROUPS:
@@ -78,7 +81,7 @@ class Maker:
         self.tape.stored += base.bias * base.outputs * FLOAT
         if adapted:
             return Adapted(self.tape, base, training.rank, training.dora, training.dropout)
-        if isinstance(base, (Int8Base, FourBitBase)):
+        if isinstance(base, (Int8Base, FourBitBase, PackedBase)):
             return Frozen(base)
         if isinstance(base, LowRankBase):
             return LowRank(_plain(self.tape, base.first), _plain(self.tape, base.second))

@@ -92,7 +92,7 @@ def _streamed(shape: JobShape, rows: int, options: Options, limited: bool) -> It
 def _faster(shape: JobShape, spec: EngineSpec, machine: Machine) -> tuple[str, ...]:
     """Where frozen weights are floats and compute as such."""
     training, rounded = shape.training, shape.compute == "int8" or spec.weights != "source"
-    if training.full or rounded or training.frozen not in ("float32", "bfloat16"):
+    if training.full or rounded or training.packed or training.frozen not in ("float32", "bfloat16"):
         return ()
     said = []
     if machine.int8_gain > 1:

@@ -17,7 +17,7 @@ from shoestring.plan.model import Model
 from shoestring.plan.passes import decode
 from shoestring.plan.peak import Walk, walked
 from shoestring.plan.predict import beside, streamed_weights
-from shoestring.plan.shapes import Machine, Prediction, Training, WeightFormat
+from shoestring.plan.shapes import Machine, Packed, Prediction, Training, WeightFormat
 from shoestring.plan.streamed import measured_pass, scored_pass, streamed_blocks
 from shoestring.plan.tape import FLOAT, HALF, Memory, Tape
 
@@ -26,7 +26,8 @@ from shoestring.plan.tape import FLOAT, HALF, Memory, Tape
 class Use:
     """What is asked of a model: rows of `prompt` tokens to be read, and `new` ones to be written; or rows to be scored.
 
-    compute: what weights are in memory.
+    compute: what weights are in memory. packed: what of a streamed model is in few bits, with weights "packed"; one in
+    memory is made dense.
     """
 
     rows: int
@@ -35,6 +36,7 @@ class Use:
     scored: bool = False
     documents: bool = False
     compute: str = "float32"
+    packed: Packed = frozenset()
 
     @property
     def capacity(self) -> int:
@@ -70,7 +72,7 @@ def _walk_of(config: ModelConfig, use: Use, source: str, weights: str, threads: 
     tape = Tape(Memory(), onednn, threads)
     tape.training = False
     frozen: WeightFormat = "float32" if weights not in ("int8", "int4", "nf4") or not source else weights  # type: ignore
-    model = Model(tape, config, Training(full=False, frozen=frozen))
+    model = Model(tape, config, Training(full=False, frozen=frozen, packed=use.packed))
     if use.scored and source:
         size = int(BITS[source]) // 8
         blocks = streamed_blocks(config.vocabulary, config.width, size)

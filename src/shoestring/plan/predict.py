@@ -25,7 +25,7 @@ from shoestring.plan.step import compared_step, resident_step
 from shoestring.plan.streamed import measured_pass, streamed_blocks, streamed_step
 from shoestring.plan.tape import FLOAT, HALF, Leaf, Memory, Phase, Tape
 
-_DENSE = ("source", "float32", "bfloat16")
+_FLOATS = ("source", "float32", "bfloat16", "packed")  # packed: what is not in few bits
 _NUMBERS = 32  # bytes of a token in a batch: four integers
 
 
@@ -65,7 +65,7 @@ def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: in
         tape.beside = lambda weight: beside_step(shape.moving, Counter({weight: 1}))
     training = shape.training
     if spec.engine == "streamed":  # dense ones are float32 when they are used
-        frozen: WeightFormat = "float32" if spec.weights in _DENSE else spec.weights
+        frozen: WeightFormat = "float32" if spec.weights in _FLOATS else spec.weights
         training = replace(training, frozen=frozen)
     model = Model(tape, config, training)
     compute = HALF if shape.compute in ("bfloat16", "float16") else FLOAT
@@ -120,7 +120,8 @@ def _weights(shape: JobShape, spec: EngineSpec, walk: Walk) -> list[Line]:
 def streamed_weights(
     config: ModelConfig, weights: str, source: str, slots: int, walk: Walk, integers: bool = False
 ) -> list[Line]:
-    """Buffers of layers and of the head, and the small weights that stay. integers: the head is kept in int8."""
+    """Buffers of layers and of the head, and the small weights that stay. integers: the head is kept in int8. weights:
+    "packed" where those of the walk are in few bits, as the files have them."""
     kept = source if weights == "source" else weights
     layer = walk.matrices * (BITS[kept] / 32 if kept in ("float32", "bfloat16", "float16") else 1)
     wide = walk.matrices if kept in ("bfloat16", "float16") else 0  # one layer made float32
@@ -128,7 +129,8 @@ def streamed_weights(
     tables = config.vocabulary * config.width * FLOAT * (1 if config.tied_head else 2)
     head = 2 * block_rows(config.width) * config.width * BITS["int8" if integers else source] / 8
     head += integers * config.vocabulary * FLOAT
-    name = f"{slots} layers of {config.unique_layers} in {kept}" + (", one in float32" if wide else "")
+    shown = "few bits" if kept == "packed" else kept
+    name = f"{slots} layers of {config.unique_layers} in {shown}" + (", one in float32" if wide else "")
     return [
         (name, int(slots * layer + wide)),
         ("norms and biases", int(walk.stored - tables)),

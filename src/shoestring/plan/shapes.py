@@ -11,10 +11,12 @@ from typing import Literal
 
 from shoestring.models.config import ModelConfig
 from shoestring.nn.config import Recompute
+from shoestring.nn.quantized.config import PackedConfig
 
 EngineName = Literal["resident", "checkpointed", "streamed"]
-# How weights are kept: as they stand in the model's files (source), or in one of these formats.
-WeightFormat = Literal["source", "float32", "bfloat16", "int8", "int4", "nf4"]
+# How weights are kept: as they stand in the model's files (source; packed: in few bits), or in one of these formats.
+WeightFormat = Literal["source", "float32", "bfloat16", "int8", "int4", "nf4", "packed"]
+Packed = frozenset[tuple[str, PackedConfig]]  # linears that a model's files have in few bits, by name in a block
 Line = tuple[str, int]  # what it is, bytes
 
 
@@ -22,7 +24,8 @@ Line = tuple[str, int]  # what it is, bytes
 class Training:
     """What is trained: everything, or adapters of this rank on linears of these names in a block (None: all).
 
-    frozen: how the blocks' other matrices are kept. integers: products of int8 ones are of integers.
+    frozen: how the blocks' other matrices are kept, but for `packed` ones. integers: products of int8 ones are of
+    integers.
     """
 
     full: bool = True
@@ -32,6 +35,7 @@ class Training:
     dropout: bool = False
     frozen: WeightFormat = "float32"
     integers: bool = False
+    packed: Packed = frozenset()
 
 
 @dataclass(frozen=True)

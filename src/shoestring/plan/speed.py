@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import operations
+from shoestring.plan.adapters import group_bytes
 from shoestring.plan.constants import BITS, EFFICIENCY
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine
 from shoestring.plan.tape import FLOAT
@@ -24,12 +25,20 @@ def seconds(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
     if spec.engine != "streamed":
         return compute
     config = shape.config
-    layer = block_numbers(config) * BITS[shape.source if spec.weights == "source" else spec.weights] / 8
+    layer = block_numbers(config) * _bits(shape, spec) / 8
     head_read = config.vocabulary * config.width * BITS["int8" if shape.compute == "int8" else shape.source] / 8
     reading = (2 * max(config.unique_layers - spec.slots, 0) * layer + head_read) / machine.read_speed
     # Inputs are written and read while nothing else is done.
     spill = spec.spilled * 2 * config.layers * shape.tokens * config.width * FLOAT / machine.read_speed
     return max(compute, reading) + spill
+
+
+def _bits(shape: JobShape, spec: EngineSpec) -> float:
+    """Of a weight as it is streamed."""
+    if spec.weights != "packed":
+        return BITS[shape.source if spec.weights == "source" else spec.weights]
+    config = next(iter(shape.training.packed))[1]
+    return config.bits + (8 * group_bytes(config) / config.group if config.group else 0.0)
 
 
 def block_numbers(config: ModelConfig) -> int:

@@ -165,8 +165,9 @@ class PretrainRecipe(RunRecipe):
             raise ValueError("a persistent model.memory is kept for rows that stay the same: leave out train.stages")
         grows = any(stage.layers is not None for stage in self.train.stages)
         scaled = self.precision.fp8 is not None and self.precision.fp8.recipe in TRANSFORMER_ENGINE
-        if grows and (self.precision.compile or scaled):
+        if grows and (self.precision.compile or scaled or self.quantize is not None):
             what = "precision.compile" if self.precision.compile else "precision.fp8 by TransformerEngine"
+            what = "quantize" if self.quantize is not None else what
             raise ValueError(f"{what} makes blocks that cannot be copied: leave it out, or the layers of stages")
 
     def check_packages(self) -> None:

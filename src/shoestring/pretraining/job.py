@@ -16,7 +16,7 @@ from shoestring.data.corpus import HeldOutPass
 from shoestring.data.loader import RowLoader
 from shoestring.evaluate.xz import xz_bytes
 from shoestring.models.folder import read_config
-from shoestring.pretraining.config import SHORT, PretrainRecipe, load_pretrain_recipe
+from shoestring.pretraining.config import SHORT, InitFrom, PretrainRecipe, load_pretrain_recipe
 from shoestring.pretraining.epochs import check_epochs, epochs, told
 from shoestring.pretraining.example_prompt import first_words
 from shoestring.pretraining.material import open_material
@@ -29,10 +29,11 @@ from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
 from shoestring.train.precision import loss_scale, prepared
+from shoestring.train.quantize_command import quantize_command
 from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
-from shoestring.train.run import Opened, Run, Wiring, dotted, execute
+from shoestring.train.run import Opened, Run, Wiring, dotted, execute, find_once
 from shoestring.train.run_folder import Start
 from shoestring.train.run_folder import resume as resume_run
 
@@ -83,8 +84,17 @@ def pretrain(
         held_out_bytes=held_out.bytes if held_out else 0,
         xz_bytes=xz,
         prompt=_prompt(run, job),
+        quantize=_quantize(run),
         plot=run.plot(8 * xz / held_out.bytes if xz is not None and held_out is not None else None),
     )
+
+
+def _quantize(run: Run) -> str | None:
+    recipe = run.recipe
+    if recipe.quantize is None:
+        return None
+    origin = find_once(recipe.model.init) if isinstance(recipe.model, InitFrom) else None
+    return quantize_command(recipe.quantize, run.out, run.out / "latest", origin)
 
 
 def _prompt(run: Run, job: PretrainJob) -> str:
@@ -111,8 +121,8 @@ class PretrainJob:
         recipe, spec = planned.recipe, planned.choices[-1].spec
         settings = recipe.train
         self.engine = ResidentEngine(
-            prepared(material.make, recipe.precision), resolve_dtype(recipe.precision.dtype), spec.recompute,
-            loss_scale=loss_scale(recipe.precision),
+            prepared(material.make, recipe.precision, recipe.quantize), resolve_dtype(recipe.precision.dtype),
+            spec.recompute, loss_scale=loss_scale(recipe.precision),
         )  # fmt: skip
         with waiting("loading   the model"):
             self.engine.load()
@@ -156,7 +166,7 @@ class PretrainJob:
                 material.external.get("validation"),
             )  # fmt: skip
 
-        dtypes = saved_dtypes(recipe.precision, material.origin)
+        dtypes = saved_dtypes(recipe.precision, material.origin, exact=recipe.quantize is not None)
 
         def write(folder: Path) -> None:
             write_trained(decoder, folder, material.corpus.tokenizer, None, dtypes)

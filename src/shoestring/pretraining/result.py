@@ -50,6 +50,8 @@ class PretrainResult(RunResult):
         lines.append(f"model     {self.model}")
         if self.plot is not None:
             lines.append(f"plot      {self.plot}")
+        if self.quantize is not None:
+            lines.append(f"quantize  {self.quantize}")
         lines.append(f'next      shoestring generate {self.out} --prompt "{self.prompt}"')
         return "\n".join(lines)
 

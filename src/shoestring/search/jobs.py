@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from shoestring.compression.distill.config import DistillRecipe
 from shoestring.core.errors import ConfigError
 from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.pretraining.config import PretrainRecipe
@@ -19,14 +20,15 @@ from shoestring.train.recipe import RunRecipe
 
 @dataclass(frozen=True)
 class SearchedJob:
-    """module, function: what runs it. quality: the objective where none is asked for. space: the one that `default`
-    means."""
+    """module, function: what runs it, with the recipe's file as its `argument`. quality: the objective where none is
+    asked for. space: the one that `default` means."""
 
     recipe: type[RunRecipe]
     module: str
     function: str
     quality: str
     space: str
+    argument: str = "recipe"
 
     def run(self) -> Callable[..., Any]:
         return getattr(importlib.import_module(self.module), self.function)
@@ -40,7 +42,8 @@ class SearchedJob:
 
 JOBS = {
     "pretrain": SearchedJob(PretrainRecipe, "shoestring.pretraining.job", "pretrain", "bits_per_byte", "pretrain"),
-    "finetune": SearchedJob(FinetuneRecipe, "shoestring.finetuning.job", "finetune", "loss", "finetune"),
+    "finetune": SearchedJob(FinetuneRecipe, "shoestring.finetuning.job", "finetune", "loss", "finetune", "model"),
+    "distill": SearchedJob(DistillRecipe, "shoestring.compression.distill.job", "distill", "loss", "distill"),
 }
 
 

@@ -92,7 +92,7 @@ def main(folder: str, number: int, channel: Channel) -> None:
     try:
         with watched_by(watcher):
             run = job.run()
-            result = run(resume=str(out)) if (out / RECIPE).is_file() else run(str(recipe))
+            result = run(resume=str(out)) if (out / RECIPE).is_file() else run(**{job.argument: str(recipe)})
         values = [measured(name, config, result) for name in config.objectives]
     except Interrupted:
         said: dict[str, Any] = {

@@ -20,12 +20,20 @@ from shoestring.train.precision_config import PrecisionConfig
 EXACT = Path("trainer", "weights.safetensors")
 
 
-def saved_dtypes(precision: PrecisionConfig, origin: Path | None) -> Dtypes:
+def saved_dtypes(precision: PrecisionConfig, origin: Path | None, exact: bool = False) -> Dtypes:
     """What weights are saved in: as the recipe says, else as in the folder that the run began from; None for a fresh
-    one's float32."""
+    one's float32. exact: float32 where the recipe leaves it open, for weights that are still to be rounded to codes."""
+    if exact and precision.saved == "auto":
+        return torch.float32
     if precision.saved != "auto":
         return resolve_dtype(precision.saved)
     return None if origin is None else stored_dtypes(origin)
+
+
+def stored_format(origin: Path | None) -> str:
+    """Of the weights in the folder that a run began from; a fresh one's is float32."""
+    dtype = torch.float32 if origin is None else stored_dtypes(origin, packed=True)["embedding.weight"]
+    return str(dtype).removeprefix("torch.")
 
 
 def write_trained(

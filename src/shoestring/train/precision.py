@@ -15,12 +15,14 @@ from shoestring.core.speeds import matrix_peak
 from shoestring.kernels.compiled import compiler
 from shoestring.kernels.int8 import LONGEST
 from shoestring.models.decoder import Decoder
+from shoestring.models.fake_quantization import fake_quantize_blocks
 from shoestring.nn.config import GQAConfig
 from shoestring.nn.head import Head
 from shoestring.nn.quantized.int8_trained import Int8TrainedHead, Int8TrainedLinear
 from shoestring.train import fp8, parallel
 from shoestring.train.loss_scale import LossScale
 from shoestring.train.precision_config import PrecisionConfig
+from shoestring.train.quantize_config import QuantizeSection
 from shoestring.train.recipe import RunRecipe
 
 R = TypeVar("R", bound=RunRecipe)
@@ -45,8 +47,11 @@ def settled(recipe: R) -> R:
     return recipe.model_copy(update={"precision": precision.model_copy(update={"compute": compute})})
 
 
-def prepared(make: Callable[[], Decoder], precision: PrecisionConfig) -> Callable[[], Decoder]:
-    """What makes the same model with its blocks ready for this precision. Parameters keep their names."""
+def prepared(
+    make: Callable[[], Decoder], precision: PrecisionConfig, quantize: QuantizeSection | None = None
+) -> Callable[[], Decoder]:
+    """What makes the same model with its blocks ready for this precision, and for the few bits that its weights will be
+    kept in. Parameters keep their names."""
 
     def made() -> Decoder:
         decoder = make()
@@ -59,6 +64,8 @@ def prepared(make: Callable[[], Decoder], precision: PrecisionConfig) -> Callabl
             _round_products(decoder)
         if precision.compile:
             _compile(decoder)
+        if quantize is not None:
+            fake_quantize_blocks(decoder, quantize.packed())
         return decoder
 
     return made

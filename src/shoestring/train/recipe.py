@@ -18,6 +18,7 @@ from shoestring.train.config import BudgetConfig, LogConfig
 from shoestring.train.optimizer_config import OptimizerConfig
 from shoestring.train.other_names import meant
 from shoestring.train.precision_config import PrecisionConfig
+from shoestring.train.quantize_config import QuantizeSection, switched
 from shoestring.train.schedule_config import CosineConfig, ScheduleConfig
 
 
@@ -68,6 +69,10 @@ class RunRecipe(Config):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = CosineConfig()
     precision: PrecisionConfig = PrecisionConfig()
+    quantize: Annotated[QuantizeSection | None, BeforeValidator(switched)] = Field(
+        None,
+        description="train weights as they will be kept in few bits; true: 4 bits in groups of 32; null: as they are",
+    )
     budget: BudgetConfig = BudgetConfig()
     log: LogConfig = LogConfig()
     out: str | None = Field(None, description="run folder; null: runs/NAME-N")
@@ -93,6 +98,27 @@ class RunRecipe(Config):
                 "optimizer.in_backward: in float16 a step is skipped when any gradient overflows, and by then others"
                 " have moved"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_rounded(self) -> RunRecipe:
+        if self.quantize is None:
+            return self
+        precision = self.precision
+        for setting, given in (("fp8", precision.fp8 is not None), ("compile", precision.compile)):
+            if given:
+                raise ValueError(f"quantize and precision.{setting} both replace the blocks' products: use one of them")
+        if precision.compute == "int8":
+            raise ValueError("quantize rounds weights by itself, and precision.compute int8 rounds them otherwise")
+        if precision.saved not in ("auto", "float32"):
+            raise ValueError(
+                f"precision.saved {precision.saved} would round the weights before they are quantized, to codes that"
+                " were not trained: leave it auto"
+            )
+        if self.budget.memory is not None:
+            raise ValueError("budget.memory cannot be promised with quantize, whose codes are not counted")
+        if self.budget.engine == "streamed":
+            raise ValueError("quantize is for models in memory: streamed layers are not rounded by it")
         return self
 
     @classmethod

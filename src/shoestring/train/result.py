@@ -21,7 +21,8 @@ class RunResult:
 
     engine: how the model was kept. peak_memory: the process's largest resident set, in bytes, beside what was predicted
     for it (None when nothing was left to train); tensor_memory: the most that lay in tensors, counted (None where
-    nothing counts), beside what was predicted for that.
+    nothing counts), beside what was predicted for that. quantize: the command that writes the codes which were trained,
+    where they were.
     """
 
     out: Path
@@ -35,6 +36,7 @@ class RunResult:
     tensor_memory: int | None = None
     predicted_tensor_memory: int | None = None
     plot: Path | None = None
+    quantize: str | None = None
 
     @property
     def model(self) -> Path:
@@ -59,6 +61,7 @@ def common_header(recipe: RunRecipe, prediction: Prediction, length: str, state:
         f"memory    {format_bytes(prediction.total)} predicted for the whole process ({recipe.budget.engine});"
         f" {format_bytes(total_memory_bytes())} here",
         f"precision {told(recipe.precision, resolve_device(recipe.device))}",
+        *(() if recipe.quantize is None else (f"quantize  {recipe.quantize.told()}",)),
         f"time      {length}",
     ]
     if state.step:

@@ -245,9 +245,11 @@ def test_what_cannot_be_quantized_is_refused(model: Path, made: Quantized, tmp_p
     assert not (tmp_path / "q").exists()
 
 
-def test_a_quantized_folder_is_not_streamed_or_quantized_on_the_way(made: Quantized) -> None:
+def test_a_quantized_folder_is_read_within_a_memory_and_not_quantized_on_the_way(made: Quantized) -> None:
+    within = load(made.folder, memory="8GB").decoder
+    torch.testing.assert_close(logits(within), logits(load_model(made.folder)), rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelFileError, match="(?s)the weights are quantized.*dense model"):
-        load(made.folder, memory="8GB")
+        quantize(made.folder, made.folder.parent / "again", method="rtn", group=16)
     with pytest.raises(ConfigError, match="quantized already"):
         load_model(made.folder, quantized=Int4Config())
 

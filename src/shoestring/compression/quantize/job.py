@@ -10,11 +10,8 @@ head and norms stay as they are. The folder is of the form that the compressed-t
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +21,16 @@ from torch import Tensor, nn
 
 from shoestring.compression.calibration import Calibration, read_calibration
 from shoestring.compression.decoding import decode_both
+from shoestring.compression.ends import begin, copied, measured_on, nats
 from shoestring.compression.passage import InMemory, OnDisk, Passage, pass_through
 from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block, round_small
 from shoestring.compression.quantize.config import Method, QuantizeConfig, quantize_config
 from shoestring.compression.quantize.gptq import Rounded
 from shoestring.compression.quantize.memory import Room, make_room
 from shoestring.compression.quantize.result import MatrixError, Quantized
-from shoestring.compression.read_block import check_finite, read_block
-from shoestring.compression.report import Decoding, Measured, write_report
-from shoestring.compression.tensor_stream import Streamed, join, rows_of
+from shoestring.compression.read_block import read_block
+from shoestring.compression.report import Decoding, write_report
+from shoestring.compression.tensor_stream import Streamed, join
 from shoestring.compression.unfinished import Unfinished, unfinished
 from shoestring.core import matmul
 from shoestring.core.device import resolve_dtype
@@ -41,7 +39,6 @@ from shoestring.core.files import atomic_folder, check_new
 from shoestring.core.machine import peak_rss_bytes, rss_bytes
 from shoestring.core.units import counted, format_bytes, parse_bytes
 from shoestring.core.waiting import waiting
-from shoestring.data.batch import Batch
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.kernels import allocator
@@ -58,10 +55,7 @@ from shoestring.models.quantization import Scheme
 from shoestring.models.resolve import Say, find_model
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.quantized.config import PackedConfig
-from shoestring.offload.ends import DiskEmbedding, StreamedHead
-from shoestring.offload.stream import placeholder
 from shoestring.train.first_use import first_use
-from shoestring.train.objective import next_token
 
 
 def quantize(
@@ -76,6 +70,7 @@ def quantize(
     rows: int | None = None,
     context: int | None = None,
     held_out: int | None = None,
+    read: int | None = None,
     steps: int | None = None,
     damping: float | None = None,
     seed: int | None = None,
@@ -97,7 +92,7 @@ def quantize(
     given: dict[str, Any] = {
         "bits": bits, "group": group, "method": method, "calibrate": None if calibrate is None else str(calibrate),
         "symmetric": symmetric, "activations": activations, "rows": rows, "context": context, "held_out": held_out,
-        "steps": steps, "damping": damping, "seed": seed, "dtype": dtype, "columns": columns,
+        "read": read, "steps": steps, "damping": damping, "seed": seed, "dtype": dtype, "columns": columns,
         "on_bad_line": on_bad_line,
     }  # fmt: skip
     settings = quantize_config(given)
@@ -144,7 +139,8 @@ def _result(
     stored = sum(place.info.elements * place.info.dtype.itemsize for place in job.files.places.values())
     return Quantized(
         folder=out, model=model, settings=settings.model_dump(mode="json"),
-        before=_measured(stored, losses[0], text, speeds[0]), after=_measured(weight_bytes, losses[1], text, speeds[1]),
+        before=measured_on(text, stored, losses[0], speeds[0]),
+        after=measured_on(text, weight_bytes, losses[1], speeds[1]),
         packed_bytes=sum(part.get("packed", 0) for part in work.parts),
         dense_dtype=str(job.dense).removeprefix("torch."),
         tokens=text.tokens if text is not None and by_text else 0,
@@ -152,13 +148,6 @@ def _result(
         matrices=tuple(MatrixError(**matrix) for part in work.parts for matrix in part.get("matrices", ())),
         seconds=took[0], peak_memory=took[1],
     )  # fmt: skip
-
-
-def _measured(weight_bytes: int, nats: float, text: Calibration | None, decoding: Decoding | None) -> Measured:
-    if text is None:
-        return Measured(weight_bytes, None, None, decoding)
-    bits = nats / math.log(2) / text.label_bytes if text.label_bytes else None
-    return Measured(weight_bytes, nats / max(text.labels, 1), bits, decoding)
 
 
 class _Job:
@@ -227,7 +216,7 @@ class _Job:
         if not matmul.TABLE.adopt(work.libraries) and work.parts and self.say is not None:
             self.say(matmul.OTHER_MACHINE)
         if not work.parts:
-            self._write_ends(work)
+            work.add(copied(self.files.places, self.family, self._dtype))
         config, text = self.files.config, self.text
         by_text = self.settings.method != "rtn" and text is not None
         with work.open(0) as ends:
@@ -237,9 +226,10 @@ class _Job:
                 for name in before
                 if not name.startswith("blocks.")
             }
-            passages = self._begin(after, text.calibrating if text is not None and by_text else [], work)
-            measured = self._begin(before, text.measured if text is not None else [], work)
-            afterwards = self._begin(after, text.measured if text is not None else [], work)
+            keep = functools.partial(self._kept, work)
+            passages = begin(text.calibrating if text is not None and by_text else [], self.plain, after, keep)
+            measured = begin(text.measured if text is not None else [], self.plain, before, keep)
+            afterwards = begin(text.measured if text is not None else [], self.plain, after, keep)
             with waiting("quantize  matrices", len(LINEARS) * config.layers) as told:
                 for index in range(config.layers):
                     done = index + 1 < len(work.parts)
@@ -254,7 +244,7 @@ class _Job:
                     if index < config.layers - 1:
                         pass_through(block, passages)
                     pass_through(block, afterwards)
-            return self._nats(before, measured), self._nats(after, afterwards)
+            return nats(measured, self.plain, before), nats(afterwards, self.plain, after)
 
     def finish(self, work: Unfinished, folder: Path) -> int:
         """The folder of all parts; -> bytes of its weights."""
@@ -264,56 +254,10 @@ class _Job:
         with work.all() as parts:
             return join(parts, folder)
 
-    # --- text ------------------------------------------------------------------------------------------------
-
-    def _begin(self, ends: Mapping[str, Place], batches: list[Batch], work: Unfinished) -> list[Passage]:
-        """Each batch as the first block takes it."""
-        passages = []
-        if batches:
-            with contextlib.closing(DiskEmbedding(self._placeholder(), ends["embedding.weight"])) as embedding:
-                for batch in batches:
-                    passage = Passage(batch, self.plain.rotary, self._kept(work), self._kept(work))
-                    passage.hidden_BTD = embedding(batch.tokens_BT)
-                    passages.append(passage)
-        return passages
-
     def _kept(self, work: Unfinished) -> InMemory | OnDisk:
         return OnDisk(work.scratch()) if self.room.on_disk else InMemory()
 
-    def _placeholder(self) -> nn.Parameter:
-        shape = (self.files.config.vocabulary, self.files.config.width)
-        return nn.Parameter(placeholder(shape, torch.float32), requires_grad=False)
-
-    def _nats(self, ends: Mapping[str, Place], passages: list[Passage]) -> float:
-        """Of what the last block gave."""
-        if not passages:
-            return 0.0
-        norm = self.plain.norm
-        allocate(norm, "cpu")
-        place = ends["norm.weight"]
-        place.file.read_into(place.tensor, norm.get_parameter("weight"))
-        place = ends["embedding.weight" if self.files.config.tied_head else "head.weight"]
-        head = StreamedHead(self._placeholder(), place, self.files.config.logit_softcap)
-        with contextlib.closing(head.source):
-            return sum(float(next_token(norm(passage.hidden_BTD), head, passage.batch).sum) for passage in passages)
-
     # --- parts -----------------------------------------------------------------------------------------------
-
-    def _write_ends(self, work: Unfinished) -> None:
-        tensors = [
-            Streamed(
-                self.family.tensor_name(name), self._dtype(name), place.info.shape, functools.partial(self._rows, place)
-            )
-            for name, place in self.files.places.items()
-            if not name.startswith("blocks.")
-        ]
-        work.add(tensors)
-
-    def _rows(self, place: Place) -> Any:
-        """A tensor that is not quantized, some rows after others."""
-        for rows in rows_of(place.file, place.tensor):
-            check_finite(rows, place)
-            yield rounded_to(place.parameter, rows, self._dtype(place.parameter))
 
     def _quantize(self, work: Unfinished, block: nn.Module, index: int, passages: list[Passage], done: Any) -> None:
         prefix = f"blocks.{index}."

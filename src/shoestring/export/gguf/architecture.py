@@ -14,7 +14,7 @@ import numpy as np
 
 from shoestring.core.errors import ModelFileError
 from shoestring.export.gguf.format import Value
-from shoestring.export.kinds import listed, unusual
+from shoestring.export.kinds import LOW_RANK, listed, unusual
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.family import Family
 from shoestring.models.families.registry import family_of
@@ -110,7 +110,8 @@ def architecture_of(config: ModelConfig, where: str | None = None) -> Architectu
     if parts := unusual(config):
         raise ModelFileError(
             f"this model has {listed(parts)}, and llama.cpp has no such thing", where,
-            "a GGUF file holds models like Llama, Qwen2, Qwen3 and Mixtral",
+            "a GGUF file holds models like Llama, Qwen2, Qwen3 and Mixtral"
+            + ("; shoestring merge MODEL multiplies factors out" if parts == [LOW_RANK] else ""),
         )  # fmt: skip
     family = family_of(config)
     if family.model_type not in _NAMES:

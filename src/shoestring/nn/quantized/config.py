@@ -55,4 +55,11 @@ class PackedConfig(Config):
         return 1 if self.group is None else inputs // self.group
 
 
+class FakeQuantizedConfig(Config):
+    """Weights that are trained as floats and rounded to `grid` for each product, built by `fake.FakeQuantized`."""
+
+    kind: Literal["fake"] = "fake"
+    grid: PackedConfig = PackedConfig()
+
+
 QuantizedConfig = Annotated[Int8Config | Int4Config | NF4Config, Field(discriminator="kind")]

@@ -36,8 +36,10 @@ class Grid:
 
     def values(self, codes_OI: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weights that codes stand for, [O, I]; dtype: float32 or float64."""
-        groups, zero = self._grouped(codes_OI.to(dtype)), self._zero(dtype)
-        return ((groups if zero is None else groups - zero) * self._scale(dtype)).flatten(1)
+        groups, zero = self._grouped(codes_OI.to(dtype, copy=True)), self._zero(dtype)
+        if zero is not None:
+            groups.sub_(zero)
+        return groups.mul_(self._scale(dtype)).flatten(1)
 
     def clamped(self, numbers: Tensor) -> Tensor:
         """To whole numbers that are codes; in a new tensor."""

@@ -85,6 +85,10 @@ class PackedLinear(nn.Module):
             lambda g, thin=None, onto=None: added(matmul(g, self.weights(g.dtype).t()), thin, onto),
         )
 
+    def exact_product(self, x: Tensor) -> Tensor:
+        """x·Wᵀ, x as it is."""
+        return matmul(x, self.weights(x.dtype))
+
     @property
     def grid(self) -> Grid:
         return Grid(self.config.bits, self.scale, self.zero)

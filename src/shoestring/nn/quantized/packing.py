@@ -22,6 +22,8 @@ def words(codes: int, bits: int) -> int:
 def pack(codes_RN: Tensor, bits: int) -> Tensor:
     """codes: int8, all of them in the range of so many bits."""
     rows, count = codes_RN.shape
+    if bits in (4, 8):
+        return _pack_bytes(codes_RN, bits)
     positive = codes_RN.to(torch.int64) + (1 << bits - 1)
     turns = F.pad(positive, (0, -count % _TURN)).reshape(rows, -1, _TURN)
     packed = torch.zeros(rows, turns.shape[1], bits, dtype=torch.int64, device=codes_RN.device)
@@ -32,6 +34,19 @@ def pack(codes_RN: Tensor, bits: int) -> Tensor:
             packed[..., word + 1] |= turns[..., i] >> (32 - first)
     packed = packed.view(rows, -1)[:, : words(count, bits)]
     return torch.where(packed >= 1 << 31, packed - (1 << 32), packed).to(torch.int32)
+
+
+def _pack_bytes(codes_RN: Tensor, bits: int) -> Tensor:
+    """The same for codes of which a byte holds one or two; words are in the order of bytes that files have."""
+    rows, count = codes_RN.shape
+    positive_RN = torch.zeros(rows, words(count, bits) * 32 // bits, dtype=torch.uint8, device=codes_RN.device)
+    if bits == 8:
+        torch.bitwise_xor(codes_RN.view(torch.uint8), 128, out=positive_RN[:, :count])
+        return positive_RN.view(torch.int32)
+    positive_RN[:, :count] = codes_RN + 8
+    pairs = torch.empty(rows, positive_RN.shape[1] // 2, dtype=torch.uint8, device=codes_RN.device)
+    torch.bitwise_or(positive_RN[:, ::2], positive_RN[:, 1::2] << 4, out=pairs)
+    return pairs.view(torch.int32)
 
 
 def unpack(words_RW: Tensor, bits: int, count: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""`compress`: several ways tried, each measured, the best that meets a target kept."""

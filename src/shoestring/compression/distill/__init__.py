@@ -1,0 +1,1 @@
+"""Distilling: a student learns the next-token distributions of a teacher of the same vocabulary."""

@@ -1,0 +1,123 @@
+"""What a distillation takes in memory: the student's step, and beside it the teacher, resident or streamed.
+
+Of the student's step the plan knows all; the teacher's share stands in lines of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shoestring.compression.distill.config import DistillRecipe
+from shoestring.compression.distill.material import Material
+from shoestring.compression.distill.on_policy import asked
+from shoestring.compression.distill.teacher import SLOTS
+from shoestring.core.errors import BudgetError
+from shoestring.models.adapters import attach
+from shoestring.models.builder import build
+from shoestring.models.count import operations
+from shoestring.models.families.registry import read_quantization
+from shoestring.models.weight_files import WeightFiles
+from shoestring.nn.head_blocks import compared_rows
+from shoestring.plan.choose import Choice, usual_microbatch
+from shoestring.plan.constants import MICROBATCH_TOKENS
+from shoestring.plan.decoding import Use, predict_use
+from shoestring.plan.shapes import JobShape, Line, Machine, Options, Prediction, Training
+from shoestring.plan.tape import FLOAT
+from shoestring.train.optimizer_config import moving
+from shoestring.train.planning import applied, chosen, engines
+
+_HELD = 5  # arrays of the size of a chunk's logits, while two distributions are compared
+
+
+def settle(recipe: DistillRecipe, material: Material, machine: Machine) -> tuple[DistillRecipe, Choice]:
+    """The recipe with engine, microbatch and the teacher's place, and the choice; shows a budget's sum.
+
+    Raises BudgetError where nothing fits.
+    """
+    shape = job_shape(recipe, material)
+    options = _options(recipe, material)
+    places = {"resident": (False,), "streamed": (True,)}.get(recipe.budget.teacher, (False, True))
+    if recipe.budget.memory is None or (recipe.budget.teacher == "auto" and not _streams(material)):
+        places = places[:1]
+    refused: list[BudgetError] = []
+    for streamed in places:
+        more = teacher_lines(recipe, material, options.usual, streamed, machine)
+        beside = replace(machine, process=machine.process + sum(size for _, size in more))
+        try:
+            choice = chosen(recipe, shape, options, beside)
+        except BudgetError as error:
+            refused.append(error)
+            continue
+        choice = replace(choice, prediction=_with_teacher(choice.prediction, more, material, recipe, machine))
+        settled = applied(recipe, choice, shape, machine)
+        budget = settled.budget.model_copy(update={"teacher": "streamed" if streamed else "resident"})
+        return settled.model_copy(update={"budget": budget}), choice
+    raise refused[-1]
+
+
+def _streams(material: Material) -> bool:
+    """Whether the teacher can be read layer by layer (`offload.model`)."""
+    config, base = material.teacher.config, material.teacher.base
+    plain = config.block == "sequential" and not config.value_residual
+    return (
+        plain and config.memory is None and config.embedding_convolution is None
+        and base is not None and read_quantization(base) is None
+    )  # fmt: skip
+
+
+def job_shape(recipe: DistillRecipe, material: Material) -> JobShape:
+    """The student's step, as the plan sees it."""
+    config, training = material.student.config, Training()
+    if material.lora:
+        adapter = recipe.adapter
+        linears = attach(build(config, device="meta"), adapter.lora(), modules=adapter.modules)
+        names = frozenset(linear.split(".", 2)[2] for linear in linears)  # without blocks.NUMBER
+        training = Training(False, adapter.rank, names)
+    return JobShape(
+        config, material.rows, material.padded, training, ignored=True, compute=recipe.precision.settled,
+        documents=True, measured=material.held_out, asked=asked(recipe.distill, material.length),
+        lengths=material.lengths, moving=moving(recipe.optimizer),
+    )  # fmt: skip
+
+
+def teacher_lines(
+    recipe: DistillRecipe, material: Material, rows: int, streamed: bool, machine: Machine
+) -> list[Line]:
+    """What it adds. rows: of a microbatch."""
+    config, base = material.teacher.config, material.teacher.base
+    assert base is not None
+    with WeightFiles(base, packed=True) as files:
+        source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
+    use = Use(rows, material.padded, scored=True, documents=True)
+    prediction = predict_use(config, use, machine, source, slots=SLOTS if streamed else 0)
+    lines: list[Line] = [(f"teacher, {name}", size) for name, size in prediction.tensors]
+    if streamed:
+        lines.append(("teacher, hidden states of a step", 2 * material.rows * material.padded * config.width * FLOAT))
+    compared = min(rows * material.padded, compared_rows(config.vocabulary))
+    lines.append(("teacher and student compared", _HELD * compared * config.vocabulary * FLOAT))
+    return lines
+
+
+def _options(recipe: DistillRecipe, material: Material) -> Options:
+    return Options(
+        engines(recipe),
+        usual=usual_microbatch(material.rows, material.padded, MICROBATCH_TOKENS),
+        microbatch=recipe.train.microbatch,
+        recompute=recipe.train.activation_checkpointing,
+        advice=("a smaller train.batch_tokens takes less, and so does a smaller teacher",),
+    )
+
+
+def _with_teacher(
+    prediction: Prediction, more: list[Line], material: Material, recipe: DistillRecipe, machine: Machine
+) -> Prediction:
+    """The student's prediction was made in a process that held the teacher: here its lines stand among tensors."""
+    held = sum(size for _, size in more)
+    (name, process), *others = prediction.beside
+    seconds = 0.0
+    if recipe.distill.cache_samples is None:
+        tokens = material.rows * material.padded
+        seconds = operations(material.teacher.config, material.padded).forward * tokens / machine.flops
+    return Prediction(
+        (*prediction.tensors, *more), ((name, process - held), *others), prediction.seconds + seconds
+    )

@@ -1,0 +1,91 @@
+"""What stands before and behind the blocks of a model on disk: the embedding that text begins with, the norm and the
+head that measure it. None of them is in memory as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.compression.calibration import Calibration
+from shoestring.compression.passage import InMemory, Kept, Passage
+from shoestring.compression.read_block import check_finite
+from shoestring.compression.report import Decoding, Measured
+from shoestring.compression.tensor_stream import Streamed, rows_of
+from shoestring.data.batch import Batch
+from shoestring.models.builder import allocate
+from shoestring.models.config import ModelConfig
+from shoestring.models.decoder import Decoder
+from shoestring.models.families.family import Family
+from shoestring.models.folder import rounded_to
+from shoestring.models.place import Place
+from shoestring.offload.ends import DiskEmbedding, StreamedHead
+from shoestring.offload.stream import placeholder
+from shoestring.train.objective import next_token
+
+
+def begin(
+    batches: Sequence[Batch], plain: Decoder, ends: Mapping[str, Place], kept: Callable[[], Kept] = InMemory
+) -> list[Passage]:
+    """Each batch as the first block takes it. plain: the model on the meta device. kept: for hidden states."""
+    passages = []
+    if batches:
+        with contextlib.closing(DiskEmbedding(_placeholder(plain.config), ends["embedding.weight"])) as embedding:
+            for batch in batches:
+                passage = Passage(batch, plain.rotary, kept(), kept())
+                passage.hidden_BTD = embedding(batch.tokens_BT)
+                passages.append(passage)
+    return passages
+
+
+def nats(passages: Sequence[Passage], plain: Decoder, ends: Mapping[str, Place]) -> float:
+    """The loss, summed, of what the last block gave."""
+    if not passages:
+        return 0.0
+    config, norm = plain.config, plain.norm
+    allocate(norm, "cpu")
+    place = ends["norm.weight"]
+    place.file.read_into(place.tensor, norm.get_parameter("weight"))
+    place = ends["embedding.weight" if config.tied_head else "head.weight"]
+    head = StreamedHead(_placeholder(config), place, config.logit_softcap)
+    with contextlib.closing(head.source):
+        return sum(float(next_token(norm(passage.hidden_BTD), head, passage.batch).sum) for passage in passages)
+
+
+def measured_on(
+    text: Calibration | None, weight_bytes: int, nats: float, decoding: Decoding | None = None
+) -> Measured:
+    """nats: the loss on the held-out part of the text, summed."""
+    if text is None:
+        return Measured(weight_bytes, None, None, decoding)
+    bits = nats / math.log(2) / text.label_bytes if text.label_bytes else None
+    return Measured(weight_bytes, nats / max(text.labels, 1), bits, decoding)
+
+
+def copied(
+    places: Mapping[str, Place], family: Family, dtype_of: Callable[[str], torch.dtype]
+) -> list[Streamed]:
+    """All that is outside the blocks, under the names that the family has for it, to be written in these formats."""
+    return [
+        Streamed(
+            family.tensor_name(name), dtype_of(name), place.info.shape,
+            functools.partial(_rows, place, dtype_of(name)),
+        )
+        for name, place in places.items()
+        if not name.startswith("blocks.")
+    ]  # fmt: skip
+
+
+def _rows(place: Place, dtype: torch.dtype) -> Iterable[Tensor]:
+    """A tensor, some rows after others. Raises ModelFileError for NaN and infinity."""
+    for rows in rows_of(place.file, place.tensor):
+        check_finite(rows, place)
+        yield rounded_to(place.parameter, rows, dtype)
+
+
+def _placeholder(config: ModelConfig) -> nn.Parameter:
+    return nn.Parameter(placeholder((config.vocabulary, config.width), torch.float32), requires_grad=False)

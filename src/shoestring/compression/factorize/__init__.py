@@ -1,0 +1,1 @@
+"""Matrices of a model's blocks as products of two thin ones."""

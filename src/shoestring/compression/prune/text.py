@@ -1,0 +1,64 @@
+"""The text of a run: what chooses, what is trained on to recover, and what is measured, of one reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shoestring.compression.calibration import Calibration, read_calibration
+from shoestring.compression.prune.config import PruneConfig
+from shoestring.core.waiting import waiting
+from shoestring.data.batch import PADDING_SEGMENT, Batch
+from shoestring.data.order import permutation
+from shoestring.data.tokenizer import Tokenizer
+from shoestring.models.resolve import Say
+
+STEP_TOKENS = 2048  # of an optimizer step, about
+MOST_TOKENS = 2_000_000  # that are read to train on; then they come again
+
+
+@dataclass(frozen=True)
+class Text:
+    """choosing: a part of the calibrating batches, of which all are trained on. The others are of what is read."""
+
+    read: Calibration
+    choosing: list[Batch]
+
+    @property
+    def training(self) -> list[Batch]:
+        return self.read.calibrating
+
+    @property
+    def tokens(self) -> int:
+        """That choose."""
+        return sum(map(tokens_of, self.choosing))
+
+    @property
+    def examples(self) -> int:
+        return sum(int((batch.segments_BT.max(1).values + 1).sum()) for batch in self.choosing)
+
+
+def tokens_of(batch: Batch) -> int:
+    return int((batch.segments_BT != PADDING_SEGMENT).sum())
+
+
+def read_text(settings: PruneConfig, tokenizer: Tokenizer, longest: int, say: Say | None) -> Text:
+    """Raises what `read_calibration` does."""
+    steps, seconds = settings.recovering
+    if steps is None and seconds is None:
+        found = read_calibration(settings, tokenizer, longest, say)
+        return Text(found, found.calibrating if settings.by_text else [])
+    context = min(settings.context, longest)
+    wanted = MOST_TOKENS if steps is None else min(steps * settings.rounds * STEP_TOKENS, MOST_TOKENS)
+    more = settings.model_copy(update={"rows": max(settings.rows, -(-wanted // context))})
+    with waiting("reading   text to train on"):
+        found = read_calibration(more, tokenizer, longest, say, STEP_TOKENS)
+    # The longest examples stand first.
+    shuffled = [found.calibrating[n] for n in permutation(settings.seed, 0, len(found.calibrating))]
+    found = replace(found, calibrating=shuffled)
+    choosing, left = [], settings.rows * context if settings.by_text else 0
+    for batch in shuffled:
+        if left <= 0:
+            break
+        choosing.append(batch)
+        left -= tokens_of(batch)
+    return Text(found, choosing)
