@@ -64,7 +64,7 @@ def test_a_time_out_is_shared_among_the_trials_of_a_recipe_that_is_bound_by_time
     assert config.budget.time is None and config.budget.tokens == 8 * 128  # eight steps, if of that size
 
 
-@pytest.mark.parametrize("name", ["quickstart", "speedrun", "compact-smoke", "elite-112m", "elite-sft", "compact-distill"])
+@pytest.mark.parametrize("name", ["quickstart", "speedrun", "compact", "elite-112m", "elite-sft", "compact-distill"])
 def test_the_usual_spaces_fit_the_recipes_that_come_along(name):
     _, _, space = planned(name, None, {}, {})
     assert {"optimizer.learning_rate", "schedule.warmup"} <= set(dump_space(space))

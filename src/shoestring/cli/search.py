@@ -29,7 +29,7 @@ def search(
     *,
     space: Annotated[
         str | None,
-        Parameter(help="a YAML file, or by name: pretrain, finetune, distill, optimizers [what is usual for the recipe's job]"),
+        Parameter(help="a YAML file, or by name: pretrain, finetune, distill, optimizers [as the recipe's job]"),
     ] = None,
     trials: Annotated[
         int | None, Parameter(help="in all, failed and pruned ones included [20; grid: its points]")
