@@ -96,7 +96,9 @@ class SearchResult:
         if self.failed and self.last_failure:
             lines.append(f"failed    the last one: {self.last_failure.splitlines()[0]}")
         lines.append(f"report    {self.out / REPORT}")
-        if self.best is not None and self.best.recipe is not None:
+        if len(self.objectives) > 1 and self.front:
+            lines.append(f"recipes   {self.out / 'front-NUMBER.yaml'}, one for each of the front")
+        elif self.best is not None:
             lines.append(f"recipe    {self.best.recipe}")
         if self.ended < self.wanted:
             lines.append(f"continue  shoestring search --resume {self.out}")
