@@ -14,7 +14,7 @@ def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
         "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity",
-        "prepare_dataset", "pretrain", "prune", "quantize",
+        "prepare_dataset", "pretrain", "prune", "quantize", "report",
     }  # fmt: skip
 
 

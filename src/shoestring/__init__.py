@@ -2,8 +2,8 @@
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
 data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `factorize(MODEL, out)`, `distill(TEACHER, STUDENT, data)`,
-`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `compare(runs)` and `prepare_dataset(data, MODEL)` do what the
-commands do. They are looked up on first use, so that `import shoestring` does not import torch.
+`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)`, `compare(RUNS)` and `prepare_dataset(data,
+MODEL)` do what the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
@@ -22,6 +22,7 @@ if _typing.TYPE_CHECKING:
     from shoestring.offload.load import load as load
     from shoestring.pretraining.job import pretrain as pretrain
     from shoestring.search.compare import compare as compare
+    from shoestring.train.report.write import report as report
 
 __version__ = "0.1.0"
 # Where each name is defined; a test holds this table to the rooms' directions.
@@ -38,10 +39,11 @@ _HOMES = {
     "pretrain": "shoestring.pretraining.job",
     "prune": "shoestring.compression.prune.job",
     "quantize": "shoestring.compression.quantize.job",
+    "report": "shoestring.train.report.write",
 }
 __all__ = [
     "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity",
-    "prepare_dataset", "pretrain", "prune", "quantize",
+    "prepare_dataset", "pretrain", "prune", "quantize", "report",
 ]  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train.metrics import truncate_metrics
 from shoestring.train.plot import write_plot
+from shoestring.train.report.write import report
 from tests.data import templates
 from tests.data.families import QWEN3
 from tests.finetuning import tiny
@@ -445,9 +446,21 @@ def _metrics(sound: Path, base: Path, rows: Path) -> Kind:
 
     def read(it: Path, rng: random.Random) -> int:
         drawn = call(write_plot, it / "metrics.jsonl", it / "loss.png", "x", 2.0)
-        return max(drawn, call(truncate_metrics, it / "metrics.jsonl", 5))
+        shown = call(report, it)
+        return max(drawn, shown, call(truncate_metrics, it / "metrics.jsonl", 5))
 
-    return Kind("metrics", sound, {"metrics.jsonl": [damaged_lines, damaged]}, read)
+    answers = [{"question": "1 + 1?", "expected": "2", "before": "3", "after": "2"}]
+    (sound / "answers.json").write_text(json.dumps(answers))
+    (sound / "recipe.yaml").write_text("model: {width: 32}\nout: runs/x\n")
+    began = {"session": "began", "step": 0, "processor": "x", "cores": 8, "matrix_peak": 1e11}
+    predicted = {"predicted": {"memory": 10**9}, "predicted_parts": [["weights", 10**9]]}
+    sessions = [{**began, **predicted}, {"session": "ended", "step": 19, "peak_memory": 10**9, "how": "finished"}]
+    (sound / "sessions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sessions))
+    files: dict[str, list[Damage]] = {
+        "metrics.jsonl": [damaged_lines, damaged], "sessions.jsonl": [damaged_lines, damaged],
+        "answers.json": [damaged_json, damaged], "recipe.yaml": [damaged],
+    }  # fmt: skip
+    return Kind("metrics", sound, files, read)
 
 
 def _prepared(sound: Path, base: Path, rows: Path) -> Kind:

@@ -16,7 +16,8 @@ from shoestring.train.loggers import build_loggers
 def begun(monkeypatch) -> list[dict]:
     """What wandb is asked to begin."""
     asked: list[dict] = []
-    fake = types.SimpleNamespace(init=lambda **settings: asked.append(settings))
+    run = types.SimpleNamespace(starting_step=0)
+    fake = types.SimpleNamespace(init=lambda **settings: asked.append(settings) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return asked
 

@@ -28,6 +28,7 @@ def folder(tmp_path_factory) -> Path:
     # A warmup that is a share of the run needs to know how long that is before its steps are planned.
     text = text.replace("steps: 8", "time: 1s").replace("warmup: 2", "warmup: 0.5")
     (folder / "recipe.yaml").write_text(text)
+    (folder / "faults.yaml").write_text(tiny.recipe_text(folder / "text", 20))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -118,3 +119,10 @@ def test_a_process_is_measured_with_the_libraries_that_its_steps_need(facts):
     """torch's optimizers alone import a compiler of 100 MB, when the first one is made."""
     for of_rank in facts:
         assert not [name for name in of_rank["loaded later"] if name.startswith(("torch._dynamo", "torch.optim"))]
+
+
+def test_what_goes_wrong_is_answered_by_all_alike(facts):
+    """Who cannot write goes on with the others, and all go back to one checkpoint."""
+    assert facts[0]["faults"] == facts[1]["faults"] == [["rolled_back", 14], ["not_written", 18]]
+    assert facts[0]["after faults"] == facts[1]["after faults"] and facts[0]["after faults"][0] == 20
+    assert facts[0]["after faults"][1] < 12

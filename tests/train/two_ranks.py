@@ -3,7 +3,9 @@
     python -m tests.train.two_ranks RANK PORT FOLDER -> FOLDER/RANK.safetensors, FOLDER/RANK.json
 """
 
+import copy
 import json
+import math
 import sys
 import time
 
@@ -21,7 +23,7 @@ from shoestring.core.files import hold  # noqa: E402
 from shoestring.data.batch import Batch  # noqa: E402
 from shoestring.data.sources import Source  # noqa: E402
 from shoestring.pretraining.job import pretrain  # noqa: E402
-from shoestring.train import parallel, planning  # noqa: E402
+from shoestring.train import checkpoint, parallel, planning  # noqa: E402
 from shoestring.train.engine import LocalEngine  # noqa: E402
 from shoestring.train.loop import train  # noqa: E402
 from shoestring.train.objective import NextToken, next_token  # noqa: E402
@@ -150,6 +152,33 @@ def timed_run() -> None:
     del held
 
 
+def faults() -> None:
+    """Weights that give no number from step 5 on, and at step 18 a disk that is full for the first process alone."""
+    forward_backward, write = ResidentEngine.forward_backward, checkpoint.write_checkpoint
+    before = copy.deepcopy(facts)  # what is counted there goes on here
+
+    def poisoned(engine, microbatches):
+        if engine.steps == 4:
+            with torch.no_grad():
+                engine.decoder.norm.weight.fill_(math.nan)
+        return forward_backward(engine, microbatches)
+
+    def full(out, state, *rest):
+        if state.step == 18:
+            raise OSError(28, "No space left on device")
+        return write(out, state, *rest)
+
+    ResidentEngine.forward_backward, checkpoint.write_checkpoint = poisoned, full
+    try:
+        result = pretrain(f"{folder}/faults.yaml", out=f"{folder}/faults")
+    finally:
+        ResidentEngine.forward_backward, checkpoint.write_checkpoint = forward_backward, write
+    facts.update(before)
+    state = checkpoint.read_state(result.checkpoint)
+    facts["faults"] = [[event["event"], event["step"]] for event in state.events if event["event"] != "skipped"]
+    facts["after faults"] = [result.steps, result.bits_per_byte]
+
+
 def is_free() -> bool:
     held = hold(f"{folder}/run/.lock")
     if held is not None:
@@ -159,7 +188,7 @@ def is_free() -> bool:
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-for look in (gradients, experts, decisions, refusal, timed_run):
+for look in (gradients, experts, decisions, refusal, timed_run, faults):
     look()
 with open(f"{folder}/{rank}.json", "w") as file:
     json.dump(facts, file)

@@ -69,6 +69,7 @@ OTHER_VERBS: dict[str, str] = {
         ("complete sample infer inference predict", "did you mean generate?"),
         ("eval benchmark bench test score measure", "did you mean evaluate?"),
         ("ppl", "did you mean perplexity?"),
+        ("plot plots curves dashboard tensorboard wandb monitor", "did you mean report?"),
         ("inspect info summary count plan estimate", "did you mean model show?"),
         ("fuse fold", "did you mean merge?"),
         ("list ls recipes config configs", "did you mean recipe list?"),

@@ -97,7 +97,7 @@ class Report:
 def pretrain(recipe: str, settings: dict[str, Any], report: Report) -> dict[str, Any]:
     """Train, then show the curve and the comparison with xz."""
     from shoestring.pretraining.job import pretrain as train
-    from shoestring.train.metrics import read_metrics
+    from shoestring.train.metrics_file import read_metrics
     from shoestring.train.plot import text_plot
 
     report.heading("Training a small model, from nothing, on the source of Python's standard library")

@@ -46,6 +46,7 @@ VERBS = (
     Verb("evaluate", "Measure", "what a model can do, in many categories, scored by programs"),
     Verb("perplexity", "Measure", "how surprised a model is by text, per token and per byte"),
     Verb("compare", "Measure", "runs side by side: recipes, curves, scores with paired tests"),
+    Verb("report", "Measure", "what a run did, as one page for a browser; several runs over one another"),
     Verb("model", "Measure", "what a model is made of, and what it costs"),
     Verb("generate", "Use", "continue a text"),
     Verb("chat", "Use", "talk with a model"),

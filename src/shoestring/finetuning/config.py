@@ -137,6 +137,8 @@ class EvaluateConfig(Config):
 class FinetuneRecipe(RunRecipe):
     """One run. Run by `finetuning.job.finetune`."""
 
+    writes_samples: ClassVar[bool] = True
+
     job: Literal["finetune"] = "finetune"
     model: str = Field(min_length=1, description="a model folder, a run, or a name that `shoestring get` knows")
     data: SupervisedDataConfig

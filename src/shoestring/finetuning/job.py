@@ -7,6 +7,7 @@ fine-tuning, with the trainer's state inside. `resume` continues to bit-identica
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from shoestring.core.seeds import seed_everything
 from shoestring.core.waiting import waiting
 from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
 from shoestring.data.supervised.rows import Rows
-from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, load_answers
+from shoestring.evaluate.samples import LONGEST, STREAMED_LONGEST, Prompt, Samples
+from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, choose_questions, load_answers
 from shoestring.finetuning.config import (
     SHORT,
     STREAMED,
@@ -33,7 +35,8 @@ from shoestring.finetuning.model import adapted_model, job_shape, options, read_
 from shoestring.finetuning.preserve import preserving
 from shoestring.finetuning.result import FinetuneResult, collect, model_and_data
 from shoestring.finetuning.suite_scores import SCORES, Asked, after, before, save
-from shoestring.finetuning.write import write_files
+from shoestring.finetuning.write import read_files, write_files
+from shoestring.generate.language_model import LanguageModel
 from shoestring.kernels import allocator
 from shoestring.offload.engine import StreamedEngine
 from shoestring.train import parallel
@@ -217,7 +220,22 @@ class FinetuneJob:
             objective = preserving(next_token, recipe, ordinary, decoder, start.state.step)
         exact = recipe.quantize is not None
         dtypes = saved_dtypes(recipe.precision, material.base, exact) if recipe.adapter.method == "full" else None
-        return Wiring(objective, lambda folder: write_files(recipe, material, decoder, folder, dtypes), callbacks)
+        if recipe.log.samples:
+            callbacks.append(self._samples())
+        return Wiring(
+            objective, lambda folder: write_files(recipe, material, decoder, folder, dtypes), callbacks,
+            read=lambda folder: read_files(recipe, decoder, folder),
+        )  # fmt: skip
+
+    def _samples(self) -> Samples:
+        recipe, material, dataset = self.recipe, self.material, self.material.dataset
+        asked = choose_questions(dataset, recipe.data, recipe.log.samples)
+        prompts = [Prompt(f"{question.text}\n", question.ids) for question in asked]
+        writing = functools.partial(
+            LanguageModel, self.engine.decoder, dataset.tokenizer, defaults=material.generation
+        )
+        longest = STREAMED_LONGEST if self.streams else LONGEST
+        return Samples(writing, prompts, recipe.train.evaluate_every, longest)
 
     def _held_out(self) -> SupervisedPass:
         recipe, material = self.recipe, self.material

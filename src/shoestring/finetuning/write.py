@@ -12,8 +12,8 @@ from shoestring.models.adapters import switch
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import Dtypes
 from shoestring.models.get import KNOWN
-from shoestring.models.peft_folder import load_adapter, write_adapter_files
-from shoestring.train.exact_weights import load_trained, write_trained
+from shoestring.models.peft_folder import load_adapter, read_adapter, write_adapter_files
+from shoestring.train.exact_weights import load_trained, read_trained, write_trained
 from shoestring.train.precision import prepared
 from shoestring.train.precision_config import PrecisionConfig
 from shoestring.train.run import Run
@@ -29,6 +29,14 @@ def write_files(
         write_trained(decoder, folder, tokenizer, material.generation, dtypes)
     else:
         write_adapter_files(decoder, folder, base_name(recipe.model, material.base), tokenizer=tokenizer)
+
+
+def read_files(recipe: FinetuneRecipe, decoder: Decoder, folder: Path) -> None:
+    """The weights of a checkpoint into the model that is being trained."""
+    if recipe.adapter.method == "full":
+        read_trained(decoder, folder)
+    else:
+        read_adapter(decoder, folder)
 
 
 def base_name(model: str, folder: Path) -> str | Path:

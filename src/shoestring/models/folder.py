@@ -103,6 +103,19 @@ def load_model(
         return decoder.eval()
 
 
+@torch.no_grad()
+def read_weights(decoder: Decoder, folder: str | Path) -> None:
+    """The weights of a folder into a decoder of the same shapes that is there already, with no second copy of them."""
+    with WeightFiles(folder) as files:
+        if files.config.layers != decoder.config.layers:
+            message = f"the model here has {files.config.layers} layers, not {decoder.config.layers}"
+            raise ModelFileError(message, str(folder))
+        if missing := [name for name, _ in decoder.named_parameters() if name not in files.places]:
+            raise ModelFileError(f"{missing[0]} is not in this folder", str(folder))
+        _fill(decoder, "", files)
+    torch.autograd.graph.increment_version(list(decoder.parameters()))  # what is made of them is old
+
+
 def _fill_packed(root: torch.nn.Module, prefix: str, files: WeightFiles, dtype: torch.dtype) -> None:
     """Read the packed linears below `root`. dtype: of what they are made dense in."""
     for name, linear in packed_linears(root).items():

@@ -224,6 +224,20 @@ def load_adapter(decoder: Decoder, folder: str | Path, name: str = DEFAULT) -> l
     return [ours[module] for module in held]
 
 
+@torch.no_grad()
+def read_adapter(decoder: Decoder, folder: str | Path, name: str = DEFAULT) -> None:
+    """The weights of a folder that `write_adapter_files` wrote into the adapter of this name, which is attached."""
+    theirs = {ours: module for module, ours in _module_names(decoder).items()}
+    with TensorFile(Path(folder) / WEIGHTS) as file:
+        for linear, adapted in adapted_linears(decoder).items():
+            if name in adapted.adapters:
+                adapter = adapted.adapters[name]
+                assert isinstance(adapter, LoRA)
+                for part, parameter in _tensors(adapter, theirs[linear]).items():
+                    file.read_into(part, parameter)
+                torch.autograd.graph.increment_version(list(adapter.parameters()))
+
+
 def _foreign(tensor: str, path: Path) -> ModelFileError:
     """Why a tensor of an adapter cannot be used."""
     way = "have peft merge it: merge_and_unload(), then save_pretrained(), and use that model"

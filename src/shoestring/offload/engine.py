@@ -61,7 +61,7 @@ class StreamedEngine(LocalEngine):
                 if parts:
                     loss = self._top(parts, total)
                     summed, metrics = float(loss.sum), dict(loss.metrics)
-                if self.goes_backward(summed):
+                if self.goes_backward(summed, total):
                     self._down(parts, total)
         for part in parts:
             for name, values in part.aux.items():

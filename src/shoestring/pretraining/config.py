@@ -52,6 +52,7 @@ class PretrainTrainSection(TrainSection):
     most_epochs: float = Field(20.0, gt=0, description="passes over the text; a run of more asks before it begins")
     sequence_length: int = Field(gt=0, description="tokens of one row")  # type: ignore[assignment]
     keep: int = Field(2, gt=0, description="newest checkpoints kept")
+    keep_best: bool = Field(False, description="keep the checkpoint of the lowest held-out loss too, as OUT/best")
     evaluate_tokens: int | None = Field(None, gt=0, description="held-out tokens read each time; null: all")
     final_evaluate_tokens: int | None = Field(
         None, gt=0, description="held-out tokens read after the last step; null: all"
@@ -109,6 +110,8 @@ class PretrainTrainSection(TrainSection):
 
 class PretrainRecipe(RunRecipe):
     """One run. Run by `pretraining.job.pretrain`."""
+
+    writes_samples: ClassVar[bool] = True
 
     job: Literal["pretrain"] = "pretrain"
     model: ModelSection

@@ -6,6 +6,7 @@ Text becomes packed batches, every weight of a fresh or given model is trained o
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from shoestring.core.errors import ConfigError
 from shoestring.core.waiting import waiting
 from shoestring.data.corpus import HeldOutPass
 from shoestring.data.loader import RowLoader
+from shoestring.evaluate.samples import Samples, openings
 from shoestring.evaluate.xz import xz_bytes
+from shoestring.generate.language_model import LanguageModel
+from shoestring.models.external import open_external
 from shoestring.models.folder import read_config
 from shoestring.pretraining.config import SHORT, InitFrom, PretrainRecipe, load_pretrain_recipe
 from shoestring.pretraining.epochs import check_epochs, epochs, told
@@ -23,8 +27,10 @@ from shoestring.pretraining.material import open_material
 from shoestring.pretraining.result import PretrainResult, model_and_data
 from shoestring.pretraining.staged import cut, plan, stages
 from shoestring.train import parallel
+from shoestring.train.early_stopping import EarlyStopping
 from shoestring.train.evaluation import Evaluation
-from shoestring.train.exact_weights import saved_dtypes, write_trained
+from shoestring.train.exact_weights import read_trained, saved_dtypes, write_trained
+from shoestring.train.loop import Callback
 from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
@@ -33,7 +39,7 @@ from shoestring.train.quantize_command import quantize_command
 from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
-from shoestring.train.run import Opened, Run, Wiring, dotted, execute, find_once
+from shoestring.train.run import Opened, Run, Wiring, dotted, execute, find_once, say
 from shoestring.train.run_folder import Start
 from shoestring.train.run_folder import resume as resume_run
 
@@ -177,4 +183,23 @@ class PretrainJob:
             decoder, held_out(settings.evaluate_tokens), held_out(settings.final_evaluate_tokens),
             settings.evaluate_every, settings.batch_tokens, self.engine.compute,
         )  # fmt: skip
-        return Wiring(next_token, write, [evaluation], lambda: {**self.stream.state(), "shards": material.digest})
+        callbacks: list[Callback] = [evaluation]
+        if settings.keep_best:
+            callbacks.append(EarlyStopping(None, of_samples=evaluation.sample.tokens < evaluation.whole.tokens))
+        if recipe.log.samples:
+            callbacks.append(self._samples(recipe))
+
+        def read(folder: Path) -> None:
+            read_trained(decoder, folder)
+            if banks is not None:
+                banks.read(folder)
+
+        position = {"shards": material.digest}
+        return Wiring(next_token, write, callbacks, lambda: {**self.stream.state(), **position}, read)
+
+    def _samples(self, recipe: PretrainRecipe) -> Samples:
+        corpus, decoder = self.material.corpus, self.engine.decoder
+        external = open_external(self.material.config, corpus.tokenizer, say)
+        prompts = openings(corpus, recipe.log.samples)
+        writing = functools.partial(LanguageModel, decoder, corpus.tokenizer, external=external)
+        return Samples(writing, prompts, recipe.train.evaluate_every)

@@ -22,14 +22,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from shoestring.core import matmul
 from shoestring.core.errors import ModelFileError, RunError
 from shoestring.core.files import atomic_folder, remove_stale, replace_symlink_or_pointer
 from shoestring.core.foreign import read_json
 from shoestring.core.seeds import restore_rng_state, rng_state
+from shoestring.core.waiting import waiting
 from shoestring.models.weights import TensorFile, save_file
 from shoestring.train import parallel
 from shoestring.train.engine import Engine, EngineState
+from shoestring.train.interrupt import StopRequest
 from shoestring.train.loop import Callback, StepEvent
 from shoestring.train.state import TrainerState, is_due, times_left
 
@@ -38,6 +42,9 @@ STATE = Path("trainer", "state.json")
 OPTIMIZER = Path("trainer", "optimizer.safetensors")
 RANDOM = Path("trainer", "random.safetensors")
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
+_REMOVE = "remove this checkpoint folder to resume from the one before"
+PATIENCE = 600  # seconds that a run's end waits for room on the disk
+_AGAIN = 10  # seconds between two attempts
 _DISK_SPEED = 200e6  # bytes per second, a careful first estimate until a checkpoint has been timed
 
 
@@ -82,16 +89,30 @@ def restore(folder: Path, engine: Engine) -> None:
 
     Raises RunError when they are damaged or do not fit.
     """
+    restore_moments(folder, engine)
+    try:
+        with TensorFile(folder / RANDOM) as file:
+            restore_rng_state({name: file.read(name) for name in file.infos})
+    except ModelFileError as error:
+        raise RunError(error.message, error.where, _REMOVE) from error
+
+
+def restore_moments(folder: Path, engine: Engine) -> None:
+    """Moments and step counts alone. Raises RunError when they are damaged or do not fit."""
     _, numbers = _read_state(folder)
     try:
         with TensorFile(folder / OPTIMIZER) as file:
             engine.restore(file, numbers)
-        with TensorFile(folder / RANDOM) as file:
-            restore_rng_state({name: file.read(name) for name in file.infos})
     except ModelFileError as error:
-        raise RunError(
-            error.message, error.where, "remove this checkpoint folder to resume from the one before"
-        ) from error
+        raise RunError(error.message, error.where, _REMOVE) from error
+
+
+def drop_after(folder: Path) -> None:
+    """The run goes on from this checkpoint: newer ones are of a way that is given up."""
+    for path in checkpoints(folder.parent):
+        if _step_of(path) > _step_of(folder):
+            _delete(path)
+    replace_symlink_or_pointer(folder.parent / "latest", folder.name)
 
 
 def clean(out: Path) -> None:
@@ -112,7 +133,11 @@ def clean(out: Path) -> None:
 class Checkpoint(Callback):
     """Saves every so often, after the last step, and when the run is to be left.
 
-    position: where the stream stands, for the trainer's state. write_files: as `write_checkpoint` has it.
+    position: where the stream stands, for the trainer's state. write_files: as `write_checkpoint` has it. stop:
+    whether the user wants the run to end.
+
+    A checkpoint that cannot be written is an event: the one before stays, and so does the run, which tries again when
+    the next is due. At the end, where there is no next, it waits for room on the disk.
     """
 
     def __init__(
@@ -123,27 +148,71 @@ class Checkpoint(Callback):
         write_files: Callable[[Path], None],
         every: int | None,
         keep: int,
+        stop: StopRequest,
     ):
         self.out, self.engine, self.position, self.write_files = out, engine, position, write_files
-        self.every, self.keep = every, keep
+        self.every, self.keep, self.stop = every, keep, stop
         self._seconds: float | None = None
+        self._owed = False
 
     def after_step(self, event: StepEvent) -> None:
         state = event.state
-        due = is_due(state.step, state.total_steps, self.every, TIMES) or state.best_step == state.step
-        if event.last or event.stopping or due:
-            started = time.perf_counter()
-            state.finished = event.last
-            self.save(state)
-            self._seconds = time.perf_counter() - started
+        self._owed |= is_due(state.step, state.total_steps, self.every, TIMES) or state.best_step == state.step
+        # A step that was skipped may tell of weights that are no longer sound: they must not take a sound one's place.
+        if not (event.last or event.stopping or (self._owed and not state.skipped_in_a_row)):
+            return
+        started = time.perf_counter()
+        state.finished = event.last
+        reason = self.save(state)
+        if reason and event.last:
+            reason = self._insist(state, reason)
+        if reason and (event.last or event.stopping):
+            whole = checkpoints(self.out)
+            hint = f"make room and resume: the run goes on from {whole[-1]}" if whole else "there is no checkpoint yet"
+            raise RunError(f"step {state.step} could not be saved: {reason}", str(self.out), hint)
+        self._owed = False
+        self._seconds = time.perf_counter() - started
 
-    def save(self, state: TrainerState) -> None:
-        """Now, by the first process, while the others wait."""
+    def save(self, state: TrainerState) -> str:
+        """Now, by the first process, while the others wait; -> why that was not possible, "" where it was."""
         state.data, state.matmul = self.position(), matmul.TABLE.choices()
         moments = self.engine.state()
-        if parallel.rank() == 0:
-            write_checkpoint(self.out, state, moments, self.keep, self.write_files)
-        parallel.wait()
+        reason = parallel.by_first(lambda: self._write(state, moments))
+        if reason:
+            if state.best_step == state.step:  # the best of those that are there
+                state.best_loss, state.best_step = parallel.by_first(self._best)
+            event = {"event": "not_written", "step": state.step, "what": "checkpoint", "reason": reason}
+            if event not in state.events[-1:]:
+                state.events.append(event)
+        return reason
+
+    def _best(self) -> list[Any]:
+        whole = checkpoints(self.out)
+        saved = read_state(whole[-1]) if whole else TrainerState()
+        return [saved.best_loss, saved.best_step]
+
+    def _write(self, state: TrainerState, moments: EngineState) -> str:
+        try:
+            # Beside an unsound state a sound one stays, to go back to.
+            keep = self.keep + (state.skipped_in_a_row > 0)
+            write_checkpoint(self.out, state, moments, keep, self.write_files)
+        except (RunError, OSError, SafetensorError) as error:
+            said = error.strerror if isinstance(error, OSError) else getattr(error, "message", str(error))
+            return said or type(error).__name__
+        return ""
+
+    def _insist(self, state: TrainerState, reason: str) -> str:
+        """Try again and again, until it is written, the user stops the run, or patience ends."""
+        with waiting(f"waiting   {reason}; trying again, in seconds", PATIENCE) as told:
+            for _ in range(0, PATIENCE, _AGAIN):
+                for _ in range(_AGAIN):
+                    if parallel.sum_numbers(self.stop.requested)[0]:
+                        return reason
+                    time.sleep(1)
+                    told.advance()
+                if not (reason := self.save(state)):
+                    break
+        return reason
 
     def seconds_ahead(self, step: int, total: int, step_seconds: float) -> float:
         each = self._seconds
@@ -184,5 +253,9 @@ def _delete_old(out: Path, keep: int, best_step: int | None) -> None:
     kept = [path for path in every if _step_of(path) == best_step] + every[-keep:]
     for path in out.iterdir():
         if _STEP_FOLDER.fullmatch(path.name) and path not in kept and _step_of(path) < _step_of(kept[-1]):
-            (path / STATE).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
+
+
+def _delete(folder: Path) -> None:
+    (folder / STATE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

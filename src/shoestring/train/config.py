@@ -30,3 +30,4 @@ class LogConfig(Config):
     every: int = Field(1, gt=0, description="steps between lines of metrics.jsonl")
     tensorboard: bool = False
     wandb: str | None = Field(None, description="project to report to")
+    samples: int = Field(0, ge=0, le=16, description="texts that the model continues at each evaluation, for reports")

@@ -32,6 +32,8 @@ from shoestring.train.optimizer_config import OptimizerConfig
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+FEWEST_LABELS = 256  # the mean of fewer is too noisy to tell an explosion
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -77,6 +79,10 @@ class Engine(Protocol):
         """The next step's share of the highest learning rate, for weights that move while it goes backward."""
         ...
 
+    def set_limit(self, loss: float) -> None:
+        """The mean loss beyond which the next step changes nothing."""
+        ...
+
     def forward_backward(self, microbatches: Sequence[Batch]) -> Loss:
         """Add up the gradients of one optimizer step."""
         ...
@@ -120,7 +126,8 @@ class LocalEngine:
         self.objective: Objective
         self.steps = 0
         self._make = make
-        self._finite = True
+        self._limit = math.inf
+        self._wrong = ""  # with the step's loss
         self._in_backward: InBackward | None = None
 
     @classmethod
@@ -157,23 +164,33 @@ class LocalEngine:
         for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * rate
 
-    def goes_backward(self, loss: float | Tensor) -> bool:
-        """Whether a step of this loss does: not where it could not be undone. Waits for a GPU only there."""
-        return self._in_backward is None or math.isfinite(float(loss))
+    def set_limit(self, loss: float) -> None:
+        self._limit = loss
+
+    def goes_backward(self, loss: float | Tensor, count: int) -> bool:
+        """Whether a step of this loss, a sum over so many labels, does: not where it could not be undone. Waits for a
+        GPU only there."""
+        return self._in_backward is None or not self._wrong_with(float(loss), count)
+
+    def _wrong_with(self, loss: float, count: int) -> str:
+        if not math.isfinite(loss):
+            return "the loss is not a finite number"
+        if count >= FEWEST_LABELS and loss / count > self._limit:
+            return f"the loss is {loss / count:.4g}, and more than {self._limit:.4g} is an explosion"
+        return ""
 
     def optimizer_step(self, clip: float | None, rate: float) -> StepResult:
+        self.steps += 1
         if self._in_backward is not None and self._in_backward.failed:
             return StepResult(math.nan, reason=self._in_backward.failed, torn=True)
         parameters, scale = self.parameters(), self.loss_scale
         if scale is not None:
             scale.unscale(p.grad for p in parameters if p.grad is not None)
         norm = _clip(parameters, clip) if self._in_backward is None else self._in_backward.finish()
-        self.steps += 1
-        if not (self._finite and math.isfinite(norm)):
+        if self._wrong or not math.isfinite(norm):
             self.abandon()
-            overflow = scale.overflowed() if scale is not None and self._finite else None
-            what = "the gradient's norm" if self._finite else "the loss"
-            return StepResult(norm, True, overflow or f"{what} is not a finite number")
+            overflow = scale.overflowed() if scale is not None and not self._wrong else None
+            return StepResult(norm, True, overflow or self._wrong or "the gradient's norm is not a finite number")
         if scale is not None:
             scale.fits()
         self.set_rate(rate)
@@ -221,6 +238,8 @@ class LocalEngine:
         if self.loss_scale is not None:
             self.loss_scale.restore(numbers.get(LOSS_SCALE), str(file.path))
         transformer_engine.restore(self.decoder, file)
+        if self._in_backward is not None:
+            self._in_backward.begin_anew()
 
     def agree(self, value: Any) -> Any:
         return parallel.from_first(value)
@@ -251,7 +270,7 @@ class LocalEngine:
         parallel.sum_gradients(self.decoder.parameters())
         summed = parallel.sum_numbers(summed)[0]
         metrics = parallel.sum_named(metrics)
-        self._finite = math.isfinite(summed)
+        self._wrong = self._wrong_with(summed, count)
         means = {name: mean * count for name, mean in penalties.items()}
         return Loss(torch.tensor(summed, dtype=torch.float64), count, metrics | means)
 

@@ -13,7 +13,15 @@ import torch
 from shoestring.core.device import resolve_dtype
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.decoder import Decoder
-from shoestring.models.folder import Dtypes, GenerationDefaults, dtype_of, load_model, stored_dtypes, write_model_files
+from shoestring.models.folder import (
+    Dtypes,
+    GenerationDefaults,
+    dtype_of,
+    load_model,
+    read_weights,
+    stored_dtypes,
+    write_model_files,
+)
 from shoestring.models.weights import TensorFile, save_file
 from shoestring.train.precision_config import PrecisionConfig
 
@@ -55,9 +63,20 @@ def write_trained(
 def load_trained(folder: Path, device: torch.device | str) -> Decoder:
     """The model of a folder in float32; of a checkpoint, its weights as they were trained."""
     decoder = load_model(folder, device=device, dtype=torch.float32)
+    _read_exact(decoder, folder)
+    return decoder
+
+
+@torch.no_grad()
+def read_trained(decoder: Decoder, folder: Path) -> None:
+    """The weights of a checkpoint, as they were trained, into the live model. Raises ModelFileError."""
+    read_weights(decoder, folder)
+    _read_exact(decoder, folder)
+
+
+def _read_exact(decoder: Decoder, folder: Path) -> None:
     if (folder / EXACT).is_file():
         with TensorFile(folder / EXACT) as file:
             for name, parameter in decoder.named_parameters():
                 if name in file.infos:
                     file.read_into(name, parameter)
-    return decoder

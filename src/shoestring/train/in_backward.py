@@ -59,6 +59,12 @@ class InBackward:
             part.param_groups = everything
             parameter.grad = None
 
+    def begin_anew(self) -> None:
+        """All weights stand at the end of a step again."""
+        self.failed = ""
+        self._moved.clear()
+        self._norms.clear()
+
     def close(self) -> None:
         for hook in self._hooks:
             hook.remove()

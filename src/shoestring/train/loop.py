@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shoestring.core.errors import RunError
@@ -28,6 +28,7 @@ from shoestring.train.stages import Stage, Stages
 from shoestring.train.state import TrainerState
 
 MOST_SKIPPED = 10  # steps in a row
+MOST_SKIPPED_LAST = 3  # at the end of a run, whose weights are its result
 
 
 class NonFiniteLoss(RunError):
@@ -47,7 +48,8 @@ class StepEvent:
     """What callbacks see after a step.
 
     seconds: of this step alone. last: no step follows; stopping: why the run is to be saved and left before its end,
-    "" if not. A callback may set both. stage: of this step, where the run has several.
+    "" if not. A callback may set both. stage: of this step, where the run has several. lines: what callbacks that come
+    before the metrics have to say in metrics.jsonl.
     """
 
     state: TrainerState
@@ -60,6 +62,7 @@ class StepEvent:
     stopping: str
     pace: Pace
     stage: Stage | None = None
+    lines: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Callback:
@@ -84,6 +87,8 @@ def train(
     microbatches: int = 1,
     stages: Stages | None = None,
     clip: float | None = 1.0,
+    explosion: float | None = None,
+    roll_back: Callable[[TrainerState, str], bool] | None = None,
     callbacks: Sequence[Callback] = (),
     stop: StopRequest | None = None,
     clock: Clock | None = None,
@@ -91,9 +96,12 @@ def train(
     """Train until `pace` says so. `state` is advanced in place and returned.
 
     learning_rate: the highest, for the log. microbatches: batches of one optimizer step; stages: what else they are,
-    where that changes over the run. Raises NonFiniteLoss when ten steps in a row were skipped, and Interrupted once the
-    callbacks have run after the step during which the user asked to stop. When memory is refused in the middle of a
-    step, everything is as after the step before (but for a stage that was reached), and the refusal goes on.
+    where that changes over the run. explosion: a step whose loss is so many nats above the median of the last ones
+    changes nothing, like one whose loss is no number. roll_back: told after ten such steps in a row, or one broken off
+    among its weights; -> whether it has brought engine and state back to where they were sound. Raises NonFiniteLoss
+    where it has not, and Interrupted once the callbacks have run after the step during which the user asked to stop.
+    When memory is refused in the middle of a step, everything is as after the step before (but for a stage that was
+    reached), and the refusal goes on.
     """
     clock = clock or Clock()
     stages = stages or Stages((Stage(microbatches),))
@@ -118,6 +126,7 @@ def train(
             share *= stage.rate
             group = [next(stream) for _ in range(stage.microbatches)]
             engine.set_rate(share)
+            engine.set_limit(state.loss_limit(explosion))
             loss = engine.forward_backward(group)
             with parallel.together():
                 result = engine.optimizer_step(clip, share)
@@ -129,7 +138,9 @@ def train(
                 stream.restore(position)
                 restore_rng_state(random)
             raise
-        _count_skipped(state, result)
+        if reason := _count_skipped(state, result, loss):
+            if roll_back is None or not roll_back(state, reason):
+                raise NonFiniteLoss(reason)
 
         tokens = int(parallel.sum_numbers(sum(batch.tokens_BT.numel() for batch in group))[0])
         state.step += 1
@@ -153,15 +164,20 @@ def train(
     return state
 
 
-def _count_skipped(state: TrainerState, result: StepResult) -> None:
-    """A step that was skipped is an event of the run; ten in a row end it, as does one that was broken off."""
+def _count_skipped(state: TrainerState, result: StepResult, loss: Loss) -> str:
+    """A step that was skipped is an event of the run; -> why it cannot go on like this: ten in a row, three at the end,
+    or one that was broken off."""
+    number = state.step + 1
     if result.torn:
-        raise NonFiniteLoss(f"step {state.step + 1} was broken off among its weights: {result.reason}")
+        return f"step {number} was broken off among its weights: {result.reason}"
     if not result.skipped:
         state.skipped_in_a_row = 0
-        return
+        if loss.count:
+            state.remember(loss.mean)
+        return ""
     state.skipped_in_a_row += 1
-    number = state.step + 1
     state.events.append({"event": "skipped", "step": number, "reason": result.reason})
-    if state.skipped_in_a_row >= MOST_SKIPPED:
-        raise NonFiniteLoss(f"{MOST_SKIPPED} steps in a row were skipped up to step {number}: {result.reason}")
+    most = MOST_SKIPPED if number != state.total_steps else MOST_SKIPPED_LAST
+    if state.skipped_in_a_row < most:
+        return ""
+    return f"{state.skipped_in_a_row} steps in a row were skipped up to step {number}: {result.reason}"

@@ -2,30 +2,31 @@
 
 A training line has tokens, loss (nats per label), lr, grad_norm, tokens_per_second (of all processes), share_of_peak,
 memory (of this process), tensors (live, as the allocator counts) and seconds, and stage (counted from 1) where the run
-has several; an evaluation line has held_out_loss and
-bits_per_byte; an event line has event. Lines after the checkpoint that a run resumes from are cut off, so no step
-appears twice.
+has several; an evaluation line has held_out_loss and bits_per_byte; a line of what the model wrote has sample; an event
+line has event. The file itself is `train.metrics_file`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shoestring.core.errors import RunError
-from shoestring.core.files import atomic_write
-from shoestring.core.foreign import parse_json
+from shoestring.core.console import say
 from shoestring.core.machine import rss_bytes
+from shoestring.core.units import counted
 from shoestring.kernels.allocator import counts
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import operations
 from shoestring.train import parallel
 from shoestring.train.loggers import Logger
 from shoestring.train.loop import Callback, StepEvent
+from shoestring.train.metrics_file import MetricsFile
+from shoestring.train.metrics_file import read_metrics as read_metrics
+from shoestring.train.metrics_file import truncate_metrics as truncate_metrics
+from shoestring.train.state import TrainerState
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
@@ -67,15 +68,14 @@ class Metrics(Callback):
         self.file, self.every, self.token_flops, self.peak = file, every, token_flops, peak
         self.device, self.loggers = device, loggers
         self._events = events  # those that stand in the file already
-        self._opened = open(file, "a", encoding="utf-8") if parallel.rank() == 0 else None
+        self._opened = MetricsFile(file) if parallel.rank() == 0 else None
+        self._state: TrainerState | None = None
 
     def after_step(self, event: StepEvent) -> None:
         if self._opened is None:
             return
-        state = event.state
-        for values in state.events[self._events :]:
-            self._write(values)
-        self._events = len(state.events)
+        state = self._state = event.state
+        self._write_events(state)
         if state.step % self.every == 0 or event.last or event.stopping:
             rate, tensors, stage = event.tokens / event.seconds, counts(), event.stage
             token_flops = self.token_flops if stage is None else stage.flops_per_token
@@ -111,21 +111,32 @@ class Metrics(Callback):
                 }
             )
 
+        for values in event.lines:
+            self._write({"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3), **values})
+
     def close(self) -> None:
         if self._opened is not None:
+            if self._state is not None:  # what the last callbacks had to say
+                self._write_events(self._state)
             self._opened.close()
+            if lost := self._opened.lines_waiting:
+                say(f"metrics   {counted(lost, 'line')} of {self.file} could not be written: {self._opened.failed}")
         for logger in self.loggers:
             logger.close()
 
+    def _write_events(self, state: TrainerState) -> None:
+        for values in state.events[self._events :]:
+            self._write(values)
+        self._events = len(state.events)
+
     def _write(self, values: dict[str, Any]) -> None:
         assert self._opened is not None
-        try:
-            self._opened.write(json.dumps(values) + "\n")
-            self._opened.flush()
-        except OSError as error:
-            raise RunError(
-                f"cannot be written: {error.strerror}", str(self.file), "free some space and resume"
-            ) from error
+        before = self._opened.failed
+        self._opened.write(values)
+        if (failed := self._opened.failed) and not before:
+            say(f"metrics   {self.file} cannot be written: {failed}; the run goes on, and its lines wait in memory")
+        elif before and not failed:
+            say(f"metrics   {self.file} is written again, what waited included")
         for logger in self.loggers:
             logger.add(values)
 
@@ -133,45 +144,3 @@ class Metrics(Callback):
 def _finite(number: float) -> float | None:
     """JSON has no other numbers."""
     return number if math.isfinite(number) else None
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut by a kill is left out, and so are losses without a number.
-
-    A loss that was none, or a line that someone else wrote, must not end a run at its plot.
-    """
-    lines = _lines(file)
-    for line in lines:
-        for name, needed in _TOGETHER.items():
-            if not all(_is_number(line.get(key)) for key in (name, *needed)):
-                line.pop(name, None)
-    return lines
-
-
-# A loss, and what is drawn together with it.
-_TOGETHER = {"loss": ("tokens",), "held_out_loss": ("tokens", "held_out_tokens", "bits_per_byte")}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < 1e18  # neither NaN nor infinite
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    lines = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                values = parse_json(line)
-            except ValueError:
-                continue
-            if isinstance(values, dict) and isinstance(values.get("step"), int):
-                lines.append(values)
-    return lines
-
-
-def truncate_metrics(file: Path, step: int) -> None:
-    """Cut off what was written after `step`, the one to resume from."""
-    if file.is_file():
-        kept = [values for values in _lines(file) if values["step"] <= step]
-        with atomic_write(file) as opened:
-            opened.writelines(json.dumps(values) + "\n" for values in kept)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.core.units import format_count
-from shoestring.train.metrics import read_metrics
+from shoestring.train.metrics_file import read_metrics
 
 _TRAINING, _HELD_OUT, _WHOLE, _XZ = "#1f5fa8", "#c2571a", "#7a2048", "#5a5a5a"
 

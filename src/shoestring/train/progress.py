@@ -135,6 +135,11 @@ def _tell(values: dict, event: StepEvent) -> str | None:
         return f"stopped   the held-out loss has not fallen since step {values['best_step']:,}"
     if values["event"] == "skipped":
         return f"skipped   step {values['step']:,} changed nothing: {values['reason']}"
+    if values["event"] == "rolled_back":
+        return f"back      to the weights of step {values['to']:,}, the batches since then left out: {values['reason']}"
+    if values["event"] == "not_written":
+        again = "" if event.last or event.stopping else "; the run goes on, and tries again at the next one"
+        return f"not saved the {values['what']} of step {values['step']:,}: {values['reason']}{again}"
     if values["event"] == "stage":
         portion = f"{counted(values['batch_tokens'], 'token')} in rows of {values['sequence_length']:,}"
         begin = f"stage     {values['stage']} from step {values['step']:,}"

@@ -42,6 +42,15 @@ class TrainSection(Config):
     evaluate_every: int | None = Field(None, gt=0, description="steps; null: ten times over the run")
     checkpoint_every: int | None = Field(None, gt=0, description="steps; null: four times over the run")
     keep: int = Field(1, gt=0, description="newest checkpoints kept")
+    explosion: float | None = Field(
+        5.0,
+        gt=0,
+        description="a step whose loss is so many nats above the median of the last 100 changes nothing; null: no such"
+        " limit",
+    )
+    rollbacks: int = Field(
+        3, ge=0, description="times that a run goes back to its last checkpoint after ten steps that changed nothing"
+    )
     activation_checkpointing: Annotated[Recompute, BeforeValidator(_recompute)] = Field(
         "selective",
         description="what going backward computes again: none, selective (what is cheap), or full (whole blocks: least"
@@ -59,6 +68,8 @@ class TrainSection(Config):
 
 class RunRecipe(Config):
     """What every job's recipe has; `job` is the verb that runs it. Run by `train.run.execute`."""
+
+    writes_samples: ClassVar[bool] = False  # whether the job has the model continue texts on the way
 
     job: str
     description: str = ""
@@ -85,6 +96,15 @@ class RunRecipe(Config):
         if self.budget.memory is not None and (self.precision.fp8 is not None or self.precision.compile):
             what = "compile" if self.precision.compile else "fp8"
             raise ValueError(f"budget.memory cannot be promised with precision.{what}, whose memory is not predicted")
+        return self
+
+    @model_validator(mode="after")
+    def _can_write(self) -> RunRecipe:
+        if self.log.samples and not self.writes_samples:
+            raise ValueError(f"log.samples: pretraining and fine-tuning write samples, {self.job} does not")
+        if self.log.samples and (self.precision.fp8 is not None or self.precision.compile):
+            what = "compiled" if self.precision.compile else "in FP8"
+            raise ValueError(f"log.samples: blocks that are {what} take the rows of training, and do not decode")
         return self
 
     @model_validator(mode="after")

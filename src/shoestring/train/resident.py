@@ -114,7 +114,7 @@ class ResidentEngine(LocalEngine):
                 extras += [(name, extra.detach(), loss.count) for name, extra in aux.items()]
                 for name, value in loss.metrics.items():
                     metrics[name] = metrics.get(name, 0.0) + value
-                if not self.goes_backward(loss.sum.detach()):
+                if not self.goes_backward(loss.sum.detach(), total):
                     break
                 self.scaled((loss.sum + sum(aux.values()) * loss.count) / total).backward()
                 del loss, aux  # before the next microbatch's are made

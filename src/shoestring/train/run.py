@@ -40,8 +40,10 @@ from shoestring.train.pace import FixedSteps, Pace, TimeBudget
 from shoestring.train.plot import write_plot
 from shoestring.train.precision import settled
 from shoestring.train.progress import ProgressLine
+from shoestring.train.rollback import RollBack
 from shoestring.train.run_folder import METRICS, Start, abandon, check_free, claim, disown, save_recipe
 from shoestring.train.schedule import build_schedule
+from shoestring.train.sessions import recorded
 from shoestring.train.stages import Stages
 from shoestring.train.state import TrainerState
 from shoestring.train.watching import WATCHING
@@ -71,12 +73,14 @@ class Opened:
 
 @dataclass
 class Wiring:
-    """What trains, once there is a folder. write: the model's or adapter's files, into a folder."""
+    """What trains, once there is a folder. write: the model's or adapter's files, into a folder. read: the weights of
+    such a folder into the live model; None where a run cannot go back to a checkpoint."""
 
     objective: Objective
     write: Callable[[Path], None]
     evaluations: Sequence[Callback] = ()
     position: Callable[[], dict[str, Any]] | None = None  # where the data stand; None: what the stream says
+    read: Callable[[Path], None] | None = None
 
 
 class Job(Protocol):
@@ -116,7 +120,11 @@ class Run:
         """Draw the curve, by the first process. bits_per_byte: a line to compare with."""
         if parallel.rank() != 0:
             return None
-        return write_plot(self.out / METRICS, self.out / PLOT, self.out.name, bits_per_byte)
+        try:
+            return write_plot(self.out / METRICS, self.out / PLOT, self.out.name, bits_per_byte)
+        except OSError as error:  # the run is whole without
+            say(f"plot      not drawn: {error.strerror}")
+            return None
 
     def figures(self) -> dict[str, Any]:
         """What every job's result has."""
@@ -275,13 +283,16 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     loggers = build_loggers(recipe, out)
     metrics = Metrics(out / METRICS, recipe.log.every, opened.flops_per_token, peak, device, loggers, told)
     position = wiring.position or stream.state
-    saving = Checkpoint(out, engine, position, wiring.write, settings.checkpoint_every, settings.keep)
+    stop = StopRequest()
+    saving = Checkpoint(
+        out, engine, position, wiring.write, settings.checkpoint_every, settings.keep, stop
+    )
     guard = MemoryGuard(recipe.budget.memory)
     line = ProgressLine(opened.flops_per_token, peak, device, job.held_out)
     resume = f"continue with: shoestring {job.verb} --resume {out}"
     more = f"{resume} --memory MORE; or start a run with a smaller --train.batch_tokens or --train.microbatch"
     try:
-        with StopRequest() as stop:
+        with stop, recorded(out, state, recipe, opened.prediction, device, peak):
             train(
                 engine,
                 stream,
@@ -292,6 +303,8 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
                 microbatches=opened.microbatches,
                 stages=opened.stages,
                 clip=settings.clip,
+                explosion=settings.explosion,
+                roll_back=RollBack(out, engine, wiring.read, settings.rollbacks),
                 callbacks=[*wiring.evaluations, *WATCHING.get(), metrics, guard, saving, line],
                 stop=stop,
             )
@@ -315,11 +328,9 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
             kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
             why = "some weights had moved already (optimizer.in_backward), so nothing was saved"
             raise BudgetError(f"step {state.step + 1} {what}; {why}; {kept}", hint=more) from None
-        saving.save(state)
-        raise BudgetError(
-            f"step {state.step + 1} {what}; saved in {out} after step {state.step}",
-            hint=more,
-        ) from None
+        reason = saving.save(state)
+        kept = f"could not be saved: {reason}" if reason else f"saved in {out} after step {state.step}"
+        raise BudgetError(f"step {state.step + 1} {what}; {kept}", hint=more) from None
     finally:
         line.close()
         metrics.close()

@@ -18,14 +18,14 @@ from typing import Any
 from shoestring.core.config import Config, dump_yaml
 from shoestring.core.errors import RunError
 from shoestring.core.files import Held, atomic_write, check_place, clear_errors, hold
-from shoestring.train import parallel
+from shoestring.train import metrics_file, parallel
 from shoestring.train.checkpoint import checkpoints, clean, read_state
-from shoestring.train.metrics import truncate_metrics
+from shoestring.train.metrics_file import truncate_metrics
 from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
 
-RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
-_MAY_CHANGE = ("description", "base", "out", "train.keep", "train.most_epochs", "budget.memory")
+RECIPE, METRICS, LOCK = "recipe.yaml", metrics_file.NAME, ".lock"
+_MAY_CHANGE = ("description", "base", "out", "train.keep", "train.rollbacks", "train.most_epochs", "budget.memory")
 _MAY_CHANGE_SECTION = "log."
 # (section, setting, what leaves it to the run)
 _SETTLED = (
@@ -195,8 +195,8 @@ def _resumed_recipe(
     if differing and checkpoints(folder):
         before, now = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
         lines = [f"{key}: {_show(before, key)} in the run, {_show(now, key)} now" for key in differing]
-        lines.append("a resume may change only its length, log.*, train.keep, budget.memory and description; for")
-        lines.append("anything else start a new run")
+        lines.append("a resume may change only its length, log.*, train.keep, train.rollbacks, budget.memory and")
+        lines.append("description; for anything else start a new run")
         raise RunError(f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines))
     return wanted.model_copy(update={"out": saved.out, "base": saved.base}), bool(lengths.intersection(different))
 

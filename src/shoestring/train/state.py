@@ -5,6 +5,8 @@ Everything the next step depends on is here, in the optimizer's tensors or in th
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -12,6 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 FORMAT = 1
 _MOST = 2**62  # that counters in C can hold
+_REMEMBERED = 100  # losses that the next one is compared with
+_ENOUGH = 20  # before which none is called an explosion
 # What a resumed run reads of an event, and its type.
 _READ_AGAIN: dict[str, tuple[str, type]] = {"started": ("before", float), "source": ("digest", str)}
 
@@ -42,7 +46,8 @@ class TrainerState:
     finish it there. best_loss: the lowest held-out loss, at step best_step, kept where a run looks for it
     (`train.early_stopping`). skipped_in_a_row: steps that changed nothing, up to the last one (`train.loop`). stage: of
     the last step, counted from 0 (`train.stages`). matmul: which library multiplied which matrices
-    (`core.matmul_choice`), for the last bits of what follows.
+    (`core.matmul_choice`), for the last bits of what follows. recent_losses: of the last steps that were done, in nats
+    per label; rollbacks: how often the run has gone back to a checkpoint (`train.rollback`).
     """
 
     step: int = 0
@@ -59,10 +64,24 @@ class TrainerState:
     best_step: int | None = None
     evaluations_since_best: int = 0
     skipped_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    rollbacks: int = 0
     stage: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     matmul: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
+
+    def remember(self, loss: float) -> None:
+        """Of a step that was done."""
+        if math.isfinite(loss):
+            self.recent_losses = [*self.recent_losses[1 - _REMEMBERED :], loss]
+
+    def loss_limit(self, above: float | None) -> float:
+        """Beyond which the next step's loss is an explosion: so many nats above the median; infinite while too few are
+        known to tell."""
+        if above is None or len(self.recent_losses) < _ENOUGH:
+            return math.inf
+        return statistics.median(self.recent_losses) + above
 
     def plan(self, total: int) -> None:
         """Fix the number of steps."""
@@ -138,10 +157,12 @@ class TrainerState:
             first = error.errors(include_url=False)[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         counts = [state.step, state.tokens, state.turn_step, state.evaluations_since_best, state.skipped_in_a_row]
-        counts.append(state.stage)
+        counts += [state.stage, state.rollbacks]
         counts += [n for n in (state.total_steps, state.planned_steps, state.best_step) if n is not None]
         if not all(0 <= count < _MOST for count in counts) or state.step > (state.total_steps or _MOST):
             raise ValueError("counts of steps or tokens that no run has")
+        if len(state.recent_losses) > _REMEMBERED or not all(map(math.isfinite, state.recent_losses)):
+            raise ValueError("recent losses that no run has")
         if (state.total_steps is None) != (state.planned_steps is None):
             raise ValueError("total_steps and planned_steps are known together")
         if any(type(event.get("step")) is not int or not isinstance(event.get("event"), str) for event in state.events):

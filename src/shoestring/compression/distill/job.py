@@ -28,7 +28,7 @@ from shoestring.compression.distill.objective import Distilling
 from shoestring.compression.distill.on_policy import OnPolicy
 from shoestring.compression.distill.result import STARTED, Distilled, collect, header_lines
 from shoestring.compression.distill.samples import FOLDER, Asking, sample
-from shoestring.compression.distill.student import student_model, write_student
+from shoestring.compression.distill.student import read_student, student_model, write_student
 from shoestring.compression.distill.teacher import Following, ResidentModel, Teacher, open_teacher
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError, ModelFileError
@@ -214,7 +214,10 @@ class DistillJob:
         objective = Distilling(self.teacher, recipe.distill.labels)
         exact = recipe.quantize is not None
         dtypes = None if material.lora else saved_dtypes(recipe.precision, material.student.folder, exact)
-        return Wiring(objective, lambda folder: write_student(material, decoder, folder, dtypes), callbacks)
+        return Wiring(
+            objective, lambda folder: write_student(material, decoder, folder, dtypes), callbacks,
+            read=lambda folder: read_student(material, decoder, folder),
+        )  # fmt: skip
 
     def _look(self, batches: list[Batch]) -> list[Batch]:
         return self.teacher.look(batches)

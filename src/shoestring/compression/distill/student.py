@@ -13,8 +13,8 @@ from shoestring.models.adapters import attach
 from shoestring.models.builder import build
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import Dtypes
-from shoestring.models.peft_folder import load_adapter, write_adapter_files
-from shoestring.train.exact_weights import load_trained, write_trained
+from shoestring.models.peft_folder import load_adapter, read_adapter, write_adapter_files
+from shoestring.train.exact_weights import load_trained, read_trained, write_trained
 
 
 def student_model(
@@ -35,6 +35,14 @@ def student_model(
     if folder is None:
         return build(material.student.config, device=device, seed=recipe.seed)
     return load_checked(folder, device)
+
+
+def read_student(material: Material, decoder: Decoder, folder: Path) -> None:
+    """The weights of a checkpoint into the student that is being trained."""
+    if material.lora:
+        read_adapter(decoder, folder)
+    else:
+        read_trained(decoder, folder)
 
 
 def write_student(material: Material, decoder: Decoder, folder: Path, dtypes: Dtypes) -> None:

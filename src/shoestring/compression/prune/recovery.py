@@ -21,7 +21,7 @@ from shoestring.core.waiting import waiting
 from shoestring.data.batch import Batch
 from shoestring.data.order import permutation
 from shoestring.models.decoder import Decoder
-from shoestring.models.folder import load_model, read_config, write_model_files
+from shoestring.models.folder import load_model, read_config, read_weights, write_model_files
 from shoestring.plan.shapes import JobShape, Options
 from shoestring.train.checkpoint import checkpoints, read_state
 from shoestring.train.evaluation import Evaluation
@@ -146,7 +146,8 @@ class RecoverJob:
             self.engine.compute,
         )  # fmt: skip
         zeros = [KeepZeros(decoder)] if self.masks else []
-        return Wiring(next_token, functools.partial(write_model_files, decoder), [*zeros, evaluation])
+        write, read = functools.partial(write_model_files, decoder), functools.partial(read_weights, decoder)
+        return Wiring(next_token, write, [*zeros, evaluation], read=read)
 
 
 def recovered(folder: Path, run: Path, settings: PruneConfig, text: Text, number: int) -> tuple[Path, dict[str, Any]]:
