@@ -81,6 +81,12 @@ def smaller(tokens: list[str]) -> list[str]:
         if "--rows" in tokens:
             del tokens[(at := tokens.index("--rows")) : at + 2]
         tokens += ["--rows", "4", "--context", "64"]
+    elif verb == "search":
+        for flag in ("--trials", "--timeout", "--trial-tokens"):
+            if flag in tokens:
+                del tokens[(at := tokens.index(flag)) : at + 2]
+        tokens += ["--trials", "1"] if "--resume" not in tokens else []
+        tokens += ["--data.source", "my-texts"] if "--resume" not in tokens and "--data.source" not in tokens else []
     elif verb == "compress":
         tokens += ["--rows", "4", "--context", "64"]
     elif verb == "prune":
@@ -112,6 +118,7 @@ def page_folder(desk, tmp_path, monkeypatch) -> Path:
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "sums").mkdir()
     shutil.copy(folder / "mine.jsonl", folder / "sums" / "train.jsonl")
+    (folder / "space.yaml").write_text("optimizer.learning_rate: {log: [1e-4, 1e-2]}\n")
     (folder / "notes.txt").write_text("A note of mine.\n" * 50)
     (folder / "qa.csv").write_text('question,answer\nHow do I reset it?,"Hold the button, then let go."\n' * 3)
     write_gguf(folder / "model.gguf", tiny_model("qwen3"))

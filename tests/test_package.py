@@ -13,8 +13,8 @@ from shoestring.core.errors import ConfigError
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
-        "__version__", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity", "prepare_dataset",
-        "pretrain", "prune", "quantize", "report",
+        "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity",
+        "prepare_dataset", "pretrain", "prune", "quantize", "report",
     }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_an_extra_brings_only_what_the_package_imports():
     project = (root / "pyproject.toml").read_text(encoding="utf-8")
     section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     extras = dict(re.findall(r"^(\w+) = \[(.*?)\]$", section, re.DOTALL | re.MULTILINE))
-    assert set(extras) == {"train", "memory", "data", "eval", "guided", "serve", "export", "dev"}
+    assert set(extras) == {"train", "memory", "data", "eval", "guided", "serve", "export", "search", "dev"}
     sources = "".join(file.read_text(encoding="utf-8") for file in (root / "src").rglob("*.py"))
     for extra in set(extras) - {"dev"}:
         for package in re.findall(r'"([\w-]+)', extras[extra]):

@@ -25,6 +25,7 @@ from shoestring.core.errors import ConfigError
 from shoestring.finetuning.config import finetune_recipe, is_finetune_recipe
 from shoestring.models.get import get
 from shoestring.pretraining.config import load_pretrain_recipe
+from shoestring.search.run import planned
 from shoestring.train.metrics import read_metrics
 from shoestring.train.recipe_files import recipe_job
 from tests.finetuning.tiny import chat_model
@@ -185,8 +186,12 @@ def test_every_command_in_the_docs_exists(page):
 
 
 def test_every_recipe_in_the_docs_is_right(tmp_path):
-    recipes = [content for page in PAGES for _, content in blocks(page, "yaml")]
-    assert recipes
+    recipes = [content for page in PAGES if page.name != "search.md" for _, content in blocks(page, "yaml")]
+    spaces = [content for _, content in blocks(ROOT / "docs" / "search.md", "yaml")]
+    assert recipes and spaces
+    for content in spaces:
+        (tmp_path / "space.yaml").write_text(content)
+        assert planned("quickstart", tmp_path / "space.yaml", {}, {})[2].parameters
     for content in recipes:
         (tmp_path / "recipe.yaml").write_text(content)
         load_pretrain_recipe(tmp_path / "recipe.yaml")

@@ -2,8 +2,8 @@
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
 data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `factorize(MODEL, out)`, `distill(TEACHER, STUDENT, data)`,
-`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)` and `prepare_dataset(data, MODEL)` do what the
-commands do. They are looked up on first use, so that `import shoestring` does not import torch.
+`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)`, `compare(RUNS)` and `prepare_dataset(data,
+MODEL)` do what the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
@@ -21,11 +21,13 @@ if _typing.TYPE_CHECKING:
     from shoestring.finetuning.job import finetune as finetune
     from shoestring.offload.load import load as load
     from shoestring.pretraining.job import pretrain as pretrain
+    from shoestring.search.compare import compare as compare
     from shoestring.train.report.write import report as report
 
 __version__ = "0.1.0"
 # Where each name is defined; a test holds this table to the rooms' directions.
 _HOMES = {
+    "compare": "shoestring.search.compare",
     "compress": "shoestring.compression.compress.job",
     "distill": "shoestring.compression.distill.job",
     "factorize": "shoestring.compression.factorize.job",
@@ -40,8 +42,8 @@ _HOMES = {
     "report": "shoestring.train.report.write",
 }
 __all__ = [
-    "__version__", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity", "prepare_dataset",
-    "pretrain", "prune", "quantize", "report",
+    "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity",
+    "prepare_dataset", "pretrain", "prune", "quantize", "report",
 ]  # fmt: skip
 
 

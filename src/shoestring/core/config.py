@@ -133,6 +133,11 @@ def dump_yaml(config: Config, comments: bool = False) -> str:
     return "\n".join(_yaml_lines(config, "", comments)) + "\n"
 
 
+def dump_values(values: dict[str, Any]) -> str:
+    """Plain values, nested, as YAML that `read_document` reads back: short sections on a line, no defaults added."""
+    return yaml.dump(values, Dumper=_Dumper, default_flow_style=None, allow_unicode=True, sort_keys=False, width=10**6)
+
+
 def _yaml_lines(config: BaseModel, indent: str, comments: bool) -> typing.Iterator[str]:
     plain = config.model_dump(mode="json")
     for name, info in type(config).model_fields.items():

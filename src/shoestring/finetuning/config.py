@@ -21,6 +21,7 @@ from shoestring.evaluate.suite.question import ITEMS
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.quantized.config import Int4Config, Int8Config, NF4Config
 from shoestring.train.config import BudgetConfig
+from shoestring.train.optimizer_config import AdamWConfig
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import is_built_in, load_run_recipe, recipe_job
 from shoestring.train.schedule_config import CosineConfig, ScheduleConfig
@@ -166,6 +167,8 @@ class FinetuneRecipe(RunRecipe):
         streams = budget.engine == "streamed" or budget.weights != "source"
         if self.evaluate.suite is not None and streams:
             raise ValueError(f"evaluate.suite {STREAMED}")
+        if isinstance(self.optimizer, AdamWConfig) and self.optimizer.scaling == "mup":
+            raise ValueError("optimizer.scaling mup is for weights that begin fresh, in pretraining")
         if self.preserve.source is not None and (method == "full" or streams):
             raise ValueError("preserve needs the base in memory beside an adapter: not full, nor streamed layers")
         if self.preserve.source is not None and self.optimizer.in_backward:

@@ -125,6 +125,8 @@ class PretrainRecipe(RunRecipe):
             raise ValueError("budget.memory cannot be promised with trained weights in int8: codes are not counted")
         if self.budget.engine == "streamed":
             raise ValueError("budget.engine: streamed layers are frozen, and pretraining trains them all")
+        if isinstance(self.optimizer, AdamWConfig) and self.optimizer.scaling == "mup":
+            self._scales()
         if isinstance(self.model, ModelConfig) and self.train.sequence_length > self.model.context:
             raise ValueError(
                 f"train.sequence_length ({self.train.sequence_length}) is longer than model.context"
@@ -140,6 +142,21 @@ class PretrainRecipe(RunRecipe):
             stages_config.check_depth(self.train.stages, self.model if isinstance(self.model, ModelConfig) else None)
             self._stages_possible()
         return self
+
+    def _scales(self) -> None:
+        model = self.model
+        if isinstance(model, InitFrom):
+            raise ValueError("optimizer.scaling mup says how fresh weights begin, and model.init has weights")
+        others = {
+            f"attention of kind {model.attention.kind}": model.attention.kind != "gqa",
+            "a mixture of experts": model.feed_forward.kind == "moe",
+            f"linears of kind {model.linear.kind}": model.linear.kind != "dense",
+            "model.memory": model.memory is not None,
+            "model.bottleneck": model.bottleneck is not None,
+            "model.input_adapter": model.input_adapter is not None,
+        }
+        if found := [name for name, there in others.items() if there]:
+            raise ValueError(f"optimizer.scaling mup is not worked out for {found[0]}: its widths do not grow alike")
 
     def _stages_possible(self) -> None:
         if self.data.continue_documents:

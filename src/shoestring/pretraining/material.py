@@ -21,6 +21,9 @@ from shoestring.pretraining.dataset import external_vectors, open_corpus
 from shoestring.pretraining.staged import last_model
 from shoestring.pretraining.stages_config import stage_model
 from shoestring.train.exact_weights import load_trained
+from shoestring.train.mup import scale_fresh
+from shoestring.train.optimizer import block_matrices
+from shoestring.train.optimizer_config import AdamWConfig
 from shoestring.train.run import find_once, say
 from shoestring.train.run_folder import Start
 
@@ -73,7 +76,10 @@ def open_material(start: Start, device: torch.device) -> Material:
     def make() -> Decoder:
         if folder is None:
             first = stage_model(config, recipe.train.portions[0].layers)
-            return build(first, device=device, seed=recipe.seed)
+            decoder = build(first, device=device, seed=recipe.seed)
+            if isinstance(recipe.optimizer, AdamWConfig) and recipe.optimizer.base_width is not None:
+                scale_fresh(decoder, block_matrices(decoder), recipe.optimizer.base_width)
+            return decoder
         if start.checkpoint is not None:
             return load_trained(folder, device)
         return load_model(folder, device=device, dtype=torch.float32)

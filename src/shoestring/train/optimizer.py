@@ -20,6 +20,7 @@ from shoestring.plan.moments import in_eight_bits
 from shoestring.train.adamw import AdamW, EagerOptimizer
 from shoestring.train.adamw8bit import AdamW8bit
 from shoestring.train.muon import Muon
+from shoestring.train.mup import scaled_groups
 from shoestring.train.optimizer_config import (
     AdafactorConfig,
     AdamWConfig,
@@ -84,6 +85,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Chained:
     groups: list[Group] = [
         {"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0},
     ]  # fmt: skip
+    if isinstance(config, AdamWConfig) and config.scaling == "mup":
+        groups = scaled_groups(config, model, decayed, undecayed, block_matrices(model))
     if isinstance(config, MuonConfig):
         parts = _muon(config, model, decayed, undecayed)
     elif isinstance(config, AdafactorConfig):

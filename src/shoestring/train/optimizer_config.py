@@ -33,6 +33,18 @@ class AdamWConfig(AnyOptimizerConfig):
     state: Literal["float32", "8bit"] = Field(
         "float32", description="of both moments; 8bit takes a quarter of the memory (arXiv 2110.02861)"
     )
+    scaling: Literal["none", "mup"] = Field(
+        "none",
+        description="mup: rates and fresh weights by model.width over base_width, so that rates found at that width"
+        " hold (arXiv 2203.03466)",
+    )
+    base_width: int | None = Field(None, gt=0, description="of scaling mup: the width for which the rates are meant")
+
+    @model_validator(mode="after")
+    def _base(self) -> AdamWConfig:
+        if (self.scaling == "mup") != (self.base_width is not None):
+            raise ValueError("scaling mup and base_width, the width for which the rates are meant, go together")
+        return self
 
 
 class BesideMuonConfig(Config):

@@ -70,31 +70,39 @@ def recipe_job(name_or_path: str | Path) -> str:
 
 
 def load_run_recipe(
-    cls: type[R], name_or_path: str | Path | YamlDocument | R, overrides: dict[str, Any] | None = None
+    cls: type[R],
+    name_or_path: str | Path | YamlDocument | R,
+    overrides: dict[str, Any] | None = None,
+    tell: bool = True,
 ) -> R:
-    """The validated recipe of this class with overrides (dotted key -> value) applied. Raises ConfigError."""
+    """The validated recipe of this class with overrides (dotted key -> value) applied. Raises ConfigError.
+
+    tell: as `of_other_kinds` takes it.
+    """
     overrides = _one_length(cls, dict(overrides or {}))
     if isinstance(name_or_path, cls):
         if not overrides:
             return name_or_path
         plain = YamlDocument(name_or_path.model_dump(mode="json", exclude_unset=True), name="the recipe")
-        return load_config(cls, of_other_kinds(cls, plain, overrides), overrides)
+        return load_config(cls, of_other_kinds(cls, plain, overrides, tell), overrides)
     if isinstance(name_or_path, YamlDocument):
-        return load_config(cls, of_other_kinds(cls, name_or_path, overrides), overrides)
+        return load_config(cls, of_other_kinds(cls, name_or_path, overrides, tell), overrides)
     assert isinstance(name_or_path, (str, Path))
     document = read_recipe(name_or_path)
     job, mine = _job(document), cls.model_fields["job"].default
     if job != mine:
         raise ConfigError(f"{name_or_path} is a recipe of {job}", hint=f"shoestring {job} {name_or_path} runs it")
     hint = f"shoestring recipe show {name_or_path} lists all settings"
-    return load_config(cls, of_other_kinds(cls, document, overrides), overrides, hint=hint)
+    return load_config(cls, of_other_kinds(cls, document, overrides, tell), overrides, hint=hint)
 
 
-def of_other_kinds(cls: type[RunRecipe], document: YamlDocument, overrides: Mapping[str, Any]) -> YamlDocument:
+def of_other_kinds(
+    cls: type[RunRecipe], document: YamlDocument, overrides: Mapping[str, Any], tell: bool = True
+) -> YamlDocument:
     """The recipe without what does not go with another `optimizer.kind` or `schedule.kind` that is given over it.
 
     An optimizer's rates and decays are found for its kind, so another one begins from its own usual ones. A schedule
-    keeps what the other kind has too. What goes is told.
+    keeps what the other kind has too. What goes is told, unless `tell` is false.
     """
     for section, kept in (("optimizer", {"in_backward"}), ("schedule", None)):
         written, kind = document.values.get(section), overrides.get(f"{section}.kind")
@@ -108,7 +116,7 @@ def of_other_kinds(cls: type[RunRecipe], document: YamlDocument, overrides: Mapp
         if kind == before or kind not in fields:
             continue
         goes = [key for key in written if key not in (fields[kind] if kept is None else {"kind", *kept})]
-        if goes:
+        if goes and tell:
             console.say(f"{section} {kind}: without the recipe's {', '.join(goes)}, which {before} had")
         values = {key: value for key, value in written.items() if key not in goes}
         document = replace(document, values={**document.values, section: values})

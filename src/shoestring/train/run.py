@@ -46,6 +46,7 @@ from shoestring.train.schedule import build_schedule
 from shoestring.train.sessions import recorded
 from shoestring.train.stages import Stages
 from shoestring.train.state import TrainerState
+from shoestring.train.watching import WATCHING
 
 PLOT = "loss.png"
 
@@ -304,7 +305,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
                 clip=settings.clip,
                 explosion=settings.explosion,
                 roll_back=RollBack(out, engine, wiring.read, settings.rollbacks),
-                callbacks=[*wiring.evaluations, metrics, guard, saving, line],
+                callbacks=[*wiring.evaluations, *WATCHING.get(), metrics, guard, saving, line],
                 stop=stop,
             )
     except Interrupted as error:

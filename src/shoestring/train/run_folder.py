@@ -111,7 +111,7 @@ def claim(recipe: RunRecipe, name: str) -> tuple[Any, Path, Held | None]:
     """
 
     def make() -> str:
-        folder = Path(recipe.out) if recipe.out is not None else _next_free(Path("runs"), name)
+        folder = Path(recipe.out) if recipe.out is not None else next_free(Path("runs"), name)
         check_free(folder)
         with clear_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def _show(values: dict[str, Any], key: str) -> str:
     return str(values[key]) if key in values else "not set"
 
 
-def _next_free(parent: Path, name: str) -> Path:
+def next_free(parent: Path, name: str) -> Path:
     """Make and return parent/NAME-N; making it is what claims it from another process."""
     with clear_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)

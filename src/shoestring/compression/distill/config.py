@@ -190,6 +190,8 @@ class DistillRecipe(RunRecipe):
             raise ValueError(
                 "budget.engine: the student is trained in memory; budget.teacher streamed reads the teacher from disk"
             )
+        if isinstance(self.optimizer, AdamWConfig) and self.optimizer.scaling == "mup":
+            raise ValueError("optimizer.scaling mup is for weights that begin fresh, in pretraining")
         if self.precision.compute == "int8":
             raise ValueError("precision.compute int8: a comparison of whole distributions needs the head in floats")
         if self.precision.fp8 is not None:
