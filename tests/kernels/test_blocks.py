@@ -117,7 +117,7 @@ def test_the_kernel_is_its_twin_with_blocks(rows, columns, groups, form, threads
 @needs_kernel
 @settings(max_examples=40, deadline=None)
 @given(
-    rows=st.integers(1, 5), columns=st.integers(1, 40), depth=st.integers(1, 70), dtype=st.sampled_from(FLOATS),
+    rows=st.integers(0, 5), columns=st.integers(1, 40), depth=st.integers(1, 70), dtype=st.sampled_from(FLOATS),
     threads=st.integers(1, 3), bias=st.booleans(), macro=st.sampled_from(MACROS),
 )  # fmt: skip
 def test_the_kernel_is_its_twin_with_floats(rows, columns, depth, dtype, threads, bias, macro):

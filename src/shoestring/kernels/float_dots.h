@@ -124,14 +124,14 @@ static inline void float_rows(const Matrix& of, int64_t first, int64_t last, con
 template <int FORMAT>
 static void float_tile(const Matrix& of, int64_t tile, const float* rows, int64_t count, float* y, int64_t y_stride) {
     const int64_t first = tile * COLUMNS, last = first + COLUMNS < of.columns ? first + COLUMNS : of.columns;
-    const auto times = [&](auto m, auto ahead, int64_t row) {
-        float_rows<FORMAT, m, ahead>(of, first, last, rows + row * of.depth, y + row * y_stride, y_stride);
+    int64_t row = 0;
+    const auto times = [&](auto m) {
+        const float* some = rows + row * of.depth;
+        if (row == 0)
+            float_rows<FORMAT, m, true>(of, first, last, some, y, y_stride);
+        else
+            float_rows<FORMAT, m, false>(of, first, last, some, y + row * y_stride, y_stride);
     };
-    typedef std::integral_constant<int, 1> One;
-    typedef std::integral_constant<int, 2> Two;
-    if (count == 1) return times(One(), std::true_type(), 0);
-    times(Two(), std::true_type(), 0);
-    int64_t row = 2;
-    for (; row + 2 <= count; row += 2) times(Two(), std::false_type(), row);
-    if (row < count) times(One(), std::false_type(), row);
+    for (; row + 2 <= count; row += 2) times(std::integral_constant<int, 2>());
+    if (row < count) times(std::integral_constant<int, 1>());
 }
