@@ -105,7 +105,7 @@ def test_an_encoder_is_not_offered_nor_fetched_where_text_is_to_be_generated(mon
 
 def test_every_kind_of_linear_is_known_without_another_import() -> None:
     of_few_bits = {quantized.Int8Config, quantized.Int4Config, quantized.NF4Config, quantized.PackedConfig}
-    assert {*of_few_bits, LowRankConfig, LoRAConfig} == set(_KINDS)
+    assert {*of_few_bits, quantized.FakeQuantizedConfig, LowRankConfig, LoRAConfig} == set(_KINDS)
 
 
 def test_weight_files_have_the_rights_of_their_neighbours(folder: Path, tmp_path: Path) -> None:

@@ -105,14 +105,17 @@ def ask(page, text):
 
 
 def answered(page, count=1):
-    """Wait for so many answers to be whole -> their texts."""
-    page.wait_for_function(
-        "count => document.querySelectorAll('.answer .text').length >= count && document.querySelector('#stop').hidden"
-        " && [...document.querySelectorAll('.answer .text')].every(one => one.textContent)",
+    """Wait for so many answers to be whole, and drawn -> their texts."""
+    # Not innerText: of what is not on the screen and not drawn yet, Chromium has none.
+    texts = page.wait_for_function(
+        """count => {
+            const texts = [...document.querySelectorAll('.answer .text')].map(one => one.textContent);
+            const whole = document.querySelector('#stop').hidden && !document.querySelector('[aria-busy=true]');
+            return whole && texts.length >= count && texts.every(Boolean) && texts;
+        }""",
         arg=count,
     )
-    # Not inner_text: of what is not on the screen and not drawn yet, Chromium has none.
-    return [(one.text_content() or "").strip() for one in page.locator(".answer .text").all()]
+    return [text.strip() for text in texts.json_value()]
 
 
 def bodies(page):

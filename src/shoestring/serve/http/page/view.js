@@ -54,6 +54,7 @@ function answerView(name, again) {
       made.text.append(told);
     }
     figures.textContent = said(shown);
+    made.whole.setAttribute("aria-busy", "false");
     cost = performance.now() - begun;
   }
 
@@ -62,6 +63,7 @@ function answerView(name, again) {
     /** Shows an answer as it is, at most once a frame. */
     show(answer) {
       shown = answer;
+      made.whole.setAttribute("aria-busy", "true"); // there is more than is drawn
       drawn ??= setTimeout(() => requestAnimationFrame(draw), PATIENCE * cost);
     },
   };
