@@ -26,7 +26,7 @@ from shoestring.train.state import TrainerState
 
 RECIPE, METRICS, LOCK = "recipe.yaml", metrics_file.NAME, ".lock"
 _MAY_CHANGE = ("description", "base", "out", "train.keep", "train.rollbacks", "train.most_epochs", "budget.memory")
-_MAY_CHANGE_SECTION = "log."
+_MAY_CHANGE_SECTIONS = ("log.", "parallel.")
 # (section, setting, what leaves it to the run)
 _SETTLED = (
     ("precision", "compute", "auto"), ("budget", "engine", "auto"), ("budget", "slots", None),
@@ -72,6 +72,13 @@ def resume(
         disown(owned)
         raise
     return Start(recipe, out.name, f"of the run in {out}", out, checkpoint, state, another_length, owned)
+
+
+def begun(out: str | Path | None) -> Path | None:
+    """The run in `out` where this process takes the place of one that failed, started anew by torchrun or the command;
+    None where nothing has begun."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return Path(out) if again and out is not None and os.path.isfile(Path(out) / RECIPE) else None
 
 
 def _make_ready(out: Path) -> None:
@@ -195,8 +202,8 @@ def _resumed_recipe(
     if differing and checkpoints(folder):
         before, now = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
         lines = [f"{key}: {_show(before, key)} in the run, {_show(now, key)} now" for key in differing]
-        lines.append("a resume may change only its length, log.*, train.keep, train.rollbacks, budget.memory and")
-        lines.append("description; for anything else start a new run")
+        lines.append("a resume may change only its length, log.*, parallel.*, train.keep, train.rollbacks,")
+        lines.append("budget.memory and description; for anything else start a new run")
         raise RunError(f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines))
     return wanted.model_copy(update={"out": saved.out, "base": saved.base}), bool(lengths.intersection(different))
 
@@ -226,7 +233,7 @@ def _differences(first: Config, second: Config) -> list[str]:
 
 
 def _may_change(key: str) -> bool:
-    return key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_SECTION)
+    return key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_SECTIONS)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
