@@ -76,9 +76,10 @@ def test_a_mistake_inside_the_ranks_is_one_sentence_and_its_exit_code(recipe, tm
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_to_the_command_has_all_ranks_save(recipe, tmp_path, number):
     out = tmp_path / "run"
-    run = started(recipe, "--ranks", "2", "--out", out, "--train.steps", "4000", "--train.evaluate_every", "9000")
-    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+    long = ["--train.steps", "4000", "--train.evaluate_every", "9000", "--train.most_epochs", "100"]
+    run = started(recipe, "--ranks", "2", "--out", out, *long)
+    metrics = out / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and run.poll() is None:
         time.sleep(0.02)
     run.send_signal(number)
     _, told = run.communicate(timeout=120)
@@ -134,8 +135,8 @@ def test_two_ranks_killed_at_ten_instants_end_with_the_bits_of_a_run_that_was_no
 @pytest.mark.long
 def test_without_restarts_a_killed_rank_ends_the_command_and_the_run_can_go_on(recipe, tmp_path):
     out = tmp_path / "run"
-    run = started(recipe, "--ranks", "2", "--out", out, "--train.steps", "200")
-    while len(checkpoints(out)) < 1:
+    run = started(recipe, "--ranks", "2", "--out", out, "--train.steps", "300")
+    while len(checkpoints(out)) < 1 and run.poll() is None:
         time.sleep(0.02)
     os.kill(ranks_of(run.pid)[1], signal.SIGKILL)
     told = run.communicate(timeout=120)[1]
@@ -144,4 +145,4 @@ def test_without_restarts_a_killed_rank_ends_the_command_and_the_run_can_go_on(r
         command("--resume", out, "--ranks", "2", "--json"), env=ENVIRONMENT, capture_output=True, text=True, timeout=240
     )
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["steps"] == 200
+    assert json.loads(again.stdout)["steps"] == 300

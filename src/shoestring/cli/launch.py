@@ -17,7 +17,7 @@ from shoestring.core.given import COMMAND
 
 Ranks = Annotated[
     int | None,
-    Parameter(help="processes that train together on this machine, each with its part of the cores or a GPU of its own"),
+    Parameter(help="processes that train together on this machine, each with a part of the cores or a GPU of its own"),
 ]
 Gpus = Annotated[int | None, Parameter(help="the same, for so many GPUs")]
 Restarts = Annotated[

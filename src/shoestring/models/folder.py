@@ -200,7 +200,7 @@ def write_model_files(
     packed = packed_linears(decoder)
     dtype = dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)
     write_configs(folder, decoder.config, dtype, generation, one_config(packed) if packed else None)
-    tensors = {
+    tensors: dict[str, tuple[Tensor, torch.dtype]] = {
         family.tensor_name(name): (parameter, dtype_of(dtypes, name, parameter))
         for name, parameter in decoder.named_parameters()
     }
@@ -280,7 +280,8 @@ def _write_shards(
 
 
 def rounded_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Detached and on the CPU; the same memory where nothing is to be done. Raises ModelFileError for numbers beyond float16."""
+    """Detached and on the CPU; the same memory where nothing is to be done. Raises ModelFileError for numbers beyond
+    float16."""
     found = tensor.detach().to("cpu", dtype).contiguous()
     if dtype == torch.float16 and tensor.dtype != dtype and not bool(found.isfinite().all()):
         raise ModelFileError(f"tensor {name} has numbers beyond those of float16", hint="take bfloat16 or float32")

@@ -102,7 +102,7 @@ class FsdpEngine(ResidentEngine):
         self.parts.settle()
         own = super().state()
         self._own = own.tensors
-        helps = {**self.parts.helps, "moments": self._write_own}
+        helps: parallel.Helps = {**self.parts.helps, "moments": self._write_own}
         return EngineState(own.tensors, own.numbers, lambda folder: parallel.ask(helps, "moments", str(folder)), helps)
 
     def _write_own(self, folder: str) -> None:
@@ -149,7 +149,7 @@ class Parts:
         self.firsts = [_first_row(len(weight)) for weight in self.weights]
         self._number = {id(weight): number for number, weight in enumerate(self.weights)}
         self._number |= {id(part): number for number, part in enumerate(self.local)}
-        self.helps = {"whole": self._gather}
+        self.helps: parallel.Helps = {"whole": self._gather}
         decoder.parts = self
 
     def number(self, tensor: Tensor) -> int:
@@ -175,7 +175,7 @@ class Parts:
 
     def localize(self, optimizer: torch.optim.Optimizer) -> None:
         """Have it move the parts."""
-        state = {
+        state: dict[Tensor, Any] = {
             self.local[self.number(weight)]: {key: _local(value) for key, value in values.items()}
             for weight, values in optimizer.state.items()
         }
