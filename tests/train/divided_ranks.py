@@ -114,8 +114,8 @@ def predicted() -> None:
     """The most that lay in tensors of a model large enough to tell, and what the plan said of it."""
     shape = {"width": 256, "layers": 4, "context": 128, "attention.heads": 4, "feed_forward.width": 768}
     settings = {f"model.{name}": value for name, value in shape.items()}
-    settings |= {"train.sequence_length": 128, "train.batch_tokens": 1024, "train.steps": 1, "precision.compute": "float32"}
-    settings |= {"parallel.kind": "fsdp", "schedule.warmup": 0}
+    settings |= {"train.sequence_length": 128, "train.batch_tokens": 1024, "train.steps": 1, "schedule.warmup": 0}
+    settings |= {"precision.compute": "float32", "parallel.kind": "fsdp"}
     result = pretrain(f"{folder}/recipe.yaml", out=f"{folder}/large", overrides=settings)
     facts["tensors"] = [result.tensor_memory, result.predicted_tensor_memory]
 

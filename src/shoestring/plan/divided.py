@@ -44,9 +44,8 @@ def divided(shape: JobShape, spec: EngineSpec, walk: Walk) -> list[Line]:
         ]
         if (size := sum(bytes for _, bytes in found)) > best:
             best, lines = size, found
-    moving = [
-        ("gradients, a part of them", weights / shards), ("moving the weights", beside_step(shape.moving, walk.trained)),
-    ]  # fmt: skip
+    step = beside_step(shape.moving, walk.trained)
+    moving = [("gradients, a part of them", weights / shards), ("moving the weights", step)]
     if sum(size for _, size in moving) > best:
         lines = moving
     lines = [("weights, a part of them", weights / shards), ("moments, a part of them", moments), *lines]
