@@ -100,8 +100,12 @@ def finetune(
     parallel.start()
     if data is not None and not isinstance(data, (str, Path)):
         data = kept_rows(data)
-    resume = resume or begun(changed.get("out"))
-    if resume is not None:
+    place = changed.get("out")
+    if place is None and resume is None and model is not None and is_finetune_recipe(model):
+        place = load_finetune_recipe(model, changed).out
+    if resume is None and (again := begun(place)) is not None:
+        start = resume_run(again, load_finetune_recipe)  # whose recipe is what this call has asked for
+    elif resume is not None:
         named = {"model": model, "data.source": data}
         changed |= {key: str(value) for key, value in named.items() if value is not None}
         start = resume_run(resume, load_finetune_recipe, changed)
