@@ -36,7 +36,7 @@ def begin(
     if batches:
         with contextlib.closing(DiskEmbedding(_placeholder(plain.config), ends["embedding.weight"])) as embedding:
             for batch in batches:
-                passage = Passage(batch, plain.rotary, kept(), kept())
+                passage = Passage(batch, plain.rotary, kept())
                 passage.hidden_BTD = embedding(batch.tokens_BT)
                 passages.append(passage)
     return passages

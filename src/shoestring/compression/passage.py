@@ -60,7 +60,7 @@ class OnDisk:
 
 @dataclass
 class Passage:
-    """rotary: of the model. target: room for what the block that is being learned should give."""
+    """rotary: of the model. target: what the block that is being learned should give."""
 
     batch: Batch
     rotary: RotaryEmbedding | None

@@ -3,7 +3,7 @@
 Block after block is read, quantized and written beside the folder that will be (`compression.unfinished`), so that a
 run that was stopped goes on behind the last whole block, with the same bytes in the end. In memory are one block in
 float32, the second moments of one linear's inputs, and the hidden states of the text, or these on disk: those of
-what calibrates, and those of what measures, once behind the dense blocks and once behind the quantized ones. Embedding,
+what calibrates and of what measures, each once behind the dense blocks and once behind the quantized ones. Embedding,
 head and norms stay as they are. The folder is of the form that the compressed-tensors library has
 (`models.packed_files`).
 """
@@ -23,7 +23,7 @@ from shoestring.compression.calibration import Calibration, read_calibration
 from shoestring.compression.decoding import decode_both
 from shoestring.compression.ends import begin, copied, measured_on, nats
 from shoestring.compression.passage import InMemory, OnDisk, Passage, pass_through
-from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block, round_small
+from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block
 from shoestring.compression.quantize.config import Method, QuantizeConfig, quantize_config
 from shoestring.compression.quantize.gptq import Rounded
 from shoestring.compression.quantize.memory import Room, make_room
@@ -227,20 +227,23 @@ class _Job:
                 if not name.startswith("blocks.")
             }
             keep = functools.partial(self._kept, work)
-            passages = begin(text.calibrating if text is not None and by_text else [], self.plain, after, keep)
+            calibrating = text.calibrating if text is not None and by_text else []
+            passages = begin(calibrating, self.plain, after, keep)
+            own = begin(calibrating if self.settings.follows else [], self.plain, before, keep)
             measured = begin(text.measured if text is not None else [], self.plain, before, keep)
             afterwards = begin(text.measured if text is not None else [], self.plain, after, keep)
             with waiting("quantize  matrices", len(LINEARS) * config.layers) as told:
                 for index in range(config.layers):
                     done = index + 1 < len(work.parts)
-                    if not done or measured:
+                    if not done or measured or own:
                         block = read_block(self.files, index)
                         pass_through(block, measured)
                     if done:
+                        pass_through(block, own)
                         block = self._read_again(work, index)
                         told.found(len(LINEARS))
                     else:
-                        self._quantize(work, block, index, passages, told.advance)
+                        self._quantize(work, block, index, passages, own, told.advance)
                     if index < config.layers - 1:
                         pass_through(block, passages)
                     pass_through(block, afterwards)
@@ -259,14 +262,15 @@ class _Job:
 
     # --- parts -----------------------------------------------------------------------------------------------
 
-    def _quantize(self, work: Unfinished, block: nn.Module, index: int, passages: list[Passage], done: Any) -> None:
+    def _quantize(
+        self, work: Unfinished, block: nn.Module, index: int, passages: list[Passage], own: list[Passage], done: Any
+    ) -> None:
         prefix = f"blocks.{index}."
 
         def kept(name: str, tensor: Tensor) -> Tensor:
             return self._rounded(prefix + name, tensor).float()
 
-        round_small(block, kept)
-        found = quantize_block(block, passages, self.packed, self.settings, kept, done)
+        found = quantize_block(block, passages, self.packed, self.settings, kept, done, own)
         tensors = {
             self.family.tensor_name(prefix + name): self._rounded(prefix + name, parameter)
             for name, parameter in block.named_parameters()

@@ -1,15 +1,17 @@
 """What quantizing a model takes in memory, from above, and how a budget is kept: hidden states on disk, less at once.
 
 Counted are the tensors that are there at the worst moments: while a matrix is rounded by GPTQ (three square matrices of
-its inputs), while text passes a block, while the head measures; linears that are done are in few bits then. Torch's
-allocator refuses what would pass the budget all the same.
+its inputs, and the dense block), while text passes a block, while the head measures; linears that are done are in few
+bits then. Torch's allocator refuses what would pass the budget all the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoestring.compression.quantize.config import QuantizeConfig
+from shoestring.compression.quantize.follow import keeps_inputs
 from shoestring.compression.quantize.gptq import COLUMNS, WIDE
 from shoestring.compression.text_config import TOGETHER
 from shoestring.core.errors import BudgetError
@@ -78,7 +80,7 @@ def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: i
     context = min(settings.context, config.context)
     batch = max(tokens, context) if text else 0
     rows = (settings.rows if by_text else 0) + (2 * settings.held_out if text else 0)
-    copies = 2 if settings.method == "learned" else 1
+    copies = 2 if settings.follows else 1  # as the dense model has it, and as the quantized one
     kept = 2 * batch if on_disk else rows * context * copies * 5 // 4 + 2 * batch  # rows are padded
     shapes = (
         ((queries, width), (keys, width), (keys, width)), ((width, queries),), ((inner, width), (inner, width)),
@@ -87,14 +89,17 @@ def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: i
     whole = sum(outputs * inputs for stage in shapes for outputs, inputs in stage)
     largest = max(outputs * inputs for stage in shapes for outputs, inputs in stage)
     passing = batch * _FLOAT * (6 * width + 2 * (queries + 2 * keys) + 3 * inner) + largest * _MADE_DENSE
+    beside = whole * _FLOAT if settings.follows else 0  # the dense block
     peaks, done = [("the head", 4 * _HEAD_ROWS * _FLOAT if text else 0), ("a block", whole * _FLOAT + passing)], 0
     for number, stage in enumerate(shapes):
         inputs = stage[0][1]
-        held = (whole - done) * _FLOAT + int(done * _PACKED)
+        held = (whole - done) * _FLOAT + int(done * _PACKED) + beside
         moments = _moments(inputs) if by_text else 0
         if by_text:
             summing = inputs * inputs * _FLOAT + 2 * batch * inputs * _FLOAT
             peaks.append(("the second moments of inputs", held + moments + max(passing, summing)))
+        if settings.follows:
+            peaks.append(("following the dense model", held + moments + max(_following(stage, batch, passing))))
         if settings.method == "awq" and number % 2 == 0:
             later = shapes[number + 1][0][1]
             summing = max(passing, later * later * _FLOAT + 2 * batch * later * _FLOAT, largest * _FLOAT * 8)
@@ -112,6 +117,19 @@ def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: i
 
 def _moments(inputs: int) -> int:
     return inputs * inputs * (8 if inputs <= WIDE else 4)
+
+
+def _following(stage: Sequence[tuple[int, int]], batch: int, passing: int) -> tuple[int, int, int]:
+    """What giving the linears of a stage other weights takes beside the second moments: while text passes, while what
+    it is off becomes the linears', and while these are solved for."""
+    inputs, outputs = stage[0][1], [each for each, _ in stage]
+    square, size = _moments(inputs), 8 if inputs <= WIDE else 4
+    off = sum(outputs) * inputs * size
+    apart = keeps_inputs(inputs, outputs)
+    kept = square if apart else off
+    text = batch * _FLOAT * (3 * inputs + max(outputs)) + (inputs * (inputs if apart else max(outputs))) * _FLOAT
+    turning = square + off + max(outputs) * inputs * size if apart else 0
+    return kept + max(passing, text), turning, off + max(2 * square, square + 3 * max(outputs) * inputs * size)
 
 
 def _rounding(outputs: int, inputs: int, by_text: bool) -> int:
