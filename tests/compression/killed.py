@@ -1,11 +1,11 @@
-"""Compressions that are killed, for test_compressions_killed.py. A script, so that torch is imported once and the children
-are forks of a process in which nothing has run yet.
+"""Compressions that are killed, for test_compressions_killed.py. A script, so that torch is imported once and the
+children are forks of a process in which nothing has run yet.
 
     python tests/compression/killed.py FOLDER WORK -> one JSON line
 
-WORK, as JSON: verb, model, settings, seed, deaths. They die by turns right before some change of the disk, counted by the
-interpreter's audit events, and at some instant; then the same is asked for again, and again, and must end with the bytes
-of the run that nobody killed.
+WORK, as JSON: verb, model, settings, seed, deaths. They die by turns right before some change of the disk, counted by
+the interpreter's audit events, and at some instant; then the same is asked for again, and again, and must end with the
+bytes of the run that nobody killed.
 """
 
 import json
@@ -45,8 +45,8 @@ def watch(folder: str, last: int | None) -> list[int]:
             return
         names = given[:2] if event in ("os.rename", "os.link", "os.symlink") else given[:1]
         below = [os.fsdecode(name) for name in names if isinstance(name, str | bytes | os.PathLike)]
-        # A tree is taken away by names that are relative to open folders.
-        if any(folder in name for name in below) or (event in ("os.remove", "os.rmdir") and not os.path.isabs(below[0])):
+        in_a_tree = event in ("os.remove", "os.rmdir") and not os.path.isabs(below[0])  # relative to an open folder
+        if in_a_tree or any(folder in name for name in below):
             seen[0] += 1
             if seen[0] == last:
                 os.kill(os.getpid(), signal.SIGKILL)

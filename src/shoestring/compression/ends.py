@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.compression.calibration import Calibration
-from shoestring.compression.passage import InMemory, Kept, Passage
+from shoestring.compression.passage import InMemory, MakeKept, Passage
 from shoestring.compression.read_block import check_finite
 from shoestring.compression.report import Decoding, Measured
 from shoestring.compression.tensor_stream import Streamed, rows_of
@@ -29,7 +29,7 @@ from shoestring.train.objective import next_token
 
 
 def begin(
-    batches: Sequence[Batch], plain: Decoder, ends: Mapping[str, Place], kept: Callable[[], Kept] = InMemory
+    batches: Sequence[Batch], plain: Decoder, ends: Mapping[str, Place], kept: MakeKept = InMemory
 ) -> list[Passage]:
     """Each batch as the first block takes it. plain: the model on the meta device. kept: for hidden states."""
     passages = []

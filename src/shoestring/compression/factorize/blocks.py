@@ -77,6 +77,7 @@ def _stages(block: nn.Module, passages: Sequence[Passage], by_text: bool) -> Any
             for x_NI in inputs_of(block, stage[0], passages):
                 hessian.add(x_NI)
             moments = Moments.of(hessian.sum_II)
+            del hessian
             if any(linear.out_features > linear.in_features for linear in linears):
                 moments = moments.with_root()
         yield stage, moments

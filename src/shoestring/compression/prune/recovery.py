@@ -20,17 +20,19 @@ from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.waiting import waiting
 from shoestring.data.batch import Batch
 from shoestring.data.order import permutation
+from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, read_config, read_weights, write_model_files
 from shoestring.plan.shapes import JobShape, Options
 from shoestring.train.checkpoint import checkpoints, read_state
+from shoestring.train.config import BudgetConfig
 from shoestring.train.evaluation import Evaluation
 from shoestring.train.interrupt import Interrupted
 from shoestring.train.loop import Callback, StepEvent
 from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import next_token
 from shoestring.train.optimizer_config import AdamWConfig
-from shoestring.train.planning import engines, settle, this_machine
+from shoestring.train.planning import chosen, engines, settle, this_machine
 from shoestring.train.precision import loss_scale, prepared
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
@@ -115,10 +117,8 @@ class RecoverJob:
     def open(self, start: Start) -> Opened:
         recipe, config = start.recipe, read_config(self.folder)
         device = resolve_device(recipe.device)
-        rows, length = (max(batch.tokens_BT.shape[axis] for batch in self.text.training) for axis in (0, 1))
-        shape = JobShape(config, rows, length, ignored=True, documents=True, compute=recipe.precision.settled)
-        options = Options(engines(recipe), rows, rows, recipe.train.activation_checkpointing)
-        recipe, choice = settle(recipe, shape, options, this_machine(recipe))
+        recipe, choice = settle(recipe, *_job(recipe, config, self.text), this_machine(recipe))
+        length = _size(self.text)[1]
         source = self.folder if start.checkpoint is None else start.checkpoint
 
         def make() -> Decoder:
@@ -150,17 +150,39 @@ class RecoverJob:
         return Wiring(next_token, write, [*zeros, evaluation], read=read)
 
 
-def recovered(folder: Path, run: Path, settings: PruneConfig, text: Text, number: int) -> tuple[Path, dict[str, Any]]:
+def _size(text: Text) -> tuple[int, int]:
+    """Rows of the largest batch, and tokens of the longest row."""
+    rows, length = (max(batch.tokens_BT.shape[axis] for batch in text.training) for axis in (0, 1))
+    return rows, length
+
+
+def _job(recipe: RecoverRecipe, config: ModelConfig, text: Text) -> tuple[JobShape, Options]:
+    rows, length = _size(text)
+    shape = JobShape(config, rows, length, ignored=True, documents=True, compute=recipe.precision.settled)
+    return shape, Options(engines(recipe), rows, rows, recipe.train.activation_checkpointing)
+
+
+def check_room(config: ModelConfig, run: Path, settings: PruneConfig, text: Text, memory: int) -> None:
+    """Before any work: raises BudgetError where training the model of this config does not fit in `memory` bytes."""
+    recipe = _recipe(run, run, settings, text, 1, memory)
+    chosen(recipe, *_job(recipe, config, text), this_machine(recipe))
+
+
+def recovered(
+    folder: Path, run: Path, settings: PruneConfig, text: Text, number: int, memory: int | None
+) -> tuple[Path, dict[str, Any]]:
     """The pruned model in `folder` after its training in the run folder, which goes on where it was; -> the folder of
-    the trained one, and what to tell of it. Raises Interrupted, RunError."""
+    the trained one, and what to tell of it. memory: bytes of the process at most. Raises Interrupted, RunError,
+    BudgetError."""
     whole = checkpoints(run)
     if not whole or not read_state(whole[-1]).finished:
         job = RecoverJob(folder, text, settings.masks)
         load = functools.partial(load_run_recipe, RecoverRecipe)
         if (run / RECIPE).is_file():
-            start = resume(run, load)
+            start = resume(run, load, {"budget.memory": memory})
         else:
-            start = Start(_recipe(folder, run, settings, text, number), run.name, f"to recover from round {number}")
+            recipe = _recipe(folder, run, settings, text, number, memory)
+            start = Start(recipe, run.name, f"to recover from round {number}")
         try:
             execute(job, start)
         except Interrupted as error:
@@ -171,7 +193,9 @@ def recovered(folder: Path, run: Path, settings: PruneConfig, text: Text, number
     return whole[-1], {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds}
 
 
-def _recipe(folder: Path, run: Path, settings: PruneConfig, text: Text, number: int) -> RecoverRecipe:
+def _recipe(
+    folder: Path, run: Path, settings: PruneConfig, text: Text, number: int, memory: int | None
+) -> RecoverRecipe:
     steps, seconds = settings.recovering
     rate = settings.learning_rate or RATE
     return RecoverRecipe(
@@ -181,4 +205,5 @@ def _recipe(folder: Path, run: Path, settings: PruneConfig, text: Text, number: 
             batch_tokens=max(batch.tokens_BT.numel() for batch in text.training),
         ),
         optimizer=AdamWConfig(learning_rate=rate, weight_decay=0.0), out=str(run), seed=settings.seed + number,
+        budget=BudgetConfig(memory=memory),
     )  # fmt: skip
