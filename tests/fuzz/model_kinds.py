@@ -112,7 +112,7 @@ def adapter(sound: Path, base: Path, rows: Path) -> Kind:
     return Kind("adapter", sound, files, lambda it, rng: command("generate", it, "--prompt", "1", "--max-tokens", 2))
 
 
-def gguf(sound: Path, base: Path, rows: Path) -> Kind:
+def of_gguf(sound: Path, base: Path, rows: Path) -> Kind:
     """A llama with a byte-level tokenizer, by gguf's own writer."""
     sound.mkdir()
     tensors = load_file(base / "model.safetensors")

@@ -31,7 +31,7 @@ from shoestring.nn.config import DenseConfig
 from shoestring.nn.lora import LoRA
 
 WEIGHTS = "adapter_model.safetensors"
-NOTE = "shoestring.json"  # {"base": a name of `models.wheels.KNOWN`}, where the config says that model's name on the hub
+NOTE = "shoestring.json"  # {"base": a name of `models.wheels.KNOWN`}, where the config has its name on the hub
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
 _PARTS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}

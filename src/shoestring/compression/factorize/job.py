@@ -27,6 +27,7 @@ from shoestring.compression.factorize.config import FactorizeConfig, factorize_c
 from shoestring.compression.factorize.memory import make_room
 from shoestring.compression.factorize.ranks import Matrix, choose
 from shoestring.compression.factorize.result import Factorized, MatrixRank
+from shoestring.compression.factorize.sensitivity import loss_weights
 from shoestring.compression.passage import Passage, pass_through
 from shoestring.compression.quantize.blocks import LINEARS, round_small
 from shoestring.compression.quantize.scaling import Kept
@@ -60,6 +61,7 @@ from shoestring.nn.config import DenseConfig, FactorizedConfig, LowRankConfig
 from shoestring.nn.low_rank import LowRankLinear
 from shoestring.train.first_use import first_use
 
+FLOOR = 0.5  # of what a matrix would have if all were shrunk alike
 Ranks = list[dict[str, int]]  # for each block those of the matrices that become factors, by name
 
 
@@ -253,15 +255,21 @@ class _Job:
             return [dict(row) for _ in range(config.layers)]
         found: dict[str, Matrix] = {}
         batches, kept = [] if self.text is None else self.text.calibrating, hidden_states(self.room, work.scratch)
+        weights: dict[str, float] = {}
+        if batches:
+            with waiting("look at  what the loss feels, in blocks", 2 * config.layers) as told:
+                weights = loss_weights(self.files, batches, kept, told.advance)
+        felt = any(weights.values())  # else as without text
         passages = begin(batches, self.plain, self.files.places, kept)
         with waiting("look at  matrices", len(LINEARS) * config.layers) as told:
             for index in range(config.layers):
                 block = read_block(self.files, index)
-                for name, matrix in look(block, passages, self.text is not None, told.advance).items():
+                of_block = {name: weights[f"{index}.{name}"] for name in LINEARS} if felt else None
+                for name, matrix in look(block, passages, self.text is not None, of_block, told.advance).items():
                     found[f"{index}.{name}"] = matrix
                 if index < config.layers - 1:
                     pass_through(block, passages)
-        ranks = choose(found, self.budget)
+        ranks = choose(found, self.budget, FLOOR if felt else 0.0)
         return [
             {name: ranks[f"{index}.{name}"] for name in LINEARS if ranks[f"{index}.{name}"]}
             for index in range(config.layers)

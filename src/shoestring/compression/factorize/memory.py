@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 
 from shoestring.compression.factorize.config import FactorizeConfig
+from shoestring.compression.factorize.sensitivity import TOKENS
 from shoestring.compression.room import (
     BESIDE,
     DOUBLE,
+    FLOAT,
     Room,
     Sizes,
     fitting,
@@ -40,6 +42,10 @@ def _room(config: ModelConfig, settings: FactorizeConfig, process: int, tokens: 
     rows = settings.rows + 2 * settings.held_out if text else 0
     passing, block = sizes.passing(batch, context), sizes.block
     peaks = [("the head", head(text)), ("a block", 2 * block + passing)]
+    if text:
+        squares = 3 * sum(outputs * outputs * DOUBLE for outputs, _ in sizes.matrices)
+        between = 0 if on_disk else min(rows * context, TOKENS + batch) * config.layers * config.width * FLOAT * 5 // 4
+        peaks.append(("what the loss feels", 2 * block + 4 * passing + squares + between))
     for stage in sizes.stages:
         inputs = stage[0][1]
         square = inputs * inputs * DOUBLE
