@@ -28,6 +28,7 @@ WORKS: dict[str, dict[str, Any]] = {
     "quantize": {"verb": "quantize", "settings": {**FEW, "group": 8}},
     "parts": {"verb": "prune", "settings": {**FEW, "layers": 2, "feed_forward": 32, "heads": 4, "width": 24}},
     "rounds": {"verb": "prune", "settings": {**FEW, "pattern": "2:4", "rounds": 2, "recover": 2}},
+    "taught": {"verb": "prune", "settings": {**FEW, "feed_forward": 32, "recover": 4, "recover_by": "model"}},
     "factorize": {"verb": "factorize", "settings": {**FEW, "parameters": "0.75x"}},
     "distill": {"verb": "distill", "settings": {"train.steps": 6}},
     "samples": {"verb": "distill", "settings": {"distill.cache_samples": 10}},

@@ -52,6 +52,10 @@ def prune(
     recover: Annotated[
         str | None, Parameter(help="training behind each round, on the same source: steps, or a time as 10m [none]")
     ] = None,
+    recover_by: Annotated[
+        Literal["text", "model"] | None,
+        Parameter(help="learn each next token, or what the whole model predicts in its place [text]"),
+    ] = None,
     learning_rate: Annotated[float | None, Parameter(help="of recovering, the highest [1e-4]")] = None,
     rows: Rows = None,
     context: Context = None,
@@ -69,7 +73,7 @@ def prune(
         **text_settings(calibrate, rows, context, seed, columns, on_bad_line), "parameters": parameters,
         "layers": layers, "feed_forward": feed_forward, "heads": heads, "width": width, "sparsity": sparsity,
         "pattern": pattern, "method": method, "fit": False if unfitted else None, "rounds": rounds,
-        "recover": recover, "learning_rate": learning_rate, "dtype": dtype,
+        "recover": recover, "recover_by": recover_by, "learning_rate": learning_rate, "dtype": dtype,
     }  # fmt: skip
     prune_config(given)  # before anything heavy is imported
     if memory is not None:

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -68,6 +68,7 @@ def prune(
     fit: bool | None = None,
     rounds: int | None = None,
     recover: int | str | None = None,
+    recover_by: Literal["text", "model"] | None = None,
     learning_rate: float | None = None,
     rows: int | None = None,
     context: int | None = None,
@@ -85,7 +86,8 @@ def prune(
     sparsity (a part, as 0.5) or pattern ("2:4") makes weights of the blocks' matrices zero, by method "wanda" or
     "magnitude". layers, feed_forward, heads, width, or parameters ("0.7x", "95M") take parts out, by what they change
     on the text of `calibrate` (any source of text or examples). rounds: steps towards that. recover: optimizer steps of
-    training behind each, or a time such as "10m". memory: bytes ("3GB") of the whole process at most. The others are
+    training behind each, or a time such as "10m", by each next token of the text or, recover_by "model", by what the
+    whole model predicts. memory: bytes ("3GB") of the whole process at most. The others are
     those of `compression.prune.config.PruneConfig`. Where there is text, the loss on a part of it that nothing is
     chosen by or trained on is measured before and after. A run that was stopped goes on where it was if it is asked for
     the same. Raises ConfigError, DataError, ModelFileError, BudgetError, RunError where the folder exists, and
@@ -94,12 +96,18 @@ def prune(
     given: dict[str, Any] = {
         "calibrate": None if calibrate is None else str(calibrate), "sparsity": sparsity, "pattern": pattern,
         "method": method, "parameters": parameters, "layers": layers, "feed_forward": feed_forward, "heads": heads,
-        "width": width, "fit": fit, "rounds": rounds, "recover": recover, "learning_rate": learning_rate,
+        "width": width, "fit": fit, "rounds": rounds, "recover": recover, "recover_by": recover_by,
+        "learning_rate": learning_rate,
         "rows": rows, "context": context, "held_out": held_out, "read": read, "seed": seed, "dtype": dtype,
         "columns": columns, "on_bad_line": on_bad_line,
     }  # fmt: skip
     settings = prune_config(given)
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
+    if budget is not None and settings.recover_by == "model":
+        raise ConfigError(
+            "recover_by model keeps the whole model beside the one that is trained, which memory does not predict",
+            hint="leave out one of them; shoestring distill has --memory",
+        )
     check_new(out)
     allocator.install()
     folder = find_model(model, say=say)
@@ -217,7 +225,7 @@ class _Job:
                 if self.settings.recover is not None:
                     assert self.text is not None
                     current, told_run = recovered(
-                        current, place / f"recover-{number}", self.settings, self.text, number, self.memory
+                        current, place / f"recover-{number}", self.settings, self.text, number, self.memory, self.folder
                     )
                     keep_to(self.room, self.memory)
                     trained.append(told_run)

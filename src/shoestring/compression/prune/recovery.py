@@ -1,4 +1,5 @@
-"""Training behind a round of pruning: all weights, on the calibration source, those that are zero staying so.
+"""Training behind a round of pruning: all weights, on the calibration source, those that are zero staying so. What is
+learned is each next token, or what the whole model predicts in its place (forward KL, as in `compression.distill`).
 
 A run as every other (`train.run`), in a folder beside the one that is being made; it is stopped and goes on as runs do.
 """
@@ -12,6 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from shoestring.compression.distill.config import DistillConfig
+from shoestring.compression.distill.divergence import divergence_of
+from shoestring.compression.distill.objective import Distilling
+from shoestring.compression.distill.teacher import Following, open_teacher
 from shoestring.compression.prune.config import PruneConfig
 from shoestring.compression.prune.masks import LINEARS
 from shoestring.compression.prune.text import Text, tokens_of
@@ -30,7 +35,7 @@ from shoestring.train.evaluation import Evaluation
 from shoestring.train.interrupt import Interrupted
 from shoestring.train.loop import Callback, StepEvent
 from shoestring.train.metrics import flops_per_token
-from shoestring.train.objective import next_token
+from shoestring.train.objective import Objective, next_token
 from shoestring.train.optimizer_config import AdamWConfig
 from shoestring.train.planning import chosen, engines, settle, this_machine
 from shoestring.train.precision import loss_scale, prepared
@@ -106,13 +111,14 @@ class KeepZeros(Callback):
 
 
 class RecoverJob:
-    """A `train.run.Job`. folder: of the pruned model. masks: whether zeros stay."""
+    """A `train.run.Job`. folder: of the pruned model. masks: whether zeros stay. teacher: the folder of a model whose
+    predictions are learned."""
 
     verb, held_out = "prune", "loss"
     help = "a lower --learning-rate may help"
 
-    def __init__(self, folder: Path, text: Text, masks: bool):
-        self.folder, self.text, self.masks = folder, text, masks
+    def __init__(self, folder: Path, text: Text, masks: bool, teacher: Path | None):
+        self.folder, self.text, self.masks, self.teacher = folder, text, masks, teacher
 
     def open(self, start: Start) -> Opened:
         recipe, config = start.recipe, read_config(self.folder)
@@ -147,7 +153,14 @@ class RecoverJob:
         )  # fmt: skip
         zeros = [KeepZeros(decoder)] if self.masks else []
         write, read = functools.partial(write_model_files, decoder), functools.partial(read_weights, decoder)
-        return Wiring(next_token, write, [*zeros, evaluation], read=read)
+        return Wiring(self._objective(), write, [*zeros, evaluation], read=read)
+
+    def _objective(self) -> Objective:
+        if self.teacher is None:
+            return next_token
+        with waiting("loading   the whole model, to learn from"):
+            whole = open_teacher(self.teacher, False, self.engine.decoder.norm.weight.device, self.engine.compute)
+        return Distilling(Following(whole, divergence_of(DistillConfig()), temperature=1.0))
 
 
 def _size(text: Text) -> tuple[int, int]:
@@ -169,14 +182,14 @@ def check_room(config: ModelConfig, run: Path, settings: PruneConfig, text: Text
 
 
 def recovered(
-    folder: Path, run: Path, settings: PruneConfig, text: Text, number: int, memory: int | None
+    folder: Path, run: Path, settings: PruneConfig, text: Text, number: int, memory: int | None, whole: Path
 ) -> tuple[Path, dict[str, Any]]:
     """The pruned model in `folder` after its training in the run folder, which goes on where it was; -> the folder of
-    the trained one, and what to tell of it. memory: bytes of the process at most. Raises Interrupted, RunError,
-    BudgetError."""
-    whole = checkpoints(run)
-    if not whole or not read_state(whole[-1]).finished:
-        job = RecoverJob(folder, text, settings.masks)
+    the trained one, and what to tell of it. memory: bytes of the process at most. whole: the model that was pruned.
+    Raises Interrupted, RunError, BudgetError."""
+    made = checkpoints(run)
+    if not made or not read_state(made[-1]).finished:
+        job = RecoverJob(folder, text, settings.masks, whole if settings.recover_by == "model" else None)
         load = functools.partial(load_run_recipe, RecoverRecipe)
         if (run / RECIPE).is_file():
             start = resume(run, load, {"budget.memory": memory})
@@ -188,9 +201,9 @@ def recovered(
         except Interrupted as error:
             raise Interrupted(error.message, hint="the same command goes on from there") from None
         job.engine.close()
-        whole = checkpoints(run)
-    state = read_state(whole[-1])
-    return whole[-1], {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds}
+        made = checkpoints(run)
+    state = read_state(made[-1])
+    return made[-1], {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds}
 
 
 def _recipe(
