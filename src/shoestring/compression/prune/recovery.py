@@ -38,7 +38,7 @@ from shoestring.train.metrics import flops_per_token
 from shoestring.train.objective import Objective, next_token
 from shoestring.train.optimizer_config import AdamWConfig
 from shoestring.train.planning import chosen, engines, settle, this_machine
-from shoestring.train.precision import loss_scale, prepared
+from shoestring.train.precision import loss_scale, prepared, settled
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
 from shoestring.train.resident import ResidentEngine
@@ -177,7 +177,7 @@ def _job(recipe: RecoverRecipe, config: ModelConfig, text: Text) -> tuple[JobSha
 
 def check_room(config: ModelConfig, run: Path, settings: PruneConfig, text: Text, memory: int) -> None:
     """Before any work: raises BudgetError where training the model of this config does not fit in `memory` bytes."""
-    recipe = _recipe(run, run, settings, text, 1, memory)
+    recipe = settled(_recipe(run, run, settings, text, 1, memory))
     chosen(recipe, *_job(recipe, config, text), this_machine(recipe))
 
 
