@@ -7,7 +7,7 @@ memory at a time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,9 @@ from shoestring.nn.rope import RotaryEmbedding
 class Kept(Protocol):
     def get(self) -> Tensor: ...
     def put(self, hidden_BTD: Tensor) -> None: ...
+
+
+MakeKept = Callable[[], Kept]  # for each passage one
 
 
 class InMemory:

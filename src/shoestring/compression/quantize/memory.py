@@ -8,17 +8,14 @@ bits then. Torch's allocator refuses what would pass the budget all the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from shoestring.compression.quantize.config import QuantizeConfig
 from shoestring.compression.quantize.follow import keeps_inputs
 from shoestring.compression.quantize.gptq import COLUMNS, WIDE
+from shoestring.compression.room import Room, fitting
 from shoestring.compression.text_config import TOGETHER
-from shoestring.core.errors import BudgetError
-from shoestring.core.units import format_bytes
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.common import dense_parts
-from shoestring.plan.constants import SPARE
 
 _FEWER = (TOGETHER, TOGETHER // 2)
 _LEARNED = (TOGETHER // 2,)  # its steps take a batch each
@@ -31,42 +28,12 @@ _MADE_DENSE = 10  # bytes of a weight that such a linear takes for a product
 _LEARNED_COPIES = 14  # of a block's weights: their own, shifts, gradients, and what leads to the codes
 
 
-@dataclass(frozen=True)
-class Room:
-    """How much text goes through a block at a time, and whether the rest of it is on disk. lines: predicted bytes of
-    tensors, what for. beside: of the process, tensors apart."""
-
-    tokens: int
-    on_disk: bool
-    lines: tuple[tuple[str, int], ...]
-    beside: int
-
-    @property
-    def tensors(self) -> int:
-        return sum(size for _, size in self.lines)
-
-    @property
-    def total(self) -> int:
-        return self.tensors + self.beside
-
-
 def make_room(config: ModelConfig, settings: QuantizeConfig, process: int, memory: int | None) -> Room:
     """The fastest way that is predicted to stay inside `memory` bytes. process: what it takes before. Raises
     BudgetError with the least that would do."""
     lengths = _LEARNED if settings.method == "learned" else _FEWER
     ways = [_room(config, settings, process, tokens, on_disk) for on_disk in (False, True) for tokens in lengths]
-    if memory is None:
-        return ways[0]
-    for way in ways:
-        if way.total <= memory * SPARE:
-            return way
-    least = min(ways, key=lambda way: way.total)
-    enough = -(-int(least.total / SPARE) // 10_000_000) * 10
-    largest = max(least.lines, key=lambda line: line[1])
-    raise BudgetError(
-        f"{format_bytes(memory)} of memory are too little to quantize this model by {settings.method}",
-        hint=f"{enough}MB would do; {format_bytes(largest[1])} of it are for {largest[0]}",
-    )
+    return fitting(ways, memory, f"quantize this model by {settings.method}")
 
 
 def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: int, on_disk: bool) -> Room:
