@@ -72,7 +72,9 @@ def finetune(
         Parameter(help="put this suite to the model before and after, and show what changed (evaluate.suite)"),
     ] = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/finetune-N]")] = None,
-    resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
+    resume: Annotated[
+        Path | None, Parameter(help="continue the run in this folder; auto: the one in --out, if there is one")
+    ] = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
@@ -84,7 +86,7 @@ def finetune(
     settings = with_short(overrides, SHORT, given, flags=True)
     if model is None:  # other tools have a flag for it
         model = settings.pop("model", None)
-    if resume is None:
+    if resume is None or str(resume) == "auto":
         if model is None or (data is None and "data.mixture" not in settings and not is_finetune_recipe(model)):
             missing = "a model" if model is None else "--data"
             raise ConfigError(

@@ -52,7 +52,8 @@ def _answer(tokens: list[str]) -> int:
         return 0
     except ShoestringError as error:
         # A run that Ctrl-C ended has saved itself and says where: no error, but no success either.
-        _complain(str(error) if error.exit_code == INTERRUPTED else f"error: {error}")
+        if not error.silent:
+            _complain(str(error) if error.exit_code == INTERRUPTED else f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         interrupt.answered()

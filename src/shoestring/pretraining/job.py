@@ -40,7 +40,7 @@ from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, 
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Run, Wiring, dotted, execute, find_once, say
-from shoestring.train.run_folder import Start
+from shoestring.train.run_folder import AUTO, Start, begun_in
 from shoestring.train.run_folder import resume as resume_run
 
 
@@ -55,7 +55,8 @@ def pretrain(
     out: str | Path | None = None,
     **settings: Any,
 ) -> PretrainResult:
-    """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out).
+    """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out); "auto": the
+    one in `out`, if one has begun there.
 
     time, memory, fp8, out: the flags of `shoestring pretrain`; a recipe's other settings are keywords too, with two
     underscores for a dot: `pretrain("quickstart", time="2m", optimizer__learning_rate=1e-3)`. overrides: the same by
@@ -66,6 +67,8 @@ def pretrain(
     changed = with_short(dotted(overrides, settings), SHORT, short)
     parallel.start()
     given = load_pretrain_recipe(recipe, changed) if recipe is not None else None
+    if str(resume) == AUTO and given is not None:
+        resume = begun_in(given.out)
     if resume is not None:
         start = resume_run(resume, load_pretrain_recipe, changed, given)
     elif given is not None and recipe is not None:

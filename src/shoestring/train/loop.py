@@ -18,7 +18,7 @@ from shoestring.core.errors import RunError
 from shoestring.core.seeds import restore_rng_state, rng_state
 from shoestring.data.batch import Batch
 from shoestring.kernels import allocator
-from shoestring.train import parallel
+from shoestring.train import parallel, watchdog
 from shoestring.train.engine import Engine, StepResult
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.objective import Loss
@@ -124,10 +124,13 @@ def train(
                 position = stream.state()
             stage = stages.all[state.stage]
             share *= stage.rate
+            watchdog.doing(state.step + 1, "reading its batch")
             group = [next(stream) for _ in range(stage.microbatches)]
+            watchdog.doing(state.step + 1, "passes forward and backward")
             engine.set_rate(share)
             engine.set_limit(state.loss_limit(explosion))
             loss = engine.forward_backward(group)
+            watchdog.doing(state.step + 1, "moving the weights")
             with parallel.together():
                 result = engine.optimizer_step(clip, share)
         except RuntimeError as error:
@@ -154,6 +157,7 @@ def train(
             state, loss, learning_rate * share, result, seconds, tokens, pace.is_finished(state), stopping, pace,
             stage if len(stages.all) > 1 else None,
         )  # fmt: skip
+        watchdog.doing(state.step, "after its step", limited=parallel.rank() != 0)  # the first does some for all
         for callback in callbacks:
             callback.after_step(event)
             state.seconds = clock()

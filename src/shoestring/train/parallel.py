@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shoestring.core.errors import RunError
+from shoestring.train import watchdog
 
 V = TypeVar("V")
 BUCKET_NUMBERS = 16 * 2**20  # numbers exchanged at once: large enough for the link, small beside the model
@@ -29,7 +30,7 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        watchdog.meet("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def is_parallel() -> bool:
@@ -49,8 +50,9 @@ def sum_numbers(*numbers: float) -> list[float]:
     if not is_parallel():
         return list(numbers)
     total = torch.tensor(numbers, dtype=torch.float64, device=_device())
-    dist.all_reduce(total)
-    return total.tolist()
+    with watchdog.watching().exchange():
+        dist.all_reduce(total)
+        return total.tolist()
 
 
 def from_first(value: V) -> V:
@@ -58,7 +60,12 @@ def from_first(value: V) -> V:
     return _from(0, value) if is_parallel() else value
 
 
-def _from(source: int, value: V) -> V:
+def _from(source: int, value: V, waits_for_work: bool = False) -> V:
+    with watchdog.watching().exchange(for_first=waits_for_work):
+        return _broadcast(source, value)
+
+
+def _broadcast(source: int, value: V) -> V:
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
     size = torch.tensor([len(text)], device=_device())
     dist.broadcast(size, src=source)
@@ -75,7 +82,7 @@ def by_first(make: Callable[[], V]) -> V:
     if not is_parallel():
         return make()
     if rank() != 0:
-        answer: Any = from_first(None)
+        answer: Any = _from(0, None, waits_for_work=True)
         if answer[1] is not None:
             raise RunError(f"the first process cannot go on: {answer[1]}")
         return answer[0]
@@ -121,7 +128,8 @@ def together() -> Iterator[None]:
 def wait() -> None:
     """Until all ranks are here."""
     if is_parallel():
-        dist.barrier()
+        with watchdog.watching().exchange(for_first=True):
+            dist.barrier()
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -150,7 +158,8 @@ def _exchange(bucket: list[Tensor]) -> None:
     if not bucket:
         return
     flat = torch.cat([gradient.flatten() for gradient in bucket])
-    dist.all_reduce(flat)
+    with watchdog.watching().exchange():
+        dist.all_reduce(flat)
     for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
         gradient.copy_(part.view_as(gradient))
 

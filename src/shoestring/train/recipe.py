@@ -17,6 +17,7 @@ from shoestring.nn.config import Recompute
 from shoestring.train.config import BudgetConfig, LogConfig
 from shoestring.train.optimizer_config import OptimizerConfig
 from shoestring.train.other_names import meant
+from shoestring.train.parallel_config import ParallelConfig
 from shoestring.train.precision_config import PrecisionConfig
 from shoestring.train.quantize_config import QuantizeSection, switched
 from shoestring.train.schedule_config import CosineConfig, ScheduleConfig
@@ -84,6 +85,7 @@ class RunRecipe(Config):
         None,
         description="train weights as they will be kept in few bits; true: 4 bits in groups of 32; null: as they are",
     )
+    parallel: ParallelConfig = ParallelConfig()
     budget: BudgetConfig = BudgetConfig()
     log: LogConfig = LogConfig()
     out: str | None = Field(None, description="run folder; null: runs/NAME-N")

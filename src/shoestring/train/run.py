@@ -27,12 +27,13 @@ from shoestring.core.units import format_bytes, format_seconds
 from shoestring.kernels import allocator
 from shoestring.models.resolve import find_model
 from shoestring.plan.shapes import Prediction
-from shoestring.train import parallel
+from shoestring.train import parallel, watchdog
 from shoestring.train.checkpoint import Checkpoint, checkpoints, restore
 from shoestring.train.engine import Engine
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.loggers import build_loggers
 from shoestring.train.loop import Callback, NonFiniteLoss, Stream, train
+from shoestring.train.lost_ranks import noted
 from shoestring.train.memory_guard import MemoryGuard
 from shoestring.train.metrics import Metrics
 from shoestring.train.objective import Objective
@@ -170,7 +171,11 @@ def execute(job: Job, start: Start) -> Run:
             say(f"{start.out} is finished; nothing is left to train (--train.steps or --time makes it longer)")
             return Run(start.recipe, start.out, start.state)
         start.recipe.check_packages()
-        return _execute(job, start, ending)
+        try:
+            return _execute(job, start, ending)
+        except BaseException as error:
+            watchdog.failed(error)
+            raise
 
 
 def beside_its_budget(recipe: Any, begins: bool) -> Any:
@@ -292,7 +297,11 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     resume = f"continue with: shoestring {job.verb} --resume {out}"
     more = f"{resume} --memory MORE; or start a run with a smaller --train.batch_tokens or --train.microbatch"
     try:
-        with stop, recorded(out, state, recipe, opened.prediction, device, peak):
+        with (
+            stop,
+            recorded(out, state, recipe, opened.prediction, device, peak),
+            noted(out, state, resume, recipe.parallel.exchange_timeout),
+        ):
             train(
                 engine,
                 stream,
