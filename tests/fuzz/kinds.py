@@ -15,6 +15,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pyarrow
+import torch
 import zstandard
 from gguf import GGMLQuantizationType, quants
 from pyarrow import parquet
@@ -24,7 +25,7 @@ from shoestring.cli.main import main
 from shoestring.compression.distill.job import distill
 from shoestring.compression.factorize.job import factorize
 from shoestring.compression.quantize.job import quantize
-from shoestring.core.errors import ShoestringError
+from shoestring.core.errors import RunError, ShoestringError
 from shoestring.data.chat import render_chat
 from shoestring.finetuning.job import finetune
 from shoestring.models.config import ModelConfig
@@ -36,6 +37,7 @@ from shoestring.pretraining.job import pretrain
 from shoestring.train.metrics import truncate_metrics
 from shoestring.train.plot import write_plot
 from shoestring.train.report.write import report
+from shoestring.train.sharded_files import ShardedFiles, write_shard
 from tests.data import templates
 from tests.data.families import QWEN3
 from tests.finetuning import tiny
@@ -96,7 +98,7 @@ def make_kinds(root: Path) -> list[Kind]:
     generation = {"eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(generation))
     make = [_recipe, _values, _model, _shards, _tokenizer, _adapter, _gguf, _rows, _columns, _text, _template, _state]
-    more = [_trained, _metrics, _prepared, _compressed, _quantized, _of_gptq, _factorized, _distilled]
+    more = [_trained, _metrics, _prepared, _compressed, _quantized, _of_gptq, _factorized, _distilled, _in_parts]
     return [each(root / each.__name__, base, rows) for each in [*make, *more]]
 
 
@@ -461,6 +463,24 @@ def _metrics(sound: Path, base: Path, rows: Path) -> Kind:
         "answers.json": [damaged_json, damaged], "recipe.yaml": [damaged],
     }  # fmt: skip
     return Kind("metrics", sound, files, read)
+
+
+def _in_parts(sound: Path, base: Path, rows: Path) -> Kind:
+    """Moments that two ranks have written, as one reads them."""
+    whole = {"a.weight/exp_avg": torch.arange(30.0).reshape(5, 6), "b.weight/exp_avg": torch.arange(5.0)}
+    for rank, (low, high) in enumerate([(0, 3), (3, 5)]):
+        parts = {name: (tensor[low:high], low) for name, tensor in whole.items()}
+        write_shard(sound, rank, 2, parts | ({} if rank else {"a.weight/step": (torch.tensor(3.0), 0)}))
+
+    def read(it: Path) -> None:
+        with ShardedFiles(it) as files:
+            for name, tensor in whole.items():
+                if name not in files.infos or files.infos[name].shape != tensor.shape:
+                    raise RunError("the optimizer's state does not fit", str(it))
+                files.read_into(name, torch.zeros_like(tensor))
+
+    files: dict[str, list[Damage]] = {path.name: [damaged_safetensors, damaged] for path in sorted(sound.iterdir())}
+    return Kind("moments in parts", sound, files, lambda it, rng: call(read, it))
 
 
 def _prepared(sound: Path, base: Path, rows: Path) -> Kind:

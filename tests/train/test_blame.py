@@ -67,7 +67,7 @@ def test_a_process_that_is_gone_is_named_as_soon_as_somebody_waits():
     assert verdict.sentence == "rank 1 has died in step 7 (passes), silent for 1:10: process 101 on here is gone"
     assert blame(gone, 0, 5.5, True, LIMIT).rank == 1
     said = lost(gone[1:], 9).sentence
-    assert said.startswith("rank 1 has died in step 9, silent"), "it was there with the others, and had no time to say so"
+    assert said.startswith("rank 1 has died in step 9, silent"), "it was there with the others, and could not say so"
 
 
 def test_the_reason_of_the_one_that_could_not_go_on_comes_before_those_that_left_because_of_it():

@@ -53,7 +53,7 @@ from shoestring.train.recipe_files import begun_with, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
-from shoestring.train.run_folder import AUTO, Start, begun_in
+from shoestring.train.run_folder import Start, begun
 from shoestring.train.run_folder import resume as resume_run
 
 _AFTERWARDS = "leave it out; afterwards: shoestring evaluate MODEL OUT"
@@ -100,8 +100,7 @@ def finetune(
     parallel.start()
     if data is not None and not isinstance(data, (str, Path)):
         data = kept_rows(data)
-    if str(resume) == AUTO:
-        resume = begun_in(changed.get("out"))
+    resume = begun(resume, changed.get("out"))
     if resume is not None:
         named = {"model": model, "data.source": data}
         changed |= {key: str(value) for key, value in named.items() if value is not None}

@@ -79,8 +79,11 @@ def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
         """tokens: of all rows at once, where the recipe does not say how many they are."""
         portion = portions[number]
         rows = portion.rows // world
-        usual = usual_microbatch(rows, portion.sequence_length, tokens)
-        options = Options(left_open, usual, portion.microbatch, settings.activation_checkpointing)
+        usual, asked = usual_microbatch(rows, portion.sequence_length, tokens), portion.microbatch
+        if asked is not None:  # of another number of processes, maybe
+            asked = usual_microbatch(rows, 1, asked)
+        shards = world if recipe.parallel.kind == "fsdp" else 1
+        options = Options(left_open, usual, asked, settings.activation_checkpointing, shards=shards)
         return chosen(recipe, shape(number), options, machine)
 
     last = choose(-1, engines(recipe), portions[-1].batch_tokens)

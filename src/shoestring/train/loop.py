@@ -48,8 +48,8 @@ class StepEvent:
     """What callbacks see after a step.
 
     seconds: of this step alone. last: no step follows; stopping: why the run is to be saved and left before its end,
-    "" if not. A callback may set both. stage: of this step, where the run has several. lines: what callbacks that come
-    before the metrics have to say in metrics.jsonl.
+    "" if not. A callback may set both. stage: of this step, where the run has several. waited: of its seconds, those in
+    which this rank waited for others. lines: what callbacks that come before the metrics have to say in metrics.jsonl.
     """
 
     state: TrainerState
@@ -62,6 +62,7 @@ class StepEvent:
     stopping: str
     pace: Pace
     stage: Stage | None = None
+    waited: float = 0.0
     lines: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -114,6 +115,7 @@ def train(
 
     while not pace.is_finished(state):
         started = time.perf_counter()
+        parallel.waited()  # what is between two steps is none of theirs
         planned = pace.expected_steps(state)
         where = state.schedule_position() if state.planned_steps is not None else float(state.step)
         share = schedule(where - state.schedule_step, planned - state.schedule_step)
@@ -149,13 +151,13 @@ def train(
         state.step += 1
         state.tokens += tokens
         state.seconds = clock()
-        seconds = time.perf_counter() - started
+        seconds, waited = time.perf_counter() - started, parallel.waited()
         pace.after_step(state, seconds, reserve)
         asked = stop is not None and bool(parallel.sum_numbers(stop.requested)[0])
         stopping = f"stopped after step {state.step}" if asked else ""
         event = StepEvent(
             state, loss, learning_rate * share, result, seconds, tokens, pace.is_finished(state), stopping, pace,
-            stage if len(stages.all) > 1 else None,
+            stage if len(stages.all) > 1 else None, waited,
         )  # fmt: skip
         watchdog.doing(state.step, "after its step", limited=parallel.rank() != 0)  # the first does some for all
         for callback in callbacks:

@@ -65,7 +65,8 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torch_compile use_compile", ("precision.compile",)),
     ("loss_scaling initial_scale init_scale grad_scaler initial_loss_scale", ("precision.loss_scale.initial",)),
     ("max_memory memory_limit gpu_memory", ("budget.memory",)),
-    ("cpu_offload offload deepspeed fsdp low_vram", ("budget.engine",)),
+    ("cpu_offload offload deepspeed low_vram", ("budget.engine",)),
+    ("fsdp fsdp2 use_fsdp strategy sharding_strategy distributed_strategy data_parallel", ("parallel.kind",)),
     (
         "dataset dataset_name dataset_path dataset_dir train_file train_data train_dataset data_path data_dir"
         " training_file input_file",
@@ -112,10 +113,14 @@ _REMARKS = {
     "adapter.base": "int4, nf4 or int8, with adapter.method qlora",
     "precision.compute": "auto, float32, bfloat16, float16 or int8",
     "budget.engine": "or budget.memory: layers come from disk when they must",
+    "parallel.kind": "ddp or fsdp",
     "data.supervise": "assistant, last or all",
 }
 # What is no setting at all.
-_PROCESSES = "several processes are started by torchrun: torchrun --nproc-per-node 2 -m shoestring VERB ..."
+_PROCESSES = (
+    "several processes are started by torchrun: torchrun --nproc-per-node 2 -m shoestring VERB ...\n"
+    "on one machine pretrain and finetune start them: --gpus 2, or --ranks 2 on its CPU"
+)
 _ELSEWHERE = dict.fromkeys(
     "num_gpus n_gpus gpus ngpus nproc nproc_per_node num_processes world_size".split(), _PROCESSES
 )

@@ -8,6 +8,7 @@ again if no step could be done, so a command with a mistake leaves nothing behin
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -294,7 +295,8 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     )
     guard = MemoryGuard(recipe.budget.memory)
     line = ProgressLine(opened.flops_per_token, peak, device, job.held_out)
-    resume = f"continue with: shoestring {job.verb} --resume {out}"
+    ranks = f" --ranks {os.environ[parallel.LAUNCHED]}" if parallel.LAUNCHED in os.environ else ""
+    resume = f"continue with: shoestring {job.verb} --resume {out}{ranks}"
     more = f"{resume} --memory MORE; or start a run with a smaller --train.batch_tokens or --train.microbatch"
     try:
         with (
@@ -327,15 +329,17 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
         raise RunError(error.message, str(out), f"{kept}\n{job.help}") from None
     except RuntimeError as error:
         refusal = allocator.refused(error)
+        whole = checkpoints(out)
+        kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
+        if parallel.is_parallel() and parallel.lost(error):
+            raise RunError(f"another process of this run has ended or hangs; {kept}", str(out), resume) from None
         if refusal is None and not isinstance(error, parallel.Elsewhere):
             raise
         traceback.clear_frames(error.__traceback__)
         allocator.limit()
         what = "was too large for another process" if refusal is None else _beyond(refusal)
         if engine.torn:
-            whole = checkpoints(out)
-            kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
-            why = "some weights had moved already (optimizer.in_backward), so nothing was saved"
+            why = f"{engine.why_torn}, so nothing was saved"
             raise BudgetError(f"step {state.step + 1} {what}; {why}; {kept}", hint=more) from None
         reason = saving.save(state)
         kept = f"could not be saved: {reason}" if reason else f"saved in {out} after step {state.step}"

@@ -75,13 +75,20 @@ def resume(
     return Start(recipe, out.name, f"of the run in {out}", out, checkpoint, state, another_length, owned)
 
 
-def begun_in(out: str | Path | None) -> Path | None:
-    """For `resume="auto"`: the run in `out`, None where none has begun there; as the first process sees it.
+def begun(resume: str | Path | None, out: str | Path | None) -> Path | None:
+    """The run to go on with: `resume`; the one in `out`, if there is one, where that is "auto", and where this process
+    takes the place of one that failed, started anew by torchrun or the command. As the first process sees it.
 
-    Raises ConfigError without `out`.
+    Raises ConfigError for "auto" without `out`.
     """
-    if out is None:
+    auto = str(resume) == AUTO
+    if resume is not None and not auto:
+        return Path(resume)
+    if auto and out is None:
         raise ConfigError("resume auto needs the folder of the run", hint="give --out OUT")
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if out is None or not (auto or again):
+        return None
     return Path(out) if parallel.by_first(lambda: os.path.isfile(Path(out) / RECIPE)) else None
 
 
