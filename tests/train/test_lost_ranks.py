@@ -132,7 +132,7 @@ def test_who_does_not_come_is_named(recipe, tmp_path, monkeypatch):
 def test_sigterm_to_one_rank_saves_all(recipe, tmp_path):
     """As a cluster does before it takes a node away."""
     out = tmp_path / "run"
-    longer = ["--train.steps", "2000", "--train.checkpoint_every", "500"]
+    longer = ["--train.steps", "1200", "--train.checkpoint_every", "1000"]
     processes = start(SCRIPT, [*command("none", recipe, out), *longer])
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (out / "metrics.jsonl").exists():

@@ -26,7 +26,6 @@ def noted(out: Path, state: TrainerState, resume: str, limit: float) -> Iterator
         yield
         return
     dog = watchdog.watching()
-    step = state.step
 
     def note(verdict: Verdict, told: bool) -> tuple[str, str]:
         """As the process is ended from outside its main thread."""
@@ -46,9 +45,12 @@ def noted(out: Path, state: TrainerState, resume: str, limit: float) -> Iterator
     except Lost as error:
         _write(out, state, error.verdict, error.told)
         raise Lost(error.verdict, error.told, str(out), hint()) from error.__cause__
+    except BaseException as error:
+        watchdog.failed(error)  # at once: what is closed on the way out may take its time
+        raise
     finally:
         dog.notes.remove(note)
-        watchdog.doing(max(state.step, step), "after the run", limited=False)
+        dog.limited = False
 
 
 def _write(out: Path, state: TrainerState, verdict: Verdict, told: bool) -> None:

@@ -51,19 +51,20 @@ class Watchdog:
 
     def __init__(self, store: dist.Store, rank: int, world: int):
         self.rank, self.world, self.limit = rank, world, LIMIT
-        self.notes: list[Callable[[Verdict, bool], None]] = []  # (verdict, told): before the process is ended
-        self._store = dist.PrefixStore("watchdog", store.clone())
+        self.notes: list[Callable[[Verdict, bool], tuple[str, str]]] = []  # (verdict, told) -> where, hint
+        self._store = dist.PrefixStore("watchdog", store.clone())  # type: ignore[attr-defined]
         self._store.set_timeout(timedelta(seconds=30))
         self._turn = threading.Lock()  # of those who use the store
         self._own = Status(host=socket.gethostname(), place=_place(), pid=os.getpid())
-        self._step, self._doing, self._limited, self._failed = 0, self._own.doing, False, ""
+        self._step, self._doing, self.limited, self._failed = 0, self._own.doing, False, ""
         self._entered = 0
         self._since: float | None = None  # when this process has entered the exchange that it is in
         self._for_first = False
         now = time.monotonic()
         self._known = [(Status(), -1, now, now)] * world  # status, count of signs, when each of them changed
         self._signs = 0
-        self._agreed: Verdict | None = None
+        self._agreed: Verdict | None = None  # what holds for all, told by rank `_teller`
+        self._teller = -1
         self._ending = False
         self._cut_off = ""  # why the store cannot be reached
         self._over = threading.Event()
@@ -75,7 +76,7 @@ class Watchdog:
     # What the main thread says.
 
     def doing(self, step: int, what: str, limited: bool) -> None:
-        self._step, self._doing, self._limited = step, what, limited
+        self._step, self._doing, self.limited = step, what, limited
 
     def failed(self, reason: str) -> None:
         """This process cannot go on; it takes that back by entering another exchange."""
@@ -157,13 +158,17 @@ class Watchdog:
                     newest, count, now if count != signs else heard, now if newest != status else changed,
                 )  # fmt: skip
             if self._agreed is None and self._store.check([_VERDICT]):
-                self._agreed = Verdict(**json.loads(self._store.get(_VERDICT))[1])
+                self._hear(self._store.get(_VERDICT))
         self._see_own()
+
+    def _hear(self, text: bytes) -> None:
+        self._teller, values = json.loads(text)
+        self._agreed = Verdict(**values)
 
     def _status(self) -> Status:
         own = self._own
         return Status(
-            self._step, self._doing, self._entered + _issued(), self._since is not None, self._limited, self._failed,
+            self._step, self._doing, self._entered + _issued(), self._since is not None, self.limited, self._failed,
             own.host, own.place, own.pid,
         )  # fmt: skip
 
@@ -192,7 +197,7 @@ class Watchdog:
         while not self._over.wait(BEAT / 2):
             since = self._since
             waiting = 0.0 if since is None else time.monotonic() - since
-            if since is None and not self._limited:
+            if since is None and not self.limited:
                 continue  # what it does ends by itself
             seen = self._seen()
             if self._agreed is not None:
@@ -206,7 +211,7 @@ class Watchdog:
                 continue
             if self._agreed is not None:
                 time.sleep(2 * BEAT)  # an exchange that breaks off by itself ends in the main thread, more gently
-                if self._since is None and not self._limited:
+                if self._since is None and not self.limited:
                     continue
             self._end(verdict)
 
@@ -218,11 +223,13 @@ class Watchdog:
 
     def _agree(self, verdict: Verdict) -> tuple[Verdict, bool]:
         """What holds for all, and whether this process is the one to tell it."""
+        if self._agreed is not None:  # the store may have gone with the one that tells it
+            return self._agreed, self._teller == self.rank
         text = json.dumps([self.rank, verdict.to_json()])
         if self._turn.acquire(timeout=GRACE):
             try:
-                teller, values = json.loads(self._store.compare_set(_VERDICT, "", text))
-                return Verdict(**values), teller == self.rank
+                self._hear(self._store.compare_set(_VERDICT, "", text))
+                return self._agreed or verdict, self._teller == self.rank
             except Exception:  # no store, nobody to agree with
                 pass
             finally:
@@ -276,6 +283,8 @@ def _arrive(rank: int, world: int, address: str, port: int) -> dist.Store:
         if store is not None:
             with contextlib.suppress(RuntimeError):
                 missing = [number for number, key in enumerate(keys) if not store.check([key])]
+        if master:
+            time.sleep(2 * BEAT)  # the store ends with this process, and the others ask it who is missing
         who = f"rank {', '.join(map(str, missing))}" if missing else "another process"
         within = format_seconds(_ARRIVAL.total_seconds())
         hint = f"look at what that process says, and whether {address}:{port} can be reached from there"
