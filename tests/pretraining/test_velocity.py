@@ -13,7 +13,10 @@ from shoestring.train.loss_scale import LossScale
 from shoestring.train.optimizer import build_optimizer
 from shoestring.train.precision import loss_scale
 from shoestring.train.schedule import build_schedule
+from tests.train import tiny
 from tests.train.ranks import ended, start
+
+SCALE = 2**25
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +72,32 @@ def test_samples_and_services_are_one_setting_each():
 
 
 def check_two_ranks(tmp_path, *flags):
-    """The smoke twin on a few documents; -> its losses."""
-    out = tmp_path / "run"
-    flags = ("--data.max_documents", "60", "--out", out, "--precision.loss_scale.initial", "1e9", *flags)
+    """The smoke twin on a few documents, with a scale that is too high at first; -> its losses."""
+    out, text = tmp_path / "run", tiny.corpus(tmp_path / "text", 200)
+    flags = ("--data.source", text, "--data.max_documents", "150", "--out", out, *flags)
+    flags = (*flags, "--precision.loss_scale.initial", str(SCALE), "--train.steps", "10")
     results = ended(start("shoestring", ["pretrain", "velocity-2b-smoke", *flags]))
     assert [code for code, _, _ in results] == [0, 0], "\n".join(err for _, _, err in results)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     skipped = [line for line in lines if line.get("event") == "skipped"]
     assert skipped and all("overflowed float16 at a loss scale of" in line["reason"] for line in skipped)
     numbers = json.loads((out / "latest" / "trainer" / "state.json").read_text())["optimizer"]["loss_scale"]
-    assert numbers["scale"] == 1e9 / 2 ** len(skipped)
+    assert numbers["scale"] == SCALE / 2 ** len(skipped)
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses) == 8 and losses[-1] < losses[0]
+    assert len(losses) == 10 and losses[-1] < losses[0]
     return losses
 
 
 def test_its_smoke_twin_trains_under_two_ranks_with_the_loss_scaled(tmp_path):
     """The scale begins too high: gradients overflow, steps are skipped by both, and it comes down."""
     check_two_ranks(tmp_path)
+
+
+@pytest.mark.long
+def test_it_trains_so_in_parts_too(tmp_path):
+    """FSDP2 gathers blocks in float16, and sums gradients in float32: the same up to that."""
+    for kind in ("ddp", "fsdp"):
+        (tmp_path / kind).mkdir()
+    whole = check_two_ranks(tmp_path / "ddp")
+    parts = check_two_ranks(tmp_path / "fsdp", "--parallel.kind", "fsdp")
+    assert parts == pytest.approx(whole, rel=2e-3)
