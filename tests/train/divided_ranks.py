@@ -110,6 +110,16 @@ def memory() -> None:
     facts["moments"] = sum(t.numel() for t in engine.state().tensors.values() if t.ndim)
 
 
+def predicted() -> None:
+    """The most that lay in tensors of a model large enough to tell, and what the plan said of it."""
+    shape = {"width": 256, "layers": 4, "context": 128, "attention.heads": 4, "feed_forward.width": 768}
+    settings = {f"model.{name}": value for name, value in shape.items()}
+    settings |= {"train.sequence_length": 128, "train.batch_tokens": 1024, "train.steps": 1, "schedule.warmup": 0}
+    settings |= {"precision.compute": "float32", "parallel.kind": "fsdp"}
+    result = pretrain(f"{folder}/recipe.yaml", out=f"{folder}/large", overrides=settings)
+    facts["tensors"] = [result.tensor_memory, result.predicted_tensor_memory]
+
+
 def waits() -> None:
     items = list(parallel.in_step(range(rank + 1)))
     facts["in step"] = items
@@ -123,6 +133,7 @@ def runs() -> None:
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+predicted()  # while nothing else is there
 compared("tied", {})
 compared("untied", UNTIED)
 compared("checkpointed", {}, recompute="full")

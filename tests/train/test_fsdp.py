@@ -81,6 +81,12 @@ def test_each_process_keeps_its_part_of_weights_and_moments(facts):
     assert [of_rank["moments"] for of_rank in facts] == [2 * part for part in kept]
 
 
+def test_the_memory_of_one_process_is_predicted(facts):
+    for of_rank in facts:
+        counted, predicted = of_rank["tensors"]
+        assert counted == pytest.approx(predicted, rel=0.05)
+
+
 def test_sums_begin_in_the_last_pass_backward_and_not_before(facts):
     for of_rank in facts:
         assert set(of_rank["begun"]) == {3} and len(of_rank["begun"]) >= 5

@@ -53,7 +53,7 @@ from shoestring.train.recipe_files import begun_with, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
-from shoestring.train.run_folder import Start, begun
+from shoestring.train.run_folder import AUTO, Start, begun
 from shoestring.train.run_folder import resume as resume_run
 
 _AFTERWARDS = "leave it out; afterwards: shoestring evaluate MODEL OUT"
@@ -100,8 +100,16 @@ def finetune(
     parallel.start()
     if data is not None and not isinstance(data, (str, Path)):
         data = kept_rows(data)
-    resume = begun(resume, changed.get("out"))
-    if resume is not None:
+    place, of_recipe = changed.get("out"), model is not None and is_finetune_recipe(model)
+    asked, auto = resume is not None, str(resume) == AUTO
+    if place is None and of_recipe and (auto or not asked):
+        place = load_finetune_recipe(model or "", changed).out
+    resume = begun(resume, place)
+    if resume is not None and not asked:
+        start = resume_run(resume, load_finetune_recipe)  # whose recipe is what this call has asked for
+    elif resume is not None:
+        if of_recipe and auto:  # what it says besides stands in the run's own
+            model = None
         named = {"model": model, "data.source": data}
         changed |= {key: str(value) for key, value in named.items() if value is not None}
         start = resume_run(resume, load_finetune_recipe, changed)

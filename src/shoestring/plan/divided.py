@@ -1,54 +1,54 @@
 """What a step takes in one process of several that share a model (`train.fsdp`). Torch-free.
 
 Weights, gradients and moments lie in equal parts, once the model has been loaded and divided. Whole are, for a while:
-what stands around the blocks (embedding, head, norm) from the pass forward to the end of the pass backward, and its
-gradient from the loss on; the block that computes and the next one, and in the pass backward a block's gradient, with a
-copy on its way to the others.
+what stands around the blocks (embedding, head, norm), from the pass forward to the end of the pass backward; the block
+that computes, with the buffer that it or the next one came in; in the pass backward what gradients it has so far, and
+the buffer in which those of the block before are on their way to their ranks. The rest is as in one process.
 """
 
 from __future__ import annotations
 
 from shoestring.plan.moments import beside_step, kept_moments
-from shoestring.plan.peak import Walk
-from shoestring.plan.shapes import JobShape, Line
+from shoestring.plan.peak import HEAD, LAYER, Walk
+from shoestring.plan.shapes import EngineSpec, JobShape, Line
 from shoestring.plan.tape import FLOAT, HALF
 
 
-def divided(shape: JobShape, shards: int, walk: Walk) -> list[Line]:
-    """Lines of one process's tensors. walk: of the whole model, with its own rows."""
-    config = shape.config
+def divided(shape: JobShape, spec: EngineSpec, walk: Walk) -> list[Line]:
+    """Lines of one process's tensors. walk: of the whole model, with its own rows, one or two microbatches."""
+    config, shards = shape.config, spec.shards
     around, block = walk.stored, walk.matrices
     weights = config.unique_layers * block + around
-    inside = HALF if shape.compute in ("bfloat16", "float16") else FLOAT
-    gathered = 2 * block * inside / FLOAT
-    travelling = 2 * block * inside / FLOAT + block  # a block's gradient, and its sum in float32
-    found = []
-    for phase in walk.phases:
-        gradients = phase.gradients_at_peak
-        kept = min(phase.kept - phase.gradients, phase.peak - gradients)
-        whole = min(gradients, around)
-        found.append((
-            phase.peak - gradients + whole + (gradients - whole) / shards,
-            phase.name, kept, phase.peak - gradients - kept, whole + (gradients - whole) / shards, whole > 0,
-        ))  # fmt: skip
-    _, name, kept, work, gradients, backward = max(found)
-    lines = [
-        ("weights, a part of them", weights / shards),
-        ("moments, a part of them", kept_moments(shape.moving, walk.trained) / shards),
-        ("gradients, a part of them and those around the blocks", gradients),
-        ("weights around the blocks, whole", around),
-        ("blocks that are whole for a while", gathered + (travelling if backward else 0)),
-        ("kept activations", kept),
-        (name, work),
-    ]
-    step = sum(size for _, size in lines[2:])
-    every = weights / shards
-    after = [("gradients, a part of them", every), ("summing those around the blocks", 3 * around)]
-    moving = [("gradients, a part of them", every), ("moving the weights", beside_step(shape.moving, walk.trained))]
-    for others in (after, moving):
-        if sum(size for _, size in others) > step:
-            lines = [*lines[:2], *others]
-            step = sum(size for _, size in others)
+    moments = kept_moments(shape.moving, walk.trained) / shards
+    half = shape.compute in ("bfloat16", "float16")
+    inside = HALF / FLOAT if half else 1.0  # of a block's bytes, as it computes
+    once = len(walk.phases) // (2 if shape.rows > spec.microbatch else 1)
+    best, lines = 0.0, list[tuple[str, float]]()
+    backward, behind = False, 0  # how many blocks have gone backward
+    for number, phase in enumerate(walk.phases):
+        first = walk.phases[number % once]
+        layer = phase.name == LAYER
+        backward = phase.name == HEAD or (backward and layer)
+        behind = behind + 1 if backward and layer else 0
+        work = phase.peak - phase.gradients_at_peak
+        kept = min(phase.kept - phase.gradients, work)
+        arrived = (first.gradients if number < once else weights) / shards
+        fresh = (first.gradients_at_peak - first.gradients) * inside if backward else 0.0
+        found = [
+            ("gradients, a part of them", arrived),
+            ("weights around the blocks, whole", around),
+            ("blocks that are whole", block * inside * (2 if layer else 1) + (block * inside / shards if half else 0)),
+            ("gradients on their way", fresh + (block if behind > 1 else 0)),
+            ("kept activations", kept),
+            (phase.name, work - kept),
+        ]
+        if (size := sum(bytes for _, bytes in found)) > best:
+            best, lines = size, found
+    step = beside_step(shape.moving, walk.trained)
+    moving = [("gradients, a part of them", weights / shards), ("moving the weights", step)]
+    if sum(size for _, size in moving) > best:
+        lines = moving
+    lines = [("weights, a part of them", weights / shards), ("moments, a part of them", moments), *lines]
     if weights > sum(size for _, size in lines):
         lines = [("weights, whole while they are loaded", weights)]
     return [(name, int(size)) for name, size in lines if size]

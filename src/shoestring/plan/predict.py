@@ -34,7 +34,7 @@ def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
     walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn)
     if spec.shards > 1:
-        lines = divided(shape, spec.shards, walk)
+        lines = divided(shape, spec, walk)
     else:
         lines = [*_weights(shape, spec, walk), *_highest(shape, walk)]
     lengths = (shape.lengths - 1) * LENGTH if machine.onednn else 0
@@ -54,7 +54,8 @@ def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
 
 def _walked_spec(spec: EngineSpec) -> EngineSpec:
     """What matters to the walk."""
-    return EngineSpec(spec.engine, spec.microbatch, spec.recompute, 0, spec.weights, spec.spilled)
+    shards = min(spec.shards, 2)  # whether there are several
+    return EngineSpec(spec.engine, spec.microbatch, spec.recompute, 0, spec.weights, spec.spilled, shards)
 
 
 @functools.lru_cache(maxsize=512)
@@ -64,7 +65,7 @@ def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk
 
 def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk:
     tape = Tape(Memory(), onednn, threads)
-    tape.bfloat = shape.compute != "float16"
+    tape.bfloat, tape.gathered = shape.compute != "float16", spec.shards > 1
     if shape.moving.in_backward:
         tape.beside = lambda weight: beside_step(shape.moving, Counter({weight: 1}))
     training = shape.training

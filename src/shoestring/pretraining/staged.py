@@ -104,7 +104,7 @@ def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
 def _growing(before: Choice, choice: Choice) -> Choice:
     """With the instant at which a model grows, where that takes more than a step: the old moments and the new ones."""
     old, new = (dict(one.prediction.tensors) for one in (before, choice))
-    if old["moments"] == new["moments"]:
+    if old.get("moments") == new.get("moments"):
         return choice
     lines = (("weights", new["weights"]), ("moments", new["moments"]), ("moments before they grew", old["moments"]))
     if sum(size for _, size in lines) <= choice.prediction.tensor_bytes:
