@@ -22,6 +22,6 @@ def make_kinds(root: Path) -> list[Kind]:
         model_kinds.adapter, model_kinds.of_gguf, data_kinds.rows, data_kinds.columns, data_kinds.text,
         data_kinds.template, run_kinds.finetuned, run_kinds.trained, run_kinds.metrics, data_kinds.prepared,
         data_kinds.compressed, model_kinds.quantized, model_kinds.of_gptq, model_kinds.factorized,
-        run_kinds.distilled,
+        run_kinds.distilled, run_kinds.in_parts,
     ]  # fmt: skip
     return [make(root / make.__name__, base, rows) for make in makers]

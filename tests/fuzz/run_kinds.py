@@ -9,13 +9,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from shoestring.compression.distill.job import distill
+from shoestring.core.errors import RunError
 from shoestring.finetuning.job import finetune
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train.metrics import truncate_metrics
 from shoestring.train.plot import write_plot
 from shoestring.train.report.write import report
+from shoestring.train.sharded_files import ShardedFiles, write_shard
 from tests.finetuning import tiny
 from tests.fuzz.kind import Damage, Kind, call, command
 from tests.fuzz.mutations import HOSTILE, damaged, damaged_json, damaged_lines, damaged_safetensors
@@ -134,3 +138,21 @@ def metrics(sound: Path, base: Path, rows: Path) -> Kind:
         "answers.json": [damaged_json, damaged], "recipe.yaml": [damaged],
     }  # fmt: skip
     return Kind("metrics", sound, files, read)
+
+
+def in_parts(sound: Path, base: Path, rows: Path) -> Kind:
+    """Moments that two ranks have written, as one reads them."""
+    whole = {"a.weight/exp_avg": torch.arange(30.0).reshape(5, 6), "b.weight/exp_avg": torch.arange(5.0)}
+    for rank, (low, high) in enumerate([(0, 3), (3, 5)]):
+        parts = {name: (tensor[low:high], low) for name, tensor in whole.items()}
+        write_shard(sound, rank, 2, parts | ({} if rank else {"a.weight/step": (torch.tensor(3.0), 0)}))
+
+    def read(it: Path) -> None:
+        with ShardedFiles(it) as files:
+            for name, tensor in whole.items():
+                if name not in files.infos or files.infos[name].shape != tensor.shape:
+                    raise RunError("the optimizer's state does not fit", str(it))
+                files.read_into(name, torch.zeros_like(tensor))
+
+    files: dict[str, list[Damage]] = {path.name: [damaged_safetensors, damaged] for path in sorted(sound.iterdir())}
+    return Kind("moments in parts", sound, files, lambda it, rng: call(read, it))
