@@ -33,7 +33,7 @@ def told(*command: str) -> str:
 def commands() -> list[str]:
     """The blocks of "Two machines", for the first and for the second one, as they stand."""
     section = PAGE.split("## Two machines")[1].split("\n## ")[0]
-    return re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[:2]
+    return re.findall(r"^```bash\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[:2]
 
 
 @pytest.fixture
