@@ -8,8 +8,10 @@ speaks; what others say goes to a file that is shown when one of them was the fi
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -26,6 +28,7 @@ from shoestring.core.units import counted
 from shoestring.train.parallel import LAUNCHED
 
 SAVING = 600  # seconds that ranks are given to save themselves
+_PARENT_DEATH_SIGNAL = 1  # of prctl
 _SHOWN = 30  # lines of a rank that failed
 
 
@@ -64,6 +67,12 @@ def launch(arguments: Sequence[str], ranks: int, restarts: int = 0, cpu: bool = 
             _show(rank, Path(logs))
             return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
     return 0
+
+
+def follow() -> None:
+    """By a rank: it is told to stop, and saves itself, when the command that started it is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 @contextlib.contextmanager
