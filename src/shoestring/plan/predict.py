@@ -19,7 +19,7 @@ from shoestring.plan.model import Model
 from shoestring.plan.moments import beside_step, kept_moments
 from shoestring.plan.passes import decode
 from shoestring.plan.peak import Walk, walked
-from shoestring.plan.shapes import EngineSpec, JobShape, Line, Machine, Prediction, WeightFormat
+from shoestring.plan.shapes import KEPT, EngineSpec, JobShape, Line, Machine, Prediction, WeightFormat
 from shoestring.plan.speed import seconds
 from shoestring.plan.step import compared_step, resident_step
 from shoestring.plan.streamed import measured_pass, streamed_blocks, streamed_step
@@ -43,7 +43,7 @@ def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
     """What a process has besides tensors. process: bytes now. more: than a plain use keeps. tokens: of a batch."""
     return (
         ("process, before the model", process),
-        ("what it keeps beside tensors", USE + more),
+        (KEPT, USE + more),
         ("tokens of a step", tokens * _NUMBERS),
     )
 
