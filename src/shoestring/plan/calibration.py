@@ -86,17 +86,19 @@ def calibrate(threads: int, file: Path | None = None) -> Calibration:
 
 
 def corrections_by(
-    receipts: Iterable[Receipt],
+    receipts: Iterable[Receipt], fewest: int = FEWEST
 ) -> tuple[tuple[Correction, ...], tuple[tuple[str, str, int], ...]]:
-    """Of every job and engine: corrections, and (job, engine, runs) where there are too few. In the order of names."""
+    """Of every job and engine with so many runs at least: corrections, and (job, engine, runs) where there are too few.
+    In the order of names.
+    """
     grouped: dict[tuple[str, str], list[Receipt]] = defaultdict(list)
     for receipt in receipts:
         if receipt.device == "cpu" and receipt.processes == 1:
             grouped[receipt.job, receipt.engine].append(receipt)
     found, too_few = [], []
     for (job, engine), runs in sorted(grouped.items()):
-        beside, beside_runs = _median([kept_beside(run) for run in runs], *_BESIDE)
-        seconds, seconds_runs = _median([slower(run) for run in runs], *_SECONDS)
+        beside, beside_runs = _median([kept_beside(run) for run in runs], *_BESIDE, fewest)
+        seconds, seconds_runs = _median([slower(run) for run in runs], *_SECONDS, fewest)
         if beside_runs or seconds_runs:
             found.append(Correction(job, engine, beside, beside_runs, seconds, seconds_runs))
         else:
@@ -121,10 +123,10 @@ def slower(receipt: Receipt) -> float | None:
     return receipt.measured_seconds / receipt.predicted_seconds
 
 
-def _median(figures: Sequence[float | None], low: float, high: float) -> tuple[float, int]:
+def _median(figures: Sequence[float | None], low: float, high: float, fewest: int) -> tuple[float, int]:
     """Of the newest that are known, and how many they are; (1, 0) where too few are."""
     known = [figure for figure in figures if figure is not None][-NEWEST:]
-    if len(known) < FEWEST:
+    if len(known) < fewest:
         return 1.0, 0
     return min(max(statistics.median(known), low), high), len(known)
 

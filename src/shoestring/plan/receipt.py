@@ -2,8 +2,8 @@
 
 A run appends its receipt to OUT/receipts.jsonl and to the log of this user's machine, receipts.jsonl in the cache. The
 log is what `plan.calibration` corrects predictions by, so figures predicted stand in it as they were before any
-correction. A line is written at once and under a lock: a kill can tear the last one only, which the next one leaves
-behind it. Reading passes over what is no receipt, names it and changes nothing. Torch-free.
+correction. A line is written at once, in the log under a lock: a kill can tear the last one only, which the next one
+leaves behind it. Reading passes over what is no receipt, names it and changes nothing. Torch-free.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -88,7 +89,7 @@ class Receipt:
             ("peak {}", self.told_memory, self.measured_memory),
             ("{} a " + self.unit, self.told_seconds, self.measured_seconds),
         ):
-            shown = _bytes if sign.startswith("peak") else _seconds
+            shown = _bytes if sign.startswith("peak") else shown_seconds
             if measured is not None:
                 parts.append(
                     sign.format(shown(measured)) + ("" if told is None else f" ({shown(told)} predicted)")
@@ -111,7 +112,7 @@ class Receipt:
 
 def row(item: Item) -> tuple[str, str, str, str]:
     """What, predicted, measured, and by how much that was more or less."""
-    shown = _bytes if item.unit == "bytes" else _seconds
+    shown = _bytes if item.unit == "bytes" else shown_seconds
     cells = ["" if figure is None else shown(figure) for figure in (item.predicted, item.measured)]
     more = ""
     if item.predicted and item.measured is not None:
@@ -134,7 +135,8 @@ def _bytes(figure: float) -> str:
     return format_bytes(int(figure))
 
 
-def _seconds(figure: float) -> str:
+def shown_seconds(figure: float) -> str:
+    """Such as 2:05, 1.25 s, 83 ms."""
     return format_seconds(figure) if figure >= 60 else f"{figure:.2f} s" if figure >= 1 else f"{1000 * figure:.3g} ms"
 
 
@@ -166,6 +168,22 @@ def receipt_of(
     )  # fmt: skip
 
 
+def memory_items(
+    prediction: Prediction, peak: float | None, tensors: float | None, counted: Mapping[str, float]
+) -> Iterator[Item]:
+    """Line by line as the plan has them. counted: by the plan's names, what is known of single lines."""
+    beside = dict(prediction.beside)
+    for name, size in prediction.beside:
+        kept = None
+        if name == KEPT and peak is not None and tensors is not None:  # the other lines are as they were measured
+            kept = peak - tensors - (sum(beside.values()) - size)
+        yield Item(name, "bytes", size, size if name != KEPT else None if kept is None else max(kept, 0.0))
+    for name, size in prediction.tensors:
+        yield Item(name, "bytes", size, counted.get(name))
+    yield Item("tensors at their most", "bytes", prediction.tensor_bytes, tensors)
+    yield Item("peak of the process", "bytes", prediction.total, peak)
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -174,10 +192,13 @@ def log() -> Path:
     return cache_dir() / NAME
 
 
-def append(receipt: Receipt, file: Path) -> None:
-    """A line more, on the disk when this returns. Raises RunError and OSError where it cannot be written."""
+def append(receipt: Receipt, file: Path, shared: bool = False) -> None:
+    """A line more, on the disk when this returns. shared: with other processes, one after another. Raises RunError and
+    OSError where it cannot be written.
+    """
     line = json.dumps(receipt.to_json(), allow_nan=False).encode() + b"\n"
-    with clear_errors(file), exclusive(file.with_name(f".{file.name}.lock")), open(file, "ab", buffering=0) as opened:
+    alone = exclusive(file.with_name(f".{file.name}.lock")) if shared else nullcontext()
+    with clear_errors(file), alone, open(file, "ab", buffering=0) as opened:
         if _torn(file):
             line = b"\n" + line
         while line:
@@ -197,11 +218,12 @@ def _torn(file: Path) -> bool:
 def keep(receipt: Receipt, out: Path | None) -> str:
     """Into the run's folder and into the log; -> why it could not be, "" otherwise: no run ends by its receipt."""
     refused = []
-    for file in ([] if out is None else [lambda: out / NAME]) + [log]:
-        try:
-            append(receipt, file())
-        except (ShoestringError, OSError) as error:
-            refused.append(getattr(error, "message", None) or getattr(error, "strerror", None) or str(error))
+    for shared in (False, True):
+        if shared or out is not None:
+            try:
+                append(receipt, log() if shared or out is None else out / NAME, shared)
+            except (ShoestringError, OSError) as error:
+                refused.append(getattr(error, "message", None) or getattr(error, "strerror", None) or str(error))
     return "; ".join(dict.fromkeys(refused))
 
 
@@ -226,7 +248,7 @@ def read(file: Path, newest: int = 100_000) -> tuple[list[Receipt], list[Damage]
             if not text.strip():
                 continue
             try:
-                found.append(_parsed(parse_json(text)))
+                found.append(parsed(parse_json(text)))
             except ValueError as error:
                 why = "cut off" if not text.endswith(b"\n") else f"no receipt: {str(error).splitlines()[0]}"
                 damaged.append(Damage(f"{file}:{number}", why))
@@ -235,8 +257,8 @@ def read(file: Path, newest: int = 100_000) -> tuple[list[Receipt], list[Damage]
     return found[-newest:], damaged
 
 
-def _parsed(values: Any) -> Receipt:
-    """Raises ValueError in words."""
+def parsed(values: Any) -> Receipt:
+    """Of what `to_json` gave. Raises ValueError in words."""
     if not isinstance(values, dict) or values.get("receipt") != 1:
         raise ValueError('no object with "receipt": 1')
     taken: dict[str, Any] = {}

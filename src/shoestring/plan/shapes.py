@@ -131,7 +131,7 @@ class Machine:
 
     read_speed: of the disk with the model, bytes per second. int8_gain: of int8 matmuls over float32 ones. total:
     bytes of memory that there are. threads: that compute. onednn: whether that library multiplies large matrices.
-    bandwidth: of reading memory, bytes per second. corrections: of the job that is planned (`plan.calibration`).
+    bandwidth: bytes of memory read a second, 0: not known. corrections: of the planned job (`plan.calibration`).
     """
 
     process: int
@@ -141,7 +141,7 @@ class Machine:
     total: int = 0
     threads: int = 1
     onednn: bool = False
-    bandwidth: float = 1e10
+    bandwidth: float = 0.0
     corrections: tuple[Correction, ...] = ()
 
     def correction(self, engine: str) -> Correction | None:
