@@ -104,6 +104,7 @@ class Machine:
 
     read_speed: of the disk with the model, bytes per second. int8_gain: of int8 matmuls over float32 ones. total:
     bytes of memory that there are. threads: that compute. onednn: whether that library multiplies large matrices.
+    bandwidth: of reading memory, bytes per second. gpu: whether these are a GPU's, with the model in its memory.
     """
 
     process: int
@@ -113,6 +114,8 @@ class Machine:
     total: int = 0
     threads: int = 1
     onednn: bool = False
+    bandwidth: float = 1e10
+    gpu: bool = False
 
 
 @dataclass(frozen=True)

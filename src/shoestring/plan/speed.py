@@ -25,7 +25,7 @@ def seconds(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
     if spec.engine != "streamed":
         return compute
     config = shape.config
-    layer = block_numbers(config) * _bits(shape, spec) / 8
+    layer = block_numbers(config) * streamed_bits(shape, spec) / 8
     head_read = config.vocabulary * config.width * BITS["int8" if shape.compute == "int8" else shape.source] / 8
     reading = (2 * max(config.unique_layers - spec.slots, 0) * layer + head_read) / machine.read_speed
     # Inputs are written and read while nothing else is done.
@@ -33,7 +33,7 @@ def seconds(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
     return max(compute, reading) + spill
 
 
-def _bits(shape: JobShape, spec: EngineSpec) -> float:
+def streamed_bits(shape: JobShape, spec: EngineSpec) -> float:
     """Of a weight as it is streamed."""
     if spec.weights != "packed":
         return BITS[shape.source if spec.weights == "source" else spec.weights]

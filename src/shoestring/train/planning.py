@@ -45,8 +45,13 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
         int8_gain=int8_gain(),
         total=total_memory_bytes(),
         threads=torch.get_num_threads(),
-        onednn=TABLE.choose(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn",
+        onednn=multiplies_by_onednn(),
     )
+
+
+def multiplies_by_onednn() -> bool:
+    """Whether that library has large products of float32 here."""
+    return TABLE.choose(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn"
 
 
 def _may_checkpoint(recipe: RunRecipe) -> bool:
@@ -74,7 +79,7 @@ def chosen(recipe: RunRecipe, shape: JobShape, options: Options, machine: Machin
     """By the first process, for all."""
     budget = recipe.budget.memory
     if recipe.optimizer.in_backward:
-        options = _rows_at_once(options, shape)
+        options = rows_at_once(options, shape)
     made: list[Choice] = []
 
     def by_this_process() -> dict[str, Any]:
@@ -107,7 +112,7 @@ def applied(recipe: R, choice: Choice, shape: JobShape, machine: Machine) -> R:
     )
 
 
-def _rows_at_once(options: Options, shape: JobShape) -> Options:
+def rows_at_once(options: Options, shape: JobShape) -> Options:
     """For weights that move in the pass backward: each must get its whole gradient there."""
     what = "optimizer.in_backward"
     if parallel.world_size() > 1:

@@ -35,24 +35,33 @@ def settle(recipe: DistillRecipe, material: Material, machine: Machine) -> tuple
     Raises BudgetError where nothing fits.
     """
     shape = job_shape(recipe, material)
-    options = _options(recipe, material)
-    places = {"resident": (False,), "streamed": (True,)}.get(recipe.budget.teacher, (False, True))
-    if recipe.budget.memory is None or (recipe.budget.teacher == "auto" and not _streams(material)):
-        places = places[:1]
+    options = options_of(recipe, material)
     refused: list[BudgetError] = []
-    for streamed in places:
+    for streamed in places(recipe, material, recipe.budget.memory is not None):
         more = teacher_lines(recipe, material, options.usual, streamed, machine)
-        beside = replace(machine, process=machine.process + sum(size for _, size in more))
         try:
-            choice = chosen(recipe, shape, options, beside)
+            choice = chosen(recipe, shape, options, beside_teacher(machine, more))
         except BudgetError as error:
             refused.append(error)
             continue
-        choice = replace(choice, prediction=_with_teacher(choice.prediction, more, material, recipe, machine))
+        choice = replace(choice, prediction=with_teacher(choice.prediction, more, material, recipe, machine))
         settled = applied(recipe, choice, shape, machine)
         budget = settled.budget.model_copy(update={"teacher": "streamed" if streamed else "resident"})
         return settled.model_copy(update={"budget": budget}), choice
     raise refused[-1]
+
+
+def places(recipe: DistillRecipe, material: Material, limited: bool) -> tuple[bool, ...]:
+    """Whether the teacher is streamed, what is tried first. limited: by a budget, without which it is in memory."""
+    ways = {"resident": (False,), "streamed": (True,)}.get(recipe.budget.teacher, (False, True))
+    if not limited or (recipe.budget.teacher == "auto" and not _streams(material)):
+        return ways[:1]
+    return ways
+
+
+def beside_teacher(machine: Machine, more: list[Line]) -> Machine:
+    """A machine whose process holds the teacher already."""
+    return replace(machine, process=machine.process + sum(size for _, size in more))
 
 
 def _streams(material: Material) -> bool:
@@ -98,7 +107,7 @@ def teacher_lines(
     return lines
 
 
-def _options(recipe: DistillRecipe, material: Material) -> Options:
+def options_of(recipe: DistillRecipe, material: Material) -> Options:
     return Options(
         engines(recipe),
         usual=usual_microbatch(material.rows, material.padded, MICROBATCH_TOKENS),
@@ -108,7 +117,7 @@ def _options(recipe: DistillRecipe, material: Material) -> Options:
     )
 
 
-def _with_teacher(
+def with_teacher(
     prediction: Prediction, more: list[Line], material: Material, recipe: DistillRecipe, machine: Machine
 ) -> Prediction:
     """The student's prediction was made in a process that held the teacher: here its lines stand among tensors."""

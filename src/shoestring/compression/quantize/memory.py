@@ -51,8 +51,7 @@ class Room:
 def make_room(config: ModelConfig, settings: QuantizeConfig, process: int, memory: int | None) -> Room:
     """The fastest way that is predicted to stay inside `memory` bytes. process: what it takes before. Raises
     BudgetError with the least that would do."""
-    lengths = _LEARNED if settings.method == "learned" else _FEWER
-    ways = [_room(config, settings, process, tokens, on_disk) for on_disk in (False, True) for tokens in lengths]
+    ways = rooms(config, settings, process)
     if memory is None:
         return ways[0]
     for way in ways:
@@ -65,6 +64,12 @@ def make_room(config: ModelConfig, settings: QuantizeConfig, process: int, memor
         f"{format_bytes(memory)} of memory are too little to quantize this model by {settings.method}",
         hint=f"{enough}MB would do; {format_bytes(largest[1])} of it are for {largest[0]}",
     )
+
+
+def rooms(config: ModelConfig, settings: QuantizeConfig, process: int) -> list[Room]:
+    """Every way, the fastest first."""
+    lengths = _LEARNED if settings.method == "learned" else _FEWER
+    return [_room(config, settings, process, tokens, on_disk) for on_disk in (False, True) for tokens in lengths]
 
 
 def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: int, on_disk: bool) -> Room:
