@@ -31,6 +31,7 @@ from shoestring.models.config import ModelConfig
 from shoestring.models.folder import load_model, save_model
 from shoestring.models.peft_folder import save_adapter
 from shoestring.nn.lora_config import LoRAConfig
+from shoestring.plan.machine_file import save_machine
 from shoestring.plan.receipt import Item, Receipt, append
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
@@ -40,6 +41,7 @@ from shoestring.train.report.write import report
 from tests.data import templates
 from tests.data.families import QWEN3
 from tests.finetuning import tiny
+from tests.forecast.machines import described
 from tests.fuzz.mutations import (
     HOSTILE,
     changed,
@@ -97,8 +99,19 @@ def make_kinds(root: Path) -> list[Kind]:
     generation = {"eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(generation))
     make = [_recipe, _values, _model, _shards, _tokenizer, _adapter, _gguf, _rows, _columns, _text, _template, _state]
-    more = [_trained, _metrics, _prepared, _compressed, _quantized, _of_gptq, _factorized, _distilled]
+    more = [_machine, _trained, _metrics, _prepared, _compressed, _quantized, _of_gptq, _factorized, _distilled]
     return [each(root / each.__name__, base, rows) for each in [*make, *more]]
+
+
+def _machine(sound: Path, base: Path, rows: Path) -> Kind:
+    """A machine that was described, and is planned for."""
+    sound.mkdir()
+    save_machine(described(), sound / "laptop.yaml")
+
+    def read(it: Path, rng: random.Random) -> int:
+        return command("plan", "quickstart-smoke", "--machine", it / "laptop.yaml")
+
+    return Kind("machine", sound, {"laptop.yaml": [damaged]}, read)
 
 
 def _recipe(sound: Path, base: Path, rows: Path) -> Kind:

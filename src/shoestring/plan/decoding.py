@@ -80,7 +80,7 @@ def predict_use(
     """slots: layers in memory of a streamed model, 0: all of it, resident. source: the dtype of its files. Its seconds
     are those of the whole use.
     """
-    walk = _walk(config, use, source if slots else "", weights, machine.threads, machine.onednn)
+    walk = _walk(config, use, source if slots else "", weights, machine.threads, machine.onednn, machine.gpu)
     size = HALF if use.compute != "float32" else FLOAT
     if slots:
         lines = streamed_weights(config, weights, source, slots, walk)
@@ -102,12 +102,17 @@ def predict_use(
 
 
 @functools.lru_cache(maxsize=512)
-def _walk(config: ModelConfig, use: Use, source: str, weights: str, threads: int, onednn: bool) -> Walk:
-    return walked(config, lambda shallow: _walk_of(shallow, use, source, weights, threads, onednn))
+def _walk(
+    config: ModelConfig, use: Use, source: str, weights: str, threads: int, onednn: bool, gpu: bool
+) -> Walk:
+    return walked(config, lambda shallow: _walk_of(shallow, use, source, weights, threads, onednn, gpu))
 
 
-def _walk_of(config: ModelConfig, use: Use, source: str, weights: str, threads: int, onednn: bool) -> Walk:
+def _walk_of(
+    config: ModelConfig, use: Use, source: str, weights: str, threads: int, onednn: bool, gpu: bool
+) -> Walk:
     tape = Tape(Memory(), onednn, threads)
+    tape.gpu = gpu
     tape.training = False
     frozen: WeightFormat = "float32" if weights not in ("int8", "int4", "nf4") or not source else weights  # type: ignore
     model = Model(tape, config, Training(full=False, frozen=frozen, packed=use.packed))

@@ -63,7 +63,7 @@ class LatentAttention:
         k, v = self.keys_and_values(tape, latent, key, context)
         q = cat(tape, [content, rotary])
         queries, width = config.content_width + config.rotary_width, config.value_width
-        if queries == width or fits(q, k, v, config.heads, context):
+        if queries == width or fits(tape, q, k, v, config.heads, context):
             return attend(tape, q, k, v, config.heads, context)
         y = self._padded(tape, q, k, v, context)
         if width < queries:

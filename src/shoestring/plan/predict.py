@@ -32,7 +32,7 @@ _NUMBERS = 32  # bytes of a token in a batch: four integers
 
 def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
-    walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn)
+    walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn, machine.gpu)
     lines = [*_weights(shape, spec, walk), *_highest(shape, walk)]
     lengths = (shape.lengths - 1) * LENGTH if machine.onednn else 0
     around = beside(machine.process, TRAINING + lengths, shape.tokens)
@@ -56,12 +56,13 @@ def _walked_spec(spec: EngineSpec) -> EngineSpec:
 
 
 @functools.lru_cache(maxsize=512)
-def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk:
-    return walked(shape.config, lambda config: _walk_of(config, shape, spec, threads, onednn))
+def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool) -> Walk:
+    return walked(shape.config, lambda config: _walk_of(config, shape, spec, threads, onednn, gpu))
 
 
-def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk:
+def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool) -> Walk:
     tape = Tape(Memory(), onednn, threads)
+    tape.gpu = gpu
     tape.bfloat = shape.compute != "float16"
     if shape.moving.in_backward:
         tape.beside = lambda weight: beside_step(shape.moving, Counter({weight: 1}))

@@ -166,7 +166,8 @@ class Leaf(Node):
 
 
 class Tape:
-    """Records operations while `grad`. onednn: whether that library multiplies matrices of float32.
+    """Records operations while `grad`. onednn: whether that library multiplies matrices of float32. gpu: whether all is
+    on one, where torch computes what our kernels do on a CPU, and attention is one kernel.
 
     selective: cheap parts are made again going backward. compute: bytes of the numbers that products run in;
     bfloat: whether those of two are bfloat16.
@@ -176,6 +177,7 @@ class Tape:
 
     def __init__(self, memory: Memory, onednn: bool = False, threads: int = 1):
         self.memory, self.onednn, self.threads = memory, onednn, threads
+        self.gpu = False
         self.grad = self.selective = self.training = True
         self.compute, self.bfloat = FLOAT, True
         self.recorded = 0

@@ -92,7 +92,7 @@ def chosen(recipe: RunRecipe, shape: JobShape, options: Options, machine: Machin
     """By the first process, for all."""
     budget = recipe.budget.memory
     if recipe.optimizer.in_backward:
-        options = _rows_at_once(options, shape)
+        options = rows_at_once(options, shape)
     made: list[Choice] = []
 
     def by_this_process() -> dict[str, Any]:
@@ -125,7 +125,7 @@ def applied(recipe: R, choice: Choice, shape: JobShape, machine: Machine) -> R:
     )
 
 
-def _rows_at_once(options: Options, shape: JobShape) -> Options:
+def rows_at_once(options: Options, shape: JobShape) -> Options:
     """For weights that move in the pass backward: each must get its whole gradient there."""
     what = "optimizer.in_backward"
     if parallel.world_size() > 1:
