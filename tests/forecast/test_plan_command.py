@@ -130,3 +130,13 @@ def test_doctor_saves_this_machine(capsys, tmp_path, monkeypatch):
 def test_a_process_of_its_own_says_how_large_it_is():
     sizes = own_size.fresh_sizes()
     assert 50e6 < sizes.decoding <= sizes.training <= sizes.checkpointing < 4e9
+
+
+def test_calibrating_stands_alone(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    code, out, _ = said(capsys, "plan", "--calibrate", "--json")
+    assert code == 0 and json.loads(out)["receipts"] == 0
+    code, _, err = said(capsys, "plan", "quickstart", "--calibrate")
+    assert code == 2 and "--calibrate plans nothing: leave out RECIPE_OR_MODEL" in err
+    code, _, err = said(capsys, "plan")
+    assert code == 2 and "plan needs a recipe or a model" in err

@@ -32,6 +32,7 @@ from shoestring.models.folder import load_model, save_model
 from shoestring.models.peft_folder import save_adapter
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.plan.machine_file import save_machine
+from shoestring.plan.receipt import Item, Receipt, append
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train.metrics import truncate_metrics
@@ -469,8 +470,12 @@ def _metrics(sound: Path, base: Path, rows: Path) -> Kind:
     predicted = {"predicted": {"memory": 10**9}, "predicted_parts": [["weights", 10**9]]}
     sessions = [{**began, **predicted}, {"session": "ended", "step": 19, "peak_memory": 10**9, "how": "finished"}]
     (sound / "sessions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sessions))
+    receipt = Receipt("pretrain", "resident", "x | 8 threads", count=3, measured_seconds=1.5, predicted_seconds=1.0)
+    for item in (Item("weights", "bytes", 1e9, 1e9), Item("a step", "seconds", 1.0, None)):
+        append(replace(receipt, items=(*receipt.items, item)), sound / "receipts.jsonl")
     files: dict[str, list[Damage]] = {
         "metrics.jsonl": [damaged_lines, damaged], "sessions.jsonl": [damaged_lines, damaged],
+        "receipts.jsonl": [damaged_lines, damaged],
         "answers.json": [damaged_json, damaged], "recipe.yaml": [damaged],
     }  # fmt: skip
     return Kind("metrics", sound, files, read)

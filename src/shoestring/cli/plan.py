@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
+from shoestring.core.errors import ConfigError
 from shoestring.forecast.config import plan_budget
 from shoestring.forecast.opening import check_job
 from shoestring.plan.machine_file import read_machine
@@ -26,8 +27,8 @@ app = verb(
 @app.default
 def plan(
     recipe_or_model: Annotated[
-        str, Parameter(help="a recipe, by name, file or run; or a model: a folder, a name that get knows")
-    ],
+        str | None, Parameter(help="a recipe, by name, file or run; or a model: a folder, a name that get knows")
+    ] = None,
     /,
     *,
     job: Annotated[
@@ -49,9 +50,21 @@ def plan(
     every: Annotated[
         bool, Parameter(name="--all", help="show every form, not the best of each engine and number format")
     ] = False,
+    calibrate: Annotated[
+        bool, Parameter(help="correct later predictions for this machine by what its runs took, and show by how much")
+    ] = False,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
+    if calibrate:
+        given = {
+            "RECIPE_OR_MODEL": recipe_or_model, "--job": job, "--memory": memory, "--gpu-memory": gpu_memory,
+            "--time": time, "--machine": machine, "--largest": largest, "--all": every or None,
+        }  # fmt: skip
+        _calibrate([*(name for name, value in given.items() if value is not None), *(overrides or {})], json)
+        return
+    if recipe_or_model is None:
+        raise ConfigError("plan needs a recipe or a model", hint="shoestring plan quickstart, or --calibrate alone")
     check_job(job)
     plan_budget(memory, gpu_memory, time)
     if machine is not None:
@@ -70,3 +83,18 @@ def plan(
     console.show("\n".join(head(made)) + "\n")
     console.out.print(console.table(names, cells(made, shown_rows(made, every)), right=right(names)))
     console.show("\n" + "\n".join(tail(made)))
+
+
+def _calibrate(beside: list[str], json: bool) -> None:
+    """beside: what else was given."""
+    if beside:
+        raise ConfigError(f"--calibrate plans nothing: leave out {beside[0]} (command line)")
+    import torch
+
+    from shoestring.plan.calibration import calibrate
+
+    found = calibrate(torch.get_num_threads())
+    if json:
+        console.print_json(found.to_json())
+    else:
+        console.show(found)

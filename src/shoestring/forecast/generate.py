@@ -13,8 +13,8 @@ from shoestring.forecast.form import Form, Outcome
 from shoestring.models.config import ModelConfig
 from shoestring.offload.model import unstreamed
 from shoestring.plan.decoding import Use, predict_use
-from shoestring.plan.pace import pace
 from shoestring.plan.shapes import Machine, Packed, WeightFormat
+from shoestring.plan.speed import WRITING
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,8 @@ class GenerateWork:
 
         def predicted(machine: Machine) -> Outcome:
             prediction = predict_use(self.config, use, machine, self.source, weights, slots)
-            at = pace(self.config, use, machine, self.source, weights, slots)
-            if at is None:
-                return Outcome(prediction, shape.max_tokens)
-            seconds = at.reading + shape.max_tokens * at.writing
-            return Outcome(replace(prediction, seconds=at.writing), shape.max_tokens, seconds)
+            each = dict(prediction.time).get(WRITING, 0.0) / max(shape.max_tokens - 1, 1)
+            return Outcome(replace(prediction, seconds=each), shape.max_tokens, prediction.seconds)
 
         return Form(
             engine="streamed" if slots else "resident", precision=compute, at_once=shape.texts,

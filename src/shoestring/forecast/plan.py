@@ -21,6 +21,7 @@ from shoestring.forecast.largest import Largest, largest_context, largest_model
 from shoestring.forecast.opening import check_job, open_work, recipe_of
 from shoestring.forecast.rows import GIGABYTE, Limits, Place, Row, best, nearest, predicted
 from shoestring.forecast.text import text
+from shoestring.plan.calibration import corrections_of
 from shoestring.plan.constants import SPARE
 from shoestring.plan.machine_file import MachineConfig, ProcessConfig, read_machine
 
@@ -118,11 +119,11 @@ def make_plan(
     if described is None:
         with waiting("measuring this machine"):
             described = _this_machine(work)
-    limits = _limits(budget, work, described)
+    limits, kept = _limits(budget, work, described), described
+    corrections = corrections_of(work.job, kept.threads) if machine is None else ()
 
     def rows_of(one: Work) -> list[Row]:
-        assert described is not None
-        return predicted(one, described, limits)
+        return predicted(one, kept, limits, corrections)
 
     rows = rows_of(work)
     found = None

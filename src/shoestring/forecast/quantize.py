@@ -8,8 +8,7 @@ from typing import Any
 
 from shoestring.compression.quantize.blocks import LINEARS, check_model
 from shoestring.compression.quantize.config import QuantizeConfig
-from shoestring.compression.quantize.memory import Room, rooms
-from shoestring.compression.quantize.seconds import block_seconds
+from shoestring.compression.quantize.memory import Room, prediction, rooms, stages
 from shoestring.forecast.form import Form, Outcome
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.common import dense_parts
@@ -17,6 +16,7 @@ from shoestring.nn.quantized.config import PackedConfig
 from shoestring.plan.adapters import PackedBase
 from shoestring.plan.constants import BITS
 from shoestring.plan.machine_file import ProcessKind
+from shoestring.plan.quantizing import Rounding
 from shoestring.plan.shapes import Line, Machine, Prediction
 from shoestring.plan.tape import FLOAT
 
@@ -61,10 +61,9 @@ class QuantizeWork:
         kind: ProcessKind = "training" if self.settings.method == "learned" else "decoding"
 
         def predicted(machine: Machine) -> Outcome:
-            beside = (("process, before the model", machine.process), ("files, threads and libraries", room.beside))
-            seconds = block_seconds(self.config, self.settings, machine, self.source, room.tokens)
-            prediction = Prediction(tuple(line for line in room.lines if line[1]), beside, seconds)
-            return Outcome(prediction, self.config.layers, self.config.layers * seconds)
+            there = replace(room, beside=room.beside + machine.process)
+            found = prediction(self.config, there, self._rounding(room), machine)
+            return Outcome(found, self.config.layers, self.config.layers * found.seconds)
 
         def disk(prediction: Prediction) -> tuple[Line, ...]:
             kept = quantized_bytes(self.config, self.settings.packed("bfloat16"), self.source)
@@ -79,6 +78,14 @@ class QuantizeWork:
             told=f"{room.tokens:,} tokens", predict=predicted, note="hidden states" if self.settings.calibrate else "",
             process=kind, disk=disk, on_gpu=False,
         )  # fmt: skip
+
+    def _rounding(self, room: Room) -> Rounding:
+        """What is done with each block."""
+        settings, context = self.settings, self._context
+        text = settings.calibrate is not None
+        calibrating, measured = (settings.rows * context, settings.held_out * context) if text else (0, 0)
+        batch = max(room.tokens, context)
+        return Rounding(stages(self.config), settings.method, calibrating, measured, batch, context, settings.steps)
 
     def at_context(self, tokens: int) -> QuantizeWork:
         return replace(self, settings=self.settings.model_copy(update={"context": max(tokens, 8)}))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from shoestring.forecast.form import Form, Outcome, Work
 from shoestring.plan.constants import SPARE
 from shoestring.plan.machine_file import MachineConfig
-from shoestring.plan.shapes import Line, Machine
+from shoestring.plan.shapes import Correction, Line, Machine
 
 Place = Literal["cpu", "gpu"]
 GIGABYTE = 1_000_000_000
@@ -55,6 +55,10 @@ class Row:
     def seconds(self) -> float | None:
         return None if self.step is None else self.outcome.seconds
 
+    @property
+    def steps(self) -> int | None:
+        return None if self.step is None and self.outcome.bounded else self.outcome.steps
+
     def over(self, limits: Limits) -> dict[str, float]:
         """By how much more than each limit it takes, bytes or seconds; empty where it fits."""
         found: dict[str, float] = {}
@@ -81,19 +85,22 @@ class Row:
         return {
             "device": self.place, "engine": form.engine, "precision": form.precision, "at_once": form.at_once,
             "note": form.note, "memory": self.memory, "gpu_memory": self.gpu, "disk": self.disk,
-            "seconds_per_step": self.step, "steps": self.outcome.steps, "seconds": self.seconds,
+            "seconds_per_step": self.step, "steps": self.steps, "seconds": self.seconds,
             "fits": self.fits(limits), "over": self.over(limits), "exact": form.exact, "settings": form.settings,
             "lines": [list(line) for line in self.lines],
         }  # fmt: skip
 
 
-def predicted(work: Work, machine: MachineConfig, limits: Limits) -> list[Row]:
-    """Every form, on the processor and, where one is planned for, on the GPU."""
+def predicted(
+    work: Work, machine: MachineConfig, limits: Limits, corrections: tuple[Correction, ...] = ()
+) -> list[Row]:
+    """Every form, on the processor and, where one is planned for, on the GPU. corrections: of the processor's, by runs
+    of this job on it."""
     from shoestring.train import precision  # which brings torch
 
     settled = "bfloat16" if machine.bfloat16_gain >= precision.GAIN else "float32"
     forms = work.forms(limits.given, settled)
-    found = [_on_processor(form, machine, form.precision == forms[0].precision) for form in forms]
+    found = [_on_processor(form, machine, form.precision == forms[0].precision, corrections) for form in forms]
     if limits.gpu is not None:
         settled = "bfloat16" if machine.gpu_bfloat16_gain >= precision.GAIN else "float32"
         forms = [form for form in work.forms(limits.given, settled) if form.on_gpu]
@@ -101,8 +108,11 @@ def predicted(work: Work, machine: MachineConfig, limits: Limits) -> list[Row]:
     return found
 
 
-def _on_processor(form: Form, machine: MachineConfig, settled: bool) -> Row:
+def _on_processor(
+    form: Form, machine: MachineConfig, settled: bool, corrections: tuple[Correction, ...]
+) -> Row:
     where = machine.processor_for(form.precision, machine.process_of(form.process))
+    where = replace(where, corrections=corrections)
     outcome = form.predict(where)
     disk = form.disk(outcome.prediction)
     return Row(

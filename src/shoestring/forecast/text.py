@@ -67,7 +67,7 @@ def head(plan: Plan) -> list[str]:
     size = format_count(work.config.parameter_count())
     what = f"{work.job} {plan.name}: {size} parameters"
     if work.job in ("pretrain", "finetune", "distill"):
-        steps = plan.chosen.outcome.steps
+        steps = plan.chosen.steps
         what += f", {'steps' if steps is None else counted(steps, 'step')} of {work.tokens:,} tokens"
     lines = [f"{'plan':<10}{what}"]
     has = [f"{plan.machine.processor}, {counted(plan.machine.cores, 'core')}", f"{format_bytes(plan.machine.memory)}"]
@@ -90,6 +90,8 @@ def tail(plan: Plan) -> list[str]:
     lines = [f"{'fastest':<10}{_named(plan, row)}"]
     if row.form.settings:
         lines.append(f"{'':<10}{flags(row.form.settings)}")
+    if row.outcome.prediction.correction is not None:
+        lines.append(f"{'':<10}{row.outcome.prediction.correction}")
     lines += [f"{'':<10}{format_bytes(size):>8}  {name}" for name, size in row.lines if size]
     if plan.limits.seconds is not None and row.step is not None and work.job in ("pretrain", "finetune", "distill"):
         fit = int(plan.limits.seconds / row.step)

@@ -10,8 +10,19 @@ BITS: dict[str, float] = {
 # Share of a budget that a prediction may fill: the rest is its error.
 SPARE = 0.97
 
-# Of the matrix peak that a step reaches, for the estimate of its speed.
-EFFICIENCY = 0.7
+# Of the matrix peak: what products of a step reach, and attention, whose exponentials are no products.
+PRODUCTS = 0.85
+ATTENTION = 0.3
+# Times that each byte of a tensor that is made passes memory: it is written, and read by what comes next.
+PASSES = 2.0
+# Seconds that an operation takes before it computes, in Python and torch: those of a step, and those of a native pass.
+CALL = 1e-5
+# Seconds of a token that are neither its products nor its cache: choosing it, and telling it.
+TOKEN = 3e-4
+# Bytes that moving a weight passes through memory, by optimizer: weight, gradient and moments, read and written; with
+# the norm of all gradients and their scaling (12).
+MOVED = {"adamw": 40.0, "lion": 32.0, "adafactor": 60.0, "muon": 36.0}
+MOVED_IN_EIGHT_BITS = 28.0
 
 # What a process takes beside tensors, once the libraries are loaded (`train.first_use`), from before a model is opened
 # to its peak: Python's objects and what threads and files keep. Peak resident set less the allocator's peak, less the
@@ -27,9 +38,6 @@ LENGTH = 13_000_000
 
 # Tokens computed at once that are fast on a CPU.
 MICROBATCH_TOKENS = 512
-
-# Of the bandwidth of memory that writing tokens reaches: `benchmarks.decode`, 72 to 113%, medians 78 to 94%.
-DECODING = 0.8
 
 # What a server takes beside the model: bodies of requests and answers, connections, Python's objects.
 SERVING = 48_000_000

@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shoestring.core.units import counted
 from shoestring.models.config import ModelConfig
 from shoestring.nn.config import Recompute
 from shoestring.nn.quantized.config import PackedConfig
@@ -97,6 +98,32 @@ class EngineSpec:
     spilled: bool = False
 
 
+KEPT = "what it keeps beside tensors"  # the line of a process that is a constant
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a machine's own runs say of predictions for one job and engine.
+
+    beside: times the constant of what a process keeps beside tensors; seconds: times those of a step. Each with the
+    runs that it stands on, 1.0 and 0 where there were too few.
+    """
+
+    job: str
+    engine: str
+    beside: float = 1.0
+    beside_runs: int = 0
+    seconds: float = 1.0
+    seconds_runs: int = 0
+
+    @property
+    def runs(self) -> int:
+        return max(self.beside_runs, self.seconds_runs)
+
+    def __str__(self) -> str:
+        return f"corrected by {counted(self.runs, 'run')} on this machine"
+
+
 @dataclass(frozen=True)
 class Machine:
     """process: bytes that this process has beside tensors, libraries loaded. flops: of matmuls in the job's format, per
@@ -104,7 +131,8 @@ class Machine:
 
     read_speed: of the disk with the model, bytes per second. int8_gain: of int8 matmuls over float32 ones. total:
     bytes of memory that there are. threads: that compute. onednn: whether that library multiplies large matrices.
-    bandwidth: of reading memory, bytes per second. gpu: whether these are a GPU's, with the model in its memory.
+    bandwidth: bytes of memory read a second, 0: not known. gpu: whether these are a GPU's, which has the model.
+    corrections: of the planned job (`plan.calibration`).
     """
 
     process: int
@@ -114,17 +142,28 @@ class Machine:
     total: int = 0
     threads: int = 1
     onednn: bool = False
-    bandwidth: float = 1e10
+    bandwidth: float = 0.0
     gpu: bool = False
+    corrections: tuple[Correction, ...] = ()
+
+    def correction(self, engine: str) -> Correction | None:
+        return next((one for one in self.corrections if one.engine == engine), None)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """tensors: lines of the most that lies in tensors at once; beside: of the process around them. seconds: a step."""
+    """tensors: lines of the most that lies in tensors at once; beside: of the process around them. seconds: a step.
+
+    time: what those seconds are for. tokens: of a step, padded. correction: what has been made of all this by runs on
+    this machine, already in every figure.
+    """
 
     tensors: tuple[Line, ...]
     beside: tuple[Line, ...]
     seconds: float
+    time: tuple[tuple[str, float], ...] = ()
+    tokens: int = 0
+    correction: Correction | None = None
 
     @functools.cached_property
     def tensor_bytes(self) -> int:

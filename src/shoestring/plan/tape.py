@@ -30,11 +30,16 @@ class Phase:
 
 
 class Memory:
-    """live: bytes now; gradients: of weights, among them. phases: in their order; new tensors count in the latest."""
+    """live: bytes now; gradients: of weights, among them. phases: in their order; new tensors count in the latest.
+
+    made: bytes of all tensors until now, which is what was written; tensors: how many they were.
+    """
 
     def __init__(self) -> None:
         self.live = 0.0
         self.gradients = 0.0
+        self.made = 0.0
+        self.tensors = 0
         self.phase = Phase("", 0.0, 0.0, 0.0)
         self.phases = [self.phase]
 
@@ -57,6 +62,8 @@ class Storage:
     def __init__(self, memory: Memory, bytes: float):
         self.memory, self.bytes = memory, bytes
         memory.live += bytes
+        memory.made += bytes
+        memory.tensors += 1
         memory.scratch(0.0)
 
     def __del__(self) -> None:

@@ -47,9 +47,9 @@ class Stream(Protocol):
 class StepEvent:
     """What callbacks see after a step.
 
-    seconds: of this step alone. last: no step follows; stopping: why the run is to be saved and left before its end,
-    "" if not. A callback may set both. stage: of this step, where the run has several. lines: what callbacks that come
-    before the metrics have to say in metrics.jsonl.
+    seconds: of this step alone; updating: of those, what moving the weights took. last: no step follows; stopping: why
+    the run is to be saved and left before its end, "" if not. A callback may set both. stage: of this step, where the
+    run has several. lines: what callbacks that come before the metrics have to say in metrics.jsonl.
     """
 
     state: TrainerState
@@ -62,6 +62,7 @@ class StepEvent:
     stopping: str
     pace: Pace
     stage: Stage | None = None
+    updating: float = 0.0
     lines: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -129,7 +130,9 @@ def train(
             engine.set_limit(state.loss_limit(explosion))
             loss = engine.forward_backward(group)
             with parallel.together():
+                updating = time.perf_counter()
                 result = engine.optimizer_step(clip, share)
+                updating = time.perf_counter() - updating
         except RuntimeError as error:
             if allocator.refused(error) is not None or isinstance(error, parallel.Elsewhere):
                 traceback.clear_frames(error.__traceback__)  # which hold the step's activations
@@ -152,7 +155,7 @@ def train(
         stopping = f"stopped after step {state.step}" if asked else ""
         event = StepEvent(
             state, loss, learning_rate * share, result, seconds, tokens, pace.is_finished(state), stopping, pace,
-            stage if len(stages.all) > 1 else None,
+            stage if len(stages.all) > 1 else None, updating,
         )  # fmt: skip
         for callback in callbacks:
             callback.after_step(event)

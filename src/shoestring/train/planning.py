@@ -13,10 +13,11 @@ from shoestring.core.errors import BudgetError, ConfigError
 from shoestring.core.machine import has_int8_instructions, rss_bytes, total_memory_bytes
 from shoestring.core.matmul import TABLE
 from shoestring.core.matmul_choice import LAYOUTS, Kind
-from shoestring.core.speeds import matrix_peak
+from shoestring.core.speeds import FEW, matrix_peak, memory_bandwidth
 from shoestring.core.units import format_bytes
 from shoestring.kernels import allocator
 from shoestring.kernels.compiled import compiler
+from shoestring.plan.calibration import corrections_of
 from shoestring.plan.choose import Choice, choose, tell
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, Options
@@ -34,8 +35,8 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
 
     Speeds are measured by the first process while the others wait: together they would measure one another.
     """
-    flops, speed = parallel.by_first(
-        lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), read_speed()]
+    flops, bandwidth, speed = parallel.by_first(
+        lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), memory_speed(), read_speed()]
     )
     first_use(checkpointing=_may_checkpoint(recipe))
     return Machine(
@@ -46,12 +47,24 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
         total=total_memory_bytes(),
         threads=torch.get_num_threads(),
         onednn=multiplies_by_onednn(),
+        bandwidth=bandwidth,
+        corrections=corrections_of(recipe.job, torch.get_num_threads()),
     )
 
 
 def multiplies_by_onednn() -> bool:
     """Whether that library has large products of float32 here."""
     return TABLE.choose(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn"
+
+
+def memory_speed() -> float:
+    """Bytes per second of reading memory, from few enough of them that a small run's peak is its own."""
+    before = allocator.counts()
+    found = memory_bandwidth(count=FEW)
+    after = allocator.counts()
+    if before is not None and after is not None and after.live_peak > before.live_peak:
+        allocator.reset_peaks()  # by the array that was read, which is none of the run's
+    return found
 
 
 def _may_checkpoint(recipe: RunRecipe) -> bool:

@@ -14,18 +14,18 @@ from shoestring.compression.distill.teacher import SLOTS
 from shoestring.core.errors import BudgetError
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
-from shoestring.models.count import operations
 from shoestring.models.families.registry import read_quantization
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.head_blocks import compared_rows
 from shoestring.plan.choose import Choice, usual_microbatch
-from shoestring.plan.constants import MICROBATCH_TOKENS
+from shoestring.plan.constants import MICROBATCH_TOKENS, PASSES
 from shoestring.plan.decoding import Use, predict_use
 from shoestring.plan.shapes import JobShape, Line, Machine, Options, Prediction, Training
 from shoestring.plan.tape import FLOAT
 from shoestring.train.optimizer_config import moving
 from shoestring.train.planning import applied, chosen, engines
 
+_STATES = "teacher, hidden states of a step"  # of one that is streamed
 _HELD = 5  # arrays of the size of a chunk's logits, while two distributions are compared
 
 
@@ -93,18 +93,24 @@ def teacher_lines(
     recipe: DistillRecipe, material: Material, rows: int, streamed: bool, machine: Machine
 ) -> list[Line]:
     """What it adds. rows: of a microbatch."""
-    config, base = material.teacher.config, material.teacher.base
+    config, prediction = material.teacher.config, _teachers_pass(material, rows, streamed, machine)
+    lines: list[Line] = [(f"teacher, {name}", size) for name, size in prediction.tensors]
+    if streamed:
+        lines.append((_STATES, 2 * material.rows * material.padded * config.width * FLOAT))
+    compared = min(rows * material.padded, compared_rows(config.vocabulary))
+    lines.append(("teacher and student compared", _HELD * compared * config.vocabulary * FLOAT))
+    return lines
+
+
+def _teachers_pass(material: Material, rows: int, streamed: bool, machine: Machine) -> Prediction:
+    """Of its own, over a microbatch, before any correction."""
+    base = material.teacher.base
     assert base is not None
     with WeightFiles(base, packed=True) as files:
         source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
     use = Use(rows, material.padded, scored=True, documents=True)
-    prediction = predict_use(config, use, machine, source, slots=SLOTS if streamed else 0)
-    lines: list[Line] = [(f"teacher, {name}", size) for name, size in prediction.tensors]
-    if streamed:
-        lines.append(("teacher, hidden states of a step", 2 * material.rows * material.padded * config.width * FLOAT))
-    compared = min(rows * material.padded, compared_rows(config.vocabulary))
-    lines.append(("teacher and student compared", _HELD * compared * config.vocabulary * FLOAT))
-    return lines
+    plain = replace(machine, corrections=())
+    return predict_use(material.teacher.config, use, plain, source, slots=SLOTS if streamed else 0)
 
 
 def options_of(recipe: DistillRecipe, material: Material) -> Options:
@@ -120,13 +126,20 @@ def options_of(recipe: DistillRecipe, material: Material) -> Options:
 def with_teacher(
     prediction: Prediction, more: list[Line], material: Material, recipe: DistillRecipe, machine: Machine
 ) -> Prediction:
-    """The student's prediction was made in a process that held the teacher: here its lines stand among tensors."""
+    """The student's prediction was made in a process that held the teacher: here its lines stand among tensors. Its
+    passes and the comparison, five arrays of logits written and read, take time too."""
     held = sum(size for _, size in more)
     (name, process), *others = prediction.beside
-    seconds = 0.0
+    time: list[tuple[str, float]] = []
     if recipe.distill.cache_samples is None:
-        tokens = material.rows * material.padded
-        seconds = operations(material.teacher.config, material.padded).forward * tokens / machine.flops
-    return Prediction(
-        (*prediction.tensors, *more), ((name, process - held), *others), prediction.seconds + seconds
-    )
+        rows, streamed = options_of(recipe, material).usual, any(line == _STATES for line, _ in more)
+        passes = _teachers_pass(material, rows, streamed, machine).seconds * material.rows / rows
+        logits = material.rows * material.padded * material.teacher.config.vocabulary
+        compared = PASSES * _HELD * logits * FLOAT / machine.bandwidth if machine.bandwidth else 0.0
+        time = [("the teacher's passes", passes), ("teacher and student compared", compared)]
+    factor = 1.0 if prediction.correction is None else prediction.correction.seconds
+    time = [(what, factor * seconds) for what, seconds in time]
+    return replace(
+        prediction, tensors=(*prediction.tensors, *more), beside=((name, process - held), *others),
+        seconds=prediction.seconds + sum(seconds for _, seconds in time), time=(*prediction.time, *time),
+    )  # fmt: skip

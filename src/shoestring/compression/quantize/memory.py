@@ -16,7 +16,10 @@ from shoestring.core.errors import BudgetError
 from shoestring.core.units import format_bytes
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.common import dense_parts
+from shoestring.plan.calibration import corrected
 from shoestring.plan.constants import SPARE
+from shoestring.plan.quantizing import Rounding, block_time
+from shoestring.plan.shapes import KEPT, Machine, Prediction
 
 _FEWER = (TOGETHER, TOGETHER // 2)
 _LEARNED = (TOGETHER // 2,)  # its steps take a batch each
@@ -73,11 +76,7 @@ def rooms(config: ModelConfig, settings: QuantizeConfig, process: int) -> list[R
 
 
 def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: int, on_disk: bool) -> Room:
-    parts = dense_parts(config)
-    assert parts is not None
-    attention, feed_forward = parts
-    width, inner = config.width, feed_forward.width
-    queries, keys = attention.heads * attention.head_width, attention.kv_heads * attention.head_width
+    width, inner, queries, keys = _widths(config)
     text = settings.calibrate is not None
     by_text = text and settings.method != "rtn"
     context = min(settings.context, config.context)
@@ -85,10 +84,7 @@ def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: i
     rows = (settings.rows if by_text else 0) + (2 * settings.held_out if text else 0)
     copies = 2 if settings.method == "learned" else 1
     kept = 2 * batch if on_disk else rows * context * copies * 5 // 4 + 2 * batch  # rows are padded
-    shapes = (
-        ((queries, width), (keys, width), (keys, width)), ((width, queries),), ((inner, width), (inner, width)),
-        ((width, inner),),
-    )  # fmt: skip
+    shapes = stages(config)
     whole = sum(outputs * inputs for stage in shapes for outputs, inputs in stage)
     largest = max(outputs * inputs for stage in shapes for outputs, inputs in stage)
     passing = batch * _FLOAT * (6 * width + 2 * (queries + 2 * keys) + 3 * inner) + largest * _MADE_DENSE
@@ -113,6 +109,32 @@ def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: i
         tokens, on_disk, (("the text's hidden states", kept * width * _FLOAT), max(peaks, key=lambda peak: peak[1])),
         process + _BESIDE,
     )  # fmt: skip
+
+
+def prediction(config: ModelConfig, room: Room, job: Rounding, machine: Machine) -> Prediction:
+    """Of a block, with this machine's corrections. machine: with the process as it was before."""
+    time = tuple(block_time(config, job, machine))
+    around = (("process, before the model", machine.process), (KEPT, room.beside - machine.process))
+    found = Prediction(room.lines, around, sum(seconds for _, seconds in time), time)
+    return corrected(found, machine.correction(job.method))
+
+
+def stages(config: ModelConfig) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """(outputs, inputs) of the linears that share inputs, in the order in which they run."""
+    width, inner, queries, keys = _widths(config)
+    return (
+        ((queries, width), (keys, width), (keys, width)), ((width, queries),), ((inner, width), (inner, width)),
+        ((width, inner),),
+    )  # fmt: skip
+
+
+def _widths(config: ModelConfig) -> tuple[int, int, int, int]:
+    """Of the model, its feed-forward, its queries and its keys."""
+    parts = dense_parts(config)
+    assert parts is not None
+    attention, feed_forward = parts
+    queries, keys = attention.heads * attention.head_width, attention.kv_heads * attention.head_width
+    return config.width, feed_forward.width, queries, keys
 
 
 def _moments(inputs: int) -> int:
