@@ -70,6 +70,7 @@ def test_the_recipes_settings_are_flags(capsys, laptop):
         (["quickstart", "--largest", "width"], "width"),
         (["elite-112m-fp8"], "what precision.fp8 takes is not predicted"),
         (["compact", "--job", "quantize"], "can be quantized"),
+        (["efficientlm", "--gpu-memory", "8GB"], "a GPU's memory takes is not predicted of attention of kind mtla"),
         (["efficientlm", "--largest", "model"], "not worked out for a model with"),
     ],
 )

@@ -23,6 +23,7 @@ from shoestring.forecast.rows import GIGABYTE, Limits, Place, Row, best, nearest
 from shoestring.forecast.text import text
 from shoestring.plan.calibration import corrections_of
 from shoestring.plan.constants import SPARE
+from shoestring.plan.gpu import unpredicted_on_gpu
 from shoestring.plan.machine_file import MachineConfig, ProcessConfig, read_machine
 
 TRAINING = ("pretrain", "finetune", "distill")
@@ -168,7 +169,10 @@ def _limits(budget: PlanBudget, work: Work, machine: MachineConfig) -> Limits:
     own = getattr(getattr(getattr(work, "recipe", None), "budget", None), "memory", None)
     memory = budget.memory if budget.memory is not None else own
     gpu, given = budget.gpu_memory, memory is not None and budget.gpu_memory is None
-    if gpu is None and machine.gpu is not None and not given:
+    unknown = unpredicted_on_gpu(work.config)
+    if gpu is not None and unknown:
+        raise ConfigError(f"what a GPU's memory takes is not predicted of {unknown[0]}", hint="leave out --gpu-memory")
+    if gpu is None and machine.gpu is not None and not given and not unknown:
         gpu = machine.gpu.memory
     return Limits(machine.memory if memory is None else memory, given, gpu, budget.time, machine.disk.free)
 
