@@ -208,6 +208,8 @@ def _largest(asked: str, work: Work, rows_of: Callable[[Work], list[Row]], limit
 
 def _nothing_fits(rows: Sequence[Row], limits: Limits) -> BudgetError:
     """With the form that passes its limits by least, and what would do for it."""
+    if limits.gpu is not None:  # it is what was asked for
+        rows = [row for row in rows if row.place == "gpu"] or rows
     row = nearest(rows, limits)
     over = row.over(limits)
     name = max(over, key=lambda one: over[one] / max(_limit(one, limits), 1.0))

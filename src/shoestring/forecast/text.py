@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoestring.core.units import counted, format_bytes, format_count, format_seconds
-from shoestring.forecast.rows import Limits, Row, best, nearest
+from shoestring.forecast.rows import Limits, Row, best, nearest, rank
 
 if TYPE_CHECKING:
     from shoestring.forecast.plan import More, Plan
@@ -57,9 +57,10 @@ def shown_rows(plan: Plan, every: bool) -> list[Row]:
         return list(plan.rows)
     groups: dict[Any, list[Row]] = {}
     for row in plan.rows:
-        groups.setdefault((row.place, row.form.engine, row.form.precision), []).append(row)
+        kept = row.form.settings.get("weights")
+        groups.setdefault((row.place, row.form.engine, row.form.precision, kept), []).append(row)
     found = [best(rows, plan.limits) or nearest(rows, plan.limits) for rows in groups.values()]
-    return sorted(found, key=lambda row: (not row.fits(plan.limits), row.place != "gpu", not row.settled, row.pace))
+    return sorted(found, key=lambda row: (not row.fits(plan.limits), *rank(row)))
 
 
 def head(plan: Plan) -> list[str]:
