@@ -133,11 +133,13 @@ def test_a_process_of_its_own_says_how_large_it_is():
     assert 50e6 < sizes.decoding <= sizes.training <= sizes.checkpointing < 4e9
 
 
-def test_calibrating_stands_alone(capsys, tmp_path, monkeypatch):
+def test_calibrating_alone_and_before_a_plan(capsys, laptop, tmp_path, monkeypatch):
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
     code, out, _ = said(capsys, "plan", "--calibrate", "--json")
     assert code == 0 and json.loads(out)["receipts"] == 0
-    code, _, err = said(capsys, "plan", "quickstart", "--calibrate")
-    assert code == 2 and "--calibrate plans nothing: leave out RECIPE_OR_MODEL" in err
+    code, out, err = said(capsys, "plan", "quickstart-smoke", "--calibrate", "--machine", laptop)
+    assert code == 0 and out.startswith("plan      pretrain") and "0 receipts of this machine" in err
+    code, _, err = said(capsys, "plan", "--calibrate", "--memory", "2GB")
+    assert code == 2 and "--memory is of a plan, and none is asked for" in err
     code, _, err = said(capsys, "plan")
-    assert code == 2 and "plan needs a recipe or a model" in err
+    assert code == 2 and "there is nothing to plan" in err

@@ -51,20 +51,24 @@ def plan(
         bool, Parameter(name="--all", help="show every form, not the best of each engine and number format")
     ] = False,
     calibrate: Annotated[
-        bool, Parameter(help="correct later predictions for this machine by what its runs took, and show by how much")
+        bool, Parameter(negative=(), help="correct predictions by the receipts of this machine's runs, and show how")
     ] = False,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
-    if calibrate:
+    if recipe_or_model is None and calibrate:
         given = {
-            "RECIPE_OR_MODEL": recipe_or_model, "--job": job, "--memory": memory, "--gpu-memory": gpu_memory,
-            "--time": time, "--machine": machine, "--largest": largest, "--all": every or None,
+            "--job": job, "--memory": memory, "--gpu-memory": gpu_memory, "--time": time, "--machine": machine,
+            "--largest": largest, "--all": every or None, **{f"--{name}": 1 for name in overrides or {}},
         }  # fmt: skip
-        _calibrate([*(name for name, value in given.items() if value is not None), *(overrides or {})], json)
-        return
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{unused[0]} is of a plan, and none is asked for (command line)", hint="give a recipe")
+    if calibrate:
+        _calibrate(recipe_or_model, json)
     if recipe_or_model is None:
-        raise ConfigError("plan needs a recipe or a model", hint="shoestring plan quickstart, or --calibrate alone")
+        if calibrate:
+            return
+        raise ConfigError("there is nothing to plan (command line)", hint="give a recipe or a model; or --calibrate")
     check_job(job)
     plan_budget(memory, gpu_memory, time)
     if machine is not None:
@@ -85,16 +89,16 @@ def plan(
     console.show("\n" + "\n".join(tail(made)))
 
 
-def _calibrate(beside: list[str], json: bool) -> None:
-    """beside: what else was given."""
-    if beside:
-        raise ConfigError(f"--calibrate plans nothing: leave out {beside[0]} (command line)")
+def _calibrate(recipe_or_model: str | None, json: bool) -> None:
+    """What was found is the result where nothing is planned, and told beside it otherwise."""
     import torch
 
     from shoestring.plan.calibration import calibrate
 
     found = calibrate(torch.get_num_threads())
-    if json:
+    if recipe_or_model is not None:
+        console.say(str(found))
+    elif json:
         console.print_json(found.to_json())
     else:
         console.show(found)

@@ -8,7 +8,7 @@ from typing import Any
 
 from shoestring.compression.quantize.blocks import LINEARS, check_model
 from shoestring.compression.quantize.config import QuantizeConfig
-from shoestring.compression.quantize.memory import Room, prediction, rooms, stages
+from shoestring.compression.quantize.memory import Room, predict_room, rooms, rounding
 from shoestring.forecast.form import Form, Outcome
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.common import dense_parts
@@ -16,7 +16,6 @@ from shoestring.nn.quantized.config import PackedConfig
 from shoestring.plan.adapters import PackedBase
 from shoestring.plan.constants import BITS
 from shoestring.plan.machine_file import ProcessKind
-from shoestring.plan.quantizing import Rounding
 from shoestring.plan.shapes import Line, Machine, Prediction
 from shoestring.plan.tape import FLOAT
 
@@ -61,9 +60,8 @@ class QuantizeWork:
         kind: ProcessKind = "training" if self.settings.method == "learned" else "decoding"
 
         def predicted(machine: Machine) -> Outcome:
-            there = replace(room, beside=room.beside + machine.process)
-            found = prediction(self.config, there, self._rounding(room), machine)
-            return Outcome(found, self.config.layers, self.config.layers * found.seconds)
+            prediction = predict_room(self.config, room, rounding(self.config, self.settings, room), machine)
+            return Outcome(prediction, self.config.layers, self.config.layers * prediction.seconds)
 
         def disk(prediction: Prediction) -> tuple[Line, ...]:
             kept = quantized_bytes(self.config, self.settings.packed("bfloat16"), self.source)
@@ -78,14 +76,6 @@ class QuantizeWork:
             told=f"{room.tokens:,} tokens", predict=predicted, note="hidden states" if self.settings.calibrate else "",
             process=kind, disk=disk, on_gpu=False,
         )  # fmt: skip
-
-    def _rounding(self, room: Room) -> Rounding:
-        """What is done with each block."""
-        settings, context = self.settings, self._context
-        text = settings.calibrate is not None
-        calibrating, measured = (settings.rows * context, settings.held_out * context) if text else (0, 0)
-        batch = max(room.tokens, context)
-        return Rounding(stages(self.config), settings.method, calibrating, measured, batch, context, settings.steps)
 
     def at_context(self, tokens: int) -> QuantizeWork:
         return replace(self, settings=self.settings.model_copy(update={"context": max(tokens, 8)}))

@@ -80,6 +80,12 @@ class Row:
         known = self.step if self.seconds is None else self.seconds
         return math.inf if known is None else known / self.form.served
 
+    @property
+    def corrected(self) -> str | None:
+        """By what, where runs have corrected it."""
+        correction = self.outcome.prediction.correction
+        return None if correction is None else str(correction)
+
     def to_json(self, limits: Limits) -> dict[str, Any]:
         form = self.form
         return {
@@ -87,15 +93,15 @@ class Row:
             "note": form.note, "memory": self.memory, "gpu_memory": self.gpu, "disk": self.disk,
             "seconds_per_step": self.step, "steps": self.steps, "seconds": self.seconds,
             "fits": self.fits(limits), "over": self.over(limits), "exact": form.exact, "settings": form.settings,
-            "lines": [list(line) for line in self.lines],
+            "lines": [list(line) for line in self.lines], "corrected": self.corrected,
         }  # fmt: skip
 
 
 def predicted(
     work: Work, machine: MachineConfig, limits: Limits, corrections: tuple[Correction, ...] = ()
-) -> list[Row]:
-    """Every form, on the processor and, where one is planned for, on the GPU. corrections: of the processor's, by runs
-    of this job on it."""
+) -> list[Row]:  # fmt: skip
+    """Every form, on the processor and, where one is planned for, on the GPU. corrections: by runs of this job on the
+    machine (`plan.calibration`)."""
     from shoestring.train import precision  # which brings torch
 
     settled = "bfloat16" if machine.bfloat16_gain >= precision.GAIN else "float32"
@@ -110,7 +116,7 @@ def predicted(
 
 def _on_processor(
     form: Form, machine: MachineConfig, settled: bool, corrections: tuple[Correction, ...]
-) -> Row:
+) -> Row:  # fmt: skip
     where = machine.processor_for(form.precision, machine.process_of(form.process))
     where = replace(where, corrections=corrections)
     outcome = form.predict(where)

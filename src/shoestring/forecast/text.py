@@ -91,8 +91,8 @@ def tail(plan: Plan) -> list[str]:
     lines = [f"{'fastest':<10}{_named(plan, row)}"]
     if row.form.settings:
         lines.append(f"{'':<10}{flags(row.form.settings)}")
-    if row.outcome.prediction.correction is not None:
-        lines.append(f"{'':<10}{row.outcome.prediction.correction}")
+    if row.corrected is not None:
+        lines.append(f"{'':<10}{row.corrected}")
     lines += [f"{'':<10}{format_bytes(size):>8}  {name}" for name, size in row.lines if size]
     if plan.limits.seconds is not None and row.step is not None and work.job in ("pretrain", "finetune", "distill"):
         fit = int(plan.limits.seconds / row.step)

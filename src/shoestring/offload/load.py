@@ -59,8 +59,7 @@ def load(
     allocator.install()
     peak = peak_rss_bytes()
     if memory is None:
-        form = cast(DecodingFormat, weights)
-        language = LanguageModel.load(model, device, dtype, say, weights=form, cache=cache)
+        language = LanguageModel.load(model, device, dtype, say, weights=cast(DecodingFormat, weights), cache=cache)
         language.loaded = _without_a_budget(language)
         return language
     check_cache(cache, memory)

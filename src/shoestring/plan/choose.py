@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,15 +37,8 @@ def choose(shape: JobShape, machine: Machine, budget: int | None, options: Optio
     fitting = [one for one in found if one[1].total <= budget * SPARE]
     if not fitting:
         raise _too_small(shape, machine, budget, options, *min(found, key=lambda one: one[1].total))
-    best = min(fitting, key=lambda one: comparable(one[1], machine))
+    best = min(fitting, key=lambda one: one[1].seconds)
     return Choice(*best, _of_each(found, best[0]), _faster(shape, *best, machine))
-
-
-def comparable(prediction: Prediction, machine: Machine) -> float:
-    """Seconds beside those of other engines: where runs have corrected theirs alone, by as much as theirs."""
-    known = [one.seconds for one in machine.corrections if one.seconds_runs]
-    own = prediction.correction is not None and prediction.correction.seconds_runs
-    return prediction.seconds * (1.0 if own or not known else statistics.median(known))
 
 
 def candidates(shape: JobShape, options: Options, limited: bool) -> Iterator[EngineSpec]:

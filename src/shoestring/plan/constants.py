@@ -39,8 +39,16 @@ LENGTH = 13_000_000
 # Tokens computed at once that are fast on a CPU.
 MICROBATCH_TOKENS = 512
 
+# Of the bandwidth of memory that writing tokens reaches: `benchmarks.decode`, 72 to 113%, medians 78 to 94%.
+DECODING = 0.8
+
 # What a server takes beside the model: bodies of requests and answers, connections, Python's objects.
 SERVING = 48_000_000
 
 # Copies of a row of logits that choosing a token makes, at most.
 CHOOSING = 4
+
+# The same as USE, of quantizing to nearest, and with calibration text, whose seconds go by in many more operations.
+# Measured as it is: 15 to 17 MB, and 29 to 39 MB (`benchmarks.prediction`).
+ROUNDING = 17_000_000
+QUANTIZING = 35_000_000

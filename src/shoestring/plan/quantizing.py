@@ -7,15 +7,18 @@ float64, one input after another, by AWQ after a search for scales, and "learned
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import operations
+from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.constants import ATTENTION, CALL, PRODUCTS
-from shoestring.plan.shapes import Machine
-from shoestring.plan.tape import FLOAT
+from shoestring.plan.heads import frozen_head_loss
+from shoestring.plan.model import Model
+from shoestring.plan.shapes import Machine, Packed, Training
+from shoestring.plan.streamed import streamed_blocks
+from shoestring.plan.tape import FLOAT, Memory, Tape
 
 _DOUBLE = 8  # bytes
 _NARROW = 0.5  # of float32's products, those of float64: half as many numbers in a register
@@ -27,6 +30,10 @@ _TOGETHER = 128  # inputs whose errors reach one another at once
 _SCALES = 10  # that AWQ tries
 _LEARNED = 40 * FLOAT  # bytes of a weight and step: codes, their gradients, and the step
 
+LINEARS = (
+    "attention.query", "attention.key", "attention.value", "attention.output", "feed_forward.gate", "feed_forward.up",
+    "feed_forward.down",
+)  # fmt: skip
 Shape = tuple[int, int]  # outputs, inputs
 
 
@@ -46,7 +53,7 @@ class Rounding:
 
 def block_time(config: ModelConfig, how: Rounding, machine: Machine) -> Iterator[tuple[str, float]]:
     """What for, and seconds."""
-    flops, bandwidth = PRODUCTS * machine.flops, machine.bandwidth or math.inf
+    flops, bandwidth = PRODUCTS * machine.flops, machine.bandwidth
     attention = operations(config, how.context).attention / config.layers / (ATTENTION * machine.flops)
     whole = sum(outputs * inputs for stage in how.stages for outputs, inputs in stage)
 
@@ -92,7 +99,7 @@ def block_time(config: ModelConfig, how: Rounding, machine: Machine) -> Iterator
 
 def _rounded(outputs: int, inputs: int, method: str, machine: Machine) -> float:
     """Seconds of one linear."""
-    weights, double, bandwidth = outputs * inputs, _NARROW * PRODUCTS * machine.flops, machine.bandwidth or math.inf
+    weights, double, bandwidth = outputs * inputs, _NARROW * PRODUCTS * machine.flops, machine.bandwidth
     found = weights * (_FITTED + 3 * _ROUNDED) / bandwidth
     found += 3 * 2 * weights * inputs / double  # errors of this rounding, of the nearest, and of zeros
     if method == "awq":
@@ -100,3 +107,27 @@ def _rounded(outputs: int, inputs: int, method: str, machine: Machine) -> float:
     found += (2 * inputs**3 / 3 + weights * inputs) / double  # a factor and its inverse; the errors that are passed on
     found += inputs * _TOGETHER / 2 * outputs * 3 * _DOUBLE / bandwidth
     return found + inputs * _INPUT_CALLS * CALL
+
+
+def pass_bytes(config: ModelConfig, tokens: int, context: int, packed: Packed = frozenset()) -> int:
+    """The most that text takes on its way through a block, what enters it aside. packed: of its linears, by name."""
+    tape = Tape(Memory())
+    tape.training = False
+    model = Model(tape, config.model_copy(update={"layers": 1}), Training(full=False, packed=packed))
+    with tape.recording(False):
+        x = tape.empty(tokens * config.width)
+        around = model.context(tape, max(tokens // context, 1), min(context, tokens), True)
+        tape.memory.begin("a block")
+        model.blocks[0](tape, x, around)
+    return int(tape.memory.phase.peak - x.bytes)
+
+
+def head_bytes(config: ModelConfig, tokens: int, source: int) -> int:
+    """The most that measuring takes, hidden states aside. source: bytes of a number on disk."""
+    tape = Tape(Memory())
+    tape.training = False
+    blocks = streamed_blocks(config.vocabulary, config.width, source)
+    with tape.recording(False):
+        normed = tape.empty(tokens * config.width)
+        frozen_head_loss(tape, normed, blocks, config.vocabulary, config.width, config.logit_softcap is not None)
+    return int(max(phase.peak for phase in tape.memory.phases) + 2 * block_rows(config.width) * config.width * source)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
 from shoestring.models.families.common import dense_parts
-from shoestring.plan.constants import TOKEN
+from shoestring.plan.constants import DECODING, TOKEN
 from shoestring.plan.decoding import Use, predict_use
 from shoestring.plan.shapes import Line, Machine, Prediction
 from shoestring.plan.speed import WRITING
@@ -38,7 +38,7 @@ def predict_rounded(config: ModelConfig, use: Use, machine: Machine, source: str
         lines = (("the head, while it is rounded", loading),)
     embedding = 0 if config.tied_head else config.vocabulary * config.width * FLOAT
     cache = use.rows * cache_numbers(config) * (use.prompt + use.new / 2) * FLOAT
-    each = (kept - embedding + cache) / machine.bandwidth + use.rows * TOKEN if machine.bandwidth else 0.0
+    each = (kept - embedding + cache) / (DECODING * machine.bandwidth) + use.rows * TOKEN
     factor = 1.0 if plain.correction is None else plain.correction.seconds
     time = tuple(
         (name, (use.new - 1) * each * factor if name == WRITING else seconds) for name, seconds in plain.time

@@ -6,7 +6,8 @@ Whoever plans fills these in (`pretraining`, `finetuning`, `offload.load`); `pla
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+import statistics
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shoestring.core.units import counted
@@ -121,6 +122,8 @@ class Correction:
         return max(self.beside_runs, self.seconds_runs)
 
     def __str__(self) -> str:
+        if not self.runs:
+            return "time corrected as that of other engines, by runs on this machine"
         return f"corrected by {counted(self.runs, 'run')} on this machine"
 
 
@@ -131,8 +134,8 @@ class Machine:
 
     read_speed: of the disk with the model, bytes per second. int8_gain: of int8 matmuls over float32 ones. total:
     bytes of memory that there are. threads: that compute. onednn: whether that library multiplies large matrices.
-    bandwidth: bytes of memory read a second, 0: not known. gpu: whether these are a GPU's, which has the model.
-    corrections: of the planned job (`plan.calibration`).
+    bandwidth: of reading memory, bytes per second. gpu: whether these are a GPU's, with the model in its memory.
+    corrections: of the job that is planned (`plan.calibration`).
     """
 
     process: int
@@ -142,12 +145,17 @@ class Machine:
     total: int = 0
     threads: int = 1
     onednn: bool = False
-    bandwidth: float = 0.0
+    bandwidth: float = 1e10
     gpu: bool = False
     corrections: tuple[Correction, ...] = ()
 
     def correction(self, engine: str) -> Correction | None:
-        return next((one for one in self.corrections if one.engine == engine), None)
+        """Of an engine whose time no run has told: by as much as that of the others, beside which it is compared."""
+        own = next((one for one in self.corrections if one.engine == engine), None)
+        known = [one.seconds for one in self.corrections if one.seconds_runs]
+        if not known or (own is not None and own.seconds_runs):
+            return own
+        return replace(own or Correction(self.corrections[0].job, engine), seconds=statistics.median(known))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ machine's, and `plan.calibration` has it from its own runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from shoestring.models.config import ModelConfig
@@ -21,6 +20,7 @@ from shoestring.plan.constants import (
     ATTENTION,
     BITS,
     CALL,
+    DECODING,
     MOVED,
     MOVED_IN_EIGHT_BITS,
     PASSES,
@@ -31,8 +31,7 @@ from shoestring.plan.peak import Walk
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine
 from shoestring.plan.tape import FLOAT, Weight
 
-MOVING, WAITING = "moving the weights", "waiting for the disk"
-WRITING = "writing tokens"
+MOVING, WAITING, WRITING = "moving the weights", "waiting for the disk", "writing tokens"
 Seconds = tuple[str, float]  # what for
 
 
@@ -51,7 +50,7 @@ def step_time(shape: JobShape, spec: EngineSpec, machine: Machine, walk: Walk) -
     attention = (1 + 2.5 + again) * cost.attention
     products = shape.tokens * (matrices + head) / (PRODUCTS * machine.flops)
     products += shape.tokens * attention / (ATTENTION * machine.flops)
-    bandwidth = machine.bandwidth or math.inf
+    bandwidth = machine.bandwidth
     passes = PASSES * walk.made / bandwidth
     yield "products of matrices", products
     yield "everything else, byte by byte", passes
@@ -74,7 +73,7 @@ def use_time(
     bytes of a weight in memory. layer: bytes of one on disk, 0 where all are in memory.
     """
     rows, length, new = tokens
-    cost, reads, bandwidth = operations(config, length), rows * length, machine.bandwidth or math.inf
+    cost, reads, bandwidth = operations(config, length), rows * length, machine.bandwidth
     heads = reads if scored else rows
     products = (reads * cost.matrices + heads * cost.head) / (PRODUCTS * machine.flops)
     products += reads * cost.attention / (ATTENTION * machine.flops)
@@ -86,7 +85,7 @@ def use_time(
     weights = config.parameter_count() - (0 if config.tied_head else config.vocabulary * config.width)
     cache = rows * cache_numbers(config) * (length + new / 2)
     bytes = (weights + cache) * size
-    each = max(bytes / bandwidth, rows * operations(config, length).forward / (PRODUCTS * machine.flops))
+    each = max(bytes / (DECODING * bandwidth), rows * operations(config, length).forward / (PRODUCTS * machine.flops))
     yield WRITING, (new - 1) * (each + rows * TOKEN + _fetched(config, machine, layer))
 
 
@@ -102,12 +101,12 @@ def _fetched(config: ModelConfig, machine: Machine, layer: float) -> float:
         return 0.0
     numbers = config.unique_layers * block_numbers(config) + config.vocabulary * config.width
     read = numbers * layer / _disk(machine, numbers * layer)
-    return read + numbers * (layer + FLOAT) / (machine.bandwidth or math.inf)
+    return read + numbers * (layer + FLOAT) / machine.bandwidth
 
 
 def _disk(machine: Machine, bytes: float) -> float:
     """Bytes per second: files that fit beside everything else are in memory from the second pass on, and copied."""
-    return machine.bandwidth / 2 if machine.bandwidth and bytes < machine.total / 2 else machine.read_speed
+    return machine.bandwidth / 2 if bytes < machine.total / 2 else machine.read_speed
 
 
 def _reading(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
@@ -135,7 +134,7 @@ def _moving(shape: JobShape, machine: Machine, walk: Walk) -> float:
     numbers = sum(weight.numbers * count for weight, count in walk.trained.items())
     moving = shape.moving
     each = MOVED_IN_EIGHT_BITS if moving.eight_bits else MOVED[moving.kind]
-    found = numbers * each / (machine.bandwidth or math.inf)
+    found = numbers * each / machine.bandwidth
     if moving.kind == "muon":
         work = sum(count * _orthogonalized(weight, moving.iterations) for weight, count in walk.trained.items())
         found += work / (PRODUCTS * machine.flops)

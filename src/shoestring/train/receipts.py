@@ -116,7 +116,7 @@ def held(engine: Engine) -> dict[str, float]:
     moments = _bytes(
         value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
     )
-    found = {"moments": moments, "adapters and their moments": own + moments}
+    found: dict[str, float] = {"moments": moments, "adapters and their moments": own + moments}
     if engine.name != "streamed":  # whose layers are elsewhere
         full = not any(p.requires_grad is False for p in decoder.parameters())
         found["weights"] = own + others if full else others

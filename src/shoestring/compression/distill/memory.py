@@ -135,7 +135,7 @@ def with_teacher(
         rows, streamed = options_of(recipe, material).usual, any(line == _STATES for line, _ in more)
         passes = _teachers_pass(material, rows, streamed, machine).seconds * material.rows / rows
         logits = material.rows * material.padded * material.teacher.config.vocabulary
-        compared = PASSES * _HELD * logits * FLOAT / machine.bandwidth if machine.bandwidth else 0.0
+        compared = PASSES * _HELD * logits * FLOAT / machine.bandwidth
         time = [("the teacher's passes", passes), ("teacher and student compared", compared)]
     factor = 1.0 if prediction.correction is None else prediction.correction.seconds
     time = [(what, factor * seconds) for what, seconds in time]

@@ -27,7 +27,7 @@ from shoestring.compression.passage import InMemory, OnDisk, Passage, pass_throu
 from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block, round_small
 from shoestring.compression.quantize.config import Method, QuantizeConfig, quantize_config
 from shoestring.compression.quantize.gptq import Rounded
-from shoestring.compression.quantize.memory import Room, make_room, prediction, stages
+from shoestring.compression.quantize.memory import Room, make_room, predict_room, rounding
 from shoestring.compression.quantize.result import MatrixError, Quantized
 from shoestring.compression.read_block import read_block
 from shoestring.compression.report import Decoding, write_report
@@ -59,7 +59,6 @@ from shoestring.models.resolve import Say, find_model
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.plan.calibration import corrections_of
-from shoestring.plan.quantizing import Rounding
 from shoestring.plan.receipt import Item, Receipt, keep, memory_items, receipt_of
 from shoestring.plan.shapes import Machine, Prediction
 from shoestring.train.first_use import first_use
@@ -276,12 +275,11 @@ class _Job:
 
     def prediction(self) -> Prediction:
         """Of a block."""
-        config, settings, text = self.files.config, self.settings, self.text
-        context = min(settings.context, config.context)
-        calibrating, measured = (0, 0) if text is None else (text.tokens, _tokens(text.measured))
-        batch = max(self.room.tokens, context)
-        job = Rounding(stages(config), settings.method, calibrating, measured, batch, context, settings.steps)
-        return prediction(config, self.room, job, self.machine)
+        config, text = self.files.config, self.text
+        calibrating, measured = (0, 0) if text is None else map(_tokens, (text.calibrating, text.measured))
+        job = rounding(config, self.settings, self.room, calibrating, measured)
+        source = self.files.places["embedding.weight"].info.dtype.itemsize
+        return predict_room(config, self.room, job, self.machine, self.packed, source)
 
     def receipt(self, peak: int) -> Receipt:
         """Of what is done; kept in the log of this machine too. peak: of the process."""
