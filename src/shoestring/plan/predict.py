@@ -60,7 +60,9 @@ def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bo
     return walked(shape.config, lambda config: _walk_of(config, shape, spec, threads, onednn, gpu))
 
 
-def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool) -> Walk:
+def _walk_of(
+    config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool = False
+) -> Walk:
     tape = Tape(Memory(), onednn, threads)
     tape.gpu = gpu
     tape.bfloat = shape.compute != "float16"
