@@ -56,7 +56,7 @@ def _walked_spec(spec: EngineSpec) -> EngineSpec:
 
 
 @functools.lru_cache(maxsize=512)
-def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool) -> Walk:
+def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool = False) -> Walk:
     return walked(shape.config, lambda config: _walk_of(config, shape, spec, threads, onednn, gpu))
 
 
