@@ -66,6 +66,7 @@ def test_the_recipes_settings_are_flags(capsys, laptop):
         (["quickstart", "--train.sequence_lenght", "3"], "unknown setting train.sequence_lenght"),
         (["quickstart", "--job", "distill"], "distill needs a recipe's teacher, student and data"),
         (["quickstart", "--job", "generate", "--generate.promt", "3"], "did you mean generate.prompt?"),
+        (["quickstart", "--job", "generate", "--train.steps", "3"], "generate takes the model alone"),
         (["no-such-recipe"], "there is no recipe or model 'no-such-recipe'"),
         (["quickstart", "--largest", "width"], "width"),
         (["elite-112m-fp8"], "what precision.fp8 takes is not predicted"),

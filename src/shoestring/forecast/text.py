@@ -28,13 +28,18 @@ def cells(plan: Plan, rows: Sequence[Row]) -> list[list[str]]:
 
 def _cells(plan: Plan, row: Row) -> list[str]:
     form, with_gpu = row.form, plan.limits.gpu is not None
-    step = "?" if row.step is None else format_seconds(row.step) if row.step >= 1 else f"{row.step * 1000:,.0f} ms"
     return [
         *([row.place] if with_gpu else []), form.engine, form.precision, form.told, format_bytes(row.memory),
         *([format_bytes(row.gpu) if row.gpu else "-"] if with_gpu else []),
-        format_bytes(row.disk) if row.disk else "-", step,
+        format_bytes(row.disk) if row.disk else "-", _step(row.step),
         "?" if row.seconds is None else format_seconds(row.seconds), verdict(row, plan.limits),
     ]  # fmt: skip
+
+
+def _step(seconds: float | None) -> str:
+    if seconds is None or seconds >= 1:
+        return "?" if seconds is None else format_seconds(seconds)
+    return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2g} ms"
 
 
 def verdict(row: Row, limits: Limits) -> str:
