@@ -66,10 +66,12 @@ def test_the_recipes_settings_are_flags(capsys, laptop):
         (["quickstart", "--train.sequence_lenght", "3"], "unknown setting train.sequence_lenght"),
         (["quickstart", "--job", "distill"], "distill needs a recipe's teacher, student and data"),
         (["quickstart", "--job", "generate", "--generate.promt", "3"], "did you mean generate.prompt?"),
+        (["quickstart", "--job", "generate", "--train.steps", "3"], "generate takes the model alone"),
         (["no-such-recipe"], "there is no recipe or model 'no-such-recipe'"),
         (["quickstart", "--largest", "width"], "width"),
         (["elite-112m-fp8"], "what precision.fp8 takes is not predicted"),
         (["compact", "--job", "quantize"], "can be quantized"),
+        (["efficientlm", "--gpu-memory", "8GB"], "a GPU's memory takes is not predicted of attention of kind mtla"),
         (["efficientlm", "--largest", "model"], "not worked out for a model with"),
     ],
 )
@@ -130,3 +132,15 @@ def test_doctor_saves_this_machine(capsys, tmp_path, monkeypatch):
 def test_a_process_of_its_own_says_how_large_it_is():
     sizes = own_size.fresh_sizes()
     assert 50e6 < sizes.decoding <= sizes.training <= sizes.checkpointing < 4e9
+
+
+def test_calibrating_alone_and_before_a_plan(capsys, laptop, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    code, out, _ = said(capsys, "plan", "--calibrate", "--json")
+    assert code == 0 and json.loads(out)["receipts"] == 0
+    code, out, err = said(capsys, "plan", "quickstart-smoke", "--calibrate", "--machine", laptop)
+    assert code == 0 and out.startswith("plan      pretrain") and "0 receipts of this machine" in err
+    code, _, err = said(capsys, "plan", "--calibrate", "--memory", "2GB")
+    assert code == 2 and "--memory is of a plan, and none is asked for" in err
+    code, _, err = said(capsys, "plan")
+    assert code == 2 and "there is nothing to plan" in err

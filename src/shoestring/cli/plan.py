@@ -56,6 +56,13 @@ def plan(
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
+    if recipe_or_model is None and calibrate:
+        given = {
+            "--job": job, "--memory": memory, "--gpu-memory": gpu_memory, "--time": time, "--machine": machine,
+            "--largest": largest, "--all": every or None, **{f"--{name}": 1 for name in overrides or {}},
+        }  # fmt: skip
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{unused[0]} is of a plan, and none is asked for (command line)", hint="give a recipe")
     if calibrate:
         _calibrate(recipe_or_model, json)
     if recipe_or_model is None:

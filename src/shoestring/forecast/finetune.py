@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shoestring.core.units import counted
 from shoestring.data.supervised.batches import padded_length
 from shoestring.finetuning.before_after import ANSWER
 from shoestring.finetuning.config import FinetuneRecipe, finetune_recipe
@@ -79,7 +80,8 @@ class FinetuneWork:
     def assumed(self) -> tuple[str, ...]:
         if self.material is not None:
             return ()
-        said = f"no data are named (--data.source): {self.portions.rows} rows of {self.length:,} tokens are assumed"
+        said = f"no data are named (--data.source): {counted(self.portions.rows, 'row')} of {self.length:,} tokens"
+        said += " are assumed" if self.portions.rows > 1 else " is assumed"
         if self.recipe.train.epochs is not None:
             said += ", and how many steps there are is not known (--train.steps)"
         return (said,)

@@ -20,11 +20,12 @@ Say = Callable[[str], Any]
 @dataclass(frozen=True)
 class Outcome:
     """steps: how many there are, None where nothing says it. seconds: of all of them and what comes before, None where
-    that is not known."""
+    that is not known. bounded: by time, which decides the steps."""
 
     prediction: Prediction
     steps: int | None = None
     seconds: float | None = None
+    bounded: bool = False
 
 
 def no_lines(prediction: Prediction) -> tuple[Line, ...]:

@@ -13,8 +13,9 @@ from shoestring.forecast.form import Form, Outcome
 from shoestring.models.config import ModelConfig
 from shoestring.offload.model import unstreamed
 from shoestring.plan.decoding import Use, predict_use
-from shoestring.plan.pace import pace
-from shoestring.plan.shapes import Machine, Packed, WeightFormat
+from shoestring.plan.rounded import can_be_rounded, predict_rounded
+from shoestring.plan.shapes import Machine, Packed, Prediction, WeightFormat
+from shoestring.plan.speed import WRITING
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,28 @@ class GenerateWork:
 
     def forms(self, limited: bool, settled: str) -> list[Form]:
         found = [self._form("float32"), self._form("bfloat16")]
+        if can_be_rounded(self.config) and not self.packed:
+            found += [self._rounded(bits) for bits in (8, 4)]
         return [*found, *self._streamed()]
+
+    def _rounded(self, bits: int) -> Form:
+        """Weights in few bits, which changes what is written a little: suggested, and never chosen before others."""
+        shape = self.shape
+        use = Use(shape.texts, shape.prompt, shape.max_tokens)
+
+        def predicted(machine: Machine) -> Outcome:
+            return self._outcome(predict_rounded(self.config, use, machine, self.source, bits))
+
+        return Form(
+            engine="resident", precision="float32", at_once=shape.texts, told=counted(shape.texts, "text"),
+            predict=predicted, note=f"weights in int{bits}", on_gpu=False, settings={"weights": f"int{bits}"},
+            exact=False,
+        )  # fmt: skip
+
+    def _outcome(self, prediction: Prediction) -> Outcome:
+        """A step is a token of each text."""
+        each = dict(prediction.time).get(WRITING, 0.0) / max(self.shape.max_tokens - 1, 1)
+        return Outcome(replace(prediction, seconds=each), self.shape.max_tokens, prediction.seconds)
 
     def _form(self, compute: str, slots: int = 0, note: str = "") -> Form:
         shape, weights = self.shape, self._weights if slots else "source"
@@ -54,12 +76,7 @@ class GenerateWork:
         use = Use(shape.texts, shape.prompt, shape.max_tokens, compute=compute, packed=packed)
 
         def predicted(machine: Machine) -> Outcome:
-            prediction = predict_use(self.config, use, machine, self.source, weights, slots)
-            at = pace(self.config, use, machine, self.source, weights, slots)
-            if at is None:
-                return Outcome(prediction, shape.max_tokens)
-            seconds = at.reading + shape.max_tokens * at.writing
-            return Outcome(replace(prediction, seconds=at.writing), shape.max_tokens, seconds)
+            return self._outcome(predict_use(self.config, use, machine, self.source, weights, slots))
 
         return Form(
             engine="streamed" if slots else "resident", precision=compute, at_once=shape.texts,

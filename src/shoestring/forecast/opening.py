@@ -66,6 +66,11 @@ def open_work(name: str, job: str | None, overrides: Mapping[str, Any], say: Say
             f"{name} is a model, and has no setting {next(iter(others))}",
             hint=f"settings of {job}: {', '.join(_names(job))}",
         )
+    if unused := [key for key in others if key.partition(".")[0] != "model"]:
+        raise ConfigError(
+            f"{unused[0]} is of {recipe}, and of this recipe {job} takes the model alone",
+            hint=f"its own settings: {', '.join(_names(job))}",
+        )
     config, folder = _model_of(name, recipe, others, say)
     return _use(job, asked, config, folder)
 

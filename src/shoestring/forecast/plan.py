@@ -23,6 +23,7 @@ from shoestring.forecast.rows import GIGABYTE, Limits, Place, Row, best, nearest
 from shoestring.forecast.text import text
 from shoestring.plan.calibration import corrections_of
 from shoestring.plan.constants import SPARE
+from shoestring.plan.gpu import unpredicted_on_gpu
 from shoestring.plan.machine_file import MachineConfig, ProcessConfig, read_machine
 
 TRAINING = ("pretrain", "finetune", "distill")
@@ -119,12 +120,11 @@ def make_plan(
     if described is None:
         with waiting("measuring this machine"):
             described = _this_machine(work)
-    limits = _limits(budget, work, described)
+    limits, kept = _limits(budget, work, described), described
+    corrections = corrections_of(work.job, kept.threads) if machine is None else ()
 
     def rows_of(one: Work) -> list[Row]:
-        assert described is not None
-        own = corrections_of(one.job, described.threads) if machine is None else ()
-        return predicted(one, described, limits, own)
+        return predicted(one, kept, limits, corrections)
 
     rows = rows_of(work)
     found = None
@@ -169,7 +169,10 @@ def _limits(budget: PlanBudget, work: Work, machine: MachineConfig) -> Limits:
     own = getattr(getattr(getattr(work, "recipe", None), "budget", None), "memory", None)
     memory = budget.memory if budget.memory is not None else own
     gpu, given = budget.gpu_memory, memory is not None and budget.gpu_memory is None
-    if gpu is None and machine.gpu is not None and not given:
+    unknown = unpredicted_on_gpu(work.config)
+    if gpu is not None and unknown:
+        raise ConfigError(f"what a GPU's memory takes is not predicted of {unknown[0]}", hint="leave out --gpu-memory")
+    if gpu is None and machine.gpu is not None and not given and not unknown:
         gpu = machine.gpu.memory
     return Limits(machine.memory if memory is None else memory, given, gpu, budget.time, machine.disk.free)
 
@@ -205,6 +208,8 @@ def _largest(asked: str, work: Work, rows_of: Callable[[Work], list[Row]], limit
 
 def _nothing_fits(rows: Sequence[Row], limits: Limits) -> BudgetError:
     """With the form that passes its limits by least, and what would do for it."""
+    if limits.gpu is not None:  # it is what was asked for
+        rows = [row for row in rows if row.place == "gpu"] or rows
     row = nearest(rows, limits)
     over = row.over(limits)
     name = max(over, key=lambda one: over[one] / max(_limit(one, limits), 1.0))

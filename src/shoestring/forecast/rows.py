@@ -55,6 +55,10 @@ class Row:
     def seconds(self) -> float | None:
         return None if self.step is None else self.outcome.seconds
 
+    @property
+    def steps(self) -> int | None:
+        return None if self.step is None and self.outcome.bounded else self.outcome.steps
+
     def over(self, limits: Limits) -> dict[str, float]:
         """By how much more than each limit it takes, bytes or seconds; empty where it fits."""
         found: dict[str, float] = {}
@@ -87,7 +91,7 @@ class Row:
         return {
             "device": self.place, "engine": form.engine, "precision": form.precision, "at_once": form.at_once,
             "note": form.note, "memory": self.memory, "gpu_memory": self.gpu, "disk": self.disk,
-            "seconds_per_step": self.step, "steps": self.outcome.steps, "seconds": self.seconds,
+            "seconds_per_step": self.step, "steps": self.steps, "seconds": self.seconds,
             "fits": self.fits(limits), "over": self.over(limits), "exact": form.exact, "settings": form.settings,
             "lines": [list(line) for line in self.lines], "corrected": self.corrected,
         }  # fmt: skip

@@ -10,10 +10,10 @@ from shoestring.core.units import counted
 from shoestring.forecast.config import ServeShape
 from shoestring.forecast.form import Form, Outcome
 from shoestring.models.config import ModelConfig
-from shoestring.plan.decoding import Use
-from shoestring.plan.pace import pace
+from shoestring.plan.decoding import Use, predict_use
 from shoestring.plan.serving import CONTEXT, SLOTS, predict_serving
 from shoestring.plan.shapes import Machine
+from shoestring.plan.speed import WRITING
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class ServeWork:
 
     def _form(self, compute: str, slots: int) -> Form:
         context = self.context
-        use = Use(slots, 1, context, compute=compute)
+        use = Use(slots, max(context // 2, 1), 2, compute=compute)  # the second token is one with half of them there
 
         def predicted(machine: Machine) -> Outcome:
             prediction = predict_serving(self.config, slots, context, machine, compute)
-            at = pace(self.config, use, machine, self.source)
-            return Outcome(prediction if at is None else replace(prediction, seconds=at.writing))
+            time = dict(predict_use(self.config, use, machine, self.source).time)
+            return Outcome(replace(prediction, seconds=time[WRITING]))
 
         return Form(
             engine="resident", precision=compute, at_once=slots, told=counted(slots, "text"), predict=predicted,

@@ -131,6 +131,6 @@ def of_steps(prediction: Prediction, steps: int | None, time: float | None) -> O
     """time: that bounds the run, whose steps it then decides."""
     if time is not None:
         known = prediction.seconds > 0
-        return Outcome(prediction, max(int(time / prediction.seconds), 1) if known else None, time)
+        return Outcome(prediction, max(int(time / prediction.seconds), 1) if known else None, time, bounded=True)
     return Outcome(prediction, steps, None if steps is None else steps * prediction.seconds)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoestring.core.units import counted, format_bytes, format_count, format_seconds
-from shoestring.forecast.rows import Limits, Row, best, nearest
+from shoestring.forecast.rows import Limits, Row, best, nearest, rank
 
 if TYPE_CHECKING:
     from shoestring.forecast.plan import More, Plan
@@ -28,13 +28,18 @@ def cells(plan: Plan, rows: Sequence[Row]) -> list[list[str]]:
 
 def _cells(plan: Plan, row: Row) -> list[str]:
     form, with_gpu = row.form, plan.limits.gpu is not None
-    step = "?" if row.step is None else format_seconds(row.step) if row.step >= 1 else f"{row.step * 1000:,.0f} ms"
     return [
         *([row.place] if with_gpu else []), form.engine, form.precision, form.told, format_bytes(row.memory),
         *([format_bytes(row.gpu) if row.gpu else "-"] if with_gpu else []),
-        format_bytes(row.disk) if row.disk else "-", step,
+        format_bytes(row.disk) if row.disk else "-", _step(row.step),
         "?" if row.seconds is None else format_seconds(row.seconds), verdict(row, plan.limits),
     ]  # fmt: skip
+
+
+def _step(seconds: float | None) -> str:
+    if seconds is None or seconds >= 1:
+        return "?" if seconds is None else format_seconds(seconds)
+    return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2g} ms"
 
 
 def verdict(row: Row, limits: Limits) -> str:
@@ -57,9 +62,10 @@ def shown_rows(plan: Plan, every: bool) -> list[Row]:
         return list(plan.rows)
     groups: dict[Any, list[Row]] = {}
     for row in plan.rows:
-        groups.setdefault((row.place, row.form.engine, row.form.precision), []).append(row)
+        kept = row.form.settings.get("weights")
+        groups.setdefault((row.place, row.form.engine, row.form.precision, kept), []).append(row)
     found = [best(rows, plan.limits) or nearest(rows, plan.limits) for rows in groups.values()]
-    return sorted(found, key=lambda row: (not row.fits(plan.limits), row.place != "gpu", not row.settled, row.pace))
+    return sorted(found, key=lambda row: (not row.fits(plan.limits), *rank(row)))
 
 
 def head(plan: Plan) -> list[str]:
@@ -67,7 +73,7 @@ def head(plan: Plan) -> list[str]:
     size = format_count(work.config.parameter_count())
     what = f"{work.job} {plan.name}: {size} parameters"
     if work.job in ("pretrain", "finetune", "distill"):
-        steps = plan.chosen.outcome.steps
+        steps = plan.chosen.steps
         what += f", {'steps' if steps is None else counted(steps, 'step')} of {work.tokens:,} tokens"
     lines = [f"{'plan':<10}{what}"]
     has = [f"{plan.machine.processor}, {counted(plan.machine.cores, 'core')}", f"{format_bytes(plan.machine.memory)}"]

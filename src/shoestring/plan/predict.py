@@ -71,11 +71,13 @@ def _walked_spec(spec: EngineSpec) -> EngineSpec:
 
 
 @functools.lru_cache(maxsize=512)
-def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool) -> Walk:
+def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool = False) -> Walk:
     return walked(shape.config, lambda config: _walk_of(config, shape, spec, threads, onednn, gpu))
 
 
-def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool) -> Walk:
+def _walk_of(
+    config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool = False
+) -> Walk:
     tape = Tape(Memory(), onednn, threads)
     tape.gpu = gpu
     tape.bfloat = shape.compute != "float16"

@@ -32,4 +32,5 @@ def predict_serving(
     ]
     if beside:
         tensors.append(("adapters", beside))
-    return Prediction(tuple(tensors), (*alone.beside, ("requests and answers", SERVING)), 0.0)
+    beside_tensors = (*alone.beside, ("requests and answers", SERVING))
+    return Prediction(tuple(tensors), beside_tensors, 0.0, correction=alone.correction)
