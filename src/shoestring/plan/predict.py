@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
+from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.calibration import corrected
-from shoestring.plan.constants import BITS, LENGTH, TRAINING, USE
+from shoestring.plan.constants import BITS, KERNEL, KERNELS, LENGTH, TRAINING, USE
 from shoestring.plan.model import Model
 from shoestring.plan.moments import beside_step, kept_moments
 from shoestring.plan.passes import decode
@@ -27,6 +28,7 @@ from shoestring.plan.streamed import measured_pass, streamed_blocks, streamed_st
 from shoestring.plan.tape import FLOAT, HALF, Leaf, Memory, Phase, Tape
 
 _FLOATS = ("source", "float32", "bfloat16", "packed")  # packed: what is not in few bits
+_EXPERTS_PRODUCTS = 9  # three linears, forward and for both gradients
 _NUMBERS = 32  # bytes of a token in a batch: four integers
 
 
@@ -34,11 +36,24 @@ def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
     walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn, machine.gpu)
     lines = [*_weights(shape, spec, walk), *_highest(shape, walk)]
-    lengths = (shape.lengths - 1) * LENGTH if machine.onednn else 0
-    around = beside(machine.process, TRAINING + lengths, shape.tokens)
+    around = beside(machine.process, TRAINING, shape.tokens)
+    if libraries := _libraries(shape, spec, machine):
+        around = (*around, ("matrix libraries, for each number of rows", libraries))
     time = tuple(step_time(shape, spec, machine, walk))
     found = Prediction(tuple(lines), around, sum(seconds for _, seconds in time), time, shape.tokens)
     return corrected(found, machine.correction(spec.engine))
+
+
+def _libraries(shape: JobShape, spec: EngineSpec, machine: Machine) -> int:
+    """What they keep for every number of rows that they meet: of rows of each length, and of each expert."""
+    half = shape.compute in ("bfloat16", "float16")
+    if machine.gpu or not (machine.onednn or half):
+        return 0
+    found, experts = (shape.lengths - 1) * LENGTH, shape.config.feed_forward
+    if isinstance(experts, MoEConfig):
+        rows = spec.microbatch * shape.length * experts.active / experts.experts  # of one, give or take as many
+        found += KERNEL * int(min(_EXPERTS_PRODUCTS * rows, KERNELS))
+    return found
 
 
 def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
