@@ -13,11 +13,10 @@ from shoestring.models.builder import build
 from shoestring.plan import predict as predicting
 from shoestring.plan.constants import PRODUCTS
 from shoestring.plan.decoding import Use, predict_use
-from shoestring.plan.pace import pace
 from shoestring.plan.predict import predict
 from shoestring.plan.quantizing import LINEARS, Rounding, block_time
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine, Training
-from shoestring.plan.speed import MOVING, WAITING
+from shoestring.plan.speed import MOVING, WAITING, WRITING
 from shoestring.train.objective import next_token
 from shoestring.train.optimizer_config import AdamWConfig
 from shoestring.train.resident import ResidentEngine
@@ -101,15 +100,12 @@ def test_a_use_is_its_prompt_and_its_tokens() -> None:
     config = counted.config(256, vocabulary=4000, layers=6)
     prompt = predict_use(config, Use(1, 200, 1), MACHINE, "float32").seconds
     both = predict_use(config, Use(1, 200, 33), MACHINE, "float32")
-    at = pace(config, Use(1, 200, 33), MACHINE, "float32")
-    assert at is not None and both.seconds == pytest.approx(at.reading + 32 * at.writing)
-    assert at.reading == pytest.approx(prompt, rel=0.01)
+    writing = dict(both.time)[WRITING] / 32
+    assert both.seconds - 32 * writing == pytest.approx(prompt, rel=0.01)
     # A token reads every weight once: at the speed of memory it is no faster than that.
-    assert at.writing >= 4 * config.parameter_count() / MACHINE.bandwidth
-    streamed = pace(config, Use(1, 200, 33), MACHINE, "float32", slots=2)
-    assert streamed is not None and streamed.writing > 2 * at.writing
-    unknown = replace(MACHINE, flops=float("inf"))
-    assert pace(config, Use(1, 200, 33), unknown, "float32") is None
+    assert writing >= 4 * config.parameter_count() / MACHINE.bandwidth
+    streamed = predict_use(config, Use(1, 200, 33), MACHINE, "float32", slots=2)
+    assert dict(streamed.time)[WRITING] > 2 * 32 * writing
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "learned"])

@@ -17,6 +17,7 @@ from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.calibration import corrected
 from shoestring.plan.constants import BITS, KERNEL, KERNELS, LENGTH, TRAINING, USE
+from shoestring.plan.divided import divided
 from shoestring.plan.model import Model
 from shoestring.plan.moments import beside_step, kept_moments
 from shoestring.plan.passes import decode
@@ -35,7 +36,7 @@ _NUMBERS = 32  # bytes of a token in a batch: four integers
 def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
     walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn, machine.gpu)
-    lines = [*_weights(shape, spec, walk), *_highest(shape, walk)]
+    lines = divided(shape, spec, walk) if spec.shards > 1 else [*_weights(shape, spec, walk), *_highest(shape, walk)]
     around = beside(machine.process, TRAINING, shape.tokens)
     if libraries := _libraries(shape, spec, machine):
         around = (*around, ("matrix libraries, for each number of rows", libraries))
@@ -67,7 +68,8 @@ def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
 
 def _walked_spec(spec: EngineSpec) -> EngineSpec:
     """What matters to the walk."""
-    return EngineSpec(spec.engine, spec.microbatch, spec.recompute, 0, spec.weights, spec.spilled)
+    shards = min(spec.shards, 2)  # whether there are several
+    return EngineSpec(spec.engine, spec.microbatch, spec.recompute, 0, spec.weights, spec.spilled, shards)
 
 
 @functools.lru_cache(maxsize=512)
@@ -80,7 +82,7 @@ def _walk_of(
 ) -> Walk:
     tape = Tape(Memory(), onednn, threads)
     tape.gpu = gpu
-    tape.bfloat = shape.compute != "float16"
+    tape.bfloat, tape.gathered = shape.compute != "float16", spec.shards > 1
     if shape.moving.in_backward:
         tape.beside = lambda weight: beside_step(shape.moving, Counter({weight: 1}))
     training = shape.training

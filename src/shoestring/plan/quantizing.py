@@ -49,6 +49,7 @@ class Rounding:
     batch: int
     context: int
     steps: int = 0
+    follows: bool = False
 
 
 def block_time(config: ModelConfig, how: Rounding, machine: Machine) -> Iterator[tuple[str, float]]:
@@ -84,6 +85,13 @@ def block_time(config: ModelConfig, how: Rounding, machine: Machine) -> Iterator
                 searching += _SCALES * 2 * outputs * inner * inner / flops
             rounding += _rounded(outputs, inner, how.method, machine)
         before += sum(outputs * inner for outputs, inner in stage)
+    if how.follows:
+        # The dense block beside; products of its outputs with the inputs, and a matrix of these to be solved with.
+        through += passing(how.calibrating, whole, True, 0) + passing(how.calibrating, before, True, before)
+        moments += how.calibrating * 2 * whole / flops
+        rounding += sum(
+            (2 * inner**3 / 3 + 2 * outputs * inner**2) / (_NARROW * flops) for s in how.stages for outputs, inner in s
+        )
     yield "text through the block", through
     yield "second moments of inputs", moments
     if searching:

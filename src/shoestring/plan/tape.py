@@ -170,7 +170,7 @@ class Tape:
     on one, where torch computes what our kernels do on a CPU, and attention is one kernel.
 
     selective: cheap parts are made again going backward. compute: bytes of the numbers that products run in;
-    bfloat: whether those of two are bfloat16.
+    bfloat: whether those of two are bfloat16. gathered: weights come in the format of products (`plan.divided`).
     parameters: all weights, whose bytes are not live here but are added up: matrices, of blocks; adapters; stored, of
     everything else. trained: those of them that are; beside: what moving one takes, where they move going backward.
     """
@@ -180,6 +180,7 @@ class Tape:
         self.gpu = False
         self.grad = self.selective = self.training = True
         self.compute, self.bfloat = FLOAT, True
+        self.gathered = False
         self.recorded = 0
         self.parameters: list[Tensor] = []
         self.trained: list[Weight] = []
@@ -250,7 +251,9 @@ class Tape:
             return weight
         found = self._cast.get(id(weight))
         if found is None:
-            found = self.empty(weight.numbers, self.compute)
+            found = Tensor(None, weight.numbers, self.compute)
+            if not self.gathered:
+                found = self.empty(weight.numbers, self.compute)
             self.record([found], [weight], lambda gradient: [self.empty(gradient.numbers)])
             if weight.node is not None:
                 self._cast[id(weight)] = found

@@ -96,8 +96,11 @@ def options_of(
     recipe: PretrainRecipe, shape: JobShape, portion: Portion, left: tuple[EngineName, ...], tokens: int
 ) -> Options:
     """left: engines that are open. tokens: of all rows at once, where the recipe does not say how many they are."""
-    usual = usual_microbatch(shape.rows, portion.sequence_length, tokens)
-    return Options(left, usual, portion.microbatch, recipe.train.activation_checkpointing)
+    usual, asked = usual_microbatch(shape.rows, portion.sequence_length, tokens), portion.microbatch
+    if asked is not None:  # of another number of processes, maybe
+        asked = usual_microbatch(shape.rows, 1, asked)
+    shards = parallel.world_size() if recipe.parallel.kind == "fsdp" else 1
+    return Options(left, usual, asked, recipe.train.activation_checkpointing, shards=shards)
 
 
 def choose_all(
@@ -125,7 +128,7 @@ def largest_of(choices: list[Choice]) -> int:
 def _growing(before: Choice, choice: Choice) -> Choice:
     """With the instant at which a model grows, where that takes more than a step: the old moments and the new ones."""
     old, new = (dict(one.prediction.tensors) for one in (before, choice))
-    if old["moments"] == new["moments"]:
+    if old.get("moments") == new.get("moments"):
         return choice
     lines = (("weights", new["weights"]), ("moments", new["moments"]), ("moments before they grew", old["moments"]))
     if sum(size for _, size in lines) <= choice.prediction.tensor_bytes:
