@@ -76,7 +76,9 @@ def finetune(
     gpus: Gpus = None,
     restarts: Restarts = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/finetune-N]")] = None,
-    resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
+    resume: Annotated[
+        Path | None, Parameter(help="continue the run in this folder; auto: the one in --out, if there is one")
+    ] = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> int | None:
@@ -88,8 +90,9 @@ def finetune(
     settings = with_short(overrides, SHORT, given, flags=True)
     if model is None:  # other tools have a flag for it
         model = settings.pop("model", None)
-    device, place = settings.get("device"), resume or settings.get("out")
-    if resume is None:
+    auto = str(resume) == "auto"
+    device, place = settings.get("device"), (None if auto else resume) or settings.get("out")
+    if resume is None or auto:
         if model is None or (data is None and "data.mixture" not in settings and not is_finetune_recipe(model)):
             missing = "a model" if model is None else "--data"
             raise ConfigError(

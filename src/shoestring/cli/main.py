@@ -56,7 +56,8 @@ def _answer(tokens: list[str]) -> int:
         return code
     except ShoestringError as error:
         # A run that Ctrl-C ended has saved itself and says where: no error, but no success either.
-        _complain(str(error) if error.exit_code == INTERRUPTED else f"error: {error}")
+        if not error.silent:
+            _complain(str(error) if error.exit_code == INTERRUPTED else f"error: {error}")
         if os.environ.get("RANK", "0") != "0":
             time.sleep(_AFTER_THE_FIRST)
         return error.exit_code

@@ -29,7 +29,9 @@ def pretrain(
     recipe: Annotated[str | None, Parameter(help="a built-in recipe, a YAML file, or a run folder")] = None,
     /,
     *,
-    resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
+    resume: Annotated[
+        Path | None, Parameter(help="continue the run in this folder; auto: the one in --out, if there is one")
+    ] = None,
     time: Annotated[str | None, Parameter(help="how long to train, such as 2m or 1h30m (train.time)")] = None,
     memory: Annotated[
         str | None,

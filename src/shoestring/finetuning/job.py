@@ -16,7 +16,7 @@ from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
 from shoestring.core.seeds import seed_everything
 from shoestring.core.waiting import waiting
-from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
+from shoestring.data.supervised.batches import SupervisedPass
 from shoestring.data.supervised.rows import Rows
 from shoestring.evaluate.samples import LONGEST, STREAMED_LONGEST, Prompt, Samples
 from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, choose_questions, load_answers
@@ -31,7 +31,15 @@ from shoestring.finetuning.config import (
 from shoestring.finetuning.everyday import everyday_examples
 from shoestring.finetuning.examples import kept_rows
 from shoestring.finetuning.material import Material, open_material
-from shoestring.finetuning.model import adapted_model, job_shape, options, read_speed
+from shoestring.finetuning.model import (
+    adapted_model,
+    job_shape,
+    options,
+    portions_of,
+    read_speed,
+    steps_of,
+    stream_of,
+)
 from shoestring.finetuning.preserve import preserving
 from shoestring.finetuning.result import FinetuneResult, collect, model_and_data
 from shoestring.finetuning.suite_scores import SCORES, Asked, after, before, save
@@ -53,7 +61,7 @@ from shoestring.train.recipe_files import begun_with, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
-from shoestring.train.run_folder import Start, begun
+from shoestring.train.run_folder import AUTO, Start, begun
 from shoestring.train.run_folder import resume as resume_run
 
 _AFTERWARDS = "leave it out; afterwards: shoestring evaluate MODEL OUT"
@@ -82,14 +90,14 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune `model` on the examples in `data`, or continue the run in the folder `resume`.
 
-    model: or a recipe, by name or file, which may say which data. data: or rows: dictionaries, a `datasets.Dataset`, an
-    iterator over such; they are kept in the cache, so that the run can be continued. memory: of the whole process at
-    most, as "1GB". batch_size: rows of an optimizer step (train.batch_rows), in place of train.batch_tokens. These and
-    the rest are the flags of `shoestring finetune`, and a recipe's other settings are keywords too, with two
-    underscores for a dot: `finetune("smollm2-135m", "mine.jsonl", rank=8, time="10m", optimizer__learning_rate=1e-4)`.
-    overrides: the same by their dotted names. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError,
-    RunError, BudgetError (before any work, with the least memory that would do), and Interrupted when the user stopped
-    the run.
+    resume: "auto" is the run in `out`, if one has begun there. model: or a recipe, by name or file, which may say which
+    data. data: or rows: dictionaries, a `datasets.Dataset`, an iterator over such; they are kept in the cache, so that
+    the run can be continued. memory: of the whole process at most, as "1GB". batch_size: rows of an optimizer step
+    (train.batch_rows), in place of train.batch_tokens. These and the rest are the flags of `shoestring finetune`, and a
+    recipe's other settings are keywords too, with two underscores for a dot: `finetune("smollm2-135m", "mine.jsonl",
+    rank=8, time="10m", optimizer__learning_rate=1e-4)`. overrides: the same by their dotted names. Progress goes to
+    stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError (before any work, with the least memory
+    that would do), and Interrupted when the user stopped the run.
     """
     given = {
         "method": method, "rank": rank, "batch_size": batch_size, "steps": steps, "epochs": epochs, "time": time,
@@ -100,12 +108,16 @@ def finetune(
     parallel.start()
     if data is not None and not isinstance(data, (str, Path)):
         data = kept_rows(data)
-    place = changed.get("out")
-    if place is None and resume is None and model is not None and is_finetune_recipe(model):
-        place = load_finetune_recipe(model, changed).out
-    if resume is None and (again := begun(place)) is not None:
-        start = resume_run(again, load_finetune_recipe)  # whose recipe is what this call has asked for
+    place, of_recipe = changed.get("out"), model is not None and is_finetune_recipe(model)
+    asked, auto = resume is not None, str(resume) == AUTO
+    if place is None and of_recipe and (auto or not asked):
+        place = load_finetune_recipe(model or "", changed).out
+    resume = begun(resume, place)
+    if resume is not None and not asked:
+        start = resume_run(resume, load_finetune_recipe)  # whose recipe is what this call has asked for
     elif resume is not None:
+        if of_recipe and auto:  # what it says besides stands in the run's own
+            model = None
         named = {"model": model, "data.source": data}
         changed |= {key: str(value) for key, value in named.items() if value is not None}
         start = resume_run(resume, load_finetune_recipe, changed)
@@ -147,7 +159,8 @@ class FinetuneJob:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
         material = self.material = open_material(start)
         machine = this_machine(recipe, lambda: read_speed(material.base))
-        recipe, choice = settle(recipe, job_shape(recipe, material), options(recipe, material), machine)
+        portions = portions_of(recipe, material)
+        recipe, choice = settle(recipe, job_shape(recipe, portions), options(recipe, portions), machine)
         self.recipe, spec, world = recipe, choice.spec, parallel.world_size()
         self._ask_before(start)
 
@@ -163,14 +176,8 @@ class FinetuneJob:
         with waiting("loading   the model"):
             decoder = self.engine.load()
         rows, length = material.rows, material.length
-        stream = SupervisedStream(
-            material.dataset, length, spec.microbatch, rows * world, recipe.data.layout, recipe.seed, "train",
-            parallel.rank(), world, recipe.data.longest_first,
-        )  # fmt: skip
-        steps = recipe.train.steps
-        if recipe.train.epochs is not None:
-            each = rows // spec.microbatch if recipe.data.layout == "grouped" else rows  # samples of a step
-            steps = max(round(recipe.train.epochs * stream.samples_per_epoch / (each * world)), 1)
+        stream = stream_of(recipe, material, spec.microbatch)
+        steps = steps_of(recipe, material, stream, spec.microbatch)
         how_long = length_line(recipe, steps, f"up to {rows * world * length:,} tokens")
         header = model_and_data(recipe, decoder, material)
         header += common_header(recipe, choice.prediction, how_long, start.state)

@@ -11,8 +11,8 @@ from shoestring.finetuning.material import Material
 from shoestring.models.adapters import switch
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import Dtypes
-from shoestring.models.get import KNOWN
 from shoestring.models.peft_folder import load_adapter, read_adapter, write_adapter_files
+from shoestring.models.wheels import KNOWN
 from shoestring.train.exact_weights import load_trained, read_trained, write_trained
 from shoestring.train.precision import prepared
 from shoestring.train.precision_config import PrecisionConfig

@@ -55,7 +55,8 @@ def pretrain(
     out: str | Path | None = None,
     **settings: Any,
 ) -> PretrainResult:
-    """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out).
+    """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out); "auto": the
+    one in `out`, if one has begun there.
 
     time, memory, fp8, out: the flags of `shoestring pretrain`; a recipe's other settings are keywords too, with two
     underscores for a dot: `pretrain("quickstart", time="2m", optimizer__learning_rate=1e-3)`. overrides: the same by
@@ -66,8 +67,8 @@ def pretrain(
     changed = with_short(dotted(overrides, settings), SHORT, short)
     parallel.start()
     given = load_pretrain_recipe(recipe, changed) if recipe is not None else None
-    if resume is None and given is not None:
-        resume = begun(given.out)
+    if given is not None:
+        resume = begun(resume, given.out)
     if resume is not None:
         start = resume_run(resume, load_pretrain_recipe, changed, given)
     elif given is not None and recipe is not None:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shoestring.core.errors import RunError
+from shoestring.train import watchdog
 
 V = TypeVar("V")
 Helps = Mapping[str, Callable[[Any], Any]]
@@ -32,7 +33,7 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        watchdog.meet("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def is_parallel() -> bool:
@@ -62,12 +63,14 @@ class _Waited:
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[None]:
-    """Inside, this rank waits for the others: the time is counted. On a GPU it is that in which Python waits, for what
-    was queued before too."""
+def waiting(for_first: bool = False) -> Iterator[None]:
+    """Inside, this rank waits for the others: the time is counted, and who keeps it waiting for too long is named
+    (`train.watchdog`). On a GPU it is that in which Python waits, for what was queued before too. for_first: it waits
+    for what the first one does for all, which may take any time."""
     began = time.perf_counter()
     try:
-        yield
+        with watchdog.watching().exchange(for_first):
+            yield
     finally:
         _Waited.seconds += time.perf_counter() - began
 
@@ -88,9 +91,9 @@ def from_first(value: V) -> V:
     return _from(0, value) if is_parallel() else value
 
 
-def _from(source: int, value: Any) -> Any:
+def _from(source: int, value: Any, waits_for_work: bool = False) -> Any:
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
-    with waiting():
+    with waiting(waits_for_work):
         size = torch.tensor([len(text)], device=_device())
         dist.broadcast(size, src=source)
         text = text if rank() == source else torch.empty(int(size), dtype=torch.uint8, device=_device())
@@ -107,10 +110,10 @@ def by_first(make: Callable[[], V], helps: Helps | None = None) -> V:
     if not is_parallel():
         return make()
     if rank() != 0:
-        answer: Any = from_first(None)
+        answer: Any = _from(0, None, waits_for_work=True)
         while "asked" in answer:
             (helps or {})[answer["asked"]](answer["argument"])
-            answer = from_first(None)
+            answer = _from(0, None, waits_for_work=True)
         if answer["failed"] is not None:
             raise RunError(f"the first process cannot go on: {answer['failed']}")
         return answer["made"]
@@ -183,7 +186,7 @@ def together() -> Iterator[None]:
 def wait() -> None:
     """Until all ranks are here."""
     if is_parallel():
-        with waiting():
+        with waiting(for_first=True):
             dist.barrier()
 
 

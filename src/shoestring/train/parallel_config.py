@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from shoestring.core.config import Config
+from shoestring.core.units import Seconds
 
 if TYPE_CHECKING:
     from shoestring.models.config import ModelConfig
@@ -23,6 +24,9 @@ class ParallelConfig(Config):
         "ddp",
         description="ddp: each process has the whole model; fsdp: each keeps its part of weights, gradients and moments"
         " (pretraining)",
+    )
+    exchange_timeout: Seconds = Field(
+        600.0, description="how long processes wait for one of them, before the run ends and names it"
     )
 
 

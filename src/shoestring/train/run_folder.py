@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.core.config import Config, dump_yaml
-from shoestring.core.errors import RunError
+from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.files import Held, atomic_write, check_place, clear_errors, hold
 from shoestring.train import metrics_file, parallel
-from shoestring.train.checkpoint import checkpoints, clean, read_state
+from shoestring.train.checkpoint import STATE, checkpoints, clean, read_state
 from shoestring.train.metrics_file import truncate_metrics
 from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
 
+AUTO = "auto"  # for a folder to resume: what is in `out`, if there is something
 RECIPE, METRICS, LOCK = "recipe.yaml", metrics_file.NAME, ".lock"
 _MAY_CHANGE = ("description", "base", "out", "train.keep", "train.rollbacks", "train.most_epochs", "budget.memory")
 _MAY_CHANGE_SECTIONS = ("log.", "parallel.")
@@ -64,9 +65,9 @@ def resume(
     owned = own(out)
     try:
         recipe, another_length = _resumed_recipe(out, given, overrides, load)
-        parallel.by_first(lambda: _make_ready(out))
-        whole = checkpoints(out)
-        checkpoint = whole[-1] if whole else None
+        newest = parallel.by_first(lambda: _make_ready(out))
+        checkpoint = None if newest is None else out / newest
+        _check_shared(out, checkpoint)
         state = TrainerState() if checkpoint is None else read_state(checkpoint)
     except BaseException:
         disown(owned)
@@ -74,17 +75,38 @@ def resume(
     return Start(recipe, out.name, f"of the run in {out}", out, checkpoint, state, another_length, owned)
 
 
-def begun(out: str | Path | None) -> Path | None:
-    """The run in `out` where this process takes the place of one that failed, started anew by torchrun or the command;
-    None where nothing has begun."""
+def begun(resume: str | Path | None, out: str | Path | None) -> Path | None:
+    """The run to go on with: `resume`; the one in `out`, if there is one, where that is "auto", and where this process
+    takes the place of one that failed, started anew by torchrun or the command. As the first process sees it.
+
+    Raises ConfigError for "auto" without `out`.
+    """
+    auto = str(resume) == AUTO
+    if resume is not None and not auto:
+        return Path(resume)
+    if auto and out is None:
+        raise ConfigError("resume auto needs the folder of the run", hint="give --out OUT")
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return Path(out) if again and out is not None and os.path.isfile(Path(out) / RECIPE) else None
+    if out is None or not (auto or again):
+        return None
+    return Path(out) if parallel.by_first(lambda: os.path.isfile(Path(out) / RECIPE)) else None
 
 
-def _make_ready(out: Path) -> None:
+def _make_ready(out: Path) -> str | None:
+    """-> the name of the newest checkpoint."""
     clean(out)
     whole = checkpoints(out)
     truncate_metrics(out / METRICS, read_state(whole[-1]).step if whole else 0)
+    return whole[-1].name if whole else None
+
+
+def _check_shared(out: Path, checkpoint: Path | None) -> None:
+    """Raises RunError where a process does not see the checkpoint that all are to go on from."""
+    missing = checkpoint is not None and not (checkpoint / STATE).is_file()
+    if parallel.sum_numbers(missing)[0]:
+        name = "" if checkpoint is None else checkpoint.name
+        hint = "a run that goes on needs a folder that all machines share, at one path (docs/cluster.md)"
+        raise RunError(f"not every process sees {name} here", str(out), hint)
 
 
 def own(out: Path) -> Held | None:
