@@ -16,6 +16,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from shoestring.core.errors import ConfigError, ModelFileError
+from shoestring.plan import receipt
+from shoestring.plan.divided import MOMENTS, WEIGHTS
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train.checkpoint import checkpoints
@@ -85,6 +87,14 @@ def test_the_memory_of_one_process_is_predicted(facts):
     for of_rank in facts:
         counted, predicted = of_rank["tensors"]
         assert counted == pytest.approx(predicted, rel=0.05)
+
+
+def test_the_receipt_counts_the_parts_of_the_first_process(folder):
+    kept, damaged = receipt.read(folder / "large" / receipt.NAME)
+    items = {item.what: item for item in kept[-1].items}
+    for name in (WEIGHTS, MOMENTS):
+        assert items[name].measured == pytest.approx(items[name].predicted, rel=0.01)
+    assert not damaged and items[MOMENTS].measured > 1e6
 
 
 def test_sums_begin_in_the_last_pass_backward_and_not_before(facts):
