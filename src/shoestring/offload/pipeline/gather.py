@@ -68,7 +68,7 @@ class Gathered:
 def gathered(decoder: SplitDecoder) -> Gathered:
     """All take part; only the first gets tensors."""
     named = {
-        linear: {name: adapter.config.model_dump() for name, adapter in module.adapters.items() if _is_lora(adapter)}
+        linear: {name: a.config.model_dump() for name, a in module.adapters.items() if isinstance(a, LoRA)}
         for linear, module in adapted_linears(decoder).items()
     }
     adapters: dict[str, dict[str, dict[str, Any]]] = {}
@@ -77,10 +77,6 @@ def gathered(decoder: SplitDecoder) -> Gathered:
     active = parallel.from_rank(0, active_adapter(decoder))
     trained = {name: p.detach() for name, p in decoder.named_parameters() if p.requires_grad}
     return Gathered(gathered_tensors(trained), adapters, active)
-
-
-def _is_lora(adapter: nn.Module) -> bool:
-    return isinstance(adapter, LoRA)
 
 
 def gathered_tensors(own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -83,9 +83,15 @@ class SplitDecoder(Decoder):
 
     # What the engine does one after another
 
-    def context(self, tokens_BT: Tensor, *arguments: Any) -> Context:
-        """As `nn.context.make_context` takes them."""
-        return make_context(tokens_BT, self.rotary, *arguments, self._window)
+    def context(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None, segments_BT: Tensor | None,
+        cache: Cache | CacheRows | None, external_BTE: Tensor | None, memory: MemoryBank | None, seed: int | None,
+        layout: Layout | None,
+    ) -> Context:  # fmt: skip
+        """As `nn.context.make_context` has it."""
+        return make_context(
+            tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed, layout, self._window
+        )
 
     def enter(self, tokens_BT: Tensor, context: Context, cache: Cache | CacheRows | None = None) -> Stream:
         """What goes into the first layer, on the first machine."""
@@ -100,7 +106,8 @@ class SplitDecoder(Decoder):
 
     def passing(self, tokens_BT: Tensor) -> list[Like]:
         """What comes from the machine before, and goes to the next one, for these tokens."""
-        return self.part.passing(*tokens_BT.shape, self.embedding.weight.dtype)
+        rows, tokens = tokens_BT.shape
+        return self.part.passing(rows, tokens, self.embedding.weight.dtype)
 
     def lend(self, tokens: Sequence[Tensor]) -> None:
         """Bring the rows of a tied matrix that these tokens take to the first machine."""
@@ -128,7 +135,8 @@ class SplitDecoder(Decoder):
     def close(self) -> None:
         """End the reading threads and close the files."""
         self.wire.settle()
-        for part in (self.stream, getattr(self.head, "source", None), self.embedding):
+        parts: list[Any] = [self.stream, getattr(self.head, "source", None), self.embedding]
+        for part in parts:
             if hasattr(part, "close"):
                 part.close()
 
@@ -186,7 +194,7 @@ def settle_head(decoder: SplitDecoder) -> SplitDecoder:
         if isinstance(decoder.embedding, nn.Embedding) and not isinstance(decoder.head, Head):
             weight = decoder.embedding.weight
             shape = (decoder.config.vocabulary, decoder.config.width)
-            decoder.embedding = EmbeddingElsewhere(shape, weight.dtype, decoder.wire.device)
+            decoder.embedding = EmbeddingElsewhere(shape, weight.dtype, decoder.wire.device)  # type: ignore[assignment]
     return decoder
 
 
