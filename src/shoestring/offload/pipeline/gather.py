@@ -93,13 +93,15 @@ def gathered_tensors(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for (name, dtype, shape), room in zip(wanted, _rooms(sizes), strict=True):
                 for piece in room.split(_PIECE):
                     arrived = piece.to(parallel.exchange_device())
-                    dist.recv(arrived, source)
+                    with parallel.telling_of_losses():
+                        dist.recv(arrived, source)
                     piece.copy_(arrived)
                 found[name] = room.view(dtype).view(shape)
         elif parallel.rank() == source:
             for name, *_ in wanted:
                 for piece in _bytes(own[name]).split(_PIECE):
-                    dist.send(piece.to(parallel.exchange_device()), 0)
+                    with parallel.telling_of_losses():
+                        dist.send(piece.to(parallel.exchange_device()), 0)
     return found
 
 

@@ -33,7 +33,7 @@ from shoestring.offload.pipeline.parts import Part, Stream, part_of
 from shoestring.offload.pipeline.place import Place
 from shoestring.offload.pipeline.wire import FORWARD, LENT, RETURNED, Like, Wire
 from shoestring.offload.stream import LayerStream, placeholder
-from shoestring.train.parallel import exchange_device
+from shoestring.train.parallel import exchange_device, telling_of_losses
 
 
 class SplitDecoder(Decoder):
@@ -251,7 +251,8 @@ def _tell(head: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor
     """Logits to all who have no head. Its losses do not come by here."""
     logits = logits.to(inputs[0].dtype).contiguous()
     told = logits.to(exchange_device())
-    dist.broadcast(told, dist.get_rank())
+    with telling_of_losses():
+        dist.broadcast(told, dist.get_rank())
     return logits
 
 
