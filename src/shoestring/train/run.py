@@ -113,8 +113,9 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest."""
-        return checkpoints(self.out)[-1]
+        """The newest; of a run over machines without a disk in common, where it stands on the first of them."""
+        found = checkpoints(self.out)
+        return found[-1] if found else self.out / f"step-{self.state.step:06d}"
 
     def plot(self, bits_per_byte: float | None = None) -> Path | None:
         """Draw the curve, by the first process. bits_per_byte: a line to compare with."""
