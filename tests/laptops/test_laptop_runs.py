@@ -45,7 +45,7 @@ class Machines:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         environment = {
-            **os.environ, "SHOESTRING_TOKEN": TOKEN, "SHOESTRING_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1",
+            **os.environ, "SHOESTRING_TOKEN": TOKEN, "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         with open(folder / "log.txt", "a") as log:
             self.running[name] = subprocess.Popen(

@@ -8,14 +8,14 @@ from typing import Any
 from shoestring.laptops.answering import answer
 
 
-def described(asked: dict[str, Any]) -> dict[str, Any]:
-    """Bytes, bytes per second, operations per second. asked: {"disk": measure it too}."""
+def described(_: dict[str, Any]) -> dict[str, Any]:
+    """Bytes, operations per second."""
     import torch
 
     from shoestring.core.machine import cpu_count, cpu_model, rss_bytes, total_memory_bytes
     from shoestring.core.matmul import TABLE
     from shoestring.core.matmul_choice import LAYOUTS, Kind
-    from shoestring.core.speeds import disk_read_speed, matrix_peak
+    from shoestring.core.speeds import matrix_peak
     from shoestring.kernels import allocator
     from shoestring.train.first_use import first_use
     from shoestring.train.planning import int8_gain
@@ -34,7 +34,6 @@ def described(asked: dict[str, Any]) -> dict[str, Any]:
         "flops": flops,
         "int8_gain": int8_gain(),
         "onednn": TABLE.choose(large) == "onednn",
-        "read_speed": disk_read_speed() if asked.get("disk") else 1e9,
     }
 
 

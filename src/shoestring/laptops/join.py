@@ -39,6 +39,6 @@ def join(
 
         own = find_model(model, say=console.say)
     with waiting("measuring this machine"):
-        machine = call("shoestring.laptops.describe", {"disk": True})
+        machine = call("shoestring.laptops.describe", {})
     why = Joiner(where, token, name, size, machine, console.say, own).run()
     return f"over      {why}"

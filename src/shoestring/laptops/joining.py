@@ -187,12 +187,12 @@ class Joiner:
                 wire.send("cannot", {"number": order.number, "why": why})
 
     def _place(self, order: Order) -> Path:
-        """Where the files of a run stand: one folder for a model, whose tensors other runs find there."""
+        """Where the files of a run stand: one folder for a model and a name, whose tensors other runs find there."""
         if self._folder is not None:
             return self._folder
         known = "".join(sorted(digest for _, digest in order.digests)) or order.out
         key = hashlib.sha256(known.encode()).hexdigest()
-        return cache_dir() / "laptops" / key[:16]
+        return cache_dir() / "laptops" / f"{key[:16]}-{self.name}"
 
     def _ask_for(self, wire: Wire, number: int, path: str, begin: int, size: int) -> bytes:
         wire.send("read", {"number": number, "path": path, "begin": begin, "size": size})

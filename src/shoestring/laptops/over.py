@@ -87,7 +87,7 @@ def conduct(
     work = make(survey, address.host)
     try:
         with waiting("measuring this machine"):
-            machine = call("shoestring.laptops.describe", {"disk": True})
+            machine = call("shoestring.laptops.describe", {})
         crew = Crew(config, address, token, machine, console.say)
         why = "it failed on the first machine"
         try:

@@ -74,7 +74,6 @@ def _part(shape: JobShape, layers: int) -> JobShape:
 def machine_of(described: dict[str, Any]) -> Machine:
     """As the plan has it, without a speed."""
     return Machine(
-        process=int(described["process"]), flops=1.0, read_speed=float(described["read_speed"]),
-        int8_gain=float(described["int8_gain"]), total=int(described["memory"]), threads=int(described["threads"]),
-        onednn=bool(described.get("onednn")),
+        process=int(described["process"]), flops=1.0, int8_gain=float(described["int8_gain"]),
+        total=int(described["memory"]), threads=int(described["threads"]), onednn=bool(described.get("onednn")),
     )  # fmt: skip
