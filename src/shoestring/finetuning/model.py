@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -20,8 +22,12 @@ from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import load_model
 from shoestring.models.peft_folder import load_adapter
 from shoestring.models.weight_files import WeightFiles, weight_paths
+from shoestring.offload.config import StoreFormat
 from shoestring.offload.model import open_streamed, unstreamed
 from shoestring.offload.packed_layers import block_linears
+from shoestring.offload.pipeline.load import load_part, load_trained_part, open_streamed_part
+from shoestring.offload.pipeline.place import Place
+from shoestring.offload.pipeline.planned import config_of_part, filling_microbatch, refuse
 from shoestring.plan.choose import usual_microbatch
 from shoestring.plan.constants import MICROBATCH_TOKENS
 from shoestring.plan.shapes import EngineSpec, JobShape, Options, Packed, Training, WeightFormat
@@ -32,20 +38,23 @@ from shoestring.train.planning import engines
 from shoestring.train.run import say
 
 
-def job_shape(recipe: FinetuneRecipe, material: Material) -> JobShape:
-    """As the plan sees the run."""
+def job_shape(recipe: FinetuneRecipe, material: Material, place: Place | None = None) -> JobShape:
+    """As the plan sees the run. place: of the layers that this process has, where it has not all."""
     adapter, config, held = recipe.adapter, material.config, recipe.preserve
+    here = None
+    if place is not None:
+        config, here = config_of_part(config, place), place.holds(config, adapter.method == "full")
     lora, training = adapter.lora(), Training()
     if lora is not None:
         linears = attach(build(config, device="meta"), lora, modules=adapter.modules)
         names = frozenset(linear.split(".", 2)[2] for linear in linears)  # without blocks.NUMBER
         frozen: WeightFormat = "bfloat16" if recipe.halves_base() else recipe.frozen_kind() or "float32"
         integers = recipe.precision.compute == "int8"
-        packed = packed_linears_of(material.base)
+        packed = packed_linears_of(material.base, here)
         training = Training(False, lora.rank, names, lora.dora, lora.dropout > 0, frozen, integers, packed)
     compared = padded_length(held.tokens) if held.source is not None else 0
     return JobShape(
-        config, material.rows, material.padded, training, source_dtype(material.base), ignored=True,
+        config, material.rows, material.padded, training, source_dtype(material.base, here), ignored=True,
         compute=recipe.precision.settled, documents=material.documents, compared=compared,
         kept=min(_kept_rows(recipe, material) * compared * config.width * FLOAT, KEPT_BYTES),
         measured=material.held_out, asked=_asked(recipe, material), lengths=material.lengths,
@@ -68,7 +77,7 @@ def _kept_rows(recipe: FinetuneRecipe, material: Material) -> int:
     return min(found, default=1 << 30)
 
 
-def options(recipe: FinetuneRecipe, material: Material) -> Options:
+def options(recipe: FinetuneRecipe, material: Material, place: Place | None = None) -> Options:
     """What the recipe leaves to the plan."""
     budget, full = recipe.budget, recipe.adapter.method == "full"
     packed = read_quantization(material.base) is not None
@@ -84,7 +93,9 @@ def options(recipe: FinetuneRecipe, material: Material) -> Options:
         advice = ("so does --budget.weights int4, which rounds the frozen weights",)
     return Options(
         chosen,
-        usual=usual_microbatch(material.rows, material.padded, MICROBATCH_TOKENS),
+        usual=usual_microbatch(material.rows, material.padded, MICROBATCH_TOKENS)
+        if place is None
+        else filling_microbatch(material.rows, material.padded, MICROBATCH_TOKENS, place.stages),
         microbatch=recipe.train.microbatch,
         recompute=recipe.train.activation_checkpointing,
         weights="packed" if packed else recipe.frozen_kind() or budget.weights,
@@ -94,22 +105,41 @@ def options(recipe: FinetuneRecipe, material: Material) -> Options:
     )
 
 
+def check_split(recipe: FinetuneRecipe) -> None:
+    """Raises ConfigError for what is not done over several machines."""
+    refuse(
+        recipe,
+        {
+            "preserve": recipe.preserve.source is not None,
+            "precision.compute int8 with adapter.method full":
+                recipe.precision.compute == "int8" and recipe.adapter.method == "full",
+        },
+    )  # fmt: skip
+
+
 def adapted_model(
-    recipe: FinetuneRecipe, spec: EngineSpec, material: Material, checkpoint: Path | None, device: torch.device
-) -> Decoder:
-    """The model of the plan, fresh or from a checkpoint; frozen with its adapter, or whole."""
-    config = recipe.adapter.lora()
+    recipe: FinetuneRecipe, spec: EngineSpec, material: Material, checkpoint: Path | None, device: torch.device,
+    place: Place | None = None,
+) -> Decoder:  # fmt: skip
+    """The model of the plan, fresh or from a checkpoint; frozen with its adapter, or whole. place: of the layers of it
+    that this process has, where it has not all."""
+    config, base = recipe.adapter.lora(), material.base
     if config is None:
-        if checkpoint is not None:
-            return load_trained(checkpoint, device)
-        return load_model(material.base, device, torch.float32)
+        if place is not None:
+            return load_trained_part(checkpoint or base, place, device)
+        return load_model(base, device, torch.float32) if checkpoint is None else load_trained(checkpoint, device)
     if spec.engine == "streamed":
-        decoder: Decoder = open_streamed(
-            material.base, "source" if spec.weights == "packed" else spec.weights, spec.slots, device, say=say,
-            compute="int8" if recipe.precision.compute == "int8" else "float",
-        )  # fmt: skip
+        weights: StoreFormat = "source" if spec.weights == "packed" else spec.weights
+        compute: Literal["int8", "float"] = "int8" if recipe.precision.compute == "int8" else "float"
+        decoder: Decoder = (
+            open_streamed(base, weights, spec.slots, device, say=say, compute=compute)
+            if place is None
+            else open_streamed_part(base, place, weights, spec.slots, device, say=say, compute=compute)
+        )
+    elif place is not None:
+        decoder = load_part(base, place, device, torch.float32, recipe.frozen_config())
     else:
-        decoder = load_model(material.base, device, torch.float32, recipe.frozen_config())
+        decoder = load_model(base, device, torch.float32, recipe.frozen_config())
     if checkpoint is not None:
         load_adapter(decoder, checkpoint)
     else:
@@ -125,13 +155,15 @@ def read_speed(base: Path) -> float:
     return file_read_speed(max(weight_paths(base), key=lambda path: path.stat().st_size))
 
 
-def source_dtype(base: Path) -> str:
-    """The dtype of the model's embedding on disk."""
-    with WeightFiles(base, packed=True) as files:
-        return str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
+def source_dtype(base: Path, held: Callable[[str], bool] | None = None) -> str:
+    """The dtype of the model's embedding on disk. held: of which parameters the folder has, where it may lack some;
+    then of its first tensor."""
+    with WeightFiles(base, packed=True, held=held) as files:
+        first = files.places["embedding.weight"] if held is None else next(iter(files.places.values()))
+        return str(first.info.dtype).removeprefix("torch.")
 
 
-def packed_linears_of(base: Path) -> Packed:
+def packed_linears_of(base: Path, held: Callable[[str], bool] | None = None) -> Packed:
     """Those that the model's files have in few bits."""
-    with WeightFiles(base, packed=True) as files:
+    with WeightFiles(base, packed=True, held=held) as files:
         return frozenset(block_linears(files).items())

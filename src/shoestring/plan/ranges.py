@@ -25,7 +25,7 @@ class Split:
         return len(self.ranges)
 
     def check(self, layers: int, machines: int | None = None) -> None:
-        """Raises ConfigError unless the ranges cover this many layers, in order and none empty, for so many machines."""
+        """Raises ConfigError unless the ranges cover these layers, in order and none empty, for so many machines."""
         if machines is not None and len(self.ranges) != machines:
             raise ConfigError(f"a split over {len(self.ranges)} machines, and here are {machines}")
         expected = 0

@@ -12,6 +12,8 @@ from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.units import counted
 from shoestring.data.loader import RowLoader
 from shoestring.models.config import ModelConfig
+from shoestring.offload.pipeline.place import Place
+from shoestring.offload.pipeline.planned import config_of_part, filling_microbatch
 from shoestring.plan.choose import Choice, usual_microbatch
 from shoestring.plan.shapes import EngineName, JobShape, Options, Prediction
 from shoestring.pretraining.config import PretrainRecipe
@@ -59,9 +61,10 @@ class Planned:
         return found
 
 
-def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
-    """config: of the last stage. Raises ConfigError for rows that processes cannot share, and BudgetError."""
-    world, portions = parallel.world_size(), recipe.train.portions
+def plan(recipe: PretrainRecipe, config: ModelConfig, place: Place | None = None) -> Planned:
+    """config: of the last stage. place: of the layers that this process has, where it has not all. Raises ConfigError
+    for rows that processes cannot share, and BudgetError."""
+    world, portions = parallel.shares(), recipe.train.portions
     for portion in portions:
         if portion.rows % world:
             raise ConfigError(f"the {portion.rows} rows of a batch cannot be shared by {world} processes")
@@ -69,8 +72,9 @@ def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
     settings, machine = recipe.train, this_machine(recipe)
 
     def shape(number: int) -> JobShape:
+        model = models[number] if place is None else config_of_part(models[number], place)
         return JobShape(
-            models[number], portions[number].rows // world, portions[number].sequence_length,
+            model, portions[number].rows // world, portions[number].sequence_length,
             compute=recipe.precision.settled, documents=recipe.data.separate_documents,
             moving=moving(recipe.optimizer),
         )  # fmt: skip
@@ -80,6 +84,8 @@ def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
         portion = portions[number]
         rows = portion.rows // world
         usual = usual_microbatch(rows, portion.sequence_length, tokens)
+        if place is not None:
+            usual = filling_microbatch(rows, portion.sequence_length, tokens, place.stages)
         options = Options(left_open, usual, portion.microbatch, settings.activation_checkpointing)
         return chosen(recipe, shape(number), options, machine)
 
@@ -126,7 +132,7 @@ def last_model(recipe: PretrainRecipe, config: ModelConfig, state: TrainerState)
 
 def stages(planned: Planned, stream: RowLoader, engine: ResidentEngine) -> Stages | None:
     """What the loop takes; None for a run of one stage."""
-    portions, models, world = planned.portions, planned.models, parallel.world_size()
+    portions, models, world = planned.portions, planned.models, parallel.shares()
     if len(portions) == 1:
         return None
 

@@ -95,7 +95,13 @@ class Engine(Protocol):
         """Drop the gradients of a step that cannot be finished."""
         ...
 
-    def state(self) -> EngineState: ...
+    def state(self) -> EngineState:
+        """On the first process; all take part."""
+        ...
+
+    def state_bytes(self) -> int:
+        """About as much as its tensors take, without asking others."""
+        ...
 
     def restore(self, file: TensorFile, numbers: dict[str, dict[str, float]]) -> None:
         """Take back what `state` gave. Raises RunError where it does not fit."""
@@ -186,7 +192,7 @@ class LocalEngine:
         parameters, scale = self.parameters(), self.loss_scale
         if scale is not None:
             scale.unscale(p.grad for p in parameters if p.grad is not None)
-        norm = _clip(parameters, clip) if self._in_backward is None else self._in_backward.finish()
+        norm = self.clip(parameters, clip) if self._in_backward is None else self._in_backward.finish()
         if self._wrong or not math.isfinite(norm):
             self.abandon()
             overflow = scale.overflowed() if scale is not None and not self._wrong else None
@@ -198,6 +204,13 @@ class LocalEngine:
         torch.autograd.graph.increment_version(parameters)  # which fused optimizers forget: what is made of them is old
         self.abandon()
         return StepResult(norm)
+
+    def clip(self, parameters: list[torch.nn.Parameter], limit: float | None) -> float:
+        """The global norm of all gradients, which are scaled down to `limit` if it is larger."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
+        return float(norm)
 
     def abandon(self) -> None:
         for parameter in self.decoder.parameters():  # the optimizer's, and those that move by a rule of their own
@@ -222,6 +235,14 @@ class LocalEngine:
         if self.loss_scale is not None:
             numbers[LOSS_SCALE] = self.loss_scale.state()
         return EngineState(tensors | transformer_engine.state(self.decoder), numbers)
+
+    def state_bytes(self) -> int:
+        values = [value for state in self.optimizer.state.values() for value in state.values()]
+        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+    def whole(self) -> Decoder:
+        """The model, for a checkpoint's files, where `state` has been called; on the first process."""
+        return self.decoder
 
     def restore(self, file: TensorFile, numbers: dict[str, dict[str, float]]) -> None:
         names = {id(parameter): name for name, parameter in self.decoder.named_parameters()}
@@ -256,7 +277,7 @@ class LocalEngine:
         autocast = torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32)
         with parallel.together(), autocast:
             for penalty in self.objective.penalties(self.steps):
-                mean = penalty.value / parallel.world_size()
+                mean = penalty.value / parallel.shares()
                 self.scaled(penalty.weight * mean).backward()
                 found[penalty.name] = float(mean.detach())
         return parallel.sum_named(found)
@@ -273,15 +294,6 @@ class LocalEngine:
         self._wrong = self._wrong_with(summed, count)
         means = {name: mean * count for name, mean in penalties.items()}
         return Loss(torch.tensor(summed, dtype=torch.float64), count, metrics | means)
-
-
-def _clip(parameters: list[torch.nn.Parameter], limit: float | None) -> float:
-    """The global norm of all gradients, which are scaled down to `limit` if it is larger."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
-    return float(norm)
 
 
 def _read(file: TensorFile, key: str, parameter: Tensor, old: Tensor | None) -> Tensor:

@@ -3,7 +3,8 @@ here.
 
 Each function is the identity in a single process. Sums of gradients (not means) are exchanged, because the
 step has already divided by the count of all ranks. Started by torchrun, or by any launcher that initializes
-torch.distributed.
+torch.distributed. Where the processes are stages of one model (`offload.pipeline`) all of them see the same data:
+decisions are exchanged as ever, and there is one share of the data.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from shoestring.core.errors import RunError
 
 V = TypeVar("V")
+_STAGES: ContextVar[bool] = ContextVar("stages", default=False)
 BUCKET_NUMBERS = 16 * 2**20  # numbers exchanged at once: large enough for the link, small beside the model
 
 
@@ -44,25 +47,55 @@ def world_size() -> int:
     return dist.get_world_size() if is_parallel() else 1
 
 
+@contextlib.contextmanager
+def stages(there: bool = True) -> Iterator[None]:
+    """Inside, the processes are stages of one model and not copies of it, if `there`."""
+    before = _STAGES.set(there)
+    try:
+        yield
+    finally:
+        _STAGES.reset(before)
+
+
+def are_stages() -> bool:
+    return is_parallel() and _STAGES.get()
+
+
+def share() -> int:
+    """Which share of the data this process reads."""
+    return 0 if _STAGES.get() else rank()
+
+
+def shares() -> int:
+    """Into how many parts the data are cut."""
+    return 1 if _STAGES.get() else world_size()
+
+
+def sum_shares(*numbers: float) -> list[float]:
+    """Each number summed over the shares of the data: stages of one model all have the whole already."""
+    return list(numbers) if _STAGES.get() else sum_numbers(*numbers)
+
+
 def sum_numbers(*numbers: float) -> list[float]:
     """Each number summed over all ranks, in float64."""
     if not is_parallel():
         return list(numbers)
-    total = torch.tensor(numbers, dtype=torch.float64, device=_device())
+    total = torch.tensor(numbers, dtype=torch.float64, device=exchange_device())
     dist.all_reduce(total)
     return total.tolist()
 
 
 def from_first(value: V) -> V:
     """Rank 0's value, of what JSON can hold, on every rank: for names, and for decisions that depend on a clock."""
-    return _from(0, value) if is_parallel() else value
+    return from_rank(0, value) if is_parallel() else value
 
 
-def _from(source: int, value: V) -> V:
-    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
-    size = torch.tensor([len(text)], device=_device())
+def from_rank(source: int, value: V) -> V:
+    """That rank's value, of what JSON can hold, on every rank of several."""
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(exchange_device())
+    size = torch.tensor([len(text)], device=exchange_device())
     dist.broadcast(size, src=source)
-    text = text if rank() == source else torch.empty(int(size), dtype=torch.uint8, device=_device())
+    text = text if rank() == source else torch.empty(int(size), dtype=torch.uint8, device=exchange_device())
     dist.broadcast(text, src=source)
     return json.loads(bytes(text.tolist()))
 
@@ -97,7 +130,7 @@ def sum_named(numbers: dict[str, float]) -> dict[str, float]:
         return numbers
     names = list(numbers)
     if squared * world_size() != have**2:  # not all have as many
-        names = sorted({name for source in range(world_size()) for name in _from(source, list(numbers))})
+        names = sorted({name for source in range(world_size()) for name in from_rank(source, list(numbers))})
     return dict(zip(names, sum_numbers(*(numbers.get(name, 0.0) for name in names)), strict=True))
 
 
@@ -127,9 +160,9 @@ def wait() -> None:
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace every `.grad` by its sum over all ranks, in buckets.
 
-    A parameter without one on this rank counts as zero.
+    A parameter without one on this rank counts as zero. Stages have parameters of their own, and nothing is summed.
     """
-    if not is_parallel():
+    if not is_parallel() or _STAGES.get():
         return
     bucket: list[Tensor] = []
     size = 0
@@ -155,7 +188,7 @@ def _exchange(bucket: list[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _device() -> torch.device:
+def exchange_device() -> torch.device:
     """Where the backend exchanges small tensors: gloo on the CPU, NCCL on the current GPU."""
     return (
         torch.device("cuda", torch.cuda.current_device())
