@@ -142,10 +142,11 @@ def process(
 
 
 def write_rows(file: Path, tokens: int) -> None:
-    """Rows that are all longer than is taken of them, so that every step is full."""
+    """Rows that are longer than is taken of them, so that steps are full; but one, which shows where a text ends."""
     words = [f"word{i % 97} is number {i}" for i in range(tokens)]
     with open(file, "w", encoding="utf-8") as out:
-        for row in range(64):
+        out.write(json.dumps({"text": "A short one."}) + "\n")
+        for row in range(63):
             out.write(json.dumps({"text": f"Row {row}: " + ", ".join(words[row % 7 :] + words)}) + "\n")
 
 
