@@ -27,9 +27,9 @@ FEWER = {
     "--n": "60", "--steps": "2", "--train.steps": "3", "--max-tokens": "4", "--time": "1s", "--vocabulary": "512",
     "--examples": "2", "--memory": "64GB", "--batch-size": "2",
 }  # fmt: skip
-# Two loggers, one of which wants a service, a server, which goes on for ever, and what npm
-# fetches; that the commands parse is tested with all others.
-NOT_RUN = ("--log.tensorboard", "--log.wandb", "shoestring serve", "--to web")
+# Two loggers, one of which wants a service, a server, which goes on for ever, what npm fetches, and runs over several
+# machines (tests/laptops); that the commands parse is tested with all others.
+NOT_RUN = ("--log.tensorboard", "--log.wandb", "shoestring serve", "--to web", "--over", "shoestring join")
 PAGES = [page.name for page in sorted(DOCS.glob("*.md")) if page.name != "performance.md"]  # benchmarks
 
 

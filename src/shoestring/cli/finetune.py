@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from shoestring.cli.columns import Columns, columns_of
+from shoestring.cli.over import Listen, OverMachines, Token, Wait, run_over
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -73,6 +74,10 @@ def finetune(
     ] = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/finetune-N]")] = None,
     resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
+    over: OverMachines = None,
+    listen: Listen = None,
+    wait: Wait = None,
+    token: Token = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
@@ -91,6 +96,12 @@ def finetune(
                 f"finetune needs {missing}", hint="shoestring finetune MODEL --data FILE, or --resume OUT"
             )
         finetune_recipe(model, data, settings)  # a mistake is reported before torch is imported
+    if over is not None or (listen, wait, token) != (None, None, None):
+        from shoestring.laptops.over import finetune_over
+
+        flags = (over, listen, wait, token)
+        run_over(finetune_over, flags, json, model, data, resume=resume, overrides=settings)
+        return
     from shoestring.finetuning.job import finetune as tune
     from shoestring.train import parallel
 

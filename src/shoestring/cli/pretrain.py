@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from shoestring.cli.over import Listen, OverMachines, Token, Wait, run_over
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -41,6 +42,10 @@ def pretrain(
         ),
     ] = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/RECIPE-N]")] = None,
+    over: OverMachines = None,
+    listen: Listen = None,
+    wait: Wait = None,
+    token: Token = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> None:
@@ -49,6 +54,11 @@ def pretrain(
     settings = with_short(overrides, SHORT, {"time": time, "memory": memory, "fp8": fp8, "out": out}, flags=True)
     if recipe is not None:
         load_pretrain_recipe(recipe, settings)  # a mistake is reported before torch is imported
+    if over is not None or (listen, wait, token) != (None, None, None):
+        from shoestring.laptops.over import pretrain_over
+
+        run_over(pretrain_over, (over, listen, wait, token), json, recipe, resume=resume, overrides=settings)
+        return
     from shoestring.pretraining.job import pretrain as train
     from shoestring.train import parallel
 

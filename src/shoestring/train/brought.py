@@ -47,12 +47,12 @@ def bring_folder(folder: Path, sign: Path) -> None:
                     file.write(piece)
 
 
-def bring_text(file: Path) -> None:
-    """A small text file likewise. Raises RunError where another one stands."""
+def bring_text(file: Path, wanted: bool = True) -> None:
+    """A small text file likewise. wanted: by this process. Raises RunError where another one stands."""
     if not parallel.are_stages():
         return
     content = parallel.by_first(lambda: file.read_text(encoding="utf-8") if file.is_file() else None)
-    if content is None or (file.is_file() and file.read_text(encoding="utf-8") == content):
+    if content is None or not wanted or (file.is_file() and file.read_text(encoding="utf-8") == content):
         return
     if file.is_file():
         raise RunError("another run stands in this folder on this machine", str(file.parent), "move it away")

@@ -116,9 +116,9 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest, which stages of one model ask the first process for."""
+        """The newest, whose name stages of one model ask the first process for."""
         if parallel.are_stages():
-            return Path(parallel.by_first(lambda: str(checkpoints(self.out)[-1])))
+            return self.out / parallel.by_first(lambda: checkpoints(self.out)[-1].name)
         return checkpoints(self.out)[-1]
 
     def plot(self, bits_per_byte: float | None = None) -> Path | None:

@@ -87,12 +87,14 @@ def _is_split(text: str | Path, load: Callable[..., Any], overrides: dict[str, A
 
 
 def _find_everywhere(text: str | Path) -> Path:
-    """`find_run`, for stages with disks of their own too: they get the recipe."""
+    """`find_run`, for stages with disks of their own too: they get the recipe, but for one that was told another folder
+    than the first, in which a run stands: it has the recipe with its own places (`laptops`)."""
     if not parallel.are_stages():
         return find_run(text)
     out = Path(parallel.by_first(lambda: str(find_run(text))))
-    bring_text(out / RECIPE)
-    return out
+    own_place = str(out) != str(text) and os.path.isfile(Path(text) / RECIPE)
+    bring_text(out / RECIPE, wanted=not own_place)
+    return Path(text) if own_place else out
 
 
 def _make_ready(out: Path) -> str | None:

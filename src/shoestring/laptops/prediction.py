@@ -1,0 +1,79 @@
+"""What a machine's part of a model takes, from `plan.predict`: a model of its layers alone, with both ends, of which
+it has one at most. Torch-free.
+
+A stage keeps the activations of as many microbatches as are under way in it (`offload.pipeline.schedule`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from shoestring.models.count import operations
+from shoestring.nn.config import GQAConfig, block_order
+from shoestring.offload.pipeline.schedule import in_flight
+from shoestring.plan.constants import EFFICIENCY
+from shoestring.plan.predict import predict
+from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, WeightFormat
+from shoestring.plan.split import Peak, Work
+from shoestring.plan.tape import FLOAT
+
+_KEPT = "kept activations"
+
+
+def work_of(shape: JobShape, engine: EngineName) -> Work:
+    """Operations as `plan.speed` counts them. What passes between machines is hidden states in float32."""
+    config, full = shape.config, shape.training.full
+    cost = operations(config, shape.length)
+    passes = (3 if full else 2) + (engine != "resident")
+    values = config.attention.kv_heads * config.attention.head_width if isinstance(config.attention, GQAConfig) else 0
+    streams = 2 if config.block == "reversible" else 1
+    return Work(
+        config.layers, shape.rows, shape.length, passes * (cost.matrices + cost.attention) / config.layers,
+        FLOAT * (streams * config.width + values * config.value_residual), last=(3 if full else 2) * cost.head,
+    )  # fmt: skip
+
+
+def speed_of(shape: JobShape, machine: dict[str, Any]) -> float:
+    """Operations per second that a machine reaches."""
+    half = shape.compute in ("bfloat16", "float16")
+    gain = machine["int8_gain"] if shape.compute == "int8" else 1.0
+    return EFFICIENCY * gain * machine["flops"]["bfloat16" if half else "float32"]
+
+
+def peak_of(shape: JobShape, machines: Sequence[dict[str, Any]], engine: EngineName, weights: WeightFormat) -> Peak:
+    """Bytes of the whole process of each machine, by its place among them."""
+
+    @functools.lru_cache(maxsize=4096)
+    def peak(index: int, count: int, layers: int, rows: int, microbatches: int) -> int:
+        under_way = in_flight(index, count, microbatches)
+        part = _part(shape, layers)
+        machine = machine_of(machines[index])
+        if engine == "streamed":
+            spec = EngineSpec("streamed", rows, "full", max(layers, 2), weights)
+            return predict(replace(part, rows=rows * under_way), spec, machine).total
+        found = predict(part, EngineSpec(engine, rows, "full" if engine == "checkpointed" else "selective"), machine)
+        kept = sum(size for name, size in found.tensors if name == _KEPT)
+        return found.total + (under_way - 1) * kept
+
+    return peak
+
+
+def _part(shape: JobShape, layers: int) -> JobShape:
+    """As `offload.pipeline.planned.config_of_part` has it, which each machine keeps to."""
+    config = shape.config
+    update: dict[str, Any] = {"layers": layers}
+    if config.sharing is not None:
+        blocks = len(set(block_order(config.layers, config.sharing)[:layers]))
+        update["sharing"] = config.sharing.model_copy(update={"unique_layers": blocks})
+    return replace(shape, config=config.model_copy(update=update))
+
+
+def machine_of(described: dict[str, Any]) -> Machine:
+    """As the plan has it, without a speed."""
+    return Machine(
+        process=int(described["process"]), flops=1.0, int8_gain=float(described["int8_gain"]),
+        total=int(described["memory"]), threads=int(described["threads"]), onednn=bool(described.get("onednn")),
+    )  # fmt: skip
