@@ -88,8 +88,6 @@ def chosen(recipe: RunRecipe, shape: JobShape, options: Options, machine: Machin
         return asdict(made[0].spec)
 
     spec = EngineSpec(**parallel.by_first(by_this_process))
-    if parallel.are_stages() and not made:  # a machine has layers and a budget of its own
-        return choose(shape, machine, budget, replace(options, engines=(spec.engine,), microbatch=spec.microbatch))
     return made[0] if made else Choice(spec, predict(shape, spec, machine))
 
 

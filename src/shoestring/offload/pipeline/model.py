@@ -147,9 +147,13 @@ def unsplit(config: ModelConfig) -> list[str]:
     return [kind for kind, is_there in refused.items() if is_there]
 
 
-def split_off(whole: Decoder, place: Place, wire: Wire, trained: bool, part: Part | None = None) -> SplitDecoder:
+def split_off(
+    whole: Decoder, place: Place, wire: Wire, trained: bool, part: Part | None = None, embedded: bool = True,
+    headed: bool = True,
+) -> SplitDecoder:  # fmt: skip
     """The part of a decoder that lies here; what is not needed of it has no memory yet. trained: whether a tied matrix
-    is. part: of layers that come from disk. Raises ConfigError for a model that cannot be split."""
+    is. part: of layers that come from disk. embedded, headed: whether embedding and head are those of `whole`, where
+    they lie here; else the caller puts them in. Raises ConfigError for a model that cannot be split."""
     config = whole.config
     if refused := unsplit(config):
         raise ConfigError(f"a model with {refused[0]} cannot be split over machines")
@@ -160,7 +164,7 @@ def split_off(whole: Decoder, place: Place, wire: Wire, trained: bool, part: Par
     lent = config.tied_head and trained and place.stages > 1
     if place.is_first and lent:
         embedding = BorrowedEmbedding(shape, weight.dtype, wire.device)
-    elif not place.is_first and not (place.is_last and config.tied_head):
+    elif not (place.is_first and embedded) and not (place.is_last and headed and config.tied_head):
         embedding = EmbeddingElsewhere(shape, weight.dtype, wire.device)
     decoder = SplitDecoder(
         config,
@@ -170,7 +174,7 @@ def split_off(whole: Decoder, place: Place, wire: Wire, trained: bool, part: Par
         blocks=[block if index in own else Elsewhere() for index, block in enumerate(whole.blocks)],
         stack=made,  # type: ignore[arg-type]
         norm=whole.norm if place.is_last else Elsewhere(),
-        head=whole.head if place.is_last else HeadElsewhere(shape, wire, place.last),
+        head=whole.head if place.is_last and headed else HeadElsewhere(shape, wire, place.last),
         rotary=whole.rotary,
         make_cache=functools.partial(whole._make_cache, **_of_cache(config, place)),
     )
