@@ -127,6 +127,7 @@ class PipelineEngine(LocalEngine):
 
     def forward_backward(self, microbatches: Sequence[Batch]) -> Loss:
         decoder, wire, place = self.decoder, self.decoder.wire, self.decoder.place
+        self._written = None  # what other machines had at the last checkpoint
         started, before = time.perf_counter(), (wire.waiting, wire.network, wire.sent)
         counts = [label_count(batch) for batch in microbatches]
         total, device = sum(counts), decoder.embedding.weight.device

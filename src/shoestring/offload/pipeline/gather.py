@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shoestring.core.files import cache_dir
 from shoestring.models.adapters import active_adapter, adapted_linears, attach_to, switch
 from shoestring.models.builder import build
 from shoestring.models.decoder import Decoder
@@ -111,7 +112,8 @@ def _rooms(sizes: list[int]) -> list[Tensor]:
     if sum(sizes) <= _IN_MEMORY:
         return [torch.empty(size, dtype=torch.uint8) for size in sizes]
     starts = [sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes[:i]) for i in range(len(sizes) + 1)]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    cache_dir().mkdir(parents=True, exist_ok=True)  # where temporary files lie may be memory
+    with tempfile.TemporaryDirectory(prefix=".gathered-", dir=cache_dir(), ignore_cleanup_errors=True) as folder:
         mapped = torch.from_file(str(Path(folder) / "gathered"), shared=True, size=starts[-1], dtype=torch.uint8)
     return [mapped[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
