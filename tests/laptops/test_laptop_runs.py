@@ -34,11 +34,16 @@ def free_port() -> int:
 class Machines:
     """Commands in processes of their own, each with a log and a cache of its own."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...] = ("desk", "anna"), wait: str = "60s"):
+    def __init__(
+        self, folder: Path, names: tuple[str, ...] = ("desk", "anna"), wait: str = "60s", host: str = "127.0.0.1",
+        spaces: dict[str, str] | None = None,
+    ):  # fmt: skip
+        """spaces: the network namespace of each, where they have one."""
         self.folder, self.names, self.port = folder, names, free_port()
+        self.host, self.spaces = host, spaces or {}
         self.running: dict[str, subprocess.Popen[str]] = {}
         machines = [{"name": name} for name in names]
-        text = json.dumps({"listen": f"127.0.0.1:{self.port}", "wait": wait, "machines": machines})
+        text = json.dumps({"listen": f"{host}:{self.port}", "wait": wait, "machines": machines})
         (folder / "machines.yaml").write_text(text)
 
     def start(self, name: str, *arguments: str) -> None:
@@ -47,14 +52,15 @@ class Machines:
         environment = {
             **os.environ, "SHOESTRING_TOKEN": TOKEN, "OMP_NUM_THREADS": "1",
         }  # fmt: skip
+        inside = ["ip", "netns", "exec", self.spaces[name]] if self.spaces else []
         with open(folder / "log.txt", "a") as log:
             self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", "shoestring", *arguments], stdout=subprocess.PIPE, stderr=log, text=True,
-                env=environment, cwd=folder,
+                [*inside, sys.executable, "-m", "shoestring", *arguments], stdout=subprocess.PIPE, stderr=log,
+                text=True, env=environment, cwd=folder,
             )  # fmt: skip
 
     def join(self, name: str) -> None:
-        self.start(name, "join", f"127.0.0.1:{self.port}", "--name", name)
+        self.start(name, "join", f"{self.host}:{self.port}", "--name", name)
 
     def log(self, name: str) -> str:
         return (self.folder / name / "log.txt").read_text()
@@ -200,3 +206,86 @@ def test_strangers_do_not_disturb_a_run(machines, base, examples, tmp_path):
             stranger.sendall(os.urandom(1000))
         time.sleep(0.2)
     assert two.result("desk")["steps"] == 40 and "refused   127.0.0.1" in two.log("desk")
+
+
+def open_ports(pids: list[int]) -> dict[int, str]:
+    """Ports on which these processes listen, with their addresses, as /proc has them."""
+    sockets = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                sockets.add(os.readlink(link))
+            except OSError:
+                continue
+    found = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            words = line.split()
+            address, _, port = words[1].partition(":")
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                found[int(port, 16)] = address
+    return found
+
+
+@pytest.mark.long
+def test_every_open_port_is_of_the_address_named_and_outlives_random_bytes(machines, base, examples, tmp_path):
+    two = machines()
+    settings = {**SETTINGS, "train.steps": 60}
+    begin(two, base, examples, settings)
+    out = tmp_path / "desk" / "out"
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").is_file() or not losses(out):
+        assert time.monotonic() < deadline, two.log("desk")
+        time.sleep(0.1)
+    pids = [process.pid for process in two.running.values()]
+    ports = open_ports([*pids, *two.workers("desk"), *two.workers("anna")])
+    assert len(ports) >= 3 and set(ports.values()) == {"0100007F"}, ports  # door, store and gloo: 127.0.0.1 alone
+    for port in ports:
+        for raw in (os.urandom(5000), b"", bytes(8), b"\xff" * 64):
+            with socket.create_connection(("127.0.0.1", port), 5) as stranger:
+                stranger.sendall(raw)
+    assert two.result("desk")["steps"] == 60 and "going on from" not in two.log("desk")
+
+
+@pytest.fixture
+def spaces():
+    """Two network namespaces with a link between them."""
+    names = {name: f"shoe-{os.getpid()}-{name}" for name in ("desk", "anna")}
+    if os.geteuid() != 0 or subprocess.run(["ip", "netns", "add", names["desk"]], capture_output=True).returncode:
+        pytest.skip("only root on Linux makes network namespaces")
+    try:
+        run = subprocess.check_call
+        run(["ip", "netns", "add", names["anna"]])
+        run(
+            ["ip", "link", "add", "veth0", "netns", names["desk"], "type", "veth", "peer", "veth0", "netns",
+             names["anna"]]
+        )  # fmt: skip
+        for name, address in (("desk", "10.213.78.1/24"), ("anna", "10.213.78.2/24")):
+            run(["ip", "-n", names[name], "addr", "add", address, "dev", "veth0"])
+            run(["ip", "-n", names[name], "link", "set", "veth0", "up"])
+            run(["ip", "-n", names[name], "link", "set", "lo", "up"])
+        yield names
+    finally:
+        for name in names.values():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.mark.long
+def test_a_cut_link_is_noticed_within_a_minute_and_mended(machines, spaces, base, examples, tmp_path):
+    two = machines(host="10.213.78.1", spaces=spaces, wait="120s")
+    settings = {**SETTINGS, "train.steps": 60, "train.checkpoint_every": 5}
+    begin(two, base, examples, settings)
+    out = tmp_path / "desk" / "out"
+    deadline = time.monotonic() + 120
+    while not list(out.glob("step-*")):
+        assert time.monotonic() < deadline, two.log("desk")
+        time.sleep(0.1)
+    subprocess.check_call(["ip", "-n", spaces["anna"], "link", "set", "veth0", "down"])
+    cut = time.monotonic()
+    two.until("desk", "going on from step", 60)
+    two.until("anna", "lost      the first machine", 60)
+    assert time.monotonic() - cut < 60
+    subprocess.check_call(["ip", "-n", spaces["anna"], "link", "set", "veth0", "up"])
+    assert two.result("desk")["steps"] == 60
+    expected = alone(base, examples, tmp_path / "alone", settings)
+    assert losses(out) == pytest.approx(expected, abs=1e-4)

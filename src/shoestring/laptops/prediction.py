@@ -14,7 +14,7 @@ from typing import Any
 from shoestring.models.count import operations
 from shoestring.nn.config import GQAConfig, block_order
 from shoestring.offload.pipeline.schedule import in_flight
-from shoestring.plan.constants import EFFICIENCY
+from shoestring.plan.constants import EFFICIENCY, SPARE
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, WeightFormat
 from shoestring.plan.split import Peak, Work
@@ -43,8 +43,12 @@ def speed_of(shape: JobShape, machine: dict[str, Any]) -> float:
     return EFFICIENCY * gain * machine["flops"]["bfloat16" if half else "float32"]
 
 
-def peak_of(shape: JobShape, machines: Sequence[dict[str, Any]], engine: EngineName, weights: WeightFormat) -> Peak:
-    """Bytes of the whole process of each machine, by its place among them."""
+def peak_of(
+    shape: JobShape, machines: Sequence[dict[str, Any]], memory: Sequence[int | None], engine: EngineName,
+    weights: WeightFormat,
+) -> Peak:  # fmt: skip
+    """Bytes of the whole process of each machine, by its place among them. memory: of each at most; as many streamed
+    layers stay in memory as it has room for, which are then not read again."""
 
     @functools.lru_cache(maxsize=4096)
     def peak(index: int, count: int, layers: int, rows: int, microbatches: int) -> int:
@@ -52,8 +56,13 @@ def peak_of(shape: JobShape, machines: Sequence[dict[str, Any]], engine: EngineN
         part = _part(shape, layers)
         machine = machine_of(machines[index])
         if engine == "streamed":
-            spec = EngineSpec("streamed", rows, "full", max(layers, 2), weights)
-            return predict(replace(part, rows=rows * under_way), spec, machine).total
+            sizes = []
+            for slots in sorted({layers, layers // 2, 4, 3, 2}, reverse=True):
+                if 2 <= slots <= max(layers, 2):
+                    spec = EngineSpec("streamed", rows, "full", slots, weights)
+                    sizes.append(predict(replace(part, rows=rows * under_way), spec, machine).total)
+            limit = memory[index]
+            return next((size for size in sizes if limit is None or size <= limit * SPARE), min(sizes))
         found = predict(part, EngineSpec(engine, rows, "full" if engine == "checkpointed" else "selective"), machine)
         kept = sum(size for name, size in found.tensors if name == _KEPT)
         return found.total + (under_way - 1) * kept

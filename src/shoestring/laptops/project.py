@@ -98,7 +98,8 @@ class Project:
         between, most, refusal = crew.links(present), _FILLING * len(present), None
         links = [between(i, i + 1) for i in range(len(present) - 1)]
         for engine in self.engines:
-            work, peak = work_of(self.shape, engine), peak_of(self.shape, machines, engine, self.weights)
+            work = work_of(self.shape, engine)
+            peak = peak_of(self.shape, machines, [one.memory for one in present], engine, self.weights)
             try:
                 found = split(work, laptops, links, peak, recipe.train.microbatch, most)
             except BudgetError as error:
