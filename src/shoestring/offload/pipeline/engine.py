@@ -11,6 +11,7 @@ take the weights of the first that has it, so that they stay equal to the last b
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -240,7 +241,8 @@ class PipelineEngine(LocalEngine):
     def clip(self, parameters: list[torch.nn.Parameter], limit: float | None) -> float:
         others = {id(p) for _, owner, shared in self._shared if owner != self.decoder.place.rank for p in shared}
         own = [p.grad for p in parameters if p.grad is not None and id(p) not in others]
-        squared = float(torch.nn.utils.get_total_norm(own)) ** 2 if own else 0.0
+        with parallel.together():  # or one that fails would wait for the others at another place
+            squared = float(torch.nn.utils.get_total_norm(own)) ** 2 if own else 0.0
         norm = math.sqrt(parallel.sum_numbers(squared)[0])
         if limit is not None and parameters:
             known = torch.tensor(norm, dtype=parameters[0].dtype)
@@ -248,7 +250,8 @@ class PipelineEngine(LocalEngine):
         return norm
 
     def optimizer_step(self, clip: float | None, rate: float) -> StepResult:
-        result = super().optimizer_step(clip, rate)
+        with parallel.together() if self._groups else contextlib.nullcontext():
+            result = super().optimizer_step(clip, rate)
         if not result.skipped:
             for group, owner, parameters in self._shared:
                 for parameter in parameters:
