@@ -65,9 +65,9 @@ class Machines:
     def log(self, name: str) -> str:
         return (self.folder / name / "log.txt").read_text()
 
-    def until(self, name: str, text: str, seconds: float = 90) -> None:
+    def until(self, name: str, text: str, seconds: float = 90, times: int = 1) -> None:
         deadline = time.monotonic() + seconds
-        while text not in self.log(name):
+        while self.log(name).count(text) < times:
             assert self.running[name].poll() is None and time.monotonic() < deadline, self.log(name)
             time.sleep(0.05)
 
@@ -188,8 +188,29 @@ def test_ctrl_c_saves_the_run_which_then_goes_on_over_another_split(machines, ba
     assert "shoestring finetune --resume" in two.log("desk") and list(out.glob("step-*"))
     assert two.running["anna"].wait(20) == 0
     two.start("desk", "finetune", "--resume", "out", "--over", str(tmp_path / "machines.yaml"), "--json")
+    two.until("desk", "join      shoestring join", times=2)
     two.join("anna")
     assert two.result("desk")["steps"] == 30
+    expected = alone(base, examples, tmp_path / "alone", settings)
+    assert losses(out) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.long
+def test_ctrl_c_on_a_friends_machine_saves_the_run_which_waits_for_it(machines, base, examples, tmp_path):
+    two = machines(wait="180s")
+    settings = {**SETTINGS, "train.steps": 40, "train.checkpoint_every": 100}
+    begin(two, base, examples, settings)
+    out = tmp_path / "desk" / "out"
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").is_file() or not losses(out):
+        assert time.monotonic() < deadline, two.log("desk")
+        time.sleep(0.1)
+    two.running["anna"].send_signal(signal.SIGINT)
+    assert two.running["anna"].wait(60) == 130, two.log("anna")
+    assert "leaving   after this step" in two.log("anna")
+    two.until("desk", "stopped   anna: someone stopped it there; going on from step")
+    two.join("anna")
+    assert two.result("desk")["steps"] == 40
     expected = alone(base, examples, tmp_path / "alone", settings)
     assert losses(out) == pytest.approx(expected, abs=1e-4)
 
