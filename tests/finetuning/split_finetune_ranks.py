@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.core.errors import ShoestringError
+from shoestring.evaluate.log_likelihood import log_likelihoods
 from shoestring.evaluate.perplexity import perplexity
 from shoestring.finetuning.job import finetune
 from shoestring.offload.pipeline.language import load_over
@@ -26,6 +27,7 @@ from shoestring.train.watching import watched_by
 from tests.finetuning import tiny
 
 FIRST, OTHER = "[[0, 2], [2, 3]]", "[[0, 1], [1, 3]]"
+LIKELY = [([5, 6, 7, 8, 9], 2), ([40, 41, 42], 1)]
 FULL = {**tiny.SHORT, "adapter.method": "full", "optimizer.learning_rate": 2e-3, "log.samples": 1}
 STOP = 4
 
@@ -92,7 +94,8 @@ def main() -> None:
             texts = language.generate(["1+2?", "3"], temperature=0.0, max_tokens=8)
             drawn = language.generate("1", temperature=1.0, seed=3, max_tokens=8)
             score = perplexity(language, str(folder / "text.txt"), context=64)
-            facts[name] = [texts, drawn, score.loss, score.tokens]
+            likely = [said for said, _ in log_likelihoods(language, LIKELY)]
+            facts[name] = [texts, drawn, score.loss, score.tokens, likely]
     (folder / f"{rank}.json").write_text(json.dumps(facts, default=str))
 
 

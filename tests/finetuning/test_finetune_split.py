@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import shoestring
+from shoestring.evaluate.log_likelihood import log_likelihoods
 from shoestring.evaluate.perplexity import perplexity
 from shoestring.finetuning.job import finetune
 from shoestring.models.builder import build
@@ -26,7 +27,7 @@ from shoestring.train.metrics import read_metrics
 from tests.data import templates
 from tests.data.families import chatml
 from tests.finetuning import tiny
-from tests.finetuning.split_finetune_ranks import FULL, STOP
+from tests.finetuning.split_finetune_ranks import FULL, LIKELY, STOP
 from tests.train import tiny as pretraining
 
 
@@ -131,6 +132,7 @@ def test_texts_and_perplexity_are_those_of_one_process_on_both(folder, facts):
         for of_rank in facts:
             assert of_rank[name][:2] == [texts, drawn]
             assert of_rank[name][2] == pytest.approx(score.loss, rel=1e-5) and of_rank[name][3] == score.tokens
+            assert of_rank[name][4] == pytest.approx([said for said, _ in log_likelihoods(language, LIKELY)], rel=1e-4)
     assert facts[0]["from disk"][:2] == facts[0]["model"][:2]
 
 

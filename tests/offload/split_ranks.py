@@ -9,6 +9,7 @@ OUT/../models/CASE are read; OUT/CASE-RANK.safetensors and OUT/RANK.json are wri
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,11 +17,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from shoestring.offload.pipeline import gather
 from shoestring.offload.pipeline.engine import PipelineEngine
 from shoestring.offload.pipeline.load import fresh_part, load_part, open_streamed_part
 from shoestring.offload.pipeline.place import Place
 from shoestring.plan.ranges import Split
 from shoestring.train import parallel
+from shoestring.train.objective import NextToken, next_token
 from tests.offload import split_cases
 
 RANGES = {2: ((0, 3), (3, 4)), 3: ((0, 1), (1, 3), (3, 4))}
@@ -64,22 +67,58 @@ def run(name: str, place: Place, out: Path) -> dict:
     }  # fmt: skip
 
 
+class TooLarge(NextToken):
+    """The last machine's memory does not suffice for a microbatch."""
+
+    def __call__(self, hidden_BTD, head, batch):
+        raise RuntimeError("no memory is left")
+
+
+def engine_of(place: Place, objective: NextToken) -> PipelineEngine:
+    part = fresh_part(split_cases.ModelConfig.model_validate(split_cases.SHAPE), place, seed=5)
+    return PipelineEngine.around(part, objective)
+
+
+def too_large(place: Place) -> str:
+    """How a step ends that one machine cannot do."""
+    try:
+        engine_of(place, TooLarge()).forward_backward(split_cases.batches(0))
+    except RuntimeError as error:
+        return type(error).__name__
+    return "done"
+
+
+def lost(place: Place) -> list:
+    """How a step ends, and when, whose last machine is gone."""
+    engine = engine_of(place, next_token)
+    if place.is_last:
+        return []
+    started = time.perf_counter()
+    try:
+        engine.forward_backward(split_cases.batches(0))
+    except parallel.Lost as error:
+        return [error.message, time.perf_counter() - started]
+    return ["done", 0.0]
+
+
 def main() -> None:
     out, *names = Path(sys.argv[1]), *sys.argv[2:]
     torch.set_num_threads(1)
     parallel.start()
     rank, world = parallel.rank(), parallel.world_size()
     place = Place.of(Split(RANGES[world], 4), rank)
-    facts, seconds = {}, {}
+    facts = {}
+    if world == 3:  # as if all were too much for the first one's memory
+        gather._IN_MEMORY = 0
     with parallel.stages():
         for name in names:
-            started = time.perf_counter()
             facts[name] = run(name, place, out)
-            seconds[name] = time.perf_counter() - started
         config = split_cases.ModelConfig.model_validate(split_cases.SHAPE)
         fresh = fresh_part(config, place, seed=5)
         save_file(dict(fresh.named_parameters()), out / f"fresh-{rank}.safetensors")
-    (out / f"{rank}.json").write_text(json.dumps({"facts": facts, "seconds": seconds}))
+        ends = {"too large": too_large(place), "lost": lost(place)}
+    (out / f"{rank}.json").write_text(json.dumps({"facts": facts, "ends": ends}))
+    os._exit(0)  # without the good-bye of torch.distributed to one that has gone
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def adapted_model(
             else open_streamed_part(base, place, weights, spec.slots, device, say=say, compute=compute)
         )
     elif place is not None:
-        decoder = load_part(base, place, device, torch.float32, recipe.frozen_config())
+        decoder = load_part(base, place, device, torch.float32, recipe.frozen_config(), say=say)
     else:
         decoder = load_model(base, device, torch.float32, recipe.frozen_config())
     if checkpoint is not None:

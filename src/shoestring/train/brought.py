@@ -88,5 +88,6 @@ def _pieces(file: Path | None, size: int) -> Iterator[bytes]:
             if source is not None:
                 piece = torch.frombuffer(bytearray(source.read(length)), dtype=torch.uint8)
             piece = piece.to(place)
-            dist.broadcast(piece, 0)
+            with parallel.telling_of_losses():
+                dist.broadcast(piece, 0)
             yield piece.cpu().numpy().tobytes()

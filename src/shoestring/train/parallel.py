@@ -81,7 +81,8 @@ def sum_numbers(*numbers: float) -> list[float]:
     if not is_parallel():
         return list(numbers)
     total = torch.tensor(numbers, dtype=torch.float64, device=exchange_device())
-    dist.all_reduce(total)
+    with telling_of_losses():
+        dist.all_reduce(total)
     return total.tolist()
 
 
@@ -94,9 +95,10 @@ def from_rank(source: int, value: V) -> V:
     """That rank's value, of what JSON can hold, on every rank of several."""
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(exchange_device())
     size = torch.tensor([len(text)], device=exchange_device())
-    dist.broadcast(size, src=source)
-    text = text if rank() == source else torch.empty(int(size), dtype=torch.uint8, device=exchange_device())
-    dist.broadcast(text, src=source)
+    with telling_of_losses():
+        dist.broadcast(size, src=source)
+        text = text if rank() == source else torch.empty(int(size), dtype=torch.uint8, device=exchange_device())
+        dist.broadcast(text, src=source)
     return json.loads(bytes(text.tolist()))
 
 
@@ -138,6 +140,20 @@ class Elsewhere(RuntimeError):
     """Another process could not do its part of a step."""
 
 
+class Lost(RunError):
+    """Another process has gone, or the way to it."""
+
+
+@contextlib.contextmanager
+def telling_of_losses() -> Iterator[None]:
+    """Inside, what torch.distributed says of a connection that has ended becomes Lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise Lost(f"another process has gone: {said:.160}", hint="the last checkpoint is whole") from error
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """What each rank does by itself before an exchange: where one cannot (memory is refused), the others get Elsewhere
@@ -154,7 +170,8 @@ def together() -> Iterator[None]:
 def wait() -> None:
     """Until all ranks are here."""
     if is_parallel():
-        dist.barrier()
+        with telling_of_losses():
+            dist.barrier()
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -183,7 +200,8 @@ def _exchange(bucket: list[Tensor]) -> None:
     if not bucket:
         return
     flat = torch.cat([gradient.flatten() for gradient in bucket])
-    dist.all_reduce(flat)
+    with telling_of_losses():
+        dist.all_reduce(flat)
     for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
         gradient.copy_(part.view_as(gradient))
 

@@ -71,10 +71,16 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
 
 
 def chosen(recipe: RunRecipe, shape: JobShape, options: Options, machine: Machine) -> Choice:
-    """By the first process, for all."""
+    """By the first process, for all; stages of one model choose for themselves, with as many rows at once as suit all.
+    """
     budget = recipe.budget.memory
     if recipe.optimizer.in_backward:
         options = _rows_at_once(options, shape)
+    if parallel.are_stages():
+        wanted = choose(shape, machine, budget, options).spec.microbatch
+        told = [wanted if rank == parallel.rank() else 0 for rank in range(parallel.world_size())]
+        fewest = int(min(parallel.sum_numbers(*told)))
+        return choose(shape, machine, budget, replace(options, microbatch=fewest))
     made: list[Choice] = []
 
     def by_this_process() -> dict[str, Any]:
@@ -82,8 +88,6 @@ def chosen(recipe: RunRecipe, shape: JobShape, options: Options, machine: Machin
         return asdict(made[0].spec)
 
     spec = EngineSpec(**parallel.by_first(by_this_process))
-    if parallel.are_stages() and not made:  # a machine has layers and a budget of its own
-        return choose(shape, machine, budget, replace(options, engines=(spec.engine,), microbatch=spec.microbatch))
     return made[0] if made else Choice(spec, predict(shape, spec, machine))
 
 

@@ -127,6 +127,7 @@ class PipelineEngine(LocalEngine):
 
     def forward_backward(self, microbatches: Sequence[Batch]) -> Loss:
         decoder, wire, place = self.decoder, self.decoder.wire, self.decoder.place
+        self._written = None  # what other machines had at the last checkpoint
         started, before = time.perf_counter(), (wire.waiting, wire.network, wire.sent)
         counts = [label_count(batch) for batch in microbatches]
         total, device = sum(counts), decoder.embedding.weight.device
@@ -232,7 +233,8 @@ class PipelineEngine(LocalEngine):
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad, group=group)
+                with parallel.telling_of_losses():
+                    dist.all_reduce(parameter.grad, group=group)
         return super().finish(summed, count, metrics, penalties)
 
     def clip(self, parameters: list[torch.nn.Parameter], limit: float | None) -> float:
@@ -250,7 +252,8 @@ class PipelineEngine(LocalEngine):
         if not result.skipped:
             for group, owner, parameters in self._shared:
                 for parameter in parameters:
-                    dist.broadcast(parameter.data, owner, group=group)
+                    with parallel.telling_of_losses():
+                        dist.broadcast(parameter.data, owner, group=group)
         return result
 
     def state(self) -> EngineState:

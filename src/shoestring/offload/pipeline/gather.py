@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shoestring.core.files import cache_dir
 from shoestring.models.adapters import active_adapter, adapted_linears, attach_to, switch
 from shoestring.models.builder import build
 from shoestring.models.decoder import Decoder
@@ -68,7 +69,7 @@ class Gathered:
 def gathered(decoder: SplitDecoder) -> Gathered:
     """All take part; only the first gets tensors."""
     named = {
-        linear: {name: adapter.config.model_dump() for name, adapter in module.adapters.items() if _is_lora(adapter)}
+        linear: {name: a.config.model_dump() for name, a in module.adapters.items() if isinstance(a, LoRA)}
         for linear, module in adapted_linears(decoder).items()
     }
     adapters: dict[str, dict[str, dict[str, Any]]] = {}
@@ -77,10 +78,6 @@ def gathered(decoder: SplitDecoder) -> Gathered:
     active = parallel.from_rank(0, active_adapter(decoder))
     trained = {name: p.detach() for name, p in decoder.named_parameters() if p.requires_grad}
     return Gathered(gathered_tensors(trained), adapters, active)
-
-
-def _is_lora(adapter: nn.Module) -> bool:
-    return isinstance(adapter, LoRA)
 
 
 def gathered_tensors(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,13 +94,15 @@ def gathered_tensors(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for (name, dtype, shape), room in zip(wanted, _rooms(sizes), strict=True):
                 for piece in room.split(_PIECE):
                     arrived = piece.to(parallel.exchange_device())
-                    dist.recv(arrived, source)
+                    with parallel.telling_of_losses():
+                        dist.recv(arrived, source)
                     piece.copy_(arrived)
                 found[name] = room.view(dtype).view(shape)
         elif parallel.rank() == source:
             for name, *_ in wanted:
                 for piece in _bytes(own[name]).split(_PIECE):
-                    dist.send(piece.to(parallel.exchange_device()), 0)
+                    with parallel.telling_of_losses():
+                        dist.send(piece.to(parallel.exchange_device()), 0)
     return found
 
 
@@ -113,7 +112,8 @@ def _rooms(sizes: list[int]) -> list[Tensor]:
     if sum(sizes) <= _IN_MEMORY:
         return [torch.empty(size, dtype=torch.uint8) for size in sizes]
     starts = [sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes[:i]) for i in range(len(sizes) + 1)]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    cache_dir().mkdir(parents=True, exist_ok=True)  # where temporary files lie may be memory
+    with tempfile.TemporaryDirectory(prefix=".gathered-", dir=cache_dir(), ignore_cleanup_errors=True) as folder:
         mapped = torch.from_file(str(Path(folder) / "gathered"), shared=True, size=starts[-1], dtype=torch.uint8)
     return [mapped[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 

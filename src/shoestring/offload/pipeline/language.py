@@ -21,7 +21,7 @@ from shoestring.models.folder import read_generation_config
 from shoestring.models.peft_folder import find_base, is_adapter, load_adapter
 from shoestring.offload.config import QUANTIZED, StoreFormat
 from shoestring.offload.pipeline.load import load_part, open_streamed_part
-from shoestring.offload.pipeline.place import Place
+from shoestring.offload.pipeline.place import Place, check_exchange
 from shoestring.plan.ranges import Split
 from shoestring.train import parallel
 from shoestring.train.run import find_once
@@ -48,6 +48,7 @@ def load_over(
     base = find_base(folder) if is_adapter(folder) else folder
     config = read_config(base)
     split.check(config.layers, parallel.world_size())
+    check_exchange()
     place, where = Place.of(split, parallel.rank()), resolve_device(device)
     kept = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
     if slots is not None:

@@ -13,11 +13,18 @@ from shoestring.core.config import Config
 from shoestring.core.errors import ConfigError
 from shoestring.models.builder import allocate, build, initialize
 from shoestring.models.config import ModelConfig
+from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import read_config
+from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.folder import load_model
+from shoestring.models.weight_files import WeightFiles
+from shoestring.models.weights import TensorFile
 from shoestring.nn.config import block_order
+from shoestring.nn.quantized.config import Int8Config
+from shoestring.nn.quantized.int8_head import Int8Head
 from shoestring.offload.config import StoreFormat
 from shoestring.offload.ends import DiskEmbedding
+from shoestring.offload.head_store import open_head
 from shoestring.offload.model import compute_in, open_streamed_head, settle, stand_in, unstreamed
 from shoestring.offload.pipeline.model import SplitDecoder, settle_head, split_off
 from shoestring.offload.pipeline.parts import StreamedPart
@@ -36,18 +43,33 @@ def load_part(
     dtype: torch.dtype = torch.float32,
     quantized: Config | None = None,
     trained: bool = False,
+    say: Callable[[str], Any] | None = None,
 ) -> SplitDecoder:
     """The layers at `place` of the model in a folder, in memory, as `models.folder.load_model` reads them. The folder
     may have these alone.
 
-    trained: whether every weight is to be, which decides where a tied matrix lies. Raises ConfigError for a model that
-    cannot be split, and what `load_model` raises.
+    trained: whether every weight is to be, which decides where a tied matrix lies. An embedding that is not stays on
+    disk, from which rows are read; a head that multiplies integers has its copy in int8, in the cache, read as it is.
+    Raises ConfigError for a model that cannot be split, and what `load_model` raises.
     """
     wire, held = Wire(device), place.holds(read_config(folder), trained)
-    found = load_model(
-        folder, device, dtype, quantized, part=lambda whole: split_off(whole, place, wire, trained), held=held
-    )
+    integers = place.is_last and quantized == Int8Config(compute="int8")
+
+    def part(whole: Decoder) -> SplitDecoder:
+        return split_off(whole, place, wire, trained, embedded=trained, headed=not integers)
+
+    found = load_model(folder, device, dtype, quantized, part=part, held=held)
     assert isinstance(found, SplitDecoder)
+    with WeightFiles(folder, packed=True, held=held) as files:
+        if place.is_first and not trained:
+            stand_in_for = stand_in(found.config, dtype, device)
+            found.embedding = DiskEmbedding(stand_in_for, files.places["embedding.weight"])
+        if integers:
+            source = Fingerprint.of([file.path for file in files.files])
+            name = "embedding.weight" if found.config.tied_head else "head.weight"
+            with TensorFile(open_head(files.places[name], source, say).path) as head:
+                codes, scale = (head.read(name).to(device) for name in ("codes", "scale"))
+            found.head = Int8Head(codes, scale, found.config.logit_softcap)
     return settle_head(found)
 
 

@@ -33,7 +33,7 @@ from shoestring.offload.pipeline.parts import Part, Stream, part_of
 from shoestring.offload.pipeline.place import Place
 from shoestring.offload.pipeline.wire import FORWARD, LENT, RETURNED, Like, Wire
 from shoestring.offload.stream import LayerStream, placeholder
-from shoestring.train.parallel import exchange_device
+from shoestring.train.parallel import exchange_device, telling_of_losses
 
 
 class SplitDecoder(Decoder):
@@ -83,9 +83,15 @@ class SplitDecoder(Decoder):
 
     # What the engine does one after another
 
-    def context(self, tokens_BT: Tensor, *arguments: Any) -> Context:
-        """As `nn.context.make_context` takes them."""
-        return make_context(tokens_BT, self.rotary, *arguments, self._window)
+    def context(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None, segments_BT: Tensor | None,
+        cache: Cache | CacheRows | None, external_BTE: Tensor | None, memory: MemoryBank | None, seed: int | None,
+        layout: Layout | None,
+    ) -> Context:  # fmt: skip
+        """As `nn.context.make_context` has it."""
+        return make_context(
+            tokens_BT, self.rotary, positions_BT, segments_BT, cache, external_BTE, memory, seed, layout, self._window
+        )
 
     def enter(self, tokens_BT: Tensor, context: Context, cache: Cache | CacheRows | None = None) -> Stream:
         """What goes into the first layer, on the first machine."""
@@ -100,7 +106,8 @@ class SplitDecoder(Decoder):
 
     def passing(self, tokens_BT: Tensor) -> list[Like]:
         """What comes from the machine before, and goes to the next one, for these tokens."""
-        return self.part.passing(*tokens_BT.shape, self.embedding.weight.dtype)
+        rows, tokens = tokens_BT.shape
+        return self.part.passing(rows, tokens, self.embedding.weight.dtype)
 
     def lend(self, tokens: Sequence[Tensor]) -> None:
         """Bring the rows of a tied matrix that these tokens take to the first machine."""
@@ -128,7 +135,8 @@ class SplitDecoder(Decoder):
     def close(self) -> None:
         """End the reading threads and close the files."""
         self.wire.settle()
-        for part in (self.stream, getattr(self.head, "source", None), self.embedding):
+        parts: list[Any] = [self.stream, getattr(self.head, "source", None), self.embedding]
+        for part in parts:
             if hasattr(part, "close"):
                 part.close()
 
@@ -139,9 +147,13 @@ def unsplit(config: ModelConfig) -> list[str]:
     return [kind for kind, is_there in refused.items() if is_there]
 
 
-def split_off(whole: Decoder, place: Place, wire: Wire, trained: bool, part: Part | None = None) -> SplitDecoder:
+def split_off(
+    whole: Decoder, place: Place, wire: Wire, trained: bool, part: Part | None = None, embedded: bool = True,
+    headed: bool = True,
+) -> SplitDecoder:  # fmt: skip
     """The part of a decoder that lies here; what is not needed of it has no memory yet. trained: whether a tied matrix
-    is. part: of layers that come from disk. Raises ConfigError for a model that cannot be split."""
+    is. part: of layers that come from disk. embedded, headed: whether embedding and head are those of `whole`, where
+    they lie here; else the caller puts them in. Raises ConfigError for a model that cannot be split."""
     config = whole.config
     if refused := unsplit(config):
         raise ConfigError(f"a model with {refused[0]} cannot be split over machines")
@@ -152,7 +164,7 @@ def split_off(whole: Decoder, place: Place, wire: Wire, trained: bool, part: Par
     lent = config.tied_head and trained and place.stages > 1
     if place.is_first and lent:
         embedding = BorrowedEmbedding(shape, weight.dtype, wire.device)
-    elif not place.is_first and not (place.is_last and config.tied_head):
+    elif not (place.is_first and embedded) and not (place.is_last and headed and config.tied_head):
         embedding = EmbeddingElsewhere(shape, weight.dtype, wire.device)
     decoder = SplitDecoder(
         config,
@@ -162,7 +174,7 @@ def split_off(whole: Decoder, place: Place, wire: Wire, trained: bool, part: Par
         blocks=[block if index in own else Elsewhere() for index, block in enumerate(whole.blocks)],
         stack=made,  # type: ignore[arg-type]
         norm=whole.norm if place.is_last else Elsewhere(),
-        head=whole.head if place.is_last else HeadElsewhere(shape, wire, place.last),
+        head=whole.head if place.is_last and headed else HeadElsewhere(shape, wire, place.last),
         rotary=whole.rotary,
         make_cache=functools.partial(whole._make_cache, **_of_cache(config, place)),
     )
@@ -186,7 +198,7 @@ def settle_head(decoder: SplitDecoder) -> SplitDecoder:
         if isinstance(decoder.embedding, nn.Embedding) and not isinstance(decoder.head, Head):
             weight = decoder.embedding.weight
             shape = (decoder.config.vocabulary, decoder.config.width)
-            decoder.embedding = EmbeddingElsewhere(shape, weight.dtype, decoder.wire.device)
+            decoder.embedding = EmbeddingElsewhere(shape, weight.dtype, decoder.wire.device)  # type: ignore[assignment]
     return decoder
 
 
@@ -243,7 +255,8 @@ def _tell(head: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor
     """Logits to all who have no head. Its losses do not come by here."""
     logits = logits.to(inputs[0].dtype).contiguous()
     told = logits.to(exchange_device())
-    dist.broadcast(told, dist.get_rank())
+    with telling_of_losses():
+        dist.broadcast(told, dist.get_rank())
     return logits
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.models.config import ModelConfig
-from shoestring.nn.config import Recompute, block_order
+from shoestring.nn.config import GQAConfig, Recompute, block_order
 from shoestring.nn.context import Context
 from shoestring.nn.reversible import LastPair, Leave, ReversibleStack, begun, joined
 from shoestring.nn.stack import Aux, add_losses, draw_at, keeping
@@ -81,6 +81,7 @@ class ValueResidualPart(SequentialPart):
 
     def passing(self, rows: int, tokens: int, dtype: torch.dtype) -> list[Like]:
         attention = self.config.attention
+        assert isinstance(attention, GQAConfig)
         values = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
         shape = (rows, attention.kv_heads, tokens, attention.head_width)
         return [*super().passing(rows, tokens, dtype), Like(shape, values)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shoestring.core.errors import ConfigError
 from shoestring.models.config import ModelConfig
 from shoestring.nn.config import block_order
 from shoestring.plan.ranges import Range, Split
@@ -81,4 +82,14 @@ def place_of(ranges: tuple[Range, ...] | None, config: ModelConfig) -> Place | N
         return None
     split = Split(ranges)
     split.check(config.layers, parallel.world_size())
+    check_exchange()
     return Place.of(split, parallel.rank())
+
+
+def check_exchange() -> None:
+    """Raises ConfigError where processes exchange tensors in a way that parts of a model do not."""
+    if parallel.is_parallel() and parallel.exchange_device().type != "cpu":
+        raise ConfigError(
+            "parts of one model pass tensors over gloo, and these processes were started to use NCCL",
+            hint="hide the GPUs (CUDA_VISIBLE_DEVICES=), or begin torch.distributed with gloo yourself",
+        )

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shoestring.core.errors import RunError
 from shoestring.train import parallel
 
 R = TypeVar("R")
@@ -85,12 +84,11 @@ class Wire:
         self._settle(0)
 
     def timed(self, call: Callable[[], R], waiting: bool) -> R:
-        """What a call returns, its seconds counted. Raises RunError where another process has gone."""
+        """What a call returns, its seconds counted. Raises `parallel.Lost` where another process has gone."""
         started = time.perf_counter()
         try:
-            return call()
-        except RuntimeError as error:
-            raise lost(error) from error
+            with parallel.telling_of_losses():
+                return call()
         finally:
             seconds = time.perf_counter() - started
             if waiting:
@@ -113,10 +111,8 @@ class Wire:
         return (self._round % _ROUNDS * _MESSAGES + number % _MESSAGES) * 4 + way
 
     def _begun(self, call: Callable[..., Any], tensor: Tensor, peer: int, tag: int) -> Any:
-        try:
+        with parallel.telling_of_losses():
             return call(tensor, peer, tag=tag)
-        except RuntimeError as error:
-            raise lost(error) from error
 
 
 class Expected:
@@ -155,9 +151,3 @@ class Inbox:
         likes = next(self._coming, None)
         if likes is not None:
             self._expected.append(self._wire.expect(likes, self._source, self._way))
-
-
-def lost(error: RuntimeError) -> RunError:
-    """What torch.distributed says where a connection has ended, in a sentence."""
-    said = " ".join(str(error).split())
-    return RunError(f"another process has gone: {said:.160}", hint="the run goes on from its last checkpoint")
