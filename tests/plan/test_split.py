@@ -64,7 +64,8 @@ def test_no_split_is_faster_than_the_one_found():
     compared = 0
     for _ in range(120):
         count, layers, rows = draw.randint(1, 4), draw.randint(4, 12), draw.choice([1, 2, 4, 6])
-        work = Work(layers, rows, 16, draw.uniform(1, 5), 64.0, draw.uniform(0, 6), draw.uniform(0, 9))
+        seconds = draw.choice([(0.0, 0.0), (draw.uniform(0, 2), draw.uniform(0, 2))])
+        work = Work(layers, rows, 16, draw.uniform(1, 5), 64.0, draw.uniform(0, 6), draw.uniform(0, 9), *seconds)
         peak = peaks(draw.uniform(50, 150), 100)
         laptops = [
             Laptop(str(i), draw.choice([50.0, 100.0, 300.0]), draw.choice([None, draw.randint(300, 1500)]))
@@ -118,6 +119,13 @@ def test_more_microbatches_fill_the_row_until_the_link_is_slow():
     slow = split(work, laptops, [Link(2.0, 1e9)], peaks(1))
     assert many.microbatches == 16 and slow.microbatches < 16
     assert many.bubble == pytest.approx(1 / 17, rel=0.02) and many.network < 0.01 < slow.network
+
+
+def test_what_each_microbatch_costs_whatever_it_holds_makes_them_fewer():
+    laptops = [Laptop("a", 1e9), Laptop("b", 1e9)]
+    plain = split(Work(24, 16, 128, 1e6, 4 * 896), laptops, [FAST], peaks(1))
+    costly = split(Work(24, 16, 128, 1e6, 4 * 896, layer_seconds=1.0), laptops, [FAST], peaks(1))
+    assert plain.microbatches == 16 and costly.microbatches < 16 and costly.seconds > plain.seconds
 
 
 def test_shares_of_a_machine_are_one_together():

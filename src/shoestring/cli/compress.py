@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shoestring.cli.columns import Columns, columns_of
+from shoestring.cli.calibration import Calibrate, Context, Memory, OnBadLine, Rows, Seed, text_settings
+from shoestring.cli.columns import Columns
 from shoestring.cli.verb import Json, verb
 from shoestring.compression.compress.config import compress_config
 from shoestring.core import console
@@ -39,10 +40,7 @@ def compress(
             " apart; the smallest of these is kept"
         ),
     ] = None,
-    calibrate: Annotated[
-        str | None,
-        Parameter(help="a text, a folder, stdlib, or rows, also conversations: like what the model is for"),
-    ] = None,
+    calibrate: Calibrate = None,
     suite: Annotated[
         Literal["core"] | None,
         Parameter(help="put this suite to each candidate too; the worse of text and suite is the quality"),
@@ -52,21 +50,17 @@ def compress(
         int | None, Parameter(help="steps of training behind pruning, the last way; 0: nothing is pruned [100]")
     ] = None,
     time: Annotated[str | None, Parameter(help="after this no other candidate is begun, such as 30m")] = None,
-    rows: Annotated[int | None, Parameter(help="of calibration text [64]")] = None,
-    context: Annotated[int | None, Parameter(help="tokens of a row [512, or what the model can]")] = None,
-    seed: Annotated[int | None, Parameter(help="of the choice of rows [0]")] = None,
-    memory: Annotated[str | None, Parameter(help="the whole process at most, as 3GB")] = None,
+    rows: Rows = None,
+    context: Context = None,
+    seed: Seed = None,
+    memory: Memory = None,
     columns: Columns = None,
-    on_bad_line: Annotated[
-        Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts [stop]")
-    ] = None,
+    on_bad_line: OnBadLine = None,
     json: Json = False,
 ) -> None:
     given: dict[str, Any] = {
-        "target": target, "keep": keep, "calibrate": calibrate, "suite": suite, "items": items, "time": time,
-        "recover": recover,
-        "rows": rows, "context": context, "seed": seed, "memory": memory, "columns": columns_of(columns) or None,
-        "on_bad_line": on_bad_line,
+        **text_settings(calibrate, rows, context, seed, columns, on_bad_line), "target": target, "keep": keep,
+        "suite": suite, "items": items, "time": time, "recover": recover, "memory": memory,
     }  # fmt: skip
     compress_config(given)  # before anything heavy is imported
 

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shoestring.cli.columns import Columns, columns_of
+from shoestring.cli.calibration import Calibrate, Context, Memory, OnBadLine, Rows, Seed, text_settings
+from shoestring.cli.columns import Columns
 from shoestring.cli.verb import Json, verb
 from shoestring.compression.factorize.config import factorize_config
 from shoestring.core import console
+from shoestring.core.units import parse_bytes
 
 app = verb(
     "factorize",
@@ -33,38 +35,32 @@ def factorize(
         Parameter(help="of the whole model then, as 0.7x or 80M: each matrix gets the rank that it is worth"),
     ] = None,
     rank: Annotated[int | None, Parameter(help="one for all matrices, in place of --parameters")] = None,
-    calibrate: Annotated[
-        str | None,
-        Parameter(
-            help="a text, a folder, stdlib, or rows, also conversations: like what the model is for; a part of it is"
-            " kept apart, to measure before and after"
-        ),
-    ] = None,
+    calibrate: Calibrate = None,
     dense: Annotated[
         bool, Parameter(help="write the factors multiplied out: no smaller, but any tool reads it")
     ] = False,
-    rows: Annotated[int | None, Parameter(help="of calibration text [64]")] = None,
-    context: Annotated[int | None, Parameter(help="tokens of a row [512, or what the model can]")] = None,
+    rows: Rows = None,
+    context: Context = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Parameter(help="of the weights; auto: as the model has them")
     ] = "auto",
-    seed: Annotated[int | None, Parameter(help="of the choice of rows [0]")] = None,
+    seed: Seed = None,
+    memory: Memory = None,
     columns: Columns = None,
-    on_bad_line: Annotated[
-        Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts [stop]")
-    ] = None,
+    on_bad_line: OnBadLine = None,
     json: Json = False,
 ) -> None:
     given: dict[str, Any] = {
-        "parameters": parameters, "rank": rank, "calibrate": calibrate, "dense": dense, "rows": rows,
-        "context": context, "dtype": dtype, "seed": seed, "columns": columns_of(columns) or None,
-        "on_bad_line": on_bad_line,
+        **text_settings(calibrate, rows, context, seed, columns, on_bad_line), "parameters": parameters, "rank": rank,
+        "dense": dense, "dtype": dtype,
     }  # fmt: skip
     factorize_config(given)  # before anything heavy is imported
+    if memory is not None:
+        parse_bytes(memory)
 
     from shoestring.compression.factorize.job import factorize as make
 
-    result = make(model, out, **given, say=console.say)
+    result = make(model, out, **given, memory=memory, say=console.say)
     if json:
         console.print_json(result.to_json())
     else:

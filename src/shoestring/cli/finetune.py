@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from shoestring.cli.columns import Columns, columns_of
-from shoestring.cli.over import Listen, OverMachines, Token, Wait, run_over
+from shoestring.cli.launch import Gpus, Ranks, Restarts, launched
+from shoestring.cli.over import Listen, OverMachines, Token, Wait, alone, run_over
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -72,15 +73,20 @@ def finetune(
         Literal["core"] | None,
         Parameter(help="put this suite to the model before and after, and show what changed (evaluate.suite)"),
     ] = None,
+    ranks: Ranks = None,
+    gpus: Gpus = None,
+    restarts: Restarts = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/finetune-N]")] = None,
-    resume: Annotated[Path | None, Parameter(help="continue the run in this folder")] = None,
+    resume: Annotated[
+        Path | None, Parameter(help="continue the run in this folder; auto: the one in --out, if there is one")
+    ] = None,
     over: OverMachines = None,
     listen: Listen = None,
     wait: Wait = None,
     token: Token = None,
     json: Json = False,
     overrides: Overrides = None,
-) -> None:
+) -> int | None:
     given = {
         "method": method, "rank": rank, "batch_size": batch_size, "steps": steps, "epochs": epochs, "time": time,
         "columns": columns_of(columns) or None, "on_bad_line": on_bad_line, "preserve": preserve, "memory": memory,
@@ -89,26 +95,33 @@ def finetune(
     settings = with_short(overrides, SHORT, given, flags=True)
     if model is None:  # other tools have a flag for it
         model = settings.pop("model", None)
-    if resume is None:
+    auto = str(resume) == "auto"
+    device, place = settings.get("device"), (None if auto else resume) or settings.get("out")
+    if resume is None or auto:
         if model is None or (data is None and "data.mixture" not in settings and not is_finetune_recipe(model)):
             missing = "a model" if model is None else "--data"
             raise ConfigError(
                 f"finetune needs {missing}", hint="shoestring finetune MODEL --data FILE, or --resume OUT"
             )
-        finetune_recipe(model, data, settings)  # a mistake is reported before torch is imported
+        recipe = finetune_recipe(model, data, settings)  # a mistake is reported before torch is imported
+        device, place = recipe.device, recipe.out
     if over is not None or (listen, wait, token) != (None, None, None):
+        alone(ranks, gpus, restarts)
         from shoestring.laptops.over import finetune_over
 
         flags = (over, listen, wait, token)
         run_over(finetune_over, flags, json, model, data, resume=resume, overrides=settings)
-        return
+        return None
+    if (code := launched(ranks, gpus, restarts, device, place)) is not None:
+        return code
     from shoestring.finetuning.job import finetune as tune
     from shoestring.train import parallel
 
     result = tune(model, data, resume=resume, overrides=settings)
     if parallel.rank() != 0:
-        return
+        return None
     if json:
         console.print_json(result.to_json())
     else:
         console.show(result)
+    return None

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import os
 import re
 import shutil
 import signal
 import sys
 import threading
+import time
 import typing
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,18 +25,19 @@ from shoestring.cli.overrides import split_overrides
 from shoestring.cli.verbs import VERBS, overview
 from shoestring.core import console, interrupt
 from shoestring.core.errors import ConfigError, ShoestringError
-from shoestring.core.given import GIVEN
+from shoestring.core.given import COMMAND, GIVEN
 
 if TYPE_CHECKING:
     from cyclopts import App
 
 INTERRUPTED, BROKEN_PIPE = interrupt.EXIT_CODE, 141
+_AFTER_THE_FIRST = 2.0  # seconds: when one rank ends, its launcher ends the others, and the first has most to say
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (default: sys.argv) and return its exit code."""
     tokens = sys.argv[1:] if arguments is None else list(arguments)
-    here = GIVEN.set("(command line)")
+    here, command = GIVEN.set("(command line)"), COMMAND.set(tokens)
     try:
         with console.safe_streams(), _outliving_terminal(tokens), interrupt.listening(to_the_end=arguments is None):
             try:
@@ -43,16 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
                 return BROKEN_PIPE
     finally:
         GIVEN.reset(here)
+        COMMAND.reset(command)
 
 
 def _answer(tokens: list[str]) -> int:
     try:
-        _run(tokens)
+        code = _run(tokens)
         sys.stdout.flush()
-        return 0
+        return code
     except ShoestringError as error:
         # A run that Ctrl-C ended has saved itself and says where: no error, but no success either.
-        _complain(str(error) if error.exit_code == INTERRUPTED else f"error: {error}")
+        if not error.silent:
+            _complain(str(error) if error.exit_code == INTERRUPTED else f"error: {error}")
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(_AFTER_THE_FIRST)
         return error.exit_code
     except KeyboardInterrupt:
         interrupt.answered()
@@ -103,7 +110,8 @@ def _outliving_terminal(tokens: list[str]) -> Iterator[None]:
         signal.signal(hangup, before)
 
 
-def _run(tokens: list[str]) -> None:
+def _run(tokens: list[str]) -> int:
+    """-> the exit code: 0, or that of the processes that did the work."""
     for token in tokens:
         try:
             token.encode()
@@ -113,19 +121,19 @@ def _run(tokens: list[str]) -> None:
         tokens = [*tokens[1:], "--help"]
     if not tokens or tokens[0] in ("--help", "-h"):
         print(overview())
-        return
+        return 0
     if tokens[0] in ("--version", "-V", "version"):
         from shoestring import __version__
 
         print(f"shoestring {__version__}")
-        return
+        return 0
     names = [verb.name for verb in VERBS]
     if tokens[0] not in names:
         from shoestring.cli.mistakes import unknown_verb
 
         raise unknown_verb(tokens[0], names)
     verb = next(verb for verb in VERBS if verb.name == tokens[0])
-    run_verb(importlib.import_module(verb.module_name).app, tokens)
+    return run_verb(importlib.import_module(verb.module_name).app, tokens) or 0
 
 
 def run_verb(verb_app: App, tokens: list[str]) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from shoestring.cli.calibration import Context, OnBadLine
 from shoestring.cli.columns import Columns, columns_of
 from shoestring.cli.verb import Json, verb
 from shoestring.compression.merge.config import merge_config
@@ -35,15 +36,13 @@ def merge(
         Parameter(help="text, a folder, stdlib, or rows: a part of it is measured on, before and after"),
     ] = None,
     rows: Annotated[int | None, Parameter(help="of that text read, a part of which is measured on [64]")] = None,
-    context: Annotated[int | None, Parameter(help="tokens of a row [512, or what the model can]")] = None,
+    context: Context = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Parameter(help="of the weights that are not in few bits; auto: as the base has them"),
     ] = "auto",
     columns: Columns = None,
-    on_bad_line: Annotated[
-        Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts [stop]")
-    ] = None,
+    on_bad_line: OnBadLine = None,
     json: Json = False,
 ) -> None:
     given: dict[str, Any] = {

@@ -19,8 +19,8 @@ from shoestring.core.yaml_document import YamlDocument
 from shoestring.models import count
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.registry import family_of, read_config
-from shoestring.models.get import KNOWN
 from shoestring.models.resolve import find_model
+from shoestring.models.wheels import KNOWN
 from shoestring.nn.config import Recompute
 from shoestring.pretraining.config import InitFrom, load_pretrain_recipe
 from shoestring.train.recipe_files import is_built_in, list_recipes, recipe_job, recipe_name

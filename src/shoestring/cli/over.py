@@ -24,6 +24,12 @@ Token = Annotated[
 ]
 
 
+def alone(*flags: object) -> None:
+    """Raises ConfigError where --ranks, --gpus or --restarts are given: one process on each machine holds layers."""
+    if any(flag is not None for flag in flags):
+        raise ConfigError("--ranks, --gpus and --restarts are of one machine, and --over names several (command line)")
+
+
 def run_over(
     run: Callable[..., dict[str, Any]], given: tuple[Path | None, str | None, str | None, str | None], json: bool,
     *arguments: Any, **settings: Any,

@@ -32,6 +32,7 @@ def prepare(
     tokenizer: Annotated[str | None, Parameter(help="a tokenizer folder, or a MODEL whose tokenizer to use")] = None,
     vocabulary: Annotated[int | None, Parameter(help="without --tokenizer: train one of this size")] = None,
     tokens: Annotated[str | None, Parameter(help="to train on, such as 2.5B; the rest of the source is left")] = None,
+    max_documents: Annotated[int | None, Parameter(help="to keep; the rest of the source is left")] = None,
     text_field: TextField = None,
     validation: Validation = 0.05,
     on_bad_line: OnBadLine = "stop",
@@ -66,7 +67,9 @@ def prepare(
         chosen = NewTokenizerConfig(vocabulary=vocabulary or 0)
     quality = QualityConfig(exact_duplicates=not keep_duplicates, near_duplicates=near_duplicates, **_filters(filters))
     most = None if tokens is None else parse_count(tokens)
-    settings = Settings(shard_tokens, most, compress, quality, workers)
+    if max_documents is not None and max_documents < 1:
+        raise ConfigError(f"--max-documents: expected 1 or more, found {max_documents} (command line)")
+    settings = Settings(shard_tokens, most, compress, quality, workers, max_documents)
     if nodes is None:
         shards = write_shards(source, chosen, out, text_field, validation, on_bad_line, settings)
     else:

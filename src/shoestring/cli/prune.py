@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shoestring.cli.columns import Columns, columns_of
+from shoestring.cli.calibration import Calibrate, Context, Memory, OnBadLine, Rows, Seed, text_settings
+from shoestring.cli.columns import Columns
 from shoestring.cli.verb import Json, verb
 from shoestring.compression.prune.config import prune_config
 from shoestring.core import console
+from shoestring.core.units import parse_bytes
 
 app = verb(
     "prune",
@@ -28,13 +30,7 @@ def prune(
     /,
     *,
     out: Annotated[Path, Parameter(help="the new folder")],
-    calibrate: Annotated[
-        str | None,
-        Parameter(
-            help="a text, a folder, stdlib, or rows, also conversations: like what the model is for; a part of it is"
-            " kept apart, to measure before and after"
-        ),
-    ] = None,
+    calibrate: Calibrate = None,
     parameters: Annotated[
         str | None, Parameter(help="of the whole model, as 95M or 0.7x; chooses what shrinks, feed-forward first")
     ] = None,
@@ -56,32 +52,36 @@ def prune(
     recover: Annotated[
         str | None, Parameter(help="training behind each round, on the same source: steps, or a time as 10m [none]")
     ] = None,
+    recover_by: Annotated[
+        Literal["text", "model"] | None,
+        Parameter(help="learn each next token, or what the whole model predicts in its place [text]"),
+    ] = None,
     learning_rate: Annotated[float | None, Parameter(help="of recovering, the highest [1e-4]")] = None,
-    rows: Annotated[int | None, Parameter(help="of calibration text [64]")] = None,
-    context: Annotated[int | None, Parameter(help="tokens of a row [512, or what the model can]")] = None,
+    rows: Rows = None,
+    context: Context = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Parameter(help="of the weights that are written; auto: as the model has them"),
     ] = "auto",
-    seed: Annotated[int | None, Parameter(help="of the choice of rows [0]")] = None,
+    seed: Seed = None,
+    memory: Memory = None,
     columns: Columns = None,
-    on_bad_line: Annotated[
-        Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts [stop]")
-    ] = None,
+    on_bad_line: OnBadLine = None,
     json: Json = False,
 ) -> None:
     given: dict[str, Any] = {
-        "calibrate": calibrate, "parameters": parameters, "layers": layers, "feed_forward": feed_forward,
-        "heads": heads, "width": width, "sparsity": sparsity, "pattern": pattern, "method": method,
-        "fit": False if unfitted else None, "rounds": rounds, "recover": recover, "learning_rate": learning_rate,
-        "rows": rows, "context": context, "dtype": dtype, "seed": seed, "columns": columns_of(columns) or None,
-        "on_bad_line": on_bad_line,
+        **text_settings(calibrate, rows, context, seed, columns, on_bad_line), "parameters": parameters,
+        "layers": layers, "feed_forward": feed_forward, "heads": heads, "width": width, "sparsity": sparsity,
+        "pattern": pattern, "method": method, "fit": False if unfitted else None, "rounds": rounds,
+        "recover": recover, "recover_by": recover_by, "learning_rate": learning_rate, "dtype": dtype,
     }  # fmt: skip
     prune_config(given)  # before anything heavy is imported
+    if memory is not None:
+        parse_bytes(memory)
 
     from shoestring.compression.prune.job import prune as make
 
-    result = make(model, out, **given, say=console.say)
+    result = make(model, out, **given, memory=memory, say=console.say)
     if json:
         console.print_json(result.to_json())
     else:

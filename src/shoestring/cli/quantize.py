@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from shoestring.cli.columns import Columns, columns_of
+from shoestring.cli.calibration import Calibrate, Context, Memory, OnBadLine, Rows, Seed, text_settings
+from shoestring.cli.columns import Columns
 from shoestring.cli.verb import Json, verb
 from shoestring.compression.quantize.config import quantize_config
 from shoestring.core import console
@@ -38,38 +39,27 @@ def quantize(
             " learning, slowest)"
         ),
     ] = "gptq",
-    calibrate: Annotated[
-        str | None,
-        Parameter(
-            help="a text, a folder, stdlib, or rows, also conversations: like what the model is for; a part of it is"
-            " kept apart, to measure before and after"
-        ),
-    ] = None,
+    calibrate: Calibrate = None,
     steps: Annotated[int | None, Parameter(help="of --method learned, for each block [100]")] = None,
     asymmetric: Annotated[bool, Parameter(help="a zero point for each group: nearer weights, a little larger")] = False,
     activations: Annotated[
         Literal["int8"] | None, Parameter(help="inputs in 8 bits as well; with --bits 8 --group 0 [as they are]")
     ] = None,
-    rows: Annotated[int | None, Parameter(help="of calibration text [64]")] = None,
-    context: Annotated[int | None, Parameter(help="tokens of a row [512, or what the model can]")] = None,
+    rows: Rows = None,
+    context: Context = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Parameter(help="of embedding, head and norms; auto: as the model has them"),
     ] = "auto",
-    seed: Annotated[int | None, Parameter(help="of the choice of rows [0]")] = None,
-    memory: Annotated[
-        str | None, Parameter(help="the whole process at most, as 3GB; the text may have to go to disk")
-    ] = None,
+    seed: Seed = None,
+    memory: Memory = None,
     columns: Columns = None,
-    on_bad_line: Annotated[
-        Literal["stop", "skip"] | None, Parameter(help="rows that cannot be used; skip counts [stop]")
-    ] = None,
+    on_bad_line: OnBadLine = None,
     json: Json = False,
 ) -> None:
     given: dict[str, Any] = {
-        "bits": bits, "group": group, "method": method, "calibrate": calibrate, "symmetric": not asymmetric,
-        "activations": activations, "rows": rows, "context": context, "dtype": dtype, "seed": seed, "steps": steps,
-        "columns": columns_of(columns) or None, "on_bad_line": on_bad_line,
+        **text_settings(calibrate, rows, context, seed, columns, on_bad_line), "bits": bits, "group": group,
+        "method": method, "symmetric": not asymmetric, "activations": activations, "dtype": dtype, "steps": steps,
     }  # fmt: skip
     quantize_config(given)  # before anything heavy is imported
     if memory is not None:

@@ -9,6 +9,7 @@ import torch
 
 from shoestring.compression.report import Decoding
 from shoestring.core.machine import total_memory_bytes
+from shoestring.kernels import allocator
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.decoding_weights import load_for_decoding
@@ -26,7 +27,12 @@ def decode_both(
     room = (total_memory_bytes() if memory is None else memory) * _SHARE
     if config.parameter_count() * _FLOAT > room or config.context < _PROMPT + 2:
         return None, None
-    return decode(before, "float32"), decode(after, weights)
+    try:
+        return decode(before, "float32"), decode(after, weights)
+    except RuntimeError as error:
+        if allocator.refused(error) is None:
+            raise
+        return None, None
 
 
 @torch.no_grad()

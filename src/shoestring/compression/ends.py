@@ -6,13 +6,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from shoestring.compression.calibration import Calibration
-from shoestring.compression.passage import InMemory, Kept, Passage
+from shoestring.compression.passage import InMemory, MakeKept, Passage
 from shoestring.compression.read_block import check_finite
 from shoestring.compression.report import Decoding, Measured
 from shoestring.compression.tensor_stream import Streamed, rows_of
@@ -29,14 +29,14 @@ from shoestring.train.objective import next_token
 
 
 def begin(
-    batches: Sequence[Batch], plain: Decoder, ends: Mapping[str, Place], kept: Callable[[], Kept] = InMemory
+    batches: Sequence[Batch], plain: Decoder, ends: Mapping[str, Place], kept: MakeKept = InMemory
 ) -> list[Passage]:
     """Each batch as the first block takes it. plain: the model on the meta device. kept: for hidden states."""
     passages = []
     if batches:
         with contextlib.closing(DiskEmbedding(_placeholder(plain.config), ends["embedding.weight"])) as embedding:
             for batch in batches:
-                passage = Passage(batch, plain.rotary, kept(), kept())
+                passage = Passage(batch, plain.rotary, kept())
                 passage.hidden_BTD = embedding(batch.tokens_BT)
                 passages.append(passage)
     return passages
@@ -46,14 +46,21 @@ def nats(passages: Sequence[Passage], plain: Decoder, ends: Mapping[str, Place])
     """The loss, summed, of what the last block gave."""
     if not passages:
         return 0.0
-    config, norm = plain.config, plain.norm
+    with ending(plain, ends) as (norm, head):
+        return sum(float(next_token(norm(passage.hidden_BTD), head, passage.batch).sum) for passage in passages)
+
+
+@contextlib.contextmanager
+def ending(plain: Decoder, ends: Mapping[str, Place]) -> Iterator[tuple[nn.Module, StreamedHead]]:
+    """The norm, frozen, and the head."""
+    config, norm = plain.config, plain.norm.requires_grad_(False)
     allocate(norm, "cpu")
     place = ends["norm.weight"]
     place.file.read_into(place.tensor, norm.get_parameter("weight"))
     place = ends["embedding.weight" if config.tied_head else "head.weight"]
     head = StreamedHead(_placeholder(config), place, config.logit_softcap)
     with contextlib.closing(head.source):
-        return sum(float(next_token(norm(passage.hidden_BTD), head, passage.batch).sum) for passage in passages)
+        yield norm, head
 
 
 def measured_on(

@@ -7,7 +7,7 @@ memory at a time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,9 @@ from shoestring.nn.rope import RotaryEmbedding
 class Kept(Protocol):
     def get(self) -> Tensor: ...
     def put(self, hidden_BTD: Tensor) -> None: ...
+
+
+MakeKept = Callable[[], Kept]  # for each passage one
 
 
 class InMemory:
@@ -60,7 +63,7 @@ class OnDisk:
 
 @dataclass
 class Passage:
-    """rotary: of the model. target: room for what the block that is being learned should give."""
+    """rotary: of the model. target: what the block that is being learned should give."""
 
     batch: Batch
     rotary: RotaryEmbedding | None

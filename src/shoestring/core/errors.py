@@ -15,6 +15,7 @@ class ShoestringError(Exception):
     """
 
     exit_code = 2
+    silent = False  # another process tells it for all
 
     def __init__(self, message: str, where: str | None = None, hint: str | None = None):
         super().__init__(message)

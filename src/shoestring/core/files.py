@@ -179,6 +179,18 @@ def remove_stale(path: str | Path) -> None:
                 found.unlink(missing_ok=True)
 
 
+def remove_folder(path: str | Path) -> None:
+    """Delete a folder, if it is there, so that none is ever found half deleted in its place."""
+    path = Path(os.path.abspath(path))
+    aside = temporaries.new(path, "tmp")
+    try:
+        with suppress(FileNotFoundError):
+            os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        temporaries.forget(aside)
+
+
 def replace_symlink_or_pointer(link: str | Path, target: str) -> None:
     """Make `link` (such as OUT/latest) name its sibling `target`, atomically.
 

@@ -77,12 +77,17 @@ def restoring(restore: Callable[[], None]) -> Iterator[None]:
 
 def leave() -> NoReturn:
     """End the process now, whatever it is doing."""
+    end_process("interrupted", EXIT_CODE)
+
+
+def end_process(said: str, code: int) -> NoReturn:
+    """Now, from any thread. said: on stderr, where it is something."""
     for restore in _RESTORE:
         with contextlib.suppress(Exception):
             restore()
     with contextlib.suppress(OSError):  # nobody may be there to read it
-        os.write(2, (_SHOW_CURSOR + b"\n") * os.isatty(2) + b"interrupted\n")
-    os._exit(EXIT_CODE)
+        os.write(2, (_SHOW_CURSOR + b"\n") * os.isatty(2) + (f"{said}\n".encode() if said else b""))
+    os._exit(code)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -70,6 +70,9 @@ class DataConfig(Config):
         description="a document longer than a sequence goes on in the same row of the next step, where a memory bank"
         " finds what came before",
     )
+    max_documents: int | None = Field(
+        None, gt=0, description="of each source that is prepared: those kept first, the rest is left; null: all"
+    )
     shard_tokens: int = Field(
         2**26, ge=1, description="tokens in a shard file, at least; the last document is kept whole"
     )
@@ -99,6 +102,8 @@ class DataConfig(Config):
             raise ValueError("on_the_fly wants data.tokenizer to name a tokenizer: training one reads all text first")
         if self.on_the_fly and self.compress:
             raise ValueError("compress is for shards, and on_the_fly writes none")
+        if self.on_the_fly and self.max_documents is not None:
+            raise ValueError("max_documents is for text that is prepared: on_the_fly takes every document")
         if self.on_the_fly and self.quality != QualityConfig():
             raise ValueError("quality is for text that is prepared: on_the_fly takes every document")
         return self

@@ -9,6 +9,7 @@ unfinished.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -42,14 +43,15 @@ Batches = Callable[[Place], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How shards are made. tokens: to train on, after which the rest of the source is left. workers: threads that
-    encode, all cores by default; the bytes do not depend on it."""
+    """How shards are made. tokens: to train on, documents: to keep, after which the rest of the source is left.
+    workers: threads that encode, all cores by default; the bytes do not depend on it."""
 
     shard_tokens: int = 2**26
     tokens: int | None = None
     compress: bool = False
     quality: QualityConfig = field(default_factory=QualityConfig)
     workers: int | None = None
+    documents: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What the bytes depend on."""
@@ -57,6 +59,7 @@ class Settings:
             "shard_tokens": self.shard_tokens,
             "tokens": self.tokens,
             "compress": self.compress,
+            **({} if self.documents is None else {"documents": self.documents}),  # older folders do not say it
             **{f"quality.{name}": value for name, value in self.quality.model_dump(mode="json").items()},
         }
 
@@ -121,7 +124,7 @@ def source_of(config: DataConfig, part: PartConfig) -> Source:
 
 
 def settings_of(config: DataConfig) -> Settings:
-    return Settings(config.shard_tokens, None, config.compress, config.quality)
+    return Settings(config.shard_tokens, None, config.compress, config.quality, documents=config.max_documents)
 
 
 def _finish(
@@ -140,13 +143,17 @@ def _finish(
         _check_tokenizer(finished.index["tokenizer"], finished.index["inputs"], inputs, tokenizer, out)
         writing.clear(out)
         return finished
-    journal = _open_journal(out, inputs, tokenizer, source)
+    journal = _open_journal(out, inputs, tokenizer, source, settings)
     _write(source, Tokenizer.load(out / "tokenizer"), out, journal, settings, batches)
     return ShardFolder(out)
 
 
 def _open_journal(
-    out: Path, inputs: dict[str, Any], tokenizer: Tokenizer | NewTokenizerConfig, source: Source
+    out: Path,
+    inputs: dict[str, Any],
+    tokenizer: Tokenizer | NewTokenizerConfig,
+    source: Source,
+    settings: Settings,
 ) -> Journal:
     """The journal of an unfinished run of the same inputs, or a new one with its tokenizer saved."""
     journal = read_journal(out)
@@ -167,7 +174,8 @@ def _open_journal(
         raise DataError(f"this folder holds other files ({strangers[0]})", str(out), "give an empty folder as --out")
     writing.clear(out)
     if isinstance(tokenizer, NewTokenizerConfig):
-        training = (document.text for document in source.documents() if document.split == "train")
+        first = itertools.islice(source.documents(), settings.documents)
+        training = (document.text for document in first if document.split == "train")
         tokenizer = train_tokenizer(training, tokenizer.vocabulary, tokenizer.min_frequency)
     _ = tokenizer.separator_id  # refused before any work when there is none
     with atomic_folder(out / "tokenizer", replace=True) as folder:
@@ -179,9 +187,10 @@ def _open_journal(
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """How the text or the settings differ from those a folder was begun with."""
-    for name, value in now["settings"].items():
-        if before["settings"].get(name) != value:
-            return f"it was prepared with {name} {before['settings'].get(name)}, now it is {value}"
+    for name in {**now["settings"], "documents": None}:
+        was, value = before["settings"].get(name), now["settings"].get(name)
+        if was != value:
+            return f"it was prepared with {name} {was}, now it is {value}"
     if before["source"] != now["source"]:
         return "it was prepared from other text, or the text has changed since"
     return None
@@ -220,7 +229,9 @@ def _write(
         examined = functools.partial(examine, config=settings.quality)
         batches = functools.partial(_read, source, encoder, examined, workers)
     level = ZSTD_LEVEL if settings.compress else 0
-    target = writing.Target(out, dtype, tokenizer.separator_id, settings.shard_tokens, settings.tokens, level)
+    target = writing.Target(
+        out, dtype, tokenizer.separator_id, settings.shard_tokens, settings.tokens, level, settings.documents
+    )
     with _progress(source.size()) as advance:
         writing.write_shards(target, journal, reviewer, batches, advance)
     read, judged = journal.place, reviewer.left_out

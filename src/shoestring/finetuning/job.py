@@ -57,7 +57,7 @@ from shoestring.train.recipe_files import begun_with, recipe_name, with_short
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Wiring, dotted, execute
-from shoestring.train.run_folder import Start
+from shoestring.train.run_folder import AUTO, Start, begun
 from shoestring.train.run_folder import resume as resume_run
 
 _AFTERWARDS = "leave it out; afterwards: shoestring evaluate MODEL OUT"
@@ -86,14 +86,14 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune `model` on the examples in `data`, or continue the run in the folder `resume`.
 
-    model: or a recipe, by name or file, which may say which data. data: or rows: dictionaries, a `datasets.Dataset`, an
-    iterator over such; they are kept in the cache, so that the run can be continued. memory: of the whole process at
-    most, as "1GB". batch_size: rows of an optimizer step (train.batch_rows), in place of train.batch_tokens. These and
-    the rest are the flags of `shoestring finetune`, and a recipe's other settings are keywords too, with two
-    underscores for a dot: `finetune("smollm2-135m", "mine.jsonl", rank=8, time="10m", optimizer__learning_rate=1e-4)`.
-    overrides: the same by their dotted names. Progress goes to stderr. Raises ConfigError, DataError, ModelFileError,
-    RunError, BudgetError (before any work, with the least memory that would do), and Interrupted when the user stopped
-    the run.
+    resume: "auto" is the run in `out`, if one has begun there. model: or a recipe, by name or file, which may say which
+    data. data: or rows: dictionaries, a `datasets.Dataset`, an iterator over such; they are kept in the cache, so that
+    the run can be continued. memory: of the whole process at most, as "1GB". batch_size: rows of an optimizer step
+    (train.batch_rows), in place of train.batch_tokens. These and the rest are the flags of `shoestring finetune`, and a
+    recipe's other settings are keywords too, with two underscores for a dot: `finetune("smollm2-135m", "mine.jsonl",
+    rank=8, time="10m", optimizer__learning_rate=1e-4)`. overrides: the same by their dotted names. Progress goes to
+    stderr. Raises ConfigError, DataError, ModelFileError, RunError, BudgetError (before any work, with the least memory
+    that would do), and Interrupted when the user stopped the run.
     """
     given = {
         "method": method, "rank": rank, "batch_size": batch_size, "steps": steps, "epochs": epochs, "time": time,
@@ -104,7 +104,16 @@ def finetune(
     parallel.start()
     if data is not None and not isinstance(data, (str, Path)):
         data = kept_rows(data)
-    if resume is not None:
+    place, of_recipe = changed.get("out"), model is not None and is_finetune_recipe(model)
+    asked, auto = resume is not None, str(resume) == AUTO
+    if place is None and of_recipe and (auto or not asked):
+        place = load_finetune_recipe(model or "", changed).out
+    resume = begun(resume, place)
+    if resume is not None and not asked:
+        start = resume_run(resume, load_finetune_recipe)  # whose recipe is what this call has asked for
+    elif resume is not None:
+        if of_recipe and auto:  # what it says besides stands in the run's own
+            model = None
         named = {"model": model, "data.source": data}
         changed |= {key: str(value) for key, value in named.items() if value is not None}
         start = resume_run(resume, load_finetune_recipe, changed)

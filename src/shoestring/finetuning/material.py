@@ -8,6 +8,7 @@ from pathlib import Path
 from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.data.supervised.batches import padded_length, row_sizes
 from shoestring.data.supervised.dataset import SupervisedDataset
+from shoestring.data.supervised.portion import Portion
 from shoestring.finetuning.config import EVERYDAY, FinetuneRecipe, FinetuneTrainSection
 from shoestring.finetuning.examples import prepare_dataset
 from shoestring.finetuning.preserve import ordinary_examples
@@ -24,33 +25,16 @@ from shoestring.train.run_folder import Start
 _SHORTEST_ROW, _LONGEST_ROW = 256, 2048  # tokens, when the recipe leaves the length open
 
 
-@dataclass(frozen=True)
-class Material:
-    """base: folder of the model to begin from. rows: of one optimizer step on this rank; length: tokens of a row.
-
-    lengths: how many lengths rows have, once padded. documents: whether one holds several examples, or ends early.
-    ordinary: examples on which the model is to stay as it is, where they are there already.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Material(Portion):
+    """base: folder of the model to begin from. documents: whether a row holds several examples, or ends early.
+    ordinary: examples on which the model is to stay as it is, where they are there already."""
 
     base: Path
     config: ModelConfig
     generation: GenerationDefaults
-    dataset: SupervisedDataset
     ordinary: SupervisedDataset | None
-    rows: int
-    length: int
-    lengths: int
     documents: bool
-
-    @property
-    def padded(self) -> int:
-        """Tokens of a row as it is computed."""
-        return padded_length(self.length)
-
-    @property
-    def held_out(self) -> bool:
-        """Whether there are examples to measure with."""
-        return len(self.dataset.indices("validation")) > 0
 
 
 def open_material(start: Start) -> Material:
@@ -92,7 +76,10 @@ def open_material(start: Start) -> Material:
     lengths = len({padded_length(tokens) for tokens, _ in sizes})
     _check_weights(base, start)
     generation = read_generation_config(base)
-    return Material(base, config, generation, dataset, ordinary, rows, length, lengths, documents)
+    return Material(
+        base=base, config=config, generation=generation, dataset=dataset, ordinary=ordinary, rows=rows, length=length,
+        lengths=lengths, documents=documents,
+    )  # fmt: skip
 
 
 def _check_frozen(recipe: FinetuneRecipe) -> None:

@@ -11,8 +11,8 @@ from shoestring.finetuning.material import Material
 from shoestring.models.adapters import switch
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import Dtypes
-from shoestring.models.get import KNOWN
 from shoestring.models.peft_folder import load_adapter, read_adapter, write_adapter_files
+from shoestring.models.wheels import KNOWN
 from shoestring.offload.pipeline.load import load_trained_part
 from shoestring.offload.pipeline.model import SplitDecoder
 from shoestring.train.exact_weights import load_trained, read_trained, write_trained

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from shoestring.models.adapters import adapted_linears
 from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.gguf.split import part_paths
-from shoestring.models.peft_folder import CONFIG, WEIGHTS, find_base, is_adapter
+from shoestring.models.peft_config import CONFIG
+from shoestring.models.peft_folder import WEIGHTS, find_base, is_adapter
 from shoestring.models.weight_files import weight_paths
 from shoestring.models.weights import tensor_bytes
 from shoestring.nn.lora import LoRA

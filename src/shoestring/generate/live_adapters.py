@@ -11,7 +11,8 @@ from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.adapters import adapter_names, detach, switch
 from shoestring.models.fingerprint import Fingerprint
-from shoestring.models.peft_folder import CONFIG, WEIGHTS, is_adapter, load_adapter, read_adapter_config
+from shoestring.models.peft_config import CONFIG, read_adapter_config
+from shoestring.models.peft_folder import WEIGHTS, is_adapter, load_adapter
 from shoestring.models.resolve import Say, find_model
 
 

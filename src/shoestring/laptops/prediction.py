@@ -14,25 +14,41 @@ from typing import Any
 from shoestring.models.count import operations
 from shoestring.nn.config import GQAConfig, block_order
 from shoestring.offload.pipeline.schedule import in_flight
-from shoestring.plan.constants import EFFICIENCY, SPARE
+from shoestring.plan.constants import BITS, EFFICIENCY, SPARE
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, WeightFormat
+from shoestring.plan.speed import block_numbers
 from shoestring.plan.split import Peak, Work
 from shoestring.plan.tape import FLOAT
 
 _KEPT = "kept activations"
+# Bytes per second of reading layers that the system has in its own memory or on a fast disk, and of making floats of
+# what is kept in fewer bits.
+_READ, _WIDENED = 1e9, 8e9
 
 
-def work_of(shape: JobShape, engine: EngineName) -> Work:
-    """Operations as `plan.speed` counts them. What passes between machines is hidden states in float32."""
+def work_of(shape: JobShape, engine: EngineName, weights: WeightFormat, limited: bool) -> Work:
+    """Operations as `plan.speed` counts them. What passes between machines is hidden states in float32.
+
+    limited: whether memory is, so that streamed layers are read for each microbatch; those in few bits are made floats
+    for each, and the head on disk is read.
+    """
     config, full = shape.config, shape.training.full
     cost = operations(config, shape.length)
     passes = (3 if full else 2) + (engine != "resident")
     values = config.attention.kv_heads * config.attention.head_width if isinstance(config.attention, GQAConfig) else 0
     streams = 2 if config.block == "reversible" else 1
+    numbers, kept = block_numbers(config), shape.source if weights in ("source", "packed") else weights
+    frozen = kept if engine == "streamed" else shape.training.frozen
+    widened = 0.0 if frozen == "float32" or full else passes * numbers * (BITS.get(frozen, 8) / 8 + FLOAT) / _WIDENED
+    layer = last = 0.0
+    if engine == "streamed":
+        layer = limited * 2 * numbers * BITS.get(kept, 8) / 8 / _READ
+        last = 2 * config.vocabulary * config.width * BITS[shape.source] / 8 / _READ
     return Work(
         config.layers, shape.rows, shape.length, passes * (cost.matrices + cost.attention) / config.layers,
         FLOAT * (streams * config.width + values * config.value_residual), last=(3 if full else 2) * cost.head,
+        layer_seconds=layer + widened, last_seconds=last,
     )  # fmt: skip
 
 

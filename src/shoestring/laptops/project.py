@@ -98,8 +98,9 @@ class Project:
         between, most, refusal = crew.links(present), _FILLING * len(present), None
         links = [between(i, i + 1) for i in range(len(present) - 1)]
         for engine in self.engines:
-            work = work_of(self.shape, engine)
-            peak = peak_of(self.shape, machines, [one.memory for one in present], engine, self.weights)
+            memory = [one.memory for one in present]
+            work = work_of(self.shape, engine, self.weights, any(memory))
+            peak = peak_of(self.shape, machines, memory, engine, self.weights)
             try:
                 found = split(work, laptops, links, peak, recipe.train.microbatch, most)
             except BudgetError as error:

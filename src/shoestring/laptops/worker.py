@@ -28,9 +28,10 @@ from shoestring.laptops.order import Order
 # The control connection notices within seconds who has gone; this is for what it does not see.
 _TIMEOUT = timedelta(minutes=30)
 _MEETING = timedelta(minutes=2)
+# How an error says that another process has gone, where its class does not.
 _LOST = (
-    "another process has gone", "another process could not do", "Connection closed by peer", "Connection reset",
-    "Broken pipe", "gloo", "Timed out waiting",
+    "another process has gone", "another process could not do", "another process of this run", "Connection closed",
+    "Connection reset", "Broken pipe", "gloo", "Timed out waiting",
 )  # fmt: skip
 
 
@@ -101,8 +102,11 @@ def work(order: Order, channel: Channel) -> dict[str, Any]:
 
 
 def _outcome(error: BaseException) -> str:
+    from shoestring.train import parallel, watchdog
     from shoestring.train.interrupt import Interrupted
 
+    if isinstance(error, (parallel.Lost, parallel.Elsewhere, watchdog.Lost)):
+        return "lost"
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return "stopped"
     said = str(error)

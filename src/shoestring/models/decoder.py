@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,24 @@ from shoestring.nn.rope import RotaryEmbedding
 from shoestring.nn.stack import Stack
 
 
+class Parts(Protocol):
+    """What of a decoder lies in this process, where it is divided among several (`train.fsdp`)."""
+
+    def own(self, weight: Tensor) -> tuple[Tensor, int]:
+        """The part of a parameter that lies here, and the number of its first row."""
+        ...
+
+    def whole(self, weight: Tensor) -> Tensor:
+        """A parameter gathered from all processes, by the first one while the others stand by."""
+        ...
+
+
 class Decoder(nn.Module):
     """Made by `models.builder.build` or `models.folder.load_model`. is_part: whether other processes have the rest."""
 
     is_part = False
+
+    parts: Parts | None = None  # None: all of it is here
 
     def __init__(
         self,

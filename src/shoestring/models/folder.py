@@ -23,11 +23,11 @@ from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.builder import allocate, build
 from shoestring.models.compressed_tensors import SECTION, section_of
 from shoestring.models.config import ModelConfig
-from shoestring.models.decoder import Decoder
+from shoestring.models.decoder import Decoder, Parts
 from shoestring.models.families.registry import config_fields, family_of, read_config, read_json
 from shoestring.models.packed_files import fill_packed, one_config, packed_linears, packed_tensors, put_packed
 from shoestring.models.weight_files import INDEX, WEIGHTS, WeightFiles
-from shoestring.models.weights import save_file
+from shoestring.models.weights import TensorFile, save_file, write_one_by_one
 from shoestring.nn.head import Head
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.quantized.int8_head import head_for
@@ -117,7 +117,7 @@ def read_weights(decoder: Decoder, folder: str | Path) -> None:
             raise ModelFileError(message, str(folder))
         if missing := [name for name, _ in decoder.named_parameters() if name not in files.places]:
             raise ModelFileError(f"{missing[0]} is not in this folder", str(folder))
-        _fill(decoder, "", files)
+        _fill(decoder, "", files, decoder.parts)
     torch.autograd.graph.increment_version(list(decoder.parameters()))  # what is made of them is old
 
 
@@ -128,12 +128,21 @@ def _fill_packed(root: torch.nn.Module, prefix: str, files: WeightFiles, dtype: 
         fill_packed(linear, files.packed[prefix + name], files.places.get(f"{prefix}{name}.bias"))
 
 
-def _fill(root: torch.nn.Module, prefix: str, files: WeightFiles) -> None:
-    """Read the parameters below `root`, in the order of the files."""
+def _fill(root: torch.nn.Module, prefix: str, files: WeightFiles, parts: Parts | None = None) -> None:
+    """Read the parameters below `root`, or what of them lies here, in the order of the files."""
     parameters = {prefix + name: parameter for name, parameter in root.named_parameters()}
     for name, place in files.places.items():
         if name in parameters:
-            place.file.read_into(place.tensor, parameters[name])
+            read_weight(place.file, place.tensor, parameters[name], parts)
+
+
+def read_weight(file: TensorFile, name: str, parameter: Tensor, parts: Parts | None) -> None:
+    """A parameter from a file, or what of it lies here."""
+    if parts is None:
+        file.read_into(name, parameter)
+        return
+    own, first = parts.own(parameter)
+    file.read_part(name, first, own)
 
 
 def check_rows(tokenizer: Tokenizer, config: ModelConfig, folder: str | Path | None = None) -> None:
@@ -196,14 +205,14 @@ def write_model_files(
     packed = packed_linears(decoder)
     dtype = dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)
     write_configs(folder, decoder.config, dtype, generation, one_config(packed) if packed else None)
-    tensors = {
-        family.tensor_name(name): (parameter.detach(), dtype_of(dtypes, name, parameter))
+    tensors: dict[str, tuple[Tensor, torch.dtype]] = {
+        family.tensor_name(name): (parameter, dtype_of(dtypes, name, parameter))
         for name, parameter in decoder.named_parameters()
     }
     for name, linear in packed.items():
         module = family.tensor_name(f"{name}.weight").removesuffix(".weight")
         tensors |= {key: (tensor, tensor.dtype) for key, tensor in packed_tensors(linear, module).items()}
-    _write_shards(tensors, folder, max_shard_bytes)
+    _write_shards(tensors, folder, max_shard_bytes, decoder.parts)
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -239,7 +248,25 @@ def stored_dtypes(
         return {name: place.info.dtype for name, place in files.places.items()}
 
 
-def _write_shards(tensors: dict[str, tuple[Tensor, torch.dtype]], folder: Path, max_shard_bytes: float) -> None:
+def write_weights(tensors: Mapping[str, tuple[Tensor, torch.dtype]], file: Path, parts: Parts | None) -> None:
+    """A safetensors file of these, each rounded to its dtype; those that lie in parts are gathered one by one."""
+    metadata = {"format": "pt"}
+    if parts is None:
+        save_file({name: rounded_to(name, *tensor) for name, tensor in tensors.items()}, file, metadata=metadata)
+        return
+
+    def make(name: str) -> Tensor:
+        tensor, dtype = tensors[name]
+        return rounded_to(name, parts.whole(tensor), dtype)
+
+    shapes = {name: (dtype, tuple(tensor.shape)) for name, (tensor, dtype) in tensors.items()}
+    with open(file, "wb") as out:
+        write_one_by_one(out, shapes, make, metadata)
+
+
+def _write_shards(
+    tensors: dict[str, tuple[Tensor, torch.dtype]], folder: Path, max_shard_bytes: float, parts: Parts | None
+) -> None:
     shards: list[list[str]] = [[]]
     total, used = 0, 0
     for name, (tensor, dtype) in tensors.items():
@@ -252,8 +279,7 @@ def _write_shards(tensors: dict[str, tuple[Tensor, torch.dtype]], folder: Path, 
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        on_cpu = {name: rounded_to(name, *tensors[name]) for name in shard}
-        save_file(on_cpu, folder / file, metadata={"format": "pt"})
+        write_weights({name: tensors[name] for name in shard}, folder / file, parts)
         weight_map.update(dict.fromkeys(shard, file))
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -261,8 +287,9 @@ def _write_shards(tensors: dict[str, tuple[Tensor, torch.dtype]], folder: Path, 
 
 
 def rounded_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """On the CPU; the tensor itself where nothing is to be done. Raises ModelFileError for numbers beyond float16."""
-    found = tensor.to("cpu", dtype).contiguous()
+    """Detached and on the CPU; the same memory where nothing is to be done. Raises ModelFileError for numbers beyond
+    float16."""
+    found = tensor.detach().to("cpu", dtype).contiguous()
     if dtype == torch.float16 and tensor.dtype != dtype and not bool(found.isfinite().all()):
         raise ModelFileError(f"tensor {name} has numbers beyond those of float16", hint="take bfloat16 or float32")
     return found

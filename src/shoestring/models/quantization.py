@@ -3,7 +3,7 @@
 Three ways are read: that of compressed-tensors (`models.compressed_tensors`), which is also written, and those of GPTQ
 and AWQ. Read strictly: what would change the weights and is not done here is refused by name. Which linears are
 quantized is not asked of the section: their tensors tell.
-Formats: https://github.com/ModelCloud/GPTQModel, https://github.com/casper-hansen/AutoAWQ
+Formats: https://github.com/ModelCloud/GPTQModel, https://github.com/casper-hansen/AutoAWQ; auto-round writes both.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ class Scheme(NamedTuple):
     config: PackedConfig
 
 
+# What auto-round says of its way to the weights, and of activations and caches that it leaves as they are.
+_AUTO_ROUND = (
+    "autoround_version", "provider", "iters", "lr", "minmax_lr", "nsamples", "seqlen", "low_gpu_mem_usage",
+    "enable_quanted_input", "enable_minmax_tuning", "enable_norm_bias_tuning", "gradient_accumulate_steps", "amp",
+    "scale_dtype", "static_kv_granularity", "static_attention_granularity",
+)  # fmt: skip
 _GPTQ: dict[str, tuple[Any, ...]] = {
     "bits": (ANY,), "group_size": (ANY,), "sym": (True, False), "desc_act": (True, False), "lm_head": (False,),
     "checkpoint_format": ("gptq", "gptq_v2"), "format": ("gptq", "gptq_v2"), "pack_dtype": ("int32",), "dynamic": ({},),
     "rotation": (), "adapter": (), "is_marlin_format": (False,), "quant_method": ("gptq",),
+    "data_type": ("int",),
 }  # fmt: skip
 # What says how the weights were found, or how they are to be computed with.
 _GPTQ_TOLD = (
@@ -36,17 +43,19 @@ _GPTQ_TOLD = (
     "meta", "device", "model_name_or_path", "model_file_base_name", "backend", "use_cuda_fp16", "batch_size",
     "pad_token_id", "tokenizer", "dataset", "use_exllama", "disable_exllama", "exllama_config", "max_input_length",
     "cache_block_outputs", "modules_in_block_to_quantize", "module_name_preceding_first_block",
-    "block_name_to_quantize", "model_seqlen", "mse", "v2", "v2_alpha", "v2_memory_device", "hyb_act", "hessian",
+    "block_name_to_quantize", "to_quant_block_names", "model_seqlen", "mse", "v2", "v2_alpha", "v2_memory_device",
+    "hyb_act", "hessian",
     "mock_quantization", "offload_to_disk", "offload_to_disk_path", "gptaq", "failsafe", "dense_vram_strategy",
-    "pack_impl", "compute_device_filter", "auto_forward_data_parallel", "moe", "method",
+    "pack_impl", "compute_device_filter", "auto_forward_data_parallel", "moe", "method", *_AUTO_ROUND,
 )  # fmt: skip
 _AWQ: dict[str, tuple[Any, ...]] = {
     "bits": (4,), "w_bit": (4,), "group_size": (ANY,), "q_group_size": (ANY,), "zero_point": (True, False),
-    "version": ("gemm", "GEMM"), "quant_method": ("awq",),
+    "version": ("gemm", "GEMM"), "quant_method": ("awq",), "format": ("gemm",), "checkpoint_format": ("gemm",),
+    "desc_act": (False,), "lm_head": (False,), "pack_dtype": ("int32",), "sym": (True, False), "data_type": ("int",),
 }  # fmt: skip
 _AWQ_TOLD = (
     "modules_to_not_convert", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config", "backend",
-    "modules_to_keep_in_fp32",
+    "modules_to_keep_in_fp32", "meta", "method", "to_quant_block_names", "batch_size", "dataset", *_AUTO_ROUND,
 )  # fmt: skip
 
 

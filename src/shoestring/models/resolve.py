@@ -13,7 +13,8 @@ from pathlib import Path
 
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import resolve_pointer
-from shoestring.models.get import KNOWN, Say, cached, get, known_names
+from shoestring.models.get import cached, get, known_names
+from shoestring.models.wheels import KNOWN, Say
 
 _OWNER_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -106,6 +107,14 @@ class TensorFile:
         row = info.elements // max(info.shape[0], 1) * info.dtype.itemsize
         self._fill(info.offset + start * row, target)
 
+    def read_part(self, name: str, start: int, target: Tensor) -> None:
+        """Fill `target`, of any dtype and device, with the rows from `start` on."""
+        target = target.detach()
+        if target.device.type == "cpu" and target.dtype == self.infos[name].dtype and target.is_contiguous():
+            self.read_rows_into(name, start, target)
+        else:
+            target.copy_(self.read_rows(name, start, start + len(target)))
+
     def forget(self, name: str, start: int = 0, end: int | None = None) -> None:
         """Let the system drop these rows of a tensor from its page cache, where it can be told."""
         if hasattr(os, "posix_fadvise"):
@@ -197,16 +206,27 @@ def save_file(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, 
 
 def write_tensors(out: IO[bytes], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """The bytes of a safetensors file, of tensors anywhere and laid out in any way; one at a time is copied."""
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_one_by_one(out, shapes, tensors.__getitem__, metadata)
+
+
+def write_one_by_one(
+    out: IO[bytes],
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    make: Callable[[str], Tensor],
+    metadata: dict[str, str],
+) -> None:
+    """The bytes of a safetensors file whose tensors are made when their turn comes, and then let go."""
     header: dict[str, Any] = {"__metadata__": metadata}
     names, end = {dtype: name for name, dtype in DTYPES.items()}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    for name, (dtype, shape) in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     out.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        out.write(tensor_bytes(tensor))
+    for name in shapes:
+        out.write(tensor_bytes(make(name)))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

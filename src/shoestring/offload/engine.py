@@ -66,6 +66,7 @@ class StreamedEngine(LocalEngine):
         for part in parts:
             for name, values in part.aux.items():
                 metrics[name] = metrics.get(name, 0.0) + sum(map(float, values)) * part.count
+        parallel.sum_gradients(self.decoder.parameters())
         return self.finish(summed, total, metrics, penalties)
 
     def close(self) -> None:

@@ -46,9 +46,9 @@ def candidates(shape: JobShape, options: Options, limited: bool) -> Iterator[Eng
     for engine in options.engines:
         for rows in smaller:
             if engine == "resident":
-                yield EngineSpec("resident", rows, options.recompute)
+                yield EngineSpec("resident", rows, options.recompute, shards=options.shards)
             elif engine == "checkpointed":
-                yield EngineSpec("checkpointed", rows, "full")
+                yield EngineSpec("checkpointed", rows, "full", shards=options.shards)
             else:
                 yield from _streamed(shape, rows, options, limited)
 

@@ -18,6 +18,7 @@ from shoestring.models.config import ModelConfig
 from shoestring.plan.tape import Phase, Weight
 
 LAYER = "one block's work"  # the name of the phases that there are one of for each layer
+HEAD = "the head and its loss"  # behind which a microbatch goes backward
 _SHALLOW = 4
 
 

@@ -15,6 +15,7 @@ from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
 from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.constants import BITS, LENGTH, TRAINING, USE
+from shoestring.plan.divided import divided
 from shoestring.plan.model import Model
 from shoestring.plan.moments import beside_step, kept_moments
 from shoestring.plan.passes import decode
@@ -32,7 +33,10 @@ _NUMBERS = 32  # bytes of a token in a batch: four integers
 def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
     walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn)
-    lines = [*_weights(shape, spec, walk), *_highest(shape, walk)]
+    if spec.shards > 1:
+        lines = divided(shape, spec, walk)
+    else:
+        lines = [*_weights(shape, spec, walk), *_highest(shape, walk)]
     lengths = (shape.lengths - 1) * LENGTH if machine.onednn else 0
     return Prediction(
         tuple(lines), beside(machine.process, TRAINING + lengths, shape.tokens), seconds(shape, spec, machine)
@@ -50,7 +54,8 @@ def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
 
 def _walked_spec(spec: EngineSpec) -> EngineSpec:
     """What matters to the walk."""
-    return EngineSpec(spec.engine, spec.microbatch, spec.recompute, 0, spec.weights, spec.spilled)
+    shards = min(spec.shards, 2)  # whether there are several
+    return EngineSpec(spec.engine, spec.microbatch, spec.recompute, 0, spec.weights, spec.spilled, shards)
 
 
 @functools.lru_cache(maxsize=512)
@@ -60,7 +65,7 @@ def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk
 
 def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk:
     tape = Tape(Memory(), onednn, threads)
-    tape.bfloat = shape.compute != "float16"
+    tape.bfloat, tape.gathered = shape.compute != "float16", spec.shards > 1
     if shape.moving.in_backward:
         tape.beside = lambda weight: beside_step(shape.moving, Counter({weight: 1}))
     training = shape.training

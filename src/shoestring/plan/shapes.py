@@ -85,6 +85,7 @@ class JobShape:
 @dataclass(frozen=True)
 class EngineSpec:
     """How an engine runs a job. microbatch: rows computed at once. recompute: what going backward computes again.
+    shards: among how many processes weights, gradients and moments are divided.
 
     Streamed: slots layers in memory at a time, kept on disk as `weights`; spilled: inputs of layers wait there too.
     """
@@ -95,6 +96,7 @@ class EngineSpec:
     slots: int = 0
     weights: WeightFormat = "source"
     spilled: bool = False
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Options:
     """What a job leaves open. engines: in the order of preference. microbatch: rows at once, None: up to `usual` rows.
 
     recompute: of the resident engine. slots, spilled: None leaves them open. advice: what else would take less memory,
-    in sentences.
+    in sentences. shards: as `EngineSpec` has it, which is not left open.
     """
 
     engines: tuple[EngineName, ...]
@@ -153,3 +155,4 @@ class Options:
     slots: int | None = None
     spilled: bool | None = None
     advice: tuple[str, ...] = field(default=())
+    shards: int = 1

@@ -47,7 +47,9 @@ class Link:
 @dataclass(frozen=True)
 class Work:
     """One step. rows × length tokens. layer: operations per token of one layer, forward and backward; first and last:
-    more, on the machine with the embedding and on that with the head. crossing: bytes per token and direction."""
+    more, on the machine with the embedding and on that with the head. crossing: bytes per token and direction.
+    layer_seconds, last_seconds: of a layer and of the head for each microbatch, however few tokens it has: what is read
+    from disk for it, or made floats."""
 
     layers: int
     rows: int
@@ -56,6 +58,8 @@ class Work:
     crossing: float
     first: float = 0.0
     last: float = 0.0
+    layer_seconds: float = 0.0
+    last_seconds: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -160,6 +164,7 @@ def stage_seconds(work: Work, laptops: Sequence[Laptop], counts: Sequence[int], 
     tokens, last = rows * work.length, len(laptops) - 1
     return [
         tokens * (count * work.layer + work.first * (i == 0) + work.last * (i == last)) / laptop.flops
+        + count * work.layer_seconds + work.last_seconds * (i == last)
         for i, (laptop, count) in enumerate(zip(laptops, counts, strict=True))
     ]
 
@@ -187,7 +192,7 @@ def _best(
     if min(room) < 1 or sum(room) < work.layers:
         return None
     one = stage_seconds(work, laptops, [1] * count, rows)
-    each = [rows * work.length * work.layer / laptop.flops for laptop in laptops]
+    each = [rows * work.length * work.layer / laptop.flops + work.layer_seconds for laptop in laptops]
     slowest = {one[i] + n * each[i] for i in range(count) for n in range(room[i])}
     crossings = crossing_seconds(work, links, rows)
     best: tuple[float, tuple[int, ...]] | None = None

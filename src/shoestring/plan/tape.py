@@ -162,7 +162,7 @@ class Tape:
     """Records operations while `grad`. onednn: whether that library multiplies matrices of float32.
 
     selective: cheap parts are made again going backward. compute: bytes of the numbers that products run in;
-    bfloat: whether those of two are bfloat16.
+    bfloat: whether those of two are bfloat16. gathered: weights come in the format of products (`plan.divided`).
     parameters: all weights, whose bytes are not live here but are added up: matrices, of blocks; adapters; stored, of
     everything else. trained: those of them that are; beside: what moving one takes, where they move going backward.
     """
@@ -171,6 +171,7 @@ class Tape:
         self.memory, self.onednn, self.threads = memory, onednn, threads
         self.grad = self.selective = self.training = True
         self.compute, self.bfloat = FLOAT, True
+        self.gathered = False
         self.recorded = 0
         self.parameters: list[Tensor] = []
         self.trained: list[Weight] = []
@@ -241,7 +242,9 @@ class Tape:
             return weight
         found = self._cast.get(id(weight))
         if found is None:
-            found = self.empty(weight.numbers, self.compute)
+            found = Tensor(None, weight.numbers, self.compute)
+            if not self.gathered:
+                found = self.empty(weight.numbers, self.compute)
             self.record([found], [weight], lambda gradient: [self.empty(gradient.numbers)])
             if weight.node is not None:
                 self._cast[id(weight)] = found

@@ -18,6 +18,7 @@ from shoestring.models.config import ModelConfig
 from shoestring.pretraining import stages_config
 from shoestring.pretraining.stages_config import Portion, StageConfig
 from shoestring.train.optimizer_config import AdamWConfig, OptimizerConfig
+from shoestring.train.parallel_config import why_whole
 from shoestring.train.precision_config import TRANSFORMER_ENGINE
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
@@ -112,6 +113,7 @@ class PretrainRecipe(RunRecipe):
     """One run. Run by `pretraining.job.pretrain`."""
 
     writes_samples: ClassVar[bool] = True
+    divides: ClassVar[bool] = True
 
     job: Literal["pretrain"] = "pretrain"
     model: ModelSection
@@ -138,10 +140,18 @@ class PretrainRecipe(RunRecipe):
                 "train.stages with another sequence_length cut rows of data.packing concatenate, of one source that is"
                 " prepared: give all stages the same"
             )
+        if self.parallel.kind == "fsdp":
+            self._divides()
         if self.train.stages:
             stages_config.check_depth(self.train.stages, self.model if isinstance(self.model, ModelConfig) else None)
             self._stages_possible()
         return self
+
+    def _divides(self) -> None:
+        if isinstance(self.model, ModelConfig) and (why := why_whole(self.model)):
+            raise ValueError(f"parallel.kind fsdp: {why}; take ddp")
+        if any(stage.layers is not None for stage in self.train.stages):
+            raise ValueError("parallel.kind fsdp: a model that is in parts does not grow; leave out layers of stages")
 
     def _scales(self) -> None:
         model = self.model

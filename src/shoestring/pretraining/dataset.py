@@ -7,6 +7,7 @@ the second run of a recipe starts at once, and a change in either prepares anew.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,9 @@ def _prepared(config: DataConfig, tokenizer: Tokenizer | None, say: Say) -> list
     if tokenizer is None and shards:  # text beside shards is made into ids as they were
         tokenizer = next(iter(shards.values())).tokenizer
     for part, folder in shards.items():
+        if config.max_documents is not None:
+            hint = "leave it out, or prepare the text with --max-documents"
+            raise ConfigError(f"data.max_documents: {part.source} is prepared already, and read whole", hint=hint)
         if tokenizer is not None and tokenizer.fingerprint() != folder.tokenizer_fingerprint:
             raise TokenizerError(
                 "these shards were made with another tokenizer", part.source, "prepare the text with this one"
@@ -93,12 +97,14 @@ def _trained(config: DataConfig, sources: dict[PartConfig, Source], say: Say) ->
     """One tokenizer for all texts, kept in the cache."""
     assert isinstance(config.tokenizer, NewTokenizerConfig)
     prints = [source.fingerprint() for source in sources.values()]
-    folder = _place([*prints, config.tokenizer.model_dump_json()])
+    some = [] if config.max_documents is None else [f"documents {config.max_documents}"]
+    folder = _place([*prints, config.tokenizer.model_dump_json(), *some])
     if not (folder / "tokenizer.json").is_file():
 
         def texts() -> Iterator[str]:
             for source in sources.values():
-                yield from (document.text for document in source.documents() if document.split == "train")
+                first = itertools.islice(source.documents(), config.max_documents)
+                yield from (document.text for document in first if document.split == "train")
 
         made = train_tokenizer(texts(), config.tokenizer.vocabulary, config.tokenizer.min_frequency)
         with atomic_folder(folder, replace=True) as new:

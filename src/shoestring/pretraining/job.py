@@ -36,6 +36,7 @@ from shoestring.train.early_stopping import EarlyStopping
 from shoestring.train.engine import LocalEngine
 from shoestring.train.evaluation import Evaluation
 from shoestring.train.exact_weights import read_trained, saved_dtypes, write_trained
+from shoestring.train.fsdp import engine_of
 from shoestring.train.loop import Callback
 from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.metrics import flops_per_token
@@ -46,7 +47,7 @@ from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, 
 from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Run, Wiring, dotted, execute, find_once, say
-from shoestring.train.run_folder import Start
+from shoestring.train.run_folder import Start, begun
 from shoestring.train.run_folder import resume as resume_run
 
 
@@ -61,7 +62,8 @@ def pretrain(
     out: str | Path | None = None,
     **settings: Any,
 ) -> PretrainResult:
-    """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out).
+    """Train as the recipe says, or continue the run in the folder `resume` (then `recipe` may be left out); "auto": the
+    one in `out`, if one has begun there.
 
     time, memory, fp8, out: the flags of `shoestring pretrain`; a recipe's other settings are keywords too, with two
     underscores for a dot: `pretrain("quickstart", time="2m", optimizer__learning_rate=1e-3)`. overrides: the same by
@@ -72,6 +74,8 @@ def pretrain(
     changed = with_short(dotted(overrides, settings), SHORT, short)
     parallel.start()
     given = load_pretrain_recipe(recipe, changed) if recipe is not None else None
+    if given is not None:
+        resume = begun(resume, given.out)
     if resume is not None:
         start = resume_run(resume, load_pretrain_recipe, changed, given)
     elif given is not None and recipe is not None:
@@ -152,7 +156,7 @@ class PretrainJob:
             self.engine = PipelineEngine(make, compute, spec.recompute, scale)  # type: ignore[arg-type]
         else:
             made = prepared(material.make, recipe.precision, recipe.quantize)
-            self.engine = ResidentEngine(made, compute, spec.recompute, loss_scale=scale)
+            self.engine = engine_of(recipe)(made, compute, spec.recompute, loss_scale=scale)
         with waiting("loading   the model"):
             self.engine.load()
         lanes = settings.rows if recipe.data.continue_documents else None

@@ -83,10 +83,13 @@ def plan(recipe: PretrainRecipe, config: ModelConfig, place: Place | None = None
         """tokens: of all rows at once, where the recipe does not say how many they are."""
         portion = portions[number]
         rows = portion.rows // world
-        usual = usual_microbatch(rows, portion.sequence_length, tokens)
+        usual, asked = usual_microbatch(rows, portion.sequence_length, tokens), portion.microbatch
         if place is not None:
             usual = filling_microbatch(rows, portion.sequence_length, tokens, place.stages)
-        options = Options(left_open, usual, portion.microbatch, settings.activation_checkpointing)
+        if asked is not None:  # of another number of processes, maybe
+            asked = usual_microbatch(rows, 1, asked)
+        shards = world if recipe.parallel.kind == "fsdp" else 1
+        options = Options(left_open, usual, asked, settings.activation_checkpointing, shards=shards)
         return chosen(recipe, shape(number), options, machine)
 
     last = choose(-1, engines(recipe), portions[-1].batch_tokens)
@@ -107,7 +110,7 @@ def plan(recipe: PretrainRecipe, config: ModelConfig, place: Place | None = None
 def _growing(before: Choice, choice: Choice) -> Choice:
     """With the instant at which a model grows, where that takes more than a step: the old moments and the new ones."""
     old, new = (dict(one.prediction.tensors) for one in (before, choice))
-    if old["moments"] == new["moments"]:
+    if old.get("moments") == new.get("moments"):
         return choice
     lines = (("weights", new["weights"]), ("moments", new["moments"]), ("moments before they grew", old["moments"]))
     if sum(size for _, size in lines) <= choice.prediction.tensor_bytes:

@@ -5,6 +5,7 @@
     OUT/step-000500/            a Hugging Face model folder, tokenizer included
         trainer/state.json      step, planned steps, position in the data, events
         trainer/optimizer.safetensors, trainer/random.safetensors
+        trainer/optimizer/shard-*     instead, of a model in parts: one for each process (`train.sharded_files`)
         trainer/weights.safetensors   where the model is saved in fewer bits: as it was trained (`train.exact_weights`)
     OUT/latest                  names the newest step folder
 
@@ -35,11 +36,13 @@ from shoestring.train import parallel
 from shoestring.train.engine import Engine, EngineState
 from shoestring.train.interrupt import StopRequest
 from shoestring.train.loop import Callback, StepEvent
+from shoestring.train.sharded_files import ShardedFiles
 from shoestring.train.state import TrainerState, is_due, times_left
 
 TIMES = 4  # over a run, when no interval is set
 STATE = Path("trainer", "state.json")
 OPTIMIZER = Path("trainer", "optimizer.safetensors")
+SHARDS = Path("trainer", "optimizer")
 RANDOM = Path("trainer", "random.safetensors")
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
 _REMOVE = "remove this checkpoint folder to resume from the one before"
@@ -60,7 +63,10 @@ def write_checkpoint(
     with atomic_folder(folder, replace=True) as temporary:
         write_files(temporary)
         (temporary / "trainer").mkdir(exist_ok=True)
-        save_file(engine.tensors, temporary / OPTIMIZER)
+        if engine.write is None:
+            save_file(engine.tensors, temporary / OPTIMIZER)
+        else:
+            engine.write(temporary / SHARDS)
         save_file(rng_state(), temporary / RANDOM)
         content = {**state.to_json(), "optimizer": engine.numbers}
         (temporary / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -101,7 +107,8 @@ def restore_moments(folder: Path, engine: Engine) -> None:
     """Moments and step counts alone. Raises RunError when they are damaged or do not fit."""
     _, numbers = _read_state(folder)
     try:
-        with TensorFile(folder / OPTIMIZER) as file:
+        sharded = (folder / SHARDS).is_dir()
+        with ShardedFiles(folder / SHARDS) if sharded else TensorFile(folder / OPTIMIZER) as file:
             engine.restore(file, numbers)
     except ModelFileError as error:
         raise RunError(error.message, error.where, _REMOVE) from error
@@ -177,7 +184,7 @@ class Checkpoint(Callback):
         """Now, by the first process, while the others wait; -> why that was not possible, "" where it was."""
         state.data, state.matmul = self.position(), matmul.TABLE.choices()
         moments = self.engine.state()
-        reason = parallel.by_first(lambda: self._write(state, moments))
+        reason = parallel.by_first(lambda: self._write(state, moments), moments.helps)
         if reason:
             if state.best_step == state.step:  # the best of those that are there
                 state.best_loss, state.best_step = parallel.by_first(self._best)

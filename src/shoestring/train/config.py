@@ -5,9 +5,9 @@ Optimizer, schedule and precision have files of their own beside this one; `trai
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shoestring.core.config import Config
 from shoestring.core.units import Bytes
@@ -33,6 +33,17 @@ class LogConfig(Config):
     """What is written while training. Built by `train.metrics` and `train.loggers`."""
 
     every: int = Field(1, gt=0, description="steps between lines of metrics.jsonl")
+    everywhere: str | None = Field(
+        None, description="a project: the next two at once, TensorBoard and Weights & Biases"
+    )
     tensorboard: bool = False
     wandb: str | None = Field(None, description="project to report to")
     samples: int = Field(0, ge=0, le=16, description="texts that the model continues at each evaluation, for reports")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _everywhere(cls, values: Any) -> Any:
+        """Both, but for one that is set apart."""
+        if not isinstance(values, dict) or not isinstance(values.get("everywhere"), str):
+            return values
+        return {"tensorboard": True, "wandb": values["everywhere"], **values}

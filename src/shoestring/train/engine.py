@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -28,6 +30,7 @@ from shoestring.train.loss_scale import LossScale
 from shoestring.train.objective import Loss, Objective
 from shoestring.train.optimizer import Chained, build_optimizer
 from shoestring.train.optimizer_config import OptimizerConfig
+from shoestring.train.sharded_files import ShardedFiles
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,19 +53,26 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EngineState:
-    """What a checkpoint needs beside the weights. tensors: by "PARAMETER/key"; numbers: by parameter, for JSON."""
+    """What a checkpoint needs beside the weights. tensors: by "PARAMETER/key"; numbers: by parameter, for JSON.
+
+    write: puts the tensors into a folder, where they are those of this process alone; helps: what all processes do for
+    that, and for the weights' files, when the first one asks (`parallel.by_first`).
+    """
 
     tensors: dict[str, Tensor]
     numbers: dict[str, dict[str, float]]
+    write: Callable[[Path], None] | None = None
+    helps: parallel.Helps = field(default_factory=dict)
 
 
 class Engine(Protocol):
     """name: as `budget.engine` says it. Losses and norms are those of all ranks together.
 
-    torn: whether the weights are between two steps (`train.in_backward`), so that they are no state to save.
+    torn: whether the weights are between two steps, so that they are no state to save; why_torn: in words.
     """
 
     name: str
+    why_torn: str
 
     @property
     def torn(self) -> bool: ...
@@ -103,7 +113,7 @@ class Engine(Protocol):
         """About as much as its tensors take, without asking others."""
         ...
 
-    def restore(self, file: TensorFile, numbers: dict[str, dict[str, float]]) -> None:
+    def restore(self, file: TensorFile | ShardedFiles, numbers: dict[str, dict[str, float]]) -> None:
         """Take back what `state` gave. Raises RunError where it does not fit."""
         ...
 
@@ -121,6 +131,7 @@ class LocalEngine:
     """
 
     name = ""
+    why_torn = "some weights had moved already (optimizer.in_backward)"
 
     def __init__(
         self, make: Callable[[], Decoder], compute: torch.dtype = torch.float32, loss_scale: LossScale | None = None
@@ -207,10 +218,18 @@ class LocalEngine:
 
     def clip(self, parameters: list[torch.nn.Parameter], limit: float | None) -> float:
         """The global norm of all gradients, which are scaled down to `limit` if it is larger."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self.norm([p.grad for p in parameters if p.grad is not None])
         if limit is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
         return float(norm)
+
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        """Of all of them together, a scalar."""
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Around what ranks do by themselves before they exchange something."""
+        return parallel.together()
 
     def abandon(self) -> None:
         for parameter in self.decoder.parameters():  # the optimizer's, and those that move by a rule of their own
@@ -220,9 +239,13 @@ class LocalEngine:
         """Those that are trained."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
+    def names(self) -> dict[int, str]:
+        """Of parameters, by their ids."""
+        return {id(parameter): name for name, parameter in self.decoder.named_parameters()}
+
     def state(self) -> EngineState:
         """Views of the live tensors on a CPU."""
-        names = {id(parameter): name for name, parameter in self.decoder.named_parameters()}
+        names = self.names()
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, dict[str, float]] = {}
         for parameter, values in self.optimizer.state.items():
@@ -244,8 +267,8 @@ class LocalEngine:
         """The model, for a checkpoint's files, where `state` has been called; on the first process."""
         return self.decoder
 
-    def restore(self, file: TensorFile, numbers: dict[str, dict[str, float]]) -> None:
-        names = {id(parameter): name for name, parameter in self.decoder.named_parameters()}
+    def restore(self, file: TensorFile | ShardedFiles, numbers: dict[str, dict[str, float]]) -> None:
+        names = self.names()
         for parameter in self.parameters():
             name = names[id(parameter)]
             state = self.optimizer.state[parameter]
@@ -254,13 +277,18 @@ class LocalEngine:
             if differing := sorted((restored.keys() | kept.keys()) ^ state.keys()):
                 have = "lacks" if differing[0] in state else "has an unknown"
                 raise RunError(f"the optimizer's state {have} {name}/{differing[0]}", str(file.path))
-            restored |= {last: _read(file, key, parameter, state[last]) for last, key in kept.items()}
+            restored |= {last: self.restored(file, key, parameter, state[last]) for last, key in kept.items()}
             self.optimizer.state[parameter] = restored
         if self.loss_scale is not None:
             self.loss_scale.restore(numbers.get(LOSS_SCALE), str(file.path))
-        transformer_engine.restore(self.decoder, file)
+        if isinstance(file, TensorFile):  # a model in parts has none of its linears
+            transformer_engine.restore(self.decoder, file)
         if self._in_backward is not None:
             self._in_backward.begin_anew()
+
+    def restored(self, file: TensorFile | ShardedFiles, key: str, parameter: Tensor, old: Tensor | None) -> Tensor:
+        """A tensor of the state, read into the memory of `old` where there is one."""
+        return _read(file, key, parameter, old)
 
     def agree(self, value: Any) -> Any:
         return parallel.from_first(value)
@@ -275,7 +303,7 @@ class LocalEngine:
         found: dict[str, float] = {}
         device = self.decoder.embedding.weight.device.type
         autocast = torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32)
-        with parallel.together(), autocast:
+        with self.together(), autocast:
             for penalty in self.objective.penalties(self.steps):
                 mean = penalty.value / parallel.shares()
                 self.scaled(penalty.weight * mean).backward()
@@ -287,8 +315,7 @@ class LocalEngine:
         return loss if self.loss_scale is None else loss * self.loss_scale.scale
 
     def finish(self, summed: float, count: int, metrics: dict[str, float], penalties: dict[str, float]) -> Loss:
-        """Gradients and loss over all ranks, of a step whose `count` is that already."""
-        parallel.sum_gradients(self.decoder.parameters())
+        """The loss over all ranks, of a step whose `count` is that already; gradients are."""
         summed = parallel.sum_numbers(summed)[0]
         metrics = parallel.sum_named(metrics)
         self._wrong = self._wrong_with(summed, count)
@@ -296,7 +323,7 @@ class LocalEngine:
         return Loss(torch.tensor(summed, dtype=torch.float64), count, metrics | means)
 
 
-def _read(file: TensorFile, key: str, parameter: Tensor, old: Tensor | None) -> Tensor:
+def _read(file: TensorFile | ShardedFiles, key: str, parameter: Tensor, old: Tensor | None) -> Tensor:
     """A tensor of the state, into the memory of `old` where there is one.
 
     Moments lie like their parameter, on its device. Scalars (step counts) where the optimizer made them.

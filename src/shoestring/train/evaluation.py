@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from shoestring.core.waiting import Waiting
-from shoestring.data.batch import Batch
+from shoestring.data.batch import IGNORED, Batch
 from shoestring.models.decoder import Decoder
 from shoestring.train import parallel
 from shoestring.train.loop import Callback, StepEvent
@@ -51,7 +51,10 @@ def measure(
     total, count = 0.0, 0
     try:
         with torch.no_grad():
-            for batch in text:
+            for batch in text if model.parts is None else parallel.in_step(text):
+                if batch is None:  # the others have more, and gather weights from this process too
+                    forward_loss(model, next_token, _nothing().to(device), compute)
+                    continue
                 loss, _ = forward_loss(model, next_token, batch.to(device), compute)
                 total += float(loss.sum)
                 count += loss.count
@@ -62,6 +65,12 @@ def measure(
     (total,), (labels,) = parallel.sum_numbers(total), parallel.sum_shares(count)  # of stages the last has the loss
     bits = total / math.log(2) / max(text.bytes, 1)
     return HeldOut(step, total / max(labels, 1), bits, int(labels), text.bytes, text.documents)
+
+
+def _nothing() -> Batch:
+    """A token without a label."""
+    zero = torch.zeros(1, 1, dtype=torch.int64)
+    return Batch(zero, torch.full_like(zero, IGNORED), zero, zero)
 
 
 class Evaluation(Callback):

@@ -19,11 +19,13 @@ from shoestring.models.folder import (
     GenerationDefaults,
     dtype_of,
     load_model,
+    read_weight,
     read_weights,
     stored_dtypes,
     write_model_files,
+    write_weights,
 )
-from shoestring.models.weights import TensorFile, save_file
+from shoestring.models.weights import TensorFile
 from shoestring.train.precision_config import PrecisionConfig
 
 EXACT = Path("trainer", "weights.safetensors")
@@ -54,13 +56,13 @@ def write_trained(
     """A checkpoint's model files, and its exact weights where those are rounded."""
     write_model_files(decoder, folder, tokenizer, generation, dtypes=dtypes)
     rounded = {
-        name: parameter.detach().to("cpu").contiguous()
+        name: (parameter, parameter.dtype)
         for name, parameter in decoder.named_parameters()
         if dtype_of(dtypes, name, parameter) != parameter.dtype
     }
     if rounded:
         (folder / EXACT).parent.mkdir(exist_ok=True)
-        save_file(rounded, folder / EXACT)
+        write_weights(rounded, folder / EXACT, decoder.parts)
 
 
 @torch.no_grad()
@@ -84,4 +86,4 @@ def read_exact(decoder: Decoder, folder: Path) -> None:
         with TensorFile(folder / EXACT) as file:
             for name, parameter in decoder.named_parameters():
                 if name in file.infos:
-                    file.read_into(name, parameter)
+                    read_weight(file, name, parameter, decoder.parts)

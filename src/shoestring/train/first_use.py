@@ -28,10 +28,13 @@ _USUAL = 768  # rows, outputs and sums of a product for which the libraries use 
 
 
 @functools.cache
-def first_use(training: bool = True, checkpointing: bool = False) -> None:
-    """Once in a process. training: backward and an optimizer's step too. checkpointing: the compiler, 100 MB."""
-    if checkpointing:
+def first_use(training: bool = True, checkpointing: bool = False, parts: bool = False) -> None:
+    """Once in a process. training: backward and an optimizer's step too. checkpointing: the compiler, 100 MB; parts:
+    what a model in parts needs, the compiler among it."""
+    if checkpointing or parts:
         importlib.import_module("torch._dynamo")
+    if parts:
+        importlib.import_module("torch.distributed.fsdp")
     with torch.no_grad():
         for product in libraries(torch.float32).values():
             product(*Kind.of(torch.float32, LAYOUTS[False, False], _USUAL, _USUAL, _USUAL).operands())

@@ -18,7 +18,7 @@ from shoestring.core.errors import RunError
 from shoestring.core.seeds import restore_rng_state, rng_state
 from shoestring.data.batch import Batch
 from shoestring.kernels import allocator
-from shoestring.train import parallel
+from shoestring.train import parallel, watchdog
 from shoestring.train.engine import Engine, StepResult
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.objective import Loss
@@ -48,8 +48,8 @@ class StepEvent:
     """What callbacks see after a step.
 
     seconds: of this step alone. last: no step follows; stopping: why the run is to be saved and left before its end,
-    "" if not. A callback may set both. stage: of this step, where the run has several. lines: what callbacks that come
-    before the metrics have to say in metrics.jsonl.
+    "" if not. A callback may set both. stage: of this step, where the run has several. waited: of its seconds, those in
+    which this rank waited for others. lines: what callbacks that come before the metrics have to say in metrics.jsonl.
     """
 
     state: TrainerState
@@ -62,6 +62,7 @@ class StepEvent:
     stopping: str
     pace: Pace
     stage: Stage | None = None
+    waited: float = 0.0
     lines: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -114,6 +115,7 @@ def train(
 
     while not pace.is_finished(state):
         started = time.perf_counter()
+        parallel.waited()  # what is between two steps is none of theirs
         planned = pace.expected_steps(state)
         where = state.schedule_position() if state.planned_steps is not None else float(state.step)
         share = schedule(where - state.schedule_step, planned - state.schedule_step)
@@ -124,10 +126,13 @@ def train(
                 position = stream.state()
             stage = stages.all[state.stage]
             share *= stage.rate
+            watchdog.doing(state.step + 1, "reading its batch")
             group = [next(stream) for _ in range(stage.microbatches)]
+            watchdog.doing(state.step + 1, "passes forward and backward")
             engine.set_rate(share)
             engine.set_limit(state.loss_limit(explosion))
             loss = engine.forward_backward(group)
+            watchdog.doing(state.step + 1, "moving the weights")
             with parallel.together():
                 result = engine.optimizer_step(clip, share)
         except RuntimeError as error:
@@ -146,14 +151,15 @@ def train(
         state.step += 1
         state.tokens += tokens
         state.seconds = clock()
-        seconds = time.perf_counter() - started
+        seconds, waited = time.perf_counter() - started, parallel.waited()
         pace.after_step(state, seconds, reserve)
         asked = stop is not None and bool(parallel.sum_numbers(stop.requested)[0])
         stopping = f"stopped after step {state.step}" if asked else ""
         event = StepEvent(
             state, loss, learning_rate * share, result, seconds, tokens, pace.is_finished(state), stopping, pace,
-            stage if len(stages.all) > 1 else None,
+            stage if len(stages.all) > 1 else None, waited,
         )  # fmt: skip
+        watchdog.doing(state.step, "after its step", limited=parallel.rank() != 0)  # the first does some for all
         for callback in callbacks:
             callback.after_step(event)
             state.seconds = clock()

@@ -1,9 +1,10 @@
 """metrics.jsonl: what happened, one JSON object a line, each with its `step`.
 
 A training line has tokens, loss (nats per label), lr, grad_norm, tokens_per_second (of all processes), share_of_peak,
-memory (of this process), tensors (live, as the allocator counts) and seconds, and stage (counted from 1) where the run
-has several; an evaluation line has held_out_loss and bits_per_byte; a line of what the model wrote has sample; an event
-line has event. The file itself is `train.metrics_file`.
+memory (of this process), tensors (live, as the allocator counts) and seconds, stage (counted from 1) where the run has
+several, and waiting_seconds where there are several processes, those of each in a step since the last line; an
+evaluation line has held_out_loss and bits_per_byte; a line of what the model wrote has sample; an event line has event.
+The file itself is `train.metrics_file`.
 """
 
 from __future__ import annotations
@@ -70,13 +71,20 @@ class Metrics(Callback):
         self._events = events  # those that stand in the file already
         self._opened = MetricsFile(file) if parallel.rank() == 0 else None
         self._state: TrainerState | None = None
+        self._waited: list[float] = []  # in each step since the last line
 
     def after_step(self, event: StepEvent) -> None:
+        self._waited.append(event.waited)
+        due, waiting = event.state.step % self.every == 0 or event.last or bool(event.stopping), {}
+        if due and parallel.is_parallel():
+            seconds = parallel.by_rank(sum(self._waited) / len(self._waited))
+            waiting = {"waiting_seconds": [round(each, 6) for each in seconds]}
+            self._waited.clear()
         if self._opened is None:
             return
         state = self._state = event.state
         self._write_events(state)
-        if state.step % self.every == 0 or event.last or event.stopping:
+        if due:
             rate, tensors, stage = event.tokens / event.seconds, counts(), event.stage
             token_flops = self.token_flops if stage is None else stage.flops_per_token
             # The count of each metric is the loss's: they are sums over the same labels.
@@ -94,6 +102,7 @@ class Metrics(Callback):
                     **({} if tensors is None else {"tensors": tensors.live}),
                     "seconds": round(state.seconds, 3),
                     **({} if stage is None else {"stage": state.stage + 1}),
+                    **waiting,
                     **extra,
                 }
             )

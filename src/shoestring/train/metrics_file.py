@@ -82,10 +82,15 @@ def metrics_lines(file: Path) -> Iterator[dict[str, Any]]:
                 yield values
 
 
+# Of processes, not of the weights: that they were lost stays true when the run goes on from before.
+LASTING = ("lost_rank", "hung_rank")
+
+
 def truncate_metrics(file: Path, step: int) -> None:
-    """Cut off what was written after `step`, the one to resume from."""
+    """Cut off what was written after `step`, the one to resume from, but for what happened to processes."""
     if file.is_file():
-        kept = [values for values in metrics_lines(file) if values["step"] <= step]
+        lines = metrics_lines(file)
+        kept = [values for values in lines if values["step"] <= step or values.get("event") in LASTING]
         with atomic_write(file) as opened:
             opened.writelines(json.dumps(values) + "\n" for values in kept)
 

@@ -46,7 +46,8 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("save_total_limit", ("train.keep",)),
     ("early_stopping_patience patience", ("train.patience",)),
     ("logging_steps log_interval log_every log_steps", ("log.every",)),
-    ("report_to use_wandb wandb_project", ("log.wandb",)),
+    ("report_to", ("log.everywhere",)),
+    ("use_wandb wandb_project", ("log.wandb",)),
     ("use_tensorboard logging_dir", ("log.tensorboard",)),
     ("output_dir out_dir output output_path save_dir save_path checkpoint_dir run_name", ("out",)),
     ("random_seed", ("seed",)),
@@ -64,7 +65,8 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torch_compile use_compile", ("precision.compile",)),
     ("loss_scaling initial_scale init_scale grad_scaler initial_loss_scale", ("precision.loss_scale.initial",)),
     ("max_memory memory_limit gpu_memory", ("budget.memory",)),
-    ("cpu_offload offload deepspeed fsdp low_vram", ("budget.engine",)),
+    ("cpu_offload offload deepspeed low_vram", ("budget.engine",)),
+    ("fsdp fsdp2 use_fsdp strategy sharding_strategy distributed_strategy data_parallel", ("parallel.kind",)),
     (
         "dataset dataset_name dataset_path dataset_dir train_file train_data train_dataset data_path data_dir"
         " training_file input_file",
@@ -76,6 +78,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("val_size val_split validation_split test_size eval_split val_set_size", ("data.validation",)),
     ("text_column text_key dataset_text_field", ("data.text_field",)),
+    ("max_samples max_train_samples max_docs", ("data.max_documents",)),
     ("chat_template prompt_template template_name", ("data.template",)),
     ("system_prompt system_message default_system", ("data.system",)),
     (
@@ -103,16 +106,21 @@ _REMARKS = {
     "train.batch_tokens": "it counts the tokens of a step, not its rows",
     "train.microbatch": "the rows computed at once; train.batch_tokens is what a step has in all",
     "train.tokens": "pretraining has no epochs: it counts tokens",
+    "log.everywhere": "a project, for TensorBoard and Weights & Biases; log.tensorboard and log.wandb are one each",
     "schedule.warmup": "in steps, or as a share of the run when below 1",
     "schedule.final": "the last learning rate as a share of the highest",
     "adapter.method": "lora, dora, qlora or full",
     "adapter.base": "int4, nf4 or int8, with adapter.method qlora",
     "precision.compute": "auto, float32, bfloat16, float16 or int8",
     "budget.engine": "or budget.memory: layers come from disk when they must",
+    "parallel.kind": "ddp or fsdp",
     "data.supervise": "assistant, last or all",
 }
 # What is no setting at all.
-_PROCESSES = "several processes are started by torchrun: torchrun --nproc-per-node 2 -m shoestring VERB ..."
+_PROCESSES = (
+    "several processes are started by torchrun: torchrun --nproc-per-node 2 -m shoestring VERB ...\n"
+    "on one machine pretrain and finetune start them: --gpus 2, or --ranks 2 on its CPU"
+)
 _ELSEWHERE = dict.fromkeys(
     "num_gpus n_gpus gpus ngpus nproc nproc_per_node num_processes world_size".split(), _PROCESSES
 )

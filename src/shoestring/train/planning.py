@@ -37,7 +37,8 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
     flops, speed = parallel.by_first(
         lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), read_speed()]
     )
-    first_use(checkpointing=_may_checkpoint(recipe))
+    parts = recipe.parallel.kind == "fsdp" and parallel.is_parallel()
+    first_use(checkpointing=_may_checkpoint(recipe), parts=parts)
     return Machine(
         process=rss_bytes() - allocator.kept(),
         flops=flops,

@@ -17,6 +17,7 @@ from shoestring.nn.config import Recompute
 from shoestring.train.config import BudgetConfig, LogConfig
 from shoestring.train.optimizer_config import OptimizerConfig
 from shoestring.train.other_names import meant
+from shoestring.train.parallel_config import ParallelConfig
 from shoestring.train.precision_config import PrecisionConfig
 from shoestring.train.quantize_config import QuantizeSection, switched
 from shoestring.train.schedule_config import CosineConfig, ScheduleConfig
@@ -70,6 +71,7 @@ class RunRecipe(Config):
     """What every job's recipe has; `job` is the verb that runs it. Run by `train.run.execute`."""
 
     writes_samples: ClassVar[bool] = False  # whether the job has the model continue texts on the way
+    divides: ClassVar[bool] = False  # whether the job's model may lie in parts (parallel.kind fsdp)
 
     job: str
     description: str = ""
@@ -84,6 +86,7 @@ class RunRecipe(Config):
         None,
         description="train weights as they will be kept in few bits; true: 4 bits in groups of 32; null: as they are",
     )
+    parallel: ParallelConfig = ParallelConfig()
     budget: BudgetConfig = BudgetConfig()
     log: LogConfig = LogConfig()
     out: str | None = Field(None, description="run folder; null: runs/NAME-N")
@@ -139,6 +142,28 @@ class RunRecipe(Config):
             raise ValueError("budget.memory cannot be promised with quantize, whose codes are not counted")
         if self.budget.engine == "streamed":
             raise ValueError("quantize is for models in memory: streamed layers are not rounded by it")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_divided(self) -> RunRecipe:
+        if self.parallel.kind != "fsdp":
+            return self
+        if not self.divides:
+            raise ValueError(f"parallel.kind fsdp: pretraining divides a model among processes, {self.job} does not")
+        optimizer, precision = self.optimizer, self.precision
+        reasons = {
+            f"optimizer.kind {optimizer.kind} needs whole matrices": optimizer.kind in ("muon", "adafactor"),
+            "optimizer.state 8bit shares scales among numbers that would be parted": (
+                optimizer.kind == "adamw" and optimizer.state == "8bit"
+            ),
+            "precision.fp8 replaces the blocks' products": precision.fp8 is not None,
+            "precision.compile makes graphs of whole blocks": precision.compile,
+            "precision.compute int8 keeps codes of whole weights": precision.compute == "int8",
+            "quantize rounds whole weights": self.quantize is not None,
+        }
+        for reason, given in reasons.items():
+            if given:
+                raise ValueError(f"parallel.kind fsdp: {reason}; take ddp, or leave it out")
         return self
 
     @classmethod

@@ -8,6 +8,7 @@ gradient does not depend on how the batch was cut. Only one microbatch's activat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from shoestring.nn.memory.bank import MemoryBank
 from shoestring.train import parallel
 from shoestring.train.dropout import microbatch_seeds
 from shoestring.train.engine import LocalEngine
+from shoestring.train.exchange import Exchange, exchanging
 from shoestring.train.loss_scale import LossScale
 from shoestring.train.memory_banks import MemoryBanks
 from shoestring.train.objective import Loss, Objective, label_count
@@ -52,10 +54,13 @@ def forward_loss(
 class ResidentEngine(LocalEngine):
     """recompute: what going backward computes again; None leaves it to the model.
 
+    in_step: whether all ranks must make the same passes, those without labels too.
     banks: what the model's memory holds of earlier steps, written once all microbatches have gone backward. Extra
     losses that the decoder returns (`aux`) are means over a microbatch: they weigh as much as its labels, and are
     reported under their own names.
     """
+
+    in_step = False
 
     def __init__(
         self, make: Callable[[], Decoder], compute: torch.dtype = torch.float32, recompute: Recompute | None = None,
@@ -104,9 +109,11 @@ class ResidentEngine(LocalEngine):
         extras: list[tuple[str, Tensor, int]] = []
         metrics: dict[str, float] = {}
         device = self.decoder.embedding.weight.device
-        with parallel.together(), microbatch_seeds(self.decoder, len(microbatches)) as seeds:
+        last = max((number for number, count in enumerate(counts) if count), default=-1)
+        seeding = microbatch_seeds(self.decoder, len(microbatches))
+        with self.together(), seeding as seeds, self.exchanging() as exchange:
             for number, (batch, count, seed) in enumerate(zip(microbatches, counts, seeds, strict=True)):
-                if not count:
+                if not (count or (self.in_step and total)):
                     continue
                 memory = self.banks.of_microbatch(number) if self.banks is not None else None
                 loss, aux = self._forward(batch.to(device), memory, seed)
@@ -116,6 +123,8 @@ class ResidentEngine(LocalEngine):
                     metrics[name] = metrics.get(name, 0.0) + value
                 if not self.goes_backward(loss.sum.detach(), total):
                     break
+                if exchange is not None and number == last:
+                    exchange.begin()
                 self.scaled((loss.sum + sum(aux.values()) * loss.count) / total).backward()
                 del loss, aux  # before the next microbatch's are made
         if self.banks is not None:
@@ -124,6 +133,10 @@ class ResidentEngine(LocalEngine):
         for name, extra, weight in extras:
             metrics[name] = metrics.get(name, 0.0) + float(extra) * weight
         return self.finish(sum(map(float, sums), 0.0), total, metrics, penalties)
+
+    def exchanging(self) -> AbstractContextManager[Exchange | None]:
+        """Around the passes backward: at its end gradients are sums over all ranks."""
+        return exchanging(self.decoder.parameters())
 
     def _forward(self, batch: Batch, memory: MemoryBank | None, seed: int | None) -> tuple[Loss, dict[str, Tensor]]:
         return forward_loss(self.decoder, self.objective, batch, self.compute, memory, seed)

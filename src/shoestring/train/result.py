@@ -10,6 +10,7 @@ from shoestring.core.device import resolve_device
 from shoestring.core.machine import total_memory_bytes
 from shoestring.core.units import counted, format_bytes, format_seconds
 from shoestring.plan.shapes import Prediction
+from shoestring.train import parallel
 from shoestring.train.precision import told
 from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
@@ -61,12 +62,21 @@ def common_header(recipe: RunRecipe, prediction: Prediction, length: str, state:
         f"memory    {format_bytes(prediction.total)} predicted for the whole process ({recipe.budget.engine});"
         f" {format_bytes(total_memory_bytes())} here",
         f"precision {told(recipe.precision, resolve_device(recipe.device))}",
+        *_processes(recipe),
         *(() if recipe.quantize is None else (f"quantize  {recipe.quantize.told()}",)),
         f"time      {length}",
     ]
     if state.step:
         lines.append(f"resuming  after step {state.step:,}, {format_seconds(state.seconds)} used")
     return lines
+
+
+def _processes(recipe: RunRecipe) -> list[str]:
+    world = parallel.world_size()
+    if world == 1:
+        return []
+    has = "its part of the model" if recipe.parallel.kind == "fsdp" else "the whole model"
+    return [f"parallel  {world} processes, each with {has} ({recipe.parallel.kind}); memory is of one"]
 
 
 def length_line(recipe: RunRecipe, steps: int | None, portion: str) -> str:

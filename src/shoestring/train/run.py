@@ -8,6 +8,7 @@ again if no step could be done, so a command with a mistake leaves nothing behin
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +28,13 @@ from shoestring.core.units import format_bytes, format_seconds
 from shoestring.kernels import allocator
 from shoestring.models.resolve import find_model
 from shoestring.plan.shapes import Prediction
-from shoestring.train import parallel
+from shoestring.train import parallel, watchdog
 from shoestring.train.checkpoint import Checkpoint, checkpoints, restore
 from shoestring.train.engine import Engine
 from shoestring.train.interrupt import Interrupted, StopRequest
 from shoestring.train.loggers import build_loggers
 from shoestring.train.loop import Callback, NonFiniteLoss, Stream, train
+from shoestring.train.lost_ranks import noted
 from shoestring.train.memory_guard import MemoryGuard
 from shoestring.train.metrics import Metrics
 from shoestring.train.objective import Objective
@@ -175,7 +177,11 @@ def execute(job: Job, start: Start) -> Run:
             say(f"{start.out} is finished; nothing is left to train (--train.steps or --time makes it longer)")
             return Run(start.recipe, start.out, start.state)
         start.recipe.check_packages()
-        return _execute(job, start, ending)
+        try:
+            return _execute(job, start, ending)
+        except BaseException as error:
+            watchdog.failed(error)
+            raise
 
 
 def beside_its_budget(recipe: Any, begins: bool) -> Any:
@@ -296,10 +302,15 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     )
     guard = MemoryGuard(recipe.budget.memory)
     line = ProgressLine(opened.flops_per_token, peak, device, job.held_out)
-    resume = f"continue with: shoestring {job.verb} --resume {out}"
+    ranks = f" --ranks {os.environ[parallel.LAUNCHED]}" if parallel.LAUNCHED in os.environ else ""
+    resume = f"continue with: shoestring {job.verb} --resume {out}{ranks}"
     more = f"{resume} --memory MORE; or start a run with a smaller --train.batch_tokens or --train.microbatch"
     try:
-        with stop, recorded(out, state, recipe, opened.prediction, device, peak):
+        with (
+            stop,
+            recorded(out, state, recipe, opened.prediction, device, peak),
+            noted(out, state, resume, recipe.parallel.exchange_timeout),
+        ):
             train(
                 engine,
                 stream,
@@ -325,15 +336,17 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
         raise RunError(error.message, str(out), f"{kept}\n{job.help}") from None
     except RuntimeError as error:
         refusal = allocator.refused(error)
+        whole = checkpoints(out)
+        kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
+        if parallel.is_parallel() and parallel.lost(error):
+            raise RunError(f"another process of this run has ended or hangs; {kept}", str(out), resume) from None
         if refusal is None and not isinstance(error, parallel.Elsewhere):
             raise
         traceback.clear_frames(error.__traceback__)
         allocator.limit()
         what = "was too large for another process" if refusal is None else _beyond(refusal)
         if engine.torn:
-            whole = checkpoints(out)
-            kept = f"the last checkpoint is {whole[-1]}" if whole else "there was no checkpoint yet"
-            why = "some weights had moved already (optimizer.in_backward), so nothing was saved"
+            why = f"{engine.why_torn}, so nothing was saved"
             raise BudgetError(f"step {state.step + 1} {what}; {why}; {kept}", hint=more) from None
         reason = saving.save(state)
         kept = f"could not be saved: {reason}" if reason else f"saved in {out} after step {state.step}"

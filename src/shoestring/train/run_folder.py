@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.core.config import Config, dump_yaml
-from shoestring.core.errors import RunError
+from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.files import Held, atomic_write, check_place, clear_errors, hold
 from shoestring.train import metrics_file, parallel
 from shoestring.train.brought import bring_folder, bring_text
@@ -25,11 +25,12 @@ from shoestring.train.metrics_file import truncate_metrics
 from shoestring.train.recipe import RunRecipe
 from shoestring.train.state import TrainerState
 
+AUTO = "auto"  # for a folder to resume: what is in `out`, if there is something
 RECIPE, METRICS, LOCK = "recipe.yaml", metrics_file.NAME, ".lock"
 _MAY_CHANGE = (
     "description", "base", "out", "train.keep", "train.rollbacks", "train.most_epochs", "budget.memory", "budget.split",
 )  # fmt: skip
-_MAY_CHANGE_SECTION = "log."
+_MAY_CHANGE_SECTIONS = ("log.", "parallel.")
 # (section, setting, what leaves it to the run)
 _SETTLED = (
     ("precision", "compute", "auto"), ("budget", "engine", "auto"), ("budget", "slots", None),
@@ -72,6 +73,7 @@ def resume(
             checkpoint = None if newest is None else out / newest
             if checkpoint is not None:
                 bring_folder(checkpoint, STATE)
+            _check_shared(out, checkpoint)
             state = TrainerState() if checkpoint is None else read_state(checkpoint)
         except BaseException:
             disown(owned)
@@ -97,12 +99,38 @@ def _find_everywhere(text: str | Path) -> Path:
     return Path(text) if own_place else out
 
 
+def begun(resume: str | Path | None, out: str | Path | None) -> Path | None:
+    """The run to go on with: `resume`; the one in `out`, if there is one, where that is "auto", and where this process
+    takes the place of one that failed, started anew by torchrun or the command. As the first process sees it.
+
+    Raises ConfigError for "auto" without `out`.
+    """
+    auto = str(resume) == AUTO
+    if resume is not None and not auto:
+        return Path(resume)
+    if auto and out is None:
+        raise ConfigError("resume auto needs the folder of the run", hint="give --out OUT")
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if out is None or not (auto or again):
+        return None
+    return Path(out) if parallel.by_first(lambda: os.path.isfile(Path(out) / RECIPE)) else None
+
+
 def _make_ready(out: Path) -> str | None:
     """-> the name of the newest checkpoint."""
     clean(out)
     whole = checkpoints(out)
     truncate_metrics(out / METRICS, read_state(whole[-1]).step if whole else 0)
     return whole[-1].name if whole else None
+
+
+def _check_shared(out: Path, checkpoint: Path | None) -> None:
+    """Raises RunError where a process does not see the checkpoint that all are to go on from."""
+    missing = checkpoint is not None and not (checkpoint / STATE).is_file()
+    if parallel.sum_numbers(missing)[0]:
+        name = "" if checkpoint is None else checkpoint.name
+        hint = "a run that goes on needs a folder that all machines share, at one path (docs/cluster.md)"
+        raise RunError(f"not every process sees {name} here", str(out), hint)
 
 
 def own(out: Path) -> Held | None:
@@ -220,8 +248,8 @@ def _resumed_recipe(
     if differing and checkpoints(folder):
         before, now = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
         lines = [f"{key}: {_show(before, key)} in the run, {_show(now, key)} now" for key in differing]
-        lines.append("a resume may change only its length, log.*, train.keep, train.rollbacks, budget.memory and")
-        lines.append("description; for anything else start a new run")
+        lines.append("a resume may change only its length, log.*, parallel.*, train.keep, train.rollbacks,")
+        lines.append("budget.memory and description; for anything else start a new run")
         raise RunError(f"the recipe differs from the run's in {', '.join(differing)}", str(folder), "\n".join(lines))
     return wanted.model_copy(update={"out": saved.out, "base": saved.base}), bool(lengths.intersection(different))
 
@@ -251,7 +279,7 @@ def _differences(first: Config, second: Config) -> list[str]:
 
 
 def _may_change(key: str) -> bool:
-    return key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_SECTION)
+    return key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_SECTIONS)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -31,7 +32,7 @@ def recorded(
     out: Path, state: TrainerState, recipe: Any, prediction: Prediction, device: torch.device, peak: float
 ) -> Iterator[None]:
     """Around the work, by the first process. peak: FLOP/s that a matrix product reaches here."""
-    file = out / SESSIONS
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT")
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     began = {
         "session": "began",
@@ -44,6 +45,7 @@ def recorded(
         **gpu,
         "device": device.type,
         "processes": parallel.world_size(),
+        **({} if restart in (None, "0") else {"restart": restart}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -54,7 +56,8 @@ def recorded(
         "predicted": {"memory": prediction.total, "tensors": prediction.tensor_bytes},
         "predicted_parts": [[name, size] for name, size in prediction.lines],
     }
-    _write(file, began)
+    if parallel.rank() == 0:
+        _write(out / SESSIONS, began)
     how = "finished"
     try:
         yield
@@ -62,14 +65,19 @@ def recorded(
         how = getattr(error, "message", "") or type(error).__name__
         raise
     finally:
-        ended = {"session": "ended", "step": state.step, "time": _now(), "peak_memory": peak_rss_bytes(), "how": how}
-        _write(file, ended)
+        if parallel.rank() == 0:
+            end_session(out, state.step, how)
+
+
+def end_session(out: Path, step: int, how: str) -> None:
+    """By whichever process is left."""
+    ended = {"session": "ended", "step": step, "time": _now(), "peak_memory": peak_rss_bytes(), "how": how}
+    _write(out / SESSIONS, ended)
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
-    if parallel.rank() == 0:
-        with contextlib.suppress(OSError), open(file, "a", encoding="utf-8") as opened:
-            opened.write(json.dumps(values) + "\n")
+    with contextlib.suppress(OSError), open(file, "a", encoding="utf-8") as opened:
+        opened.write(json.dumps(values) + "\n")
 
 
 def _now() -> str:

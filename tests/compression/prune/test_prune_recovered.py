@@ -13,12 +13,12 @@ from shoestring.compression.prune.job import prune
 from shoestring.compression.prune.masks import LINEARS
 from shoestring.compression.prune.recovery import Again, KeepZeros
 from shoestring.compression.prune.workplace import place_of
-from shoestring.core.errors import RunError
+from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.files import hold
 from shoestring.models.folder import load_model
 from shoestring.train.interrupt import Interrupted
 from shoestring.train.loop import StepEvent
-from tests.compression.prune.prunable import FEW, prunable
+from tests.compression.prune.prunable import FEW, prunable, text_of
 from tests.finetuning import tiny
 
 RECOVER: dict[str, Any] = {**FEW, "recover": 4, "learning_rate": 1e-2}
@@ -68,6 +68,31 @@ def test_a_smaller_model_recovers_and_is_written_in_the_format_asked_for(
     assert result.after.weight_bytes == 2 * result.parameters
     assert [told["parameters"] for told in result.rounds][-1] == result.parameters < result.rounds[0]["parameters"]
     assert (tmp_path / "p" / "tokenizer.json").is_file()
+
+
+def test_what_the_whole_model_predicts_is_learned_in_place_of_the_text(
+    model: Path, sums: Path, tmp_path: Path
+) -> None:
+    """By the divergence of predictions on held-out rows, in full."""
+    parts: dict[str, Any] = {"feed_forward": 24, **FEW}
+    folders = [prune(model, tmp_path / "alone", sums, **parts).folder]
+    for by in ("text", "model"):
+        settings = {**parts, "recover": 8, "learning_rate": 3e-3, "recover_by": by}
+        result = prune(model, tmp_path / by, sums, **settings)
+        assert [run["steps"] for run in result.recovered] == [8]
+        folders.append(result.folder)
+    whole, found = load_model(model), []
+    for folder in folders:
+        pruned, total = load_model(folder), 0.0
+        for batch in text_of(model, sums).measured:
+            given = batch.tokens_BT, batch.positions_BT, batch.segments_BT
+            counted = batch.labels_BT != -100
+            with torch.no_grad():
+                log_p, log_q = (one.head(one(*given)[0])[counted].log_softmax(-1) for one in (whole, pruned))
+            total += float((log_p.exp() * (log_p - log_q)).sum())
+        found.append(total)
+    alone, by_text, by_model = found
+    assert 0 < by_model < 0.9 * alone and by_model < by_text
 
 
 @pytest.mark.parametrize("stopped_in", ["training", "pruning"])
@@ -152,6 +177,12 @@ def test_the_stream_takes_every_batch_once_an_epoch_and_goes_on_where_its_state_
     other = Again(batches, seed=3)
     other.restore({"next": 4})
     assert [next(other) for _ in range(8)] == taken[4:] and other.state() == stream.state()
+
+
+def test_the_whole_model_beside_is_not_inside_a_budget(model: Path, sums: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="keeps the whole model beside"):
+        prune(model, tmp_path / "p", sums, feed_forward=24, memory="8GB", recover=2, recover_by="model", **FEW)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recovering_keeps_to_a_time(model: Path, sums: Path, tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_targets_that_are_impossible_are_told(given, said) -> None:
         ({"sparsity": 0.5, "calibrate": None}, "wanda needs text .* or take method magnitude"),
         ({"sparsity": 0.5, "method": "magnitude", "calibrate": None, "recover": 5}, "recover trains on"),
         ({"layers": 3, "learning_rate": 0.1}, "learning_rate is of recover"),
+        ({"layers": 3, "recover_by": "model"}, "recover_by is of recover"),
+        ({"layers": 3, "recover": 2, "recover_by": "words"}, "recover_by"),
         ({"layers": 3, "recover": "0"}, "recover of 0 steps is none"),
         ({"layers": 3, "recover": "soon"}, "'soon' is not a duration"),
     ],

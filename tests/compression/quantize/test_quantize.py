@@ -14,6 +14,7 @@ from shoestring.compression.calibration import read_calibration
 from shoestring.compression.quantize import job
 from shoestring.compression.quantize.blocks import LINEARS
 from shoestring.compression.quantize.config import quantize_config
+from shoestring.compression.quantize.follow import DAMPING
 from shoestring.compression.quantize.gptq import Hessian, row_errors
 from shoestring.compression.quantize.job import quantize
 from shoestring.compression.quantize.result import Quantized
@@ -95,7 +96,7 @@ def test_what_is_measured_is_what_the_folders_give(model: Path, sums: Path, made
         assert measured.bits_per_byte == pytest.approx(nats / 0.6931471805599453 / text.label_bytes, rel=1e-5)
 
 
-def test_errors_are_those_on_inputs_that_the_quantized_layers_before_give(
+def test_errors_are_of_following_weights_on_inputs_that_the_quantized_layers_before_give(
     model: Path, sums: Path, made: Quantized
 ) -> None:
     text = read_calibration(quantize_config({"calibrate": str(sums), **FEW}), Tokenizer.load(model), 512, None)
@@ -103,14 +104,24 @@ def test_errors_are_those_on_inputs_that_the_quantized_layers_before_give(
     errors = {matrix.name: matrix for matrix in made.matrices}
     caught: list[torch.Tensor] = []
     for name in ("blocks.0.attention.output", "blocks.1.attention.query", "blocks.1.feed_forward.down"):
-        linear, hessian = packed.get_submodule(name), Hessian(dense.get_submodule(name).in_features)
-        handle = linear.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        hessian = Hessian(dense.get_submodule(name).in_features)
+        crossed_II = torch.zeros_like(hessian.sum_II)
+        handles = [
+            each.get_submodule(name).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+            for each in (packed, dense)
+        ]
         for batch in text.calibrating:
             with torch.no_grad():
-                packed(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
-            hessian.add(caught.pop()[batch.segments_BT >= 0])
-        handle.remove()
+                for each in (packed, dense):
+                    each(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+            y_NI, x_NI = (caught.pop()[batch.segments_BT >= 0] for _ in range(2))
+            hessian.add(x_NI)
+            crossed_II += x_NI.double().t() @ y_NI.double()
+        for handle in handles:
+            handle.remove()
         weight = dense.get_parameter(f"{name}.weight").detach().double()
+        near = DAMPING * hessian.sum_II.diagonal().mean() * torch.eye(len(crossed_II), dtype=torch.float64)
+        weight = torch.linalg.solve(hessian.sum_II + near, (crossed_II + near) @ weight.t()).t()
         off = packed_linears(packed)[name].weights(torch.float64) - weight
         share = row_errors(off, hessian.sum_II).sum() / row_errors(weight, hessian.sum_II).sum()
         assert errors[name].error == pytest.approx(float(share), rel=1e-3)

@@ -35,7 +35,7 @@ from shoestring.compression.quantize.job import quantize
 from shoestring.compression.report import write_report
 from shoestring.compression.text_config import TOGETHER
 from shoestring.core.errors import BudgetError, ConfigError, RunError
-from shoestring.core.files import atomic_folder, check_new
+from shoestring.core.files import atomic_folder, check_new, remove_folder
 from shoestring.core.machine import peak_rss_bytes
 from shoestring.core.units import format_bytes
 from shoestring.data.supervised.config import OnBadLine
@@ -187,7 +187,7 @@ class _Job:
     def _try(self, candidate: Candidate, work: Journal, goal: Goal) -> None:
         self._tell(f"try       {candidate.name}: {format_bytes(candidate.bytes)} predicted")
         began, place = clock.monotonic(), work.place(candidate.key)
-        shutil.rmtree(place, ignore_errors=True)  # finished, but not measured
+        remove_folder(place)  # finished, but not measured
         try:
             found = self._measured(candidate, place)
         except BudgetError as error:
@@ -218,7 +218,7 @@ class _Job:
             if last or not to.is_dir():  # else a run that was killed made it
                 found = _VERBS[verb](self, source, to, settings)
             if source != self.folder:
-                shutil.rmtree(source, ignore_errors=True)
+                remove_folder(source)
             source = to
         return found
 

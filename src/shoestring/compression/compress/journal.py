@@ -23,7 +23,7 @@ from typing import Any
 from shoestring.compression.compress.choice import Figures
 from shoestring.core import foreign
 from shoestring.core.errors import ConfigError, DataError, ModelFileError, RunError
-from shoestring.core.files import atomic_write, clear_errors, hold
+from shoestring.core.files import atomic_write, clear_errors, hold, remove_folder
 from shoestring.core.units import counted
 from shoestring.models.resolve import Say
 
@@ -59,7 +59,7 @@ class Journal:
         """Of the models that are finished."""
         for other in self.found:
             if other != key:
-                shutil.rmtree(self.place(other), ignore_errors=True)
+                remove_folder(self.place(other))
 
     def _write(self) -> None:
         before = None if self.before is None else asdict(self.before)
@@ -102,6 +102,7 @@ def journal(out: Path, made_of: dict[str, Any], say: Say | None) -> Iterator[Jou
         finally:
             held.release()
             if not keep:
+                (folder / _JOURNAL).unlink(missing_ok=True)  # first: what is half deleted is not gone on with
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ from shoestring.compression.distill.config import DistillRecipe, StudentFolder
 from shoestring.compression.distill.dataset import open_dataset
 from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.data.supervised.batches import padded_length, row_sizes
-from shoestring.data.supervised.dataset import SupervisedDataset
+from shoestring.data.supervised.portion import Portion
 from shoestring.data.supervised.supervise import ModelSide
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.config import ModelConfig
@@ -46,10 +46,9 @@ class Side:
         return self.config.parameter_count() * 4 if self.folder is None else tensor_bytes_of(self.folder)
 
 
-@dataclass(frozen=True)
-class Material:
-    """lora: whether an adapter is trained, on weights in few bits where `packed`. rows: of one optimizer step, of
-    `length` tokens. lengths: how many lengths rows have, once padded. text: whether the data are text."""
+@dataclass(frozen=True, kw_only=True)
+class Material(Portion):
+    """lora: whether an adapter is trained, on weights in few bits where `packed`. text: whether the data are text."""
 
     teacher: Side
     student: Side
@@ -57,21 +56,7 @@ class Material:
     lora: bool
     side: ModelSide
     generation: GenerationDefaults | None
-    dataset: SupervisedDataset
     text: bool
-    rows: int
-    length: int
-    lengths: int
-
-    @property
-    def padded(self) -> int:
-        """Tokens of a row as it is computed."""
-        return padded_length(self.length)
-
-    @property
-    def held_out(self) -> bool:
-        """Whether there are examples to measure with."""
-        return len(self.dataset.indices("validation")) > 0
 
 
 def open_material(start: Start) -> Material:
@@ -106,7 +91,8 @@ def open_material(start: Start) -> Material:
     lengths = len({padded_length(tokens) for tokens, _ in sizes})
     _check_weights(teacher, student, start)
     return Material(
-        teacher, student, packed, lora, side, generation, dataset, text, rows, length, lengths
+        teacher=teacher, student=student, packed=packed, lora=lora, side=side, generation=generation, dataset=dataset,
+        text=text, rows=rows, length=length, lengths=lengths,
     )  # fmt: skip
 
 

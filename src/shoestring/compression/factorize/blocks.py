@@ -34,14 +34,18 @@ class Fitted:
     whole: float
 
 
-def look(block: nn.Module, passages: Sequence[Passage], by_text: bool, done: Callable[[], Any]) -> dict[str, Matrix]:
-    """What each rank of the block's matrices would keep."""
+def look(
+    block: nn.Module, passages: Sequence[Passage], by_text: bool, weights: Mapping[str, float] | None,
+    done: Callable[[], Any],
+) -> dict[str, Matrix]:  # fmt: skip
+    """What each rank of the block's matrices would keep. weights: what the loss feels of errors in what each gives."""
     found = {}
     for stage, moments in _stages(block, passages, by_text):
         for name in stage:
             linear: Any = block.get_submodule(name)
             parts = energies(linear.weight, moments)
-            found[name] = Matrix.of(linear.in_features, linear.out_features, parts)
+            weight = None if weights is None else weights[name]
+            found[name] = Matrix.of(linear.in_features, linear.out_features, parts, weight)
             done()
     return found
 
@@ -77,6 +81,7 @@ def _stages(block: nn.Module, passages: Sequence[Passage], by_text: bool) -> Any
             for x_NI in inputs_of(block, stage[0], passages):
                 hessian.add(x_NI)
             moments = Moments.of(hessian.sum_II)
+            del hessian
             if any(linear.out_features > linear.in_features for linear in linears):
                 moments = moments.with_root()
         yield stage, moments

@@ -9,6 +9,7 @@ model's own, its matrices multiplied out.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import asdict
@@ -20,24 +21,28 @@ from torch import Tensor, nn
 
 from shoestring.compression.calibration import Calibration, read_calibration
 from shoestring.compression.decoding import decode_both
-from shoestring.compression.ends import begin, copied, measured_on, nats
+from shoestring.compression.ends import begin, copied, measured_on
 from shoestring.compression.factorize.blocks import Fitted, factorize_block, look
 from shoestring.compression.factorize.config import FactorizeConfig, factorize_config, target
+from shoestring.compression.factorize.memory import make_room
 from shoestring.compression.factorize.ranks import Matrix, choose
 from shoestring.compression.factorize.result import Factorized, MatrixRank
+from shoestring.compression.factorize.sensitivity import loss_weights
 from shoestring.compression.passage import Passage, pass_through
 from shoestring.compression.quantize.blocks import LINEARS, round_small
 from shoestring.compression.quantize.scaling import Kept
 from shoestring.compression.read_block import read_block
 from shoestring.compression.report import Decoding, write_report
+from shoestring.compression.room import hidden_states, keep_to, process_bytes, refusals_told
 from shoestring.compression.tensor_stream import Streamed, join
 from shoestring.compression.unfinished import Unfinished, unfinished
+from shoestring.compression.walk import change_blocks
 from shoestring.core import matmul
 from shoestring.core.device import resolve_dtype
 from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.core.files import atomic_folder, check_new
 from shoestring.core.machine import peak_rss_bytes
-from shoestring.core.units import counted, format_count
+from shoestring.core.units import counted, format_count, parse_bytes
 from shoestring.core.waiting import waiting
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.tokenizer import Tokenizer
@@ -50,12 +55,13 @@ from shoestring.models.families.registry import family_of
 from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.folder import check_rows, read_generation_config, rounded_to, write_configs
 from shoestring.models.peft_folder import is_adapter
-from shoestring.models.place import Place
 from shoestring.models.resolve import Say, find_model
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.config import DenseConfig, FactorizedConfig, LowRankConfig
 from shoestring.nn.low_rank import LowRankLinear
+from shoestring.train.first_use import first_use
 
+FLOOR = 0.5  # of what a matrix would have if all were shrunk alike
 Ranks = list[dict[str, int]]  # for each block those of the matrices that become factors, by name
 
 
@@ -73,16 +79,18 @@ def factorize(
     dtype: str = "auto",
     columns: dict[str, str] | None = None,
     on_bad_line: OnBadLine | None = None,
+    memory: str | int | None = None,
     say: Say | None = None,
 ) -> Factorized:
     """Write a copy of `model` whose linears are products of two thin matrices into the new folder `out`.
 
     parameters: of the whole model then, as "0.7x" or "80M", for which ranks are chosen; or `rank`: one for all.
     calibrate: any source of text or examples, for whose inputs the factors are the best; without it for any. dense:
-    write the products, which any tool reads, and which is no smaller. The others are those of
-    `compression.factorize.config.FactorizeConfig`. Where there is text, the loss on a part of it that is not calibrated
-    with is measured before and after. A run that was stopped goes on where it was if it is asked for the same. Raises
-    ConfigError, DataError, ModelFileError, and RunError where the folder exists.
+    write the products, which any tool reads, and which is no smaller. memory: bytes ("3GB") of the whole process at
+    most. The others are those of `compression.factorize.config.FactorizeConfig`. Where there is text, the loss on a
+    part of it that is not calibrated with is measured before and after. A run that was stopped goes on where it was if
+    it is asked for the same. Raises ConfigError, DataError, ModelFileError, BudgetError, and RunError where the folder
+    exists.
     """
     given: dict[str, Any] = {
         "parameters": None if parameters is None else str(parameters), "rank": rank,
@@ -90,6 +98,7 @@ def factorize(
         "held_out": held_out, "seed": seed, "dtype": dtype, "columns": columns, "on_bad_line": on_bad_line,
     }  # fmt: skip
     settings = factorize_config(given)
+    budget = parse_bytes(memory) if isinstance(memory, str) else memory
     check_new(out)
     allocator.install()
     started = time.perf_counter()
@@ -99,14 +108,14 @@ def factorize(
             f"{model} is an adapter, and has no weights of its own to factorize",
             hint=f"fold it into its base first: shoestring merge {model}",
         )
-    with WeightFiles(folder) as files, torch.no_grad():
-        job = _Job(files, folder, settings, say)
+    with refusals_told("factorizing"), WeightFiles(folder) as files, torch.no_grad():
+        job = _Job(files, folder, settings, budget, say)
         with unfinished(Path(out), job.made_of(), say, first=True) as work:
             losses = job.run(work)
             with atomic_folder(out) as temporary:
                 weight_bytes = job.finish(work, temporary)
                 took = time.perf_counter() - started, peak_rss_bytes()
-                speeds = decode_both(folder, temporary, files.config, None)
+                speeds = decode_both(folder, temporary, files.config, budget)
                 result = _result(job, work, Path(out), str(model), losses, weight_bytes, speeds, took)
                 write_report(result.report(), temporary)
     return result
@@ -133,7 +142,9 @@ def _result(
 class _Job:
     """One model on its way. Raises what `factorize` does, before any block is read where that can be."""
 
-    def __init__(self, files: WeightFiles, folder: Path, settings: FactorizeConfig, say: Say | None):
+    def __init__(
+        self, files: WeightFiles, folder: Path, settings: FactorizeConfig, memory: int | None, say: Say | None
+    ):
         self.files, self.settings, self.folder, self.say = files, settings, folder, say
         config = files.config
         self.chosen = None if settings.dtype == "auto" else resolve_dtype(settings.dtype)
@@ -141,6 +152,9 @@ class _Job:
         _check_kinds(config, str(folder))
         self.shapes = config.named_matrices()
         self.budget = self._budget()
+        if memory is not None:
+            first_use(training=False)
+        self.room = make_room(config, settings, process_bytes(), memory)
         self.text: Calibration | None = None
         self.tokenizer: Tokenizer | None = None
         if settings.calibrate is not None or (folder / "tokenizer.json").is_file():
@@ -148,10 +162,11 @@ class _Job:
             check_rows(self.tokenizer, config, folder)
         if settings.calibrate is not None:
             assert self.tokenizer is not None
-            self.text = read_calibration(settings, self.tokenizer, config.context, say)
+            self.text = read_calibration(settings, self.tokenizer, config.context, say, self.room.tokens)
         self.plain: Decoder = build(config, device="meta")
         if say is not None:
-            self._tell(say)
+            self._tell(say, memory)
+        keep_to(self.room, memory)
 
     def made_of(self) -> dict[str, Any]:
         """All that decides what is written."""
@@ -179,37 +194,17 @@ class _Job:
         if not matmul.TABLE.adopt(work.libraries) and work.parts and self.say is not None:
             self.say(matmul.OTHER_MACHINE)
         if not work.parts:
-            ranks = self._ranks()
+            ranks = self._ranks(work)
             work.add(copied(self.files.places, family_of(self._written_config(ranks)), self._dtype), ranks=ranks)
-        config, text = self.files.config, self.text
+        text = self.text
         self.made = self._written_config(work.parts[0]["ranks"])
         self.family = family_of(self.made)
-        with work.open(0) as ends:
-            before = self.files.places
-            after_ends = {
-                name: Place(name, ends, self.family.tensor_name(name))
-                for name in before
-                if not name.startswith("blocks.")
-            }
-            calibrating, measuring = ([], []) if text is None else (text.calibrating, text.measured)
-            passages = begin(calibrating, self.plain, after_ends)
-            measured = begin(measuring, self.plain, before)
-            afterwards = begin(measuring, self.plain, after_ends)
-            with waiting("factorize matrices", len(LINEARS) * config.layers) as told:
-                for index in range(config.layers):
-                    done = index + 1 < len(work.parts)
-                    if not done or measured:
-                        block = read_block(self.files, index)
-                        pass_through(block, measured)
-                    if done:
-                        block = self._read_again(work, index)
-                        told.found(len(LINEARS))
-                    else:
-                        self._factorize(work, block, index, passages, told.advance)
-                    if index < config.layers - 1:
-                        pass_through(block, passages)
-                    pass_through(block, afterwards)
-            return nats(measured, self.plain, before), nats(afterwards, self.plain, after_ends)
+        return change_blocks(
+            self.files, work, self.family, [] if text is None else text.calibrating,
+            [] if text is None else text.measured, change=functools.partial(self._factorize, work),
+            read_again=functools.partial(self._read_again, work), kept=hidden_states(self.room, work.scratch),
+            what="factorize matrices", linears=len(LINEARS),
+        )  # fmt: skip
 
     def finish(self, work: Unfinished, folder: Path) -> int:
         """The folder of all parts; -> bytes of its weights."""
@@ -251,7 +246,7 @@ class _Job:
             )
         return wanted - rest
 
-    def _ranks(self) -> Ranks:
+    def _ranks(self, work: Unfinished) -> Ranks:
         """For each block the ranks of the matrices that become factors."""
         config, rank = self.files.config, self.settings.rank
         if rank is not None:
@@ -259,15 +254,22 @@ class _Job:
             row = {name: rank for name, shape in self.shapes.items() if usual.rank_of(*shape) is not None}
             return [dict(row) for _ in range(config.layers)]
         found: dict[str, Matrix] = {}
-        passages = begin([] if self.text is None else self.text.calibrating, self.plain, self.files.places)
+        batches, kept = [] if self.text is None else self.text.calibrating, hidden_states(self.room, work.scratch)
+        weights: dict[str, float] = {}
+        if batches:
+            with waiting("look at  what the loss feels, in blocks", 2 * config.layers) as told:
+                weights = loss_weights(self.files, batches, kept, told.advance)
+        felt = any(weights.values())  # else as without text
+        passages = begin(batches, self.plain, self.files.places, kept)
         with waiting("look at  matrices", len(LINEARS) * config.layers) as told:
             for index in range(config.layers):
                 block = read_block(self.files, index)
-                for name, matrix in look(block, passages, self.text is not None, told.advance).items():
+                of_block = {name: weights[f"{index}.{name}"] for name in LINEARS} if felt else None
+                for name, matrix in look(block, passages, self.text is not None, of_block, told.advance).items():
                     found[f"{index}.{name}"] = matrix
                 if index < config.layers - 1:
                     pass_through(block, passages)
-        ranks = choose(found, self.budget)
+        ranks = choose(found, self.budget, FLOOR if felt else 0.0)
         return [
             {name: ranks[f"{index}.{name}"] for name in LINEARS if ranks[f"{index}.{name}"]}
             for index in range(config.layers)
@@ -278,7 +280,9 @@ class _Job:
 
     # --- parts -----------------------------------------------------------------------------------------------
 
-    def _factorize(self, work: Unfinished, block: nn.Module, index: int, passages: list[Passage], done: Any) -> None:
+    def _factorize(
+        self, work: Unfinished, block: nn.Module, index: int, passages: list[Passage], _: list[Passage], done: Any
+    ) -> None:
         prefix, ranks = f"blocks.{index}.", work.parts[0]["ranks"][index]
 
         def kept(name: str, tensor: Tensor) -> Tensor:
@@ -319,7 +323,7 @@ class _Job:
     def _dtype(self, name: str) -> torch.dtype:
         return self.chosen or self.files.places[name].info.dtype
 
-    def _tell(self, say: Say) -> None:
+    def _tell(self, say: Say, memory: int | None) -> None:
         settings, config, text = self.settings, self.files.config, self.text
         total = config.parameter_count()
         if settings.rank is not None:
@@ -328,6 +332,8 @@ class _Job:
             wanted = target(str(settings.parameters), total)
             size = f"{format_count(wanted)} parameters in all, of {format_count(total)}"
         say(f"factorize {len(LINEARS) * config.layers} matrices to {size}")
+        if memory is not None:
+            say(self.room.told(memory, text is not None))
         if text is None:
             return
         kind = "window" if text.form == "text" else "example"

@@ -39,6 +39,9 @@ class PruneConfig(TextConfig):
     recover: int | str | None = Field(
         None, description="training behind each round, on the calibration source: steps, or a time such as 10m"
     )
+    recover_by: Literal["text", "model"] = Field(
+        "text", description="what recovering learns: each next token, or what the whole model predicts in its place"
+    )
     learning_rate: float | None = Field(None, gt=0, description="the highest of recovering; null: 1e-4")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the weights that are written; auto: as the model has them"
@@ -73,8 +76,9 @@ class PruneConfig(TextConfig):
                 raise ValueError(f"{what} needs text to calibrate with: {other}")
             if self.recover is not None:
                 raise ValueError("recover trains on the calibration text: give calibrate a source")
-        if self.recover is None and self.learning_rate is not None:
-            raise ValueError("learning_rate is of recover, which is not asked for")
+        for name in ("learning_rate", "recover_by"):
+            if self.recover is None and name in self.model_fields_set:
+                raise ValueError(f"{name} is of recover, which is not asked for")
         return self
 
     @model_validator(mode="after")

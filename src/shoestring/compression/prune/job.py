@@ -6,34 +6,37 @@ whole. What comes out is a dense model of the same family.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from shoestring.compression.calibration import Calibration
 from shoestring.compression.decoding import decode_both
-from shoestring.compression.prune import walk
+from shoestring.compression.ends import measured_on
 from shoestring.compression.prune.config import Method, Pattern, PruneConfig, prune_config
 from shoestring.compression.prune.masks import LINEARS, Mask
+from shoestring.compression.prune.memory import make_room
 from shoestring.compression.prune.one_round import Round, Step
-from shoestring.compression.prune.recovery import recovered
+from shoestring.compression.prune.recovery import check_room, recovered
 from shoestring.compression.prune.result import Pruned
 from shoestring.compression.prune.shape import Shape, target_shape, told
 from shoestring.compression.prune.text import Text, read_text
+from shoestring.compression.prune.walk import nats_of
 from shoestring.compression.prune.workplace import workplace
-from shoestring.compression.report import Decoding, Measured, write_report
+from shoestring.compression.report import write_report
+from shoestring.compression.room import Room, hidden_states, keep_to, process_bytes, refusals_told
 from shoestring.compression.unfinished import Unfinished, unfinished
 from shoestring.core.device import resolve_dtype
 from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.core.files import atomic_folder, check_new
 from shoestring.core.machine import peak_rss_bytes
-from shoestring.core.units import counted
+from shoestring.core.units import counted, parse_bytes
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.kernels import allocator
@@ -44,6 +47,7 @@ from shoestring.models.folder import check_rows, load_model, read_generation_con
 from shoestring.models.peft_folder import is_adapter
 from shoestring.models.resolve import Say, find_model
 from shoestring.models.weight_files import WeightFiles
+from shoestring.train.first_use import first_use
 
 _ROUND = "round.json"
 
@@ -64,6 +68,7 @@ def prune(
     fit: bool | None = None,
     rounds: int | None = None,
     recover: int | str | None = None,
+    recover_by: Literal["text", "model"] | None = None,
     learning_rate: float | None = None,
     rows: int | None = None,
     context: int | None = None,
@@ -73,6 +78,7 @@ def prune(
     dtype: str = "auto",
     columns: dict[str, str] | None = None,
     on_bad_line: OnBadLine | None = None,
+    memory: str | int | None = None,
     say: Say | None = None,
 ) -> Pruned:
     """Write a pruned copy of `model` into the new folder `out`.
@@ -80,19 +86,28 @@ def prune(
     sparsity (a part, as 0.5) or pattern ("2:4") makes weights of the blocks' matrices zero, by method "wanda" or
     "magnitude". layers, feed_forward, heads, width, or parameters ("0.7x", "95M") take parts out, by what they change
     on the text of `calibrate` (any source of text or examples). rounds: steps towards that. recover: optimizer steps of
-    training behind each, or a time such as "10m". The others are those of `compression.prune.config.PruneConfig`. Where
-    there is text, the loss on a part of it that nothing is chosen by or trained on is measured before and after. A run
-    that was stopped goes on where it was if it is asked for the same. Raises ConfigError, DataError, ModelFileError,
-    RunError where the folder exists, and Interrupted while it recovers.
+    training behind each, or a time such as "10m", by each next token of the text or, recover_by "model", by what the
+    whole model predicts. memory: bytes ("3GB") of the whole process at most. The others are
+    those of `compression.prune.config.PruneConfig`. Where there is text, the loss on a part of it that nothing is
+    chosen by or trained on is measured before and after. A run that was stopped goes on where it was if it is asked for
+    the same. Raises ConfigError, DataError, ModelFileError, BudgetError, RunError where the folder exists, and
+    Interrupted while it recovers.
     """
     given: dict[str, Any] = {
         "calibrate": None if calibrate is None else str(calibrate), "sparsity": sparsity, "pattern": pattern,
         "method": method, "parameters": parameters, "layers": layers, "feed_forward": feed_forward, "heads": heads,
-        "width": width, "fit": fit, "rounds": rounds, "recover": recover, "learning_rate": learning_rate,
+        "width": width, "fit": fit, "rounds": rounds, "recover": recover, "recover_by": recover_by,
+        "learning_rate": learning_rate,
         "rows": rows, "context": context, "held_out": held_out, "read": read, "seed": seed, "dtype": dtype,
         "columns": columns, "on_bad_line": on_bad_line,
     }  # fmt: skip
     settings = prune_config(given)
+    budget = parse_bytes(memory) if isinstance(memory, str) else memory
+    if budget is not None and settings.recover_by == "model":
+        raise ConfigError(
+            "recover_by model keeps the whole model beside the one that is trained, which memory does not predict",
+            hint="leave out one of them; shoestring distill has --memory",
+        )
     check_new(out)
     allocator.install()
     folder = find_model(model, say=say)
@@ -101,14 +116,18 @@ def prune(
             f"{model} is an adapter, and has no weights of its own to prune",
             hint=f"fold it into its base first: shoestring merge {model}",
         )
-    return _Job(folder, str(model), Path(out), settings, say).run()
+    with refusals_told("pruning"):
+        return _Job(folder, str(model), Path(out), settings, budget, say).run()
 
 
 class _Job:
     """One model on its way. Raises what `prune` does, before any block is read where that can be."""
 
-    def __init__(self, folder: Path, model: str, out: Path, settings: PruneConfig, say: Say | None):
+    def __init__(
+        self, folder: Path, model: str, out: Path, settings: PruneConfig, memory: int | None, say: Say | None
+    ):
         self.folder, self.model, self.out, self.settings, self.say = folder, model, out, settings, say
+        self.memory = memory
         self.started = time.perf_counter()
         with WeightFiles(folder) as files:
             self.config: ModelConfig = files.config
@@ -117,6 +136,10 @@ class _Job:
             self.weights = Fingerprint.of([file.path for file in files.files]).digest
         _check_model(self.config, settings, str(folder))
         self.shape = Shape.of(self.config) if settings.masks else target_shape(settings, self.config)
+        training = settings.recover is not None
+        if memory is not None:
+            first_use(training, checkpointing=training)
+        self.room: Room = make_room(self.config, settings, self.shape, process_bytes(), memory)
         self.tokenizer: Tokenizer | None = None
         if settings.calibrate is not None or (folder / "tokenizer.json").is_file():
             self.tokenizer = Tokenizer.load(folder)
@@ -124,9 +147,14 @@ class _Job:
         self.text: Text | None = None
         if settings.calibrate is not None:
             assert self.tokenizer is not None
-            self.text = read_text(settings, self.tokenizer, self.config.context, say)
+            self.text = read_text(settings, self.tokenizer, self.config.context, self.room.tokens, say)
         if say is not None:
             self._tell(say)
+        if memory is not None and training:
+            assert self.text is not None
+            first = next(self._steps()).shape.applied(self.config)
+            check_room(first, self.out, settings, self.text, memory)
+        keep_to(self.room, memory)
 
     def _tell(self, say: Say) -> None:
         settings, text, predicted = self.settings, self.text, self.shape.applied(self.config).parameter_count()
@@ -137,6 +165,8 @@ class _Job:
             say(f"prune     {self._what()}{times}")
             count = self.config.parameter_count()
             say(f"          {count:,} -> {predicted:,} parameters ({predicted / count - 1:+.1%}) predicted")
+        if self.memory is not None:
+            say(self.room.told(self.memory, text is not None))
         if text is None:
             return
         kind = "window" if text.read.form == "text" else "example"
@@ -195,12 +225,13 @@ class _Job:
                 if self.settings.recover is not None:
                     assert self.text is not None
                     current, told_run = recovered(
-                        current, place / f"recover-{number}", self.settings, self.text, number
+                        current, place / f"recover-{number}", self.settings, self.text, number, self.memory, self.folder
                     )
+                    keep_to(self.room, self.memory)
                     trained.append(told_run)
             with atomic_folder(self.out) as temporary:
                 self._write(current, temporary)
-                result = self._result(temporary, told_of, trained)
+                result = self._result(temporary, place, told_of, trained)
                 write_report(result.report(), temporary)
         return result
 
@@ -214,7 +245,7 @@ class _Job:
             with WeightFiles(before) as files:
                 pruning = Round(files, before, step, text, batches)
                 with unfinished(after, pruning.made_of(), self.say) as work:
-                    pruning.run(work, self.say, what)
+                    pruning.run(work, self.say, what, hidden_states(self.room, work.scratch))
                     with atomic_folder(after) as temporary:
                         pruning.finish(work, temporary)
                         (temporary / _ROUND).write_text(json.dumps(_told(pruning, work)))
@@ -233,22 +264,27 @@ class _Job:
         dtype = self.stored if self.settings.dtype == "auto" else resolve_dtype(self.settings.dtype)
         write_model_files(load_model(current), folder, self.tokenizer, generation, dtypes=dtype)
 
-    def _result(self, folder: Path, rounds: list[dict[str, Any]], trained: list[dict[str, Any]]) -> Pruned:
+    def _result(
+        self, folder: Path, place: Path, rounds: list[dict[str, Any]], trained: list[dict[str, Any]]
+    ) -> Pruned:
+        """place: for what is measured, on its way."""
         with WeightFiles(folder) as files:
             weight_bytes = sum(place.info.elements * place.info.dtype.itemsize for place in files.places.values())
             found = sum(place.info.elements for place in files.places.values())
         read = None if self.text is None else self.text.read
-        speeds = decode_both(self.folder, folder, self.config, None, "float32")
+        speeds = decode_both(self.folder, folder, self.config, self.memory, "float32")
         nats = [0.0, 0.0]
         if read is not None:
+            numbers = itertools.count()
+            states = hidden_states(self.room, lambda: place / f"text-{next(numbers):05d}")
             nats = [
-                walk.nats_of(source, read.measured, f"measure   {name}")
+                nats_of(source, read.measured, f"measure   {name}", states)
                 for source, name in ((self.folder, "before"), (folder, "after"))
             ]
         return Pruned(
             folder=self.out, model=self.model, settings=self.settings.model_dump(mode="json"), what=self._what(),
-            before=_measured(self.weight_bytes, nats[0], read, speeds[0]),
-            after=_measured(weight_bytes, nats[1], read, speeds[1]),
+            before=measured_on(read, self.weight_bytes, nats[0], speeds[0]),
+            after=measured_on(read, weight_bytes, nats[1], speeds[1]),
             parameters_before=self.config.parameter_count(),
             parameters_predicted=self.shape.applied(self.config).parameter_count(), parameters=found,
             zeros=_zeros(folder), rounds=tuple(rounds), recovered=tuple(trained),
@@ -285,13 +321,6 @@ def _told(pruning: Round, work: Unfinished) -> dict[str, Any]:
     if kept.influence:
         told |= {"layers_kept": list(kept.layers), "influence": list(kept.influence)}
     return told if kept.width is None else {**told, "width_kept": list(kept.width)}
-
-
-def _measured(weight_bytes: int, nats: float, text: Calibration | None, decoding: Decoding | None) -> Measured:
-    if text is None:
-        return Measured(weight_bytes, None, None, decoding)
-    bits = nats / math.log(2) / text.label_bytes if text.label_bytes else None
-    return Measured(weight_bytes, nats / max(text.labels, 1), bits, decoding)
 
 
 def _link(file: Path, other: Path) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.compression.calibration import Calibration
-from shoestring.compression.passage import Passage, pass_through
-from shoestring.compression.prune import walk
+from shoestring.compression.ends import begin
+from shoestring.compression.passage import MakeKept, Passage, pass_through
 from shoestring.compression.prune.masks import LINEARS, Mask, mask_block
 from shoestring.compression.prune.parts import prune_block
 from shoestring.compression.prune.shape import Shape
@@ -30,7 +30,7 @@ from shoestring.core import matmul
 from shoestring.core.errors import ModelFileError
 from shoestring.core.waiting import waiting
 from shoestring.data.batch import Batch
-from shoestring.models.builder import allocate, build_block
+from shoestring.models.builder import allocate, build, build_block
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.registry import family_of
 from shoestring.models.fingerprint import Fingerprint
@@ -77,18 +77,18 @@ class Round:
         }
 
     @torch.no_grad()
-    def run(self, work: Unfinished, say: Say | None, what: str) -> None:
-        """All parts that are not there yet. what: is told meanwhile."""
+    def run(self, work: Unfinished, say: Say | None, what: str, states: MakeKept) -> None:
+        """All parts that are not there yet. what: is told meanwhile. states: where hidden ones are."""
         if not matmul.TABLE.adopt(work.libraries) and work.parts and say is not None:
             say(matmul.OTHER_MACHINE)
         if not work.parts:
-            self._write_ends(work, survey(self.files, self.batches, self.step.shape))
+            self._write_ends(work, survey(self.files, self.batches, self.step.shape, states))
         kept = self.kept(work)
         linears = len(LINEARS)
         with work.open(0) as ends:
             place = Place("", ends, self.family.tensor_name("embedding.weight"))
-            passages = walk.begin(place, self.config, self.batches)
-            whole = self._whole(kept)
+            passages = begin(self.batches, build(self.config, device="meta"), {"embedding.weight": place}, states)
+            whole = self._whole(kept, states)
             with waiting(what, linears * len(kept.layers)) as told:
                 for number, index in enumerate(kept.layers):
                     behind_norms = whole(index)
@@ -100,12 +100,12 @@ class Round:
                     if block is not None and number + 1 < len(kept.layers):
                         pass_through(block, passages)
 
-    def _whole(self, kept: Kept) -> Callable[[int], dict[str, Tensor]]:
+    def _whole(self, kept: Kept, states: MakeKept) -> Callable[[int], dict[str, Tensor]]:
         """Takes the text through the model before, up to and with block `index`; -> second moments behind its norms.
         Nothing, and no work, where no width goes that is to be made up for."""
         if kept.width is None or not self.step.fit:
             return lambda index: {}
-        passages, following = walk.begin(self.files.places["embedding.weight"], self.before, self.batches), 0
+        passages, following = begin(self.batches, build(self.before, device="meta"), self.files.places, states), 0
 
         def up_to(index: int) -> dict[str, Tensor]:
             nonlocal following

@@ -1,4 +1,5 @@
-"""Training behind a round of pruning: all weights, on the calibration source, those that are zero staying so.
+"""Training behind a round of pruning: all weights, on the calibration source, those that are zero staying so. What is
+learned is each next token, or what the whole model predicts in its place (forward KL, as in `compression.distill`).
 
 A run as every other (`train.run`), in a folder beside the one that is being made; it is stopped and goes on as runs do.
 """
@@ -12,6 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from shoestring.compression.distill.config import DistillConfig
+from shoestring.compression.distill.divergence import divergence_of
+from shoestring.compression.distill.objective import Distilling
+from shoestring.compression.distill.teacher import Following, open_teacher
 from shoestring.compression.prune.config import PruneConfig
 from shoestring.compression.prune.masks import LINEARS
 from shoestring.compression.prune.text import Text, tokens_of
@@ -20,18 +25,20 @@ from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.waiting import waiting
 from shoestring.data.batch import Batch
 from shoestring.data.order import permutation
+from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, read_config, read_weights, write_model_files
 from shoestring.plan.shapes import JobShape, Options
 from shoestring.train.checkpoint import checkpoints, read_state
+from shoestring.train.config import BudgetConfig
 from shoestring.train.evaluation import Evaluation
 from shoestring.train.interrupt import Interrupted
 from shoestring.train.loop import Callback, StepEvent
 from shoestring.train.metrics import flops_per_token
-from shoestring.train.objective import next_token
+from shoestring.train.objective import Objective, next_token
 from shoestring.train.optimizer_config import AdamWConfig
-from shoestring.train.planning import engines, settle, this_machine
-from shoestring.train.precision import loss_scale, prepared
+from shoestring.train.planning import chosen, engines, settle, this_machine
+from shoestring.train.precision import loss_scale, prepared, settled
 from shoestring.train.recipe import RunRecipe, TrainSection
 from shoestring.train.recipe_files import load_run_recipe
 from shoestring.train.resident import ResidentEngine
@@ -104,21 +111,20 @@ class KeepZeros(Callback):
 
 
 class RecoverJob:
-    """A `train.run.Job`. folder: of the pruned model. masks: whether zeros stay."""
+    """A `train.run.Job`. folder: of the pruned model. masks: whether zeros stay. teacher: the folder of a model whose
+    predictions are learned."""
 
     verb, held_out = "prune", "loss"
     help = "a lower --learning-rate may help"
 
-    def __init__(self, folder: Path, text: Text, masks: bool):
-        self.folder, self.text, self.masks = folder, text, masks
+    def __init__(self, folder: Path, text: Text, masks: bool, teacher: Path | None):
+        self.folder, self.text, self.masks, self.teacher = folder, text, masks, teacher
 
     def open(self, start: Start) -> Opened:
         recipe, config = start.recipe, read_config(self.folder)
         device = resolve_device(recipe.device)
-        rows, length = (max(batch.tokens_BT.shape[axis] for batch in self.text.training) for axis in (0, 1))
-        shape = JobShape(config, rows, length, ignored=True, documents=True, compute=recipe.precision.settled)
-        options = Options(engines(recipe), rows, rows, recipe.train.activation_checkpointing)
-        recipe, choice = settle(recipe, shape, options, this_machine(recipe))
+        recipe, choice = settle(recipe, *_job(recipe, config, self.text), this_machine(recipe))
+        length = _size(self.text)[1]
         source = self.folder if start.checkpoint is None else start.checkpoint
 
         def make() -> Decoder:
@@ -147,31 +153,62 @@ class RecoverJob:
         )  # fmt: skip
         zeros = [KeepZeros(decoder)] if self.masks else []
         write, read = functools.partial(write_model_files, decoder), functools.partial(read_weights, decoder)
-        return Wiring(next_token, write, [*zeros, evaluation], read=read)
+        return Wiring(self._objective(), write, [*zeros, evaluation], read=read)
+
+    def _objective(self) -> Objective:
+        if self.teacher is None:
+            return next_token
+        with waiting("loading   the whole model, to learn from"):
+            whole = open_teacher(self.teacher, False, self.engine.decoder.norm.weight.device, self.engine.compute)
+        return Distilling(Following(whole, divergence_of(DistillConfig()), temperature=1.0))
 
 
-def recovered(folder: Path, run: Path, settings: PruneConfig, text: Text, number: int) -> tuple[Path, dict[str, Any]]:
+def _size(text: Text) -> tuple[int, int]:
+    """Rows of the largest batch, and tokens of the longest row."""
+    rows, length = (max(batch.tokens_BT.shape[axis] for batch in text.training) for axis in (0, 1))
+    return rows, length
+
+
+def _job(recipe: RecoverRecipe, config: ModelConfig, text: Text) -> tuple[JobShape, Options]:
+    rows, length = _size(text)
+    shape = JobShape(config, rows, length, ignored=True, documents=True, compute=recipe.precision.settled)
+    return shape, Options(engines(recipe), rows, rows, recipe.train.activation_checkpointing)
+
+
+def check_room(config: ModelConfig, run: Path, settings: PruneConfig, text: Text, memory: int) -> None:
+    """Before any work: raises BudgetError where training the model of this config does not fit in `memory` bytes."""
+    recipe = settled(_recipe(run, run, settings, text, 1, memory))
+    chosen(recipe, *_job(recipe, config, text), this_machine(recipe))
+
+
+def recovered(
+    folder: Path, run: Path, settings: PruneConfig, text: Text, number: int, memory: int | None, whole: Path
+) -> tuple[Path, dict[str, Any]]:
     """The pruned model in `folder` after its training in the run folder, which goes on where it was; -> the folder of
-    the trained one, and what to tell of it. Raises Interrupted, RunError."""
-    whole = checkpoints(run)
-    if not whole or not read_state(whole[-1]).finished:
-        job = RecoverJob(folder, text, settings.masks)
+    the trained one, and what to tell of it. memory: bytes of the process at most. whole: the model that was pruned.
+    Raises Interrupted, RunError, BudgetError."""
+    made = checkpoints(run)
+    if not made or not read_state(made[-1]).finished:
+        job = RecoverJob(folder, text, settings.masks, whole if settings.recover_by == "model" else None)
         load = functools.partial(load_run_recipe, RecoverRecipe)
         if (run / RECIPE).is_file():
-            start = resume(run, load)
+            start = resume(run, load, {"budget.memory": memory})
         else:
-            start = Start(_recipe(folder, run, settings, text, number), run.name, f"to recover from round {number}")
+            recipe = _recipe(folder, run, settings, text, number, memory)
+            start = Start(recipe, run.name, f"to recover from round {number}")
         try:
             execute(job, start)
         except Interrupted as error:
             raise Interrupted(error.message, hint="the same command goes on from there") from None
         job.engine.close()
-        whole = checkpoints(run)
-    state = read_state(whole[-1])
-    return whole[-1], {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds}
+        made = checkpoints(run)
+    state = read_state(made[-1])
+    return made[-1], {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds}
 
 
-def _recipe(folder: Path, run: Path, settings: PruneConfig, text: Text, number: int) -> RecoverRecipe:
+def _recipe(
+    folder: Path, run: Path, settings: PruneConfig, text: Text, number: int, memory: int | None
+) -> RecoverRecipe:
     steps, seconds = settings.recovering
     rate = settings.learning_rate or RATE
     return RecoverRecipe(
@@ -181,4 +218,5 @@ def _recipe(folder: Path, run: Path, settings: PruneConfig, text: Text, number: 
             batch_tokens=max(batch.tokens_BT.numel() for batch in text.training),
         ),
         optimizer=AdamWConfig(learning_rate=rate, weight_decay=0.0), out=str(run), seed=settings.seed + number,
+        budget=BudgetConfig(memory=memory),
     )  # fmt: skip

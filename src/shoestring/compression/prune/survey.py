@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoestring.compression.passage import Passage
-from shoestring.compression.prune import walk
+from shoestring.compression.ends import begin
+from shoestring.compression.passage import InMemory, MakeKept, Passage
 from shoestring.compression.prune.importance import highest
 from shoestring.compression.prune.shape import Shape
 from shoestring.compression.quantize.gptq import Hessian
@@ -67,12 +67,14 @@ class NormView:
 
 
 @torch.no_grad()
-def survey(files: WeightFiles, batches: Sequence[Batch], target: Shape) -> Kept:
-    """What is kept of the model's layers and width."""
+def survey(
+    files: WeightFiles, batches: Sequence[Batch], target: Shape, states: MakeKept = InMemory
+) -> Kept:
+    """What is kept of the model's layers and width. states: where hidden ones are."""
     config = files.config
     if (target.layers, target.width) == (config.layers, config.width):
         return Kept(tuple(range(config.layers)), None, {}, ())
-    passages = walk.begin(files.places["embedding.weight"], config, batches)
+    passages = begin(batches, build(config, device="meta"), files.places, states)
     tokens = sum(int(passage.there_BT.sum()) for passage in passages)
     views: dict[str, NormView] = {}
     influence = []

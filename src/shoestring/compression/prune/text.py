@@ -41,15 +41,23 @@ def tokens_of(batch: Batch) -> int:
     return int((batch.segments_BT != PADDING_SEGMENT).sum())
 
 
-def read_text(settings: PruneConfig, tokenizer: Tokenizer, longest: int, say: Say | None) -> Text:
-    """Raises what `read_calibration` does."""
-    steps, seconds = settings.recovering
-    if steps is None and seconds is None:
-        found = read_calibration(settings, tokenizer, longest, say)
+def tokens_to_train_on(settings: PruneConfig) -> int:
+    """That are read to recover by."""
+    if settings.recover is None:
+        return 0
+    steps, _ = settings.recovering
+    return MOST_TOKENS if steps is None else min(steps * settings.rounds * STEP_TOKENS, MOST_TOKENS)
+
+
+def read_text(settings: PruneConfig, tokenizer: Tokenizer, longest: int, together: int, say: Say | None) -> Text:
+    """together: tokens in a batch that is not trained on. Raises what `read_calibration` does."""
+    if settings.recover is None:
+        found = read_calibration(settings, tokenizer, longest, say, together)
         return Text(found, found.calibrating if settings.by_text else [])
     context = min(settings.context, longest)
-    wanted = MOST_TOKENS if steps is None else min(steps * settings.rounds * STEP_TOKENS, MOST_TOKENS)
-    more = settings.model_copy(update={"rows": max(settings.rows, -(-wanted // context))})
+    more = settings.model_copy(
+        update={"rows": max(settings.rows, -(-tokens_to_train_on(settings) // context))}
+    )
     with waiting("reading   text to train on"):
         found = read_calibration(more, tokenizer, longest, say, STEP_TOKENS)
     # The longest examples stand first.

@@ -50,6 +50,7 @@ def workplace(out: Path, made_of: dict[str, Any], say: Say | None) -> Iterator[P
         finally:
             held.release()
             if not keep:
+                (folder / _MADE).unlink(missing_ok=True)  # first: what is half deleted is not gone on with
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -69,7 +70,7 @@ def _begin(folder: Path, made_of: dict[str, Any], say: Say | None) -> None:
         pass
     if len(left) > 1 and say is not None:
         say("anew      an unfinished run of this folder was of another model, text or settings")
-    for path in left:
+    for path in sorted(left, key=lambda path: path.name != _MADE):  # first, for the same reason
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with atomic_write(folder / _MADE) as file:
         json.dump(made_of, file)

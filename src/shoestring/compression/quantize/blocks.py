@@ -2,11 +2,13 @@
 
 A linear's calibration inputs are those that the model makes whose linears before it, in the same block too, are
 quantized already: query, key and value first, then output, then gate and up, then down. Between them a block runs no
-further than to the linear that is asked for, so in all it computes little more than two passes.
+further than to the linear that is asked for, so in all it computes little more than two passes. Where GPTQ rounds, the
+dense block runs beside it, and the weights first make up for what the text has become (`follow`).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring.compression.passage import Passage, inputs_of
+from shoestring.compression.passage import Passage, inputs_of, pass_through
 from shoestring.compression.quantize.config import QuantizeConfig
+from shoestring.compression.quantize.follow import follow
 from shoestring.compression.quantize.gptq import Hessian, Rounded, by_importance, gptq, row_errors, to_nearest
 from shoestring.compression.quantize.learned import learn, put
 from shoestring.compression.quantize.scaling import Kept, scale_inputs
@@ -69,18 +72,20 @@ def quantize_block(
     settings: QuantizeConfig,
     kept: Kept,
     done: Callable[[], Any],
+    own: Sequence[Passage] = (),
 ) -> dict[str, Rounded]:
     """Replace the block's linears by packed ones, in place; -> what each became. kept: what norms and biases are kept
-    as, where the method changes them. done: called after each linear."""
+    as. done: called after each linear. own: for methods that follow the dense model (`QuantizeConfig.follows`), the
+    text as that model has it, which is brought behind the block."""
     method, found = settings.method, {}
     whole: dict[str, Tensor] = {}
-    if method == "learned":
-        whole = {name: block.get_submodule(name).weight for name in LINEARS}  # type: ignore[misc]
-        for passage in passages:
-            passage.target.put(block(passage.hidden_BTD, passage.context)[0])
+    dense = copy.deepcopy(block) if settings.follows else None
+    round_small(block, kept)
     for number, stage in enumerate(STAGES):
         hessian = None
-        if method != "rtn":
+        if dense is not None:
+            hessian = follow(block, dense, stage, passages, own, config)
+        elif method != "rtn":
             hessian = second_moments(block, stage[0], passages, config)
         if method == "awq" and number % 2 == 0:
             assert hessian is not None
@@ -89,13 +94,20 @@ def quantize_block(
             scale_inputs(block, later, second_moments(block, later[0], passages, config).sum_II, config, kept)
         for name in stage:
             linear: Any = block.get_submodule(name)
+            if method == "learned":
+                whole[name] = linear.weight
             found[name] = _rounded(linear.weight, hessian, config, settings)
             packed = PackedLinear.of(found[name].codes_OI, found[name].grid, config, linear.bias)
             put(block, name, packed.eval())
             if method != "learned":
                 done()
+    if dense is not None:
+        pass_through(dense, own)
+        del dense
     if method == "learned":
         del hessian
+        for passage, there in zip(passages, own, strict=True):
+            passage.target = there.kept
         found = learn(block, found, passages, config, settings.steps, settings.seed)
         found = _measured(block, found, whole, passages, config, done)
     return found

@@ -24,8 +24,8 @@ class QuantizeConfig(TextConfig):
     activations: Literal["int8"] | None = Field(None, description="int8: the linears' inputs in 8 bits for each token")
     method: Method = Field(
         "gptq",
-        description="rtn: to nearest; by calibration text: gptq, arXiv 2210.17323; awq: inputs scaled, arXiv"
-        " 2306.00978; learned: arXiv 2309.05516, from what gptq gives",
+        description="rtn: to nearest; by calibration text: gptq, arXiv 2210.17323, making up for the layers before too,"
+        " 2504.02692; awq: inputs scaled, 2306.00978; learned: 2309.05516, from what gptq gives",
     )
     steps: int = Field(100, ge=1, description="learned: of each block, a batch of the text in each")
     damping: float = Field(0.01, gt=0, le=1, description="gptq: added to the diagonal, as a part of its mean")
@@ -42,6 +42,11 @@ class QuantizeConfig(TextConfig):
         if self.activations is not None and (self.bits, self.group, self.symmetric) != (8, 0, True):
             raise ValueError("activations int8 goes with bits 8, group 0 and a symmetric grid")
         return self
+
+    @property
+    def follows(self) -> bool:
+        """Whether weights make up for what the quantized layers before them changed: the dense model runs beside."""
+        return self.method in ("gptq", "learned")
 
     def packed(self, scale: Literal["float32", "bfloat16", "float16"]) -> PackedConfig:
         """How a linear is kept. scale: the format of scales."""

@@ -109,19 +109,27 @@ def inverse_factor(hessian_II: Tensor, order_I: Tensor, damping: float) -> Tenso
     inverse of H. Where H is too nearly singular for its number format, λ grows. Raises DataError for NaN.
     """
     backwards = order_I.flip(0)
-    turned = hessian_II[backwards.unsqueeze(1), backwards]
-    mean = float(turned.diagonal().mean())
+    return _turned_inverse(_cholesky(hessian_II[backwards.unsqueeze(1), backwards], damping))
+
+
+def damped_factor(hessian_II: Tensor, damping: float) -> Tensor:
+    """L, lower triangular, with L·Lᵀ = H + λ·1; λ as for `inverse_factor`. Raises DataError for NaN."""
+    return _cholesky(hessian_II.clone(), damping)
+
+
+def _cholesky(square_II: Tensor, damping: float) -> Tensor:
+    """Of a matrix that is changed, λ added."""
+    mean = float(square_II.diagonal().mean())
     if not 0 <= mean < float("inf"):
         raise DataError("the calibration text makes the model compute NaN or infinity", hint="the model is broken")
     step = damping * mean or 1.0  # no input was ever other than zero: then there is nothing to make up for
     added = 0.0
     for attempt in range(_TRIES):
-        turned.diagonal().add_(step * 10**attempt - added)
+        square_II.diagonal().add_(step * 10**attempt - added)
         added = step * 10**attempt
-        lower, failed = torch.linalg.cholesky_ex(turned)
+        lower, failed = torch.linalg.cholesky_ex(square_II)
         if not int(failed):
-            del turned
-            return _turned_inverse(lower)
+            return lower
     raise DataError("the inputs that calibration found cannot be told apart", hint="calibrate with more text")
 
 

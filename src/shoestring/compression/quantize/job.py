@@ -3,7 +3,7 @@
 Block after block is read, quantized and written beside the folder that will be (`compression.unfinished`), so that a
 run that was stopped goes on behind the last whole block, with the same bytes in the end. In memory are one block in
 float32, the second moments of one linear's inputs, and the hidden states of the text, or these on disk: those of
-what calibrates, and those of what measures, once behind the dense blocks and once behind the quantized ones. Embedding,
+what calibrates and of what measures, each once behind the dense blocks and once behind the quantized ones. Embedding,
 head and norms stay as they are. The folder is of the form that the compressed-tensors library has
 (`models.packed_files`).
 """
@@ -21,24 +21,24 @@ from torch import Tensor, nn
 
 from shoestring.compression.calibration import Calibration, read_calibration
 from shoestring.compression.decoding import decode_both
-from shoestring.compression.ends import begin, copied, measured_on, nats
-from shoestring.compression.passage import InMemory, OnDisk, Passage, pass_through
-from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block, round_small
+from shoestring.compression.ends import copied, measured_on
+from shoestring.compression.passage import Passage
+from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block
 from shoestring.compression.quantize.config import Method, QuantizeConfig, quantize_config
 from shoestring.compression.quantize.gptq import Rounded
-from shoestring.compression.quantize.memory import Room, make_room
+from shoestring.compression.quantize.memory import make_room
 from shoestring.compression.quantize.result import MatrixError, Quantized
-from shoestring.compression.read_block import read_block
 from shoestring.compression.report import Decoding, write_report
+from shoestring.compression.room import Room, hidden_states, keep_to, process_bytes, refusals_told
 from shoestring.compression.tensor_stream import Streamed, join
 from shoestring.compression.unfinished import Unfinished, unfinished
+from shoestring.compression.walk import change_blocks
 from shoestring.core import matmul
 from shoestring.core.device import resolve_dtype
-from shoestring.core.errors import BudgetError, ConfigError
+from shoestring.core.errors import ConfigError
 from shoestring.core.files import atomic_folder, check_new
-from shoestring.core.machine import peak_rss_bytes, rss_bytes
-from shoestring.core.units import counted, format_bytes, parse_bytes
-from shoestring.core.waiting import waiting
+from shoestring.core.machine import peak_rss_bytes
+from shoestring.core.units import counted, parse_bytes
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.kernels import allocator
@@ -106,27 +106,16 @@ def quantize(
             f"{model} is an adapter, and has no weights of its own to quantize",
             hint=f"fold it into its base first: shoestring merge {model}",
         )
-    with WeightFiles(folder) as files, torch.no_grad():
-        try:
-            job = _Job(files, folder, settings, budget, say)
-            with unfinished(Path(out), job.made_of(), say) as work:
-                losses = job.run(work)
-                with atomic_folder(out) as temporary:
-                    weight_bytes = job.finish(work, temporary)
-                    took = time.perf_counter() - started, peak_rss_bytes()
-                    speeds = decode_both(folder, temporary, files.config, budget)
-                    result = _result(job, work, Path(out), str(model), losses, weight_bytes, speeds, took)
-                    write_report(result.report(), temporary)
-        except RuntimeError as error:
-            if (refusal := allocator.refused(error)) is None:
-                raise
-            raise BudgetError(
-                f"quantizing asked for a tensor of {format_bytes(refusal.asked)} when tensors held"
-                f" {format_bytes(refusal.live)}, at most {format_bytes(refusal.cap)} of the budget are theirs",
-                hint="give it more with --memory: what is done is kept, and the same command goes on from there",
-            ) from None
-        finally:
-            allocator.limit()
+    with refusals_told("quantizing"), WeightFiles(folder) as files, torch.no_grad():
+        job = _Job(files, folder, settings, budget, say)
+        with unfinished(Path(out), job.made_of(), say) as work:
+            losses = job.run(work)
+            with atomic_folder(out) as temporary:
+                weight_bytes = job.finish(work, temporary)
+                took = time.perf_counter() - started, peak_rss_bytes()
+                speeds = decode_both(folder, temporary, files.config, budget)
+                result = _result(job, work, Path(out), str(model), losses, weight_bytes, speeds, took)
+                write_report(result.report(), temporary)
     return result
 
 
@@ -165,8 +154,7 @@ class _Job:
         check_model(config, self.packed, str(folder))
         if memory is not None:
             first_use(training=settings.method == "learned")
-        process = rss_bytes() - allocator.kept() - allocator.live()
-        self.room: Room = make_room(config, settings, process, memory)
+        self.room: Room = make_room(config, settings, process_bytes(), memory)
         self.text: Calibration | None = None
         self.tokenizer: Tokenizer | None = None
         if settings.calibrate is not None or (folder / "tokenizer.json").is_file():
@@ -179,8 +167,7 @@ class _Job:
         self.plain: Decoder = build(config, device="meta")
         if say is not None:
             self._tell(say, memory)
-        if memory is not None:
-            allocator.limit(cap=max(memory - self.room.beside, 0))
+        keep_to(self.room, memory)
 
     def made_of(self) -> dict[str, Any]:
         """All that decides what is written."""
@@ -197,9 +184,7 @@ class _Job:
         each = f"groups of {settings.group}" if settings.group else "whole rows"
         say(f"quantize  {len(LINEARS) * config.layers} matrices to {settings.bits} bits in {each}, {settings.method}")
         if memory is not None:
-            where = "on disk" if self.room.on_disk else "in memory"
-            kept = "" if text is None else f", the text's hidden states {where}"
-            say(f"memory    {format_bytes(self.room.total)} of {format_bytes(memory)} predicted at most{kept}")
+            say(self.room.told(memory, text is not None))
         if text is None:
             return
         kind = "window" if text.form == "text" else "example"
@@ -217,34 +202,13 @@ class _Job:
             self.say(matmul.OTHER_MACHINE)
         if not work.parts:
             work.add(copied(self.files.places, self.family, self._dtype))
-        config, text = self.files.config, self.text
-        by_text = self.settings.method != "rtn" and text is not None
-        with work.open(0) as ends:
-            before = self.files.places
-            after = {
-                name: Place(name, ends, self.family.tensor_name(name))
-                for name in before
-                if not name.startswith("blocks.")
-            }
-            keep = functools.partial(self._kept, work)
-            passages = begin(text.calibrating if text is not None and by_text else [], self.plain, after, keep)
-            measured = begin(text.measured if text is not None else [], self.plain, before, keep)
-            afterwards = begin(text.measured if text is not None else [], self.plain, after, keep)
-            with waiting("quantize  matrices", len(LINEARS) * config.layers) as told:
-                for index in range(config.layers):
-                    done = index + 1 < len(work.parts)
-                    if not done or measured:
-                        block = read_block(self.files, index)
-                        pass_through(block, measured)
-                    if done:
-                        block = self._read_again(work, index)
-                        told.found(len(LINEARS))
-                    else:
-                        self._quantize(work, block, index, passages, told.advance)
-                    if index < config.layers - 1:
-                        pass_through(block, passages)
-                    pass_through(block, afterwards)
-            return nats(measured, self.plain, before), nats(afterwards, self.plain, after)
+        text, by_text = self.text, self.settings.method != "rtn"
+        return change_blocks(
+            self.files, work, self.family, text.calibrating if text is not None and by_text else [],
+            [] if text is None else text.measured, change=functools.partial(self._quantize, work),
+            read_again=functools.partial(self._read_again, work), kept=hidden_states(self.room, work.scratch),
+            what="quantize  matrices", linears=len(LINEARS), beside=self.settings.follows,
+        )  # fmt: skip
 
     def finish(self, work: Unfinished, folder: Path) -> int:
         """The folder of all parts; -> bytes of its weights."""
@@ -254,19 +218,17 @@ class _Job:
         with work.all() as parts:
             return join(parts, folder)
 
-    def _kept(self, work: Unfinished) -> InMemory | OnDisk:
-        return OnDisk(work.scratch()) if self.room.on_disk else InMemory()
-
     # --- parts -----------------------------------------------------------------------------------------------
 
-    def _quantize(self, work: Unfinished, block: nn.Module, index: int, passages: list[Passage], done: Any) -> None:
+    def _quantize(
+        self, work: Unfinished, block: nn.Module, index: int, passages: list[Passage], own: list[Passage], done: Any
+    ) -> None:
         prefix = f"blocks.{index}."
 
         def kept(name: str, tensor: Tensor) -> Tensor:
             return self._rounded(prefix + name, tensor).float()
 
-        round_small(block, kept)
-        found = quantize_block(block, passages, self.packed, self.settings, kept, done)
+        found = quantize_block(block, passages, self.packed, self.settings, kept, done, own)
         tensors = {
             self.family.tensor_name(prefix + name): self._rounded(prefix + name, parameter)
             for name, parameter in block.named_parameters()

@@ -1,22 +1,21 @@
 """What quantizing a model takes in memory, from above, and how a budget is kept: hidden states on disk, less at once.
 
 Counted are the tensors that are there at the worst moments: while a matrix is rounded by GPTQ (three square matrices of
-its inputs), while text passes a block, while the head measures; linears that are done are in few bits then. Torch's
-allocator refuses what would pass the budget all the same.
+its inputs, and the dense block), while text passes a block, while the head measures; linears that are done are in few
+bits then. Torch's allocator refuses what would pass the budget all the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from shoestring.compression.quantize.config import QuantizeConfig
+from shoestring.compression.quantize.follow import keeps_inputs
 from shoestring.compression.quantize.gptq import COLUMNS, WIDE
+from shoestring.compression.room import Room, fitting
 from shoestring.compression.text_config import TOGETHER
-from shoestring.core.errors import BudgetError
-from shoestring.core.units import format_bytes
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.common import dense_parts
-from shoestring.plan.constants import SPARE
 
 _FEWER = (TOGETHER, TOGETHER // 2)
 _LEARNED = (TOGETHER // 2,)  # its steps take a batch each
@@ -29,42 +28,12 @@ _MADE_DENSE = 10  # bytes of a weight that such a linear takes for a product
 _LEARNED_COPIES = 14  # of a block's weights: their own, shifts, gradients, and what leads to the codes
 
 
-@dataclass(frozen=True)
-class Room:
-    """How much text goes through a block at a time, and whether the rest of it is on disk. lines: predicted bytes of
-    tensors, what for. beside: of the process, tensors apart."""
-
-    tokens: int
-    on_disk: bool
-    lines: tuple[tuple[str, int], ...]
-    beside: int
-
-    @property
-    def tensors(self) -> int:
-        return sum(size for _, size in self.lines)
-
-    @property
-    def total(self) -> int:
-        return self.tensors + self.beside
-
-
 def make_room(config: ModelConfig, settings: QuantizeConfig, process: int, memory: int | None) -> Room:
     """The fastest way that is predicted to stay inside `memory` bytes. process: what it takes before. Raises
     BudgetError with the least that would do."""
     lengths = _LEARNED if settings.method == "learned" else _FEWER
     ways = [_room(config, settings, process, tokens, on_disk) for on_disk in (False, True) for tokens in lengths]
-    if memory is None:
-        return ways[0]
-    for way in ways:
-        if way.total <= memory * SPARE:
-            return way
-    least = min(ways, key=lambda way: way.total)
-    enough = -(-int(least.total / SPARE) // 10_000_000) * 10
-    largest = max(least.lines, key=lambda line: line[1])
-    raise BudgetError(
-        f"{format_bytes(memory)} of memory are too little to quantize this model by {settings.method}",
-        hint=f"{enough}MB would do; {format_bytes(largest[1])} of it are for {largest[0]}",
-    )
+    return fitting(ways, memory, f"quantize this model by {settings.method}")
 
 
 def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: int, on_disk: bool) -> Room:
@@ -78,7 +47,7 @@ def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: i
     context = min(settings.context, config.context)
     batch = max(tokens, context) if text else 0
     rows = (settings.rows if by_text else 0) + (2 * settings.held_out if text else 0)
-    copies = 2 if settings.method == "learned" else 1
+    copies = 2 if settings.follows else 1  # as the dense model has it, and as the quantized one
     kept = 2 * batch if on_disk else rows * context * copies * 5 // 4 + 2 * batch  # rows are padded
     shapes = (
         ((queries, width), (keys, width), (keys, width)), ((width, queries),), ((inner, width), (inner, width)),
@@ -87,14 +56,17 @@ def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: i
     whole = sum(outputs * inputs for stage in shapes for outputs, inputs in stage)
     largest = max(outputs * inputs for stage in shapes for outputs, inputs in stage)
     passing = batch * _FLOAT * (6 * width + 2 * (queries + 2 * keys) + 3 * inner) + largest * _MADE_DENSE
+    beside = whole * _FLOAT if settings.follows else 0  # the dense block
     peaks, done = [("the head", 4 * _HEAD_ROWS * _FLOAT if text else 0), ("a block", whole * _FLOAT + passing)], 0
     for number, stage in enumerate(shapes):
         inputs = stage[0][1]
-        held = (whole - done) * _FLOAT + int(done * _PACKED)
+        held = (whole - done) * _FLOAT + int(done * _PACKED) + beside
         moments = _moments(inputs) if by_text else 0
         if by_text:
             summing = inputs * inputs * _FLOAT + 2 * batch * inputs * _FLOAT
             peaks.append(("the second moments of inputs", held + moments + max(passing, summing)))
+        if settings.follows:
+            peaks.append(("following the dense model", held + moments + max(_following(stage, batch, passing))))
         if settings.method == "awq" and number % 2 == 0:
             later = shapes[number + 1][0][1]
             summing = max(passing, later * later * _FLOAT + 2 * batch * later * _FLOAT, largest * _FLOAT * 8)
@@ -112,6 +84,19 @@ def _room(config: ModelConfig, settings: QuantizeConfig, process: int, tokens: i
 
 def _moments(inputs: int) -> int:
     return inputs * inputs * (8 if inputs <= WIDE else 4)
+
+
+def _following(stage: Sequence[tuple[int, int]], batch: int, passing: int) -> tuple[int, int, int]:
+    """What giving the linears of a stage other weights takes beside the second moments: while text passes, while what
+    it is off becomes the linears', and while these are solved for."""
+    inputs, outputs = stage[0][1], [each for each, _ in stage]
+    square, size = _moments(inputs), 8 if inputs <= WIDE else 4
+    off = sum(outputs) * inputs * size
+    apart = keeps_inputs(inputs, outputs)
+    kept = square if apart else off
+    text = batch * _FLOAT * (3 * inputs + max(outputs)) + (inputs * (inputs if apart else max(outputs))) * _FLOAT
+    turning = square + off + max(outputs) * inputs * size if apart else 0
+    return kept + max(passing, text), turning, off + max(2 * square, square + 3 * max(outputs) * inputs * size)
 
 
 def _rounding(outputs: int, inputs: int, by_text: bool) -> int:

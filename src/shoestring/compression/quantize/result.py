@@ -13,7 +13,8 @@ from shoestring.core.units import format_bytes, format_seconds
 @dataclass(frozen=True)
 class MatrixError:
     """error, nearest: squared error of what a linear gives on the calibration inputs, as a part of what it gives;
-    without calibration of its weights. nearest: of rounding to nearest."""
+    without calibration of its weights. nearest: of rounding to nearest. Where the dense model is followed, beside the
+    weights that follow it."""
 
     name: str
     error: float

@@ -27,8 +27,8 @@ EVERY = 10.0  # seconds between entries in the journal
 
 @dataclass(frozen=True)
 class Target:
-    """shard_tokens: of a shard, at least. tokens: to train on, after which the rest of the source is left; None for
-    all. compress: zstd's level, 0 for none."""
+    """shard_tokens: of a shard, at least. tokens: to train on, documents: to keep; the rest of the source is left, None
+    for all. compress: zstd's level, 0 for none."""
 
     out: Path
     dtype: np.dtype
@@ -36,6 +36,7 @@ class Target:
     shard_tokens: int
     tokens: int | None
     compress: int
+    documents: int | None = None
 
 
 def write_shards(
@@ -55,6 +56,7 @@ def write_shards(
         for split in SPLITS
     }
     trained = sum(shard.tokens for shard in journal.shards if shard.split == "train") + writers["train"].extent.tokens
+    kept = sum(shard.documents for shard in journal.shards) + sum(w.extent.documents for w in writers.values())
     seen = _reopened(out / SEEN, journal.remembered)
     if journal.review is not None:
         reviewer.restore(journal.review)
@@ -80,7 +82,8 @@ def write_shards(
         for batch in () if journal.done else batches(journal.place):
             full, reached = False, batch.end
             for document in batch.documents:
-                if target.tokens is not None and trained >= target.tokens:
+                enough = target.tokens is not None and trained >= target.tokens
+                if enough or (target.documents is not None and kept >= target.documents):
                     journal.done = True
                     break
                 if reviewer.decide(document.findings, document.name) is not None:
@@ -88,6 +91,7 @@ def write_shards(
                 writer = writers[document.split]
                 writer.add(document.ids, document.bytes)
                 seen.write(document.findings.marks.astype("<u8").tobytes())
+                kept += 1
                 if document.split == "train":
                     trained += 1 + len(document.ids)
                 if writer.extent.tokens >= target.shard_tokens:

@@ -28,7 +28,8 @@ from shoestring.models.builder import build
 from shoestring.models.families.registry import read_config
 from shoestring.models.gguf.dequantize import dequantize
 from shoestring.models.gguf.reader import GGUFFile
-from shoestring.models.peft_folder import WEIGHTS, find_base, read_adapter_config
+from shoestring.models.peft_config import read_adapter_config
+from shoestring.models.peft_folder import WEIGHTS, find_base
 from shoestring.models.resolve import Say
 from shoestring.models.weights import TensorFile
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from shoestring.train.metrics_file import is_number
+from shoestring.train.metrics_file import LASTING, is_number
 
 _MOVES = ("shortened", "lengthened")
 _PLACES = ("event", "step", "tokens", "seconds")
@@ -31,6 +31,8 @@ def _words(event: dict[str, Any]) -> str:
         return f"changed nothing: {event.get('reason')}"
     if kind == "rolled_back":
         return f"went back to the weights of step {_number(event, 'to')}: {event.get('reason')}"
+    if kind in LASTING:
+        return f"the run broke off: {event.get('reason')}"
     if kind == "not_written":
         return f"{event.get('what')} not written: {event.get('reason')}"
     if kind == "stage":
@@ -58,6 +60,8 @@ def session_rows(sessions: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> l
     for began, ended in sessions:
         how = str(ended.get("how", "killed, or still at work"))
         when = str(began.get("time", "")).replace("T", " ").replace("+00:00", " UTC")
+        if began.get("restart") is not None:
+            when += f", restart {began['restart']} by torchrun"
         rows.append((when, _number(began, "step"), _number(ended, "step"), how))
     return rows
 
