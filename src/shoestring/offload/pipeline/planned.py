@@ -19,6 +19,7 @@ def refuse(recipe: RunRecipe, more: Mapping[str, bool]) -> None:
     if recipe.budget.split is None:
         return
     refused = {
+        "parallel.kind fsdp": recipe.parallel.kind == "fsdp",
         "precision.fp8": recipe.precision.fp8 is not None,
         "precision.compile": recipe.precision.compile,
         "quantize": recipe.quantize is not None,
