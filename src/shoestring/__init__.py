@@ -3,9 +3,9 @@
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
 data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `factorize(MODEL, out)`, `distill(TEACHER, STUDENT, data)`,
 `merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)`, `compare(RUNS)`, `prepare_dataset(data, MODEL)`,
-`finetune_over(MACHINES, MODEL, data)`, `pretrain_over(MACHINES, recipe)`, `generate_over(MACHINES, MODEL, prompts)` and
-`join(ADDRESS, TOKEN, NAME)` do what the commands do. They are looked up on first use, so that `import shoestring` does
-not import torch.
+`make_plan(RECIPE)`, which is `shoestring plan`, `finetune_over(MACHINES, MODEL, data)`,
+`pretrain_over(MACHINES, recipe)`, `generate_over(MACHINES, MODEL, prompts)` and `join(ADDRESS, TOKEN, NAME)` do what
+the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
@@ -21,6 +21,7 @@ if _typing.TYPE_CHECKING:
     from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
     from shoestring.finetuning.job import finetune as finetune
+    from shoestring.forecast.plan import make_plan as make_plan
     from shoestring.laptops.asking import generate_over as generate_over
     from shoestring.laptops.join import join as join
     from shoestring.laptops.over import finetune_over as finetune_over
@@ -42,6 +43,7 @@ _HOMES = {
     "generate_over": "shoestring.laptops.asking",
     "join": "shoestring.laptops.join",
     "load": "shoestring.offload.load",
+    "make_plan": "shoestring.forecast.plan",
     "merge": "shoestring.compression.merge.job",
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
@@ -53,7 +55,8 @@ _HOMES = {
 }
 __all__ = [
     "__version__", "compare", "compress", "distill", "factorize", "finetune", "finetune_over", "generate_over", "join",
-    "load", "merge", "perplexity", "prepare_dataset", "pretrain", "pretrain_over", "prune", "quantize", "report",
+    "load", "make_plan", "merge", "perplexity", "prepare_dataset", "pretrain", "pretrain_over", "prune", "quantize",
+    "report",
 ]  # fmt: skip
 
 

@@ -17,12 +17,11 @@ from shoestring.laptops.config import MachinesConfig
 from shoestring.laptops.crew import Crew, Present, Say
 from shoestring.laptops.order import Order
 from shoestring.laptops.pieces import needed
-from shoestring.laptops.prediction import machine_of
+from shoestring.laptops.prediction import EFFICIENCY, machine_of
 from shoestring.laptops.project import told
 from shoestring.laptops.survey import MODEL
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import operations
-from shoestring.plan.constants import EFFICIENCY
 from shoestring.plan.decoding import Use, predict_use
 from shoestring.plan.ranges import Split
 from shoestring.plan.split import Peak, Work, split

@@ -14,13 +14,14 @@ from typing import Any
 from shoestring.models.count import operations
 from shoestring.nn.config import GQAConfig, block_order
 from shoestring.offload.pipeline.schedule import in_flight
-from shoestring.plan.constants import BITS, EFFICIENCY, SPARE
+from shoestring.plan.constants import BITS, SPARE
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, WeightFormat
 from shoestring.plan.speed import block_numbers
 from shoestring.plan.split import Peak, Work
 from shoestring.plan.tape import FLOAT
 
+EFFICIENCY = 0.7  # of the matrix peak that a step reaches, all that is no product included
 _KEPT = "kept activations"
 # Bytes per second of reading layers that the system has in its own memory or on a fast disk, and of making floats of
 # what is kept in fewer bits.

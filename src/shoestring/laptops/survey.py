@@ -86,7 +86,7 @@ def _start_finetune(asked: dict[str, Any]) -> Any:
 
 def _found_finetune(start: Any) -> Found:
     from shoestring.finetuning.material import open_material
-    from shoestring.finetuning.model import check_split, job_shape, options
+    from shoestring.finetuning.model import check_split, job_shape, options, portions_of
 
     recipe = start.recipe
     if recipe.evaluate.suite is not None:
@@ -105,7 +105,8 @@ def _found_finetune(start: Any) -> Found:
     check_split(_as_split(recipe))
     material = open_material(start)
     _check_model(material.config)
-    shape, left = job_shape(recipe, material), options(recipe, material)
+    portions = portions_of(recipe, material)
+    shape, left = job_shape(recipe, portions), options(recipe, portions)
     files = {"model": (material.base, MODEL)}
     for name in ("source", "validation_source", "template"):
         text = getattr(data, name)

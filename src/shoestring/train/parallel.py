@@ -33,7 +33,7 @@ BUCKET_NUMBERS = 16 * 2**20  # numbers exchanged at once: large enough for the l
 
 
 def start() -> None:
-    """Join the processes that torchrun started, if it did and nobody has joined them yet."""
+    """Join the processes that torchrun or a command started, if one did and nobody has joined them yet."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
