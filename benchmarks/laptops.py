@@ -127,7 +127,7 @@ def process(
         if why_not() is None:
             group = stack.enter_context(memory_group(memory))
             command = group.command(command)
-        log = stack.enter_context(open(folder / f"log{number}.txt", "a", encoding="utf-8"))
+        log = stack.enter_context(open(folder / f"log{number}.txt", "w", encoding="utf-8"))
         running = subprocess.Popen(command, stderr=log, text=True, env=around, cwd=folder, **given)
         try:
             yield running, group
