@@ -102,9 +102,10 @@ def with_memory(run: Callable[[int], dict[str, Any]], rows: int) -> dict[str, An
         rows //= 2
 
 
-def predicted_mb(shape: JobShape, spec: EngineSpec) -> float:
-    """Of tensors: what the plan says of a CPU, which knows nothing of a GPU's kernels."""
-    return predict(shape, spec, Machine(0, 1e12, threads=1)).tensor_bytes / 1e6
+def predicted_mb(shape: JobShape, spec: EngineSpec, device: torch.device) -> float:
+    """Of tensors, as the plan says it."""
+    gpu = device.type == "cuda"
+    return predict(shape, spec, Machine(0, 1e12, threads=0 if gpu else 1, gpu=gpu)).tensor_bytes / 1e6
 
 
 def qwen(shape: str) -> ModelConfig:
@@ -174,7 +175,7 @@ def elite(given: Settings, precision: dict[str, Any], documents: bool = True) ->
         config, found["rows"], given.length, compute="bfloat16", documents=documents, measured=False
     )  # fmt: skip
     share = found["tokens_per_second"] * flops_per_token(config, given.length) / bf16_peak(given.device)
-    predicted = predicted_mb(shape, EngineSpec("resident", found["rows"]))
+    predicted = predicted_mb(shape, EngineSpec("resident", found["rows"]), given.device)
     return found | {"share_of_bf16_peak": share, "predicted_mb": predicted}
 
 
@@ -202,7 +203,7 @@ def lora(given: Settings) -> dict[str, Any]:
     )  # fmt: skip
     # A frozen weight has no gradient: 4 operations of the 6.
     share = found["tokens_per_second"] * flops_per_token(config, length) * 4 / 6 / bf16_peak(given.device)
-    predicted = predicted_mb(shape, EngineSpec("resident", found["rows"]))
+    predicted = predicted_mb(shape, EngineSpec("resident", found["rows"]), given.device)
     return found | {"share_of_bf16_peak": share, "predicted_mb": predicted}
 
 
@@ -249,7 +250,7 @@ def _streamed(given: Settings, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     spec = EngineSpec("streamed", rows, slots=2)
     limit = GPU_LIMIT / 1e6 if given.device.type == "cuda" else None
-    return found | {"waited_s": waited, "limit_mb": limit, "predicted_mb": predicted_mb(shape, spec)}
+    return found | {"waited_s": waited, "limit_mb": limit, "predicted_mb": predicted_mb(shape, spec, given.device)}
 
 
 CASES: dict[str, Callable[[Settings], dict[str, Any]]] = {

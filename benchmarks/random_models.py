@@ -3,7 +3,7 @@
 Speed and memory do not depend on what the weights say. Tensors are drawn and written one slice at a time, so a model
 of 6 GB takes little memory to make; it is made once, in the cache, whole or not at all. Its tokenizer is a tiny one
 trained on the spot: the embedding keeps the shape's vocabulary, of which the text uses the first ids.
-Shapes: the config.json files of Qwen/Qwen2.5-0.5B, 1.5B and 3B, and two small ones.
+Shapes: the config.json files of Qwen/Qwen2.5-0.5B, 1.5B and 3B, and three small ones.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "qwen2.5-0.5b": (896, 24, 14, 2, 4864, 151_936, True),
     "qwen2.5-1.5b": (1536, 28, 12, 2, 8960, 151_936, True),
     "qwen2.5-3b": (2048, 36, 16, 2, 11008, 151_936, True),
+    "small-9m": (256, 4, 4, 2, 1024, 16_384, True),
     "small-25m": (384, 8, 6, 2, 1536, 16_384, True),
     "small-70m": (512, 12, 8, 4, 2048, 32_768, False),
 }

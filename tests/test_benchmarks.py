@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ import torch
 from benchmarks import gpu
 from benchmarks.cgroup import memory_group, why_not
 from benchmarks.measure import run_worker
-from benchmarks.prediction import CASES
+from benchmarks.prediction import CASES, calibrated, within
 from benchmarks.random_models import SHAPES, config_json, large_model
 from shoestring.core.errors import RunError
 from shoestring.models.folder import load_model
+from shoestring.plan.receipt import Receipt
 
 WORKER = """
 import json
@@ -98,17 +100,33 @@ def test_the_shapes_are_the_published_ones(tmp_path):
 
 
 def test_the_cases_of_the_prediction_are_of_every_use_engine_and_format():
-    assert len({str(case) for case in CASES}) == len(CASES) >= 24
+    assert len({str(case) for case in CASES}) == len(CASES) >= 40
     engines = {use: {case.engine for case in CASES if case.use == use} for use in {case.use for case in CASES}}
     assert engines == {
         "pretrain": {"resident", "checkpointed"},
         "finetune": {"resident", "checkpointed", "streamed"},
+        "distill": {"resident", "checkpointed"},
+        "quantize": {"rtn", "gptq", "awq"},
         "perplexity": {"resident", "streamed"},
         "generate": {"resident", "streamed"},
     }
     assert {case.weights for case in CASES if case.engine == "streamed"} == {"source", "float32", "int8", "int4", "nf4"}
     assert {case.method for case in CASES if case.use == "finetune"} == {"lora", "full", "qlora"}
     assert {case.budget for case in CASES} == {True, False}
+    groups = Counter((case.use, case.engine) for case in CASES)
+    assert min(groups.values()) >= 2  # one half of a group calibrates the other
+
+
+def test_times_are_judged_by_the_other_half_of_the_cases():
+    receipts = [
+        Receipt("finetune", engine, "here", predicted_seconds=1.0, measured_seconds=seconds).to_json()
+        for engine, seconds in (
+            ("resident", 2.0), ("streamed", 10.0), ("resident", 3.0), ("resident", 2.2), ("streamed", 8.0)
+        )
+    ]  # fmt: skip
+    # resident: 2, 3, 2.2 in turns; the second's factor is the median of the others.
+    assert calibrated(receipts) == pytest.approx([3.0, 8.0, 2.1, 3.0, 10.0])
+    assert within([0.1] * 9 + [5.0]) == 0.1 and within([0.1] * 8 + [-0.3, 5.0]) == 0.3 and within([-0.2]) == 0.2
 
 
 def test_the_gpu_benchmark_has_a_twin_on_the_cpu(capsys):

@@ -100,6 +100,8 @@ def smaller(tokens: list[str]) -> list[str]:
         at = tokens.index("--parameters") if "--parameters" in tokens else tokens.index("--rank")
         tokens[at : at + 2] = ["--rank", "4"] if tokens[at] == "--rank" else ["--parameters", "0.97x"]
         tokens += ["--rows", "4", "--context", "64"] if "--calibrate" in tokens else []
+    elif verb == "plan" and "quantize" in tokens:
+        tokens += ["--quantize.group", "16"]
     elif verb == "merge" and "--calibrate" in tokens:
         tokens += ["--rows", "4", "--context", "64"]
     elif verb in ("recipe", "model"):  # nothing is trained or fetched

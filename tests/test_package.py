@@ -13,8 +13,8 @@ from shoestring.core.errors import ConfigError
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
-        "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity",
-        "prepare_dataset", "pretrain", "prune", "quantize", "report",
+        "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "make_plan", "merge",
+        "perplexity", "prepare_dataset", "pretrain", "prune", "quantize", "report",
     }  # fmt: skip
 
 
@@ -25,6 +25,7 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("finetune", "preserve on_bad_line evaluate"),
         ("pretrain", "recipe resume overrides time memory out"),
         ("load", "model device dtype memory"),
+        ("make_plan", "recipe_or_model job memory gpu_memory time machine largest overrides"),
         ("perplexity", "model data context stride examples"),
         ("distill", "teacher student data recipe resume divergence beta temperature labels on_policy cache_samples"),
         ("merge", "adapter out dense calibrate dtype columns"),

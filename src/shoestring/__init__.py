@@ -2,8 +2,9 @@
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
 data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `factorize(MODEL, out)`, `distill(TEACHER, STUDENT, data)`,
-`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)`, `compare(RUNS)` and `prepare_dataset(data,
-MODEL)` do what the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
+`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)`, `compare(RUNS)`, `prepare_dataset(data, MODEL)`
+and `make_plan(RECIPE)`, which is `shoestring plan`, do what the commands do. They are looked up on first use, so that
+`import shoestring` does not import torch.
 """
 
 import importlib as _importlib
@@ -19,6 +20,7 @@ if _typing.TYPE_CHECKING:
     from shoestring.evaluate.perplexity import perplexity as perplexity
     from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
     from shoestring.finetuning.job import finetune as finetune
+    from shoestring.forecast.plan import make_plan as make_plan
     from shoestring.offload.load import load as load
     from shoestring.pretraining.job import pretrain as pretrain
     from shoestring.search.compare import compare as compare
@@ -33,6 +35,7 @@ _HOMES = {
     "factorize": "shoestring.compression.factorize.job",
     "finetune": "shoestring.finetuning.job",
     "load": "shoestring.offload.load",
+    "make_plan": "shoestring.forecast.plan",
     "merge": "shoestring.compression.merge.job",
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
@@ -42,8 +45,8 @@ _HOMES = {
     "report": "shoestring.train.report.write",
 }
 __all__ = [
-    "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "merge", "perplexity",
-    "prepare_dataset", "pretrain", "prune", "quantize", "report",
+    "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "make_plan", "merge",
+    "perplexity", "prepare_dataset", "pretrain", "prune", "quantize", "report",
 ]  # fmt: skip
 
 

@@ -18,7 +18,8 @@ def make_kinds(root: Path) -> list[Kind]:
     generation = {"eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(generation))
     makers = [
-        run_kinds.recipe, run_kinds.values, model_kinds.model, model_kinds.shards, model_kinds.tokenizer,
+        run_kinds.machine, run_kinds.recipe, run_kinds.values, model_kinds.model, model_kinds.shards,
+        model_kinds.tokenizer,
         model_kinds.adapter, model_kinds.of_gguf, data_kinds.rows, data_kinds.columns, data_kinds.text,
         data_kinds.template, run_kinds.finetuned, run_kinds.trained, run_kinds.metrics, data_kinds.prepared,
         data_kinds.compressed, model_kinds.quantized, model_kinds.of_gptq, model_kinds.factorized,

@@ -14,6 +14,8 @@ import torch
 from shoestring.compression.distill.job import distill
 from shoestring.core.errors import RunError
 from shoestring.finetuning.job import finetune
+from shoestring.plan.machine_file import save_machine
+from shoestring.plan.receipt import Item, Receipt, append
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.pretraining.job import pretrain
 from shoestring.train.metrics import truncate_metrics
@@ -21,9 +23,21 @@ from shoestring.train.plot import write_plot
 from shoestring.train.report.write import report
 from shoestring.train.sharded_files import ShardedFiles, write_shard
 from tests.finetuning import tiny
+from tests.forecast.machines import described
 from tests.fuzz.kind import Damage, Kind, call, command
 from tests.fuzz.mutations import HOSTILE, damaged, damaged_json, damaged_lines, damaged_safetensors
 from tests.train.tiny import corpus, recipe_text
+
+
+def machine(sound: Path, base: Path, rows: Path) -> Kind:
+    """A machine that was described, and is planned for."""
+    sound.mkdir()
+    save_machine(described(), sound / "laptop.yaml")
+
+    def read(it: Path, rng: random.Random) -> int:
+        return command("plan", "quickstart-smoke", "--machine", it / "laptop.yaml")
+
+    return Kind("machine", sound, {"laptop.yaml": [damaged]}, read)
 
 
 def recipe(sound: Path, base: Path, rows: Path) -> Kind:
@@ -133,8 +147,12 @@ def metrics(sound: Path, base: Path, rows: Path) -> Kind:
     predicted = {"predicted": {"memory": 10**9}, "predicted_parts": [["weights", 10**9]]}
     sessions = [{**began, **predicted}, {"session": "ended", "step": 19, "peak_memory": 10**9, "how": "finished"}]
     (sound / "sessions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sessions))
+    receipt = Receipt("pretrain", "resident", "x | 8 threads", count=3, measured_seconds=1.5, predicted_seconds=1.0)
+    for item in (Item("weights", "bytes", 1e9, 1e9), Item("a step", "seconds", 1.0, None)):
+        append(replace(receipt, items=(*receipt.items, item)), sound / "receipts.jsonl")
     files: dict[str, list[Damage]] = {
         "metrics.jsonl": [damaged_lines, damaged], "sessions.jsonl": [damaged_lines, damaged],
+        "receipts.jsonl": [damaged_lines, damaged],
         "answers.json": [damaged_json, damaged], "recipe.yaml": [damaged],
     }  # fmt: skip
     return Kind("metrics", sound, files, read)

@@ -1,18 +1,25 @@
-"""`shoestring doctor`: what this machine has, measured, and what that means for training; who multiplies matrices."""
+"""`shoestring doctor`: what this machine has, measured, and what that means for training; who multiplies matrices.
+
+`--save laptop.yaml` describes it for `shoestring plan --machine laptop.yaml`, on another machine too.
+"""
 
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.units import counted, format_bytes, format_count
+from shoestring.plan.machine_file import check_saving, save_machine
 
 app = verb(
     "doctor",
     "What this machine has, measured, and what that means for training.",
-    ("shoestring doctor", "shoestring doctor --json"),
+    ("shoestring doctor", "shoestring doctor --save laptop.yaml"),
 )
 
 # Weights, gradient and AdamW's two moments in float32; a fifth is left to activations and the system.
@@ -42,15 +49,38 @@ USUAL_PRODUCTS: tuple[tuple[str, str, int, int, int], ...] = (
 
 
 @app.default
-def doctor(*, json: Json = False) -> None:
+def doctor(
+    *,
+    save: Annotated[
+        Path | None, Parameter(help="describe this machine in a file, for plan --machine on this one or another")
+    ] = None,
+    json: Json = False,
+) -> None:
+    if save is not None:
+        check_saving(save)
     found = measure()
+    if save is not None:
+        _save(save)
     if json:
-        console.print_json(found)
+        console.print_json(found if save is None else {**found, "saved": str(save)})
         return
     for name, text in describe(found).items():
         console.show(f"{name:<11}{text}")
     for line in matmul_table(found["matmul"]):
         console.show(line)
+    if save is not None:
+        console.show(f"{'saved':<11}{save}: shoestring plan RECIPE --machine {save}")
+
+
+def _save(path: Path) -> None:
+    """With what `measure` has just measured, and the size of a process of its own."""
+    from shoestring.core.waiting import waiting
+    from shoestring.forecast.computer import this_computer
+    from shoestring.forecast.own_size import fresh_sizes
+
+    with waiting("measuring a process of its own"):
+        process = fresh_sizes()
+    save_machine(this_computer(process), path)
 
 
 def measure() -> dict[str, Any]:

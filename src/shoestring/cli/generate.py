@@ -66,6 +66,7 @@ def generate(
     if json:
         completions = language_model.complete(prompts, special_tokens, **options)
         console.print_json(as_json(language_model, prompts, completions, options))
+        _receipt(language_model, completions)
     elif len(prompts) == 1 and (options["num_beams"] or 1) == (options["num_return_sequences"] or 1) == 1:
         _stream(language_model, prompts[0], special_tokens, options)
     else:
@@ -73,6 +74,7 @@ def generate(
         _print_batch(each(prompts, completions), completions)
         _told_cut([completion.reason for completion in completions], language_model.sampling(**options))
         _report(language_model)
+        _receipt(language_model, completions)
 
 
 def _to_file(
@@ -150,6 +152,7 @@ def _stream(model: LanguageModel, prompt: str, special_tokens: SpecialTokens, op
         )
     _told_cut([reason], sampling)
     _report(model)
+    _receipt(model, [len(ids)])
 
 
 def _told_cut(reasons: Sequence[StopReason | None], sampling: SamplingConfig) -> None:
@@ -184,6 +187,15 @@ def _report(model: LanguageModel) -> None:
     if console.err.is_terminal and speed.tokens_per_second:
         guessed = f", {speed.right:,} of {speed.guessed:,} guesses right" if speed.guessed else ""
         console.say(f"{speed.tokens_per_second:.1f} tokens/s{guessed}", style="dim")
+
+
+def _receipt(model: LanguageModel, texts: Sequence[Completion] | list[int]) -> None:
+    """For the log by which plans are corrected. texts: that were written together, or their prompts' tokens."""
+    from shoestring.generate.language_model import SLOTS
+    from shoestring.generate.receipts import of_texts
+
+    lengths = [text if isinstance(text, int) else text.prompt_tokens for text in texts]
+    of_texts(model, sum(lengths), len(lengths), SLOTS)
 
 
 def _read_stdin() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -13,17 +11,15 @@ from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.compression.report import read_report, summary
 from shoestring.core import console
 from shoestring.core.config import Config, load_config
-from shoestring.core.errors import ConfigError
 from shoestring.core.units import format_bytes, format_count
 from shoestring.core.yaml_document import YamlDocument
+from shoestring.forecast.subject import folder_of, is_model
 from shoestring.models import count
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.registry import family_of, read_config
-from shoestring.models.resolve import find_model
-from shoestring.models.wheels import KNOWN
 from shoestring.nn.config import Recompute
 from shoestring.pretraining.config import InitFrom, load_pretrain_recipe
-from shoestring.train.recipe_files import is_built_in, list_recipes, recipe_job, recipe_name
+from shoestring.train.recipe_files import recipe_name
 
 Name = Annotated[
     str, Parameter(help="a recipe, by name or .yaml file; or a model: a folder, a run, a name that get knows")
@@ -47,9 +43,9 @@ app.command(_show)
 @_show.default
 def show(name: Name, /, *, json: Json = False, overrides: Overrides = None) -> None:
     report = None
-    if _is_model(name):
+    if is_model(name):
         kind, called = "model", name
-        folder = _folder_of(name)
+        folder = folder_of(name, console.say)
         model, report = read_config(folder), read_report(folder)
         looks = load_config(_Looks, YamlDocument({"train": {}}, name=name), overrides).train
         tokens, recompute = looks.sequence_length or min(model.context, _TOKENS), looks.activation_checkpointing
@@ -57,7 +53,7 @@ def show(name: Name, /, *, json: Json = False, overrides: Overrides = None) -> N
         kind, called = "recipe", recipe_name(name)
         settings = load_pretrain_recipe(name, overrides)
         chosen = settings.model
-        model = read_config(_folder_of(chosen.init)) if isinstance(chosen, InitFrom) else chosen
+        model = read_config(folder_of(chosen.init, console.say)) if isinstance(chosen, InitFrom) else chosen
         tokens, recompute = settings.train.sequence_length, settings.train.activation_checkpointing
     figures = model_figures(model, tokens, recompute)
     if json:
@@ -75,31 +71,6 @@ class _Looks(Config):
     """What a model that is there leaves open."""
 
     train: _LooksTrain = _LooksTrain()
-
-
-def _is_model(name: str) -> bool:
-    """Rather than a recipe. Raises ConfigError for what is neither."""
-    path = Path(name).expanduser()
-    if is_built_in(name) or path.suffix in (".yaml", ".yml"):
-        return False
-    if (path / "recipe.yaml").is_file():  # a run: of pretraining, its recipe has the shapes
-        return recipe_job(path) != "pretrain"
-    if path.exists() or name in KNOWN or "/" in name or name.startswith("hf:") or path.suffix.lower() == ".gguf":
-        return True
-    names = [*list_recipes(), *(known for known, model in KNOWN.items() if not model.encoder)]
-    close = difflib.get_close_matches(name, names, 1)
-    hint = (f"did you mean {close[0]}?\n" if close else "") + f"there are: {', '.join(names)}; or give a path"
-    raise ConfigError(f"there is no recipe or model {name!r}", hint=hint)
-
-
-def _folder_of(name: str) -> Path:
-    """Of a MODEL; of an adapter, its base's."""
-    folder = find_model(name, say=console.say)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        from shoestring.models.peft_folder import find_base
-
-        folder = find_base(folder, console.say)
-    return folder
 
 
 def model_figures(model: ModelConfig, tokens: int, recompute: Recompute) -> dict[str, Any]:

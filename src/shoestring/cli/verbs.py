@@ -44,6 +44,7 @@ VERBS = (
     Verb("prune", "Shrink", "take out of a model what counts least"),
     Verb("compress", "Shrink", "try several ways to make a model smaller, and keep the best that meets a target"),
     Verb("evaluate", "Measure", "what a model can do, in many categories, scored by programs"),
+    Verb("plan", "Measure", "what a job would take of memory and time, in every form, and what fits"),
     Verb("perplexity", "Measure", "how surprised a model is by text, per token and per byte"),
     Verb("compare", "Measure", "runs side by side: recipes, curves, scores with paired tests"),
     Verb("report", "Measure", "what a run did, as one page for a browser; several runs over one another"),

@@ -6,6 +6,7 @@ behind the blocks as they were, and behind the changed ones. Blocks that an earl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ Change = Callable[[nn.Module, int, list[Passage], list[Passage], Callable[[], An
 def change_blocks(
     files: WeightFiles, work: Unfinished, family: Family, calibrating: Sequence[Batch], measuring: Sequence[Batch],
     *, change: Change, read_again: Callable[[int], nn.Module], kept: MakeKept, what: str, linears: int,
-    beside: bool = False,
+    beside: bool = False, seconds: list[float] | None = None,
 ) -> tuple[float, float]:  # fmt: skip
     """All parts of `work` that are not there yet; its first, what is outside of the blocks, is. -> nats on what
     measures, before and after.
@@ -36,7 +37,8 @@ def change_blocks(
     family: of the tensors that are written. change: a block, by number, in place, by what reaches it in the passages,
     and write it as the next part; told of each linear. beside: whether it wants what calibrates as the model has it
     that is not changed, too, in passages that it brings behind the block; without, there are none. read_again: a block
-    that is written. kept: for hidden states. linears: of a block. what: is told meanwhile.
+    that is written. kept: for hidden states. linears: of a block. what: is told meanwhile. seconds: those that each
+    changed block took are added to it.
     """
     before, layers, plain = files.places, files.config.layers, build(files.config, device="meta")
     with work.open(0) as ends:
@@ -48,7 +50,7 @@ def change_blocks(
         afterwards = begin(measuring, plain, after, kept)
         with waiting(what, linears * layers) as told:
             for index in range(layers):
-                done = index + 1 < len(work.parts)
+                done, began = index + 1 < len(work.parts), time.perf_counter()
                 if not done or measured or own:
                     block = read_block(files, index)
                     pass_through(block, measured)
@@ -61,4 +63,6 @@ def change_blocks(
                 if index < layers - 1:
                     pass_through(block, passages)
                 pass_through(block, afterwards)
+                if seconds is not None and not done:
+                    seconds.append(time.perf_counter() - began)
         return nats(measured, plain, before), nats(afterwards, plain, after)

@@ -24,6 +24,8 @@ from shoestring.core.machine import cpu_identity, total_memory_bytes
 if TYPE_CHECKING:
     import torch
 
+FEW = 16_000_000  # numbers: 64 MB, still more than processors keep beside them
+
 
 def matrix_peak(
     dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu", refresh: bool = False
@@ -98,18 +100,18 @@ def _best_rate(contenders: Sequence[tuple[int, Callable[[], Any]]], device: torc
     return max(rates)
 
 
-def memory_bandwidth(refresh: bool = False) -> float:
+def memory_bandwidth(refresh: bool = False, count: int = 64_000_000) -> float:
     """Bytes per second of reading memory: the sum of a float32 array of 256 MB, median of 5.
 
-    Cached like the matrix peak.
+    Cached like the matrix peak. count: numbers of the array, where there is no memory for as many.
     """
     import torch
 
     key = f"memory_bandwidth {cpu_identity()} | {torch.get_num_threads()} threads | torch {torch.__version__}"
-    return _cached(key, _measure_memory_bandwidth, refresh)
+    return _cached(key, lambda: _measure_memory_bandwidth(count), refresh)
 
 
-def _measure_memory_bandwidth(count: int = 64_000_000) -> float:
+def _measure_memory_bandwidth(count: int) -> float:
     import torch
 
     array = torch.ones(min(count, total_memory_bytes() // 64))

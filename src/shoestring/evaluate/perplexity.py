@@ -30,8 +30,10 @@ from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.supervised.supervise import ModelSide, build_dataset
 from shoestring.evaluate.text import rows_of, text_windows, texts_of
 from shoestring.generate.language_model import LanguageModel
+from shoestring.generate.receipts import of_scoring
 from shoestring.kernels import allocator
 from shoestring.models.resolve import Say
+from shoestring.plan.receipt import Receipt
 from shoestring.train.evaluation import HeldOutText, measure
 
 CONTEXT = 2048  # tokens, or what the model can or has room for; also the tokens computed together
@@ -43,7 +45,8 @@ class Perplexity:
     """loss: nats per scored token; perplexity = exp(loss). bits_per_byte: None where ids do not stand for bytes.
 
     tokens, bytes: scored, and the UTF-8 text they stand for. documents: texts or examples. context, stride: tokens.
-    peak_memory: the process's largest resident set, in bytes.
+    peak_memory: the process's largest resident set, in bytes. receipt: time, and memory inside a budget, beside what
+    was predicted.
     """
 
     perplexity: float
@@ -57,13 +60,15 @@ class Perplexity:
     stride: int
     seconds: float
     peak_memory: int
+    receipt: Receipt | None = None
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / max(self.seconds, 1e-9)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+        receipt = None if self.receipt is None else self.receipt.to_json()
+        return {**asdict(self), "tokens_per_second": self.tokens_per_second, "receipt": receipt}
 
     def __str__(self) -> str:
         bits = "" if self.bits_per_byte is None else f" · {self.bits_per_byte:.3f} bits per byte"
@@ -127,6 +132,7 @@ def perplexity(
     started = time.perf_counter()
     with _Progress(batches) as watched, frozen(language.decoder):  # so that the loss goes by blocks of the vocabulary
         held_out = measure(language.decoder, watched, next(language.decoder.parameters()).dtype)
+    seconds = time.perf_counter() - started
     return Perplexity(
         perplexity=math.exp(held_out.loss) if held_out.loss < 700 else math.inf,
         loss=held_out.loss,
@@ -137,8 +143,9 @@ def perplexity(
         documents=documents,
         context=context,
         stride=stride,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         peak_memory=peak_rss_bytes(),
+        receipt=of_scoring(language, at_once, context, watched.padded, seconds),
     )
 
 
@@ -170,6 +177,7 @@ class _Progress:
     def __init__(self, text: HeldOutText) -> None:
         self._text = text
         self.tokens, self.bytes, self.documents = text.tokens, text.bytes, text.documents
+        self.padded = 0  # tokens that were computed
         self._live = console.progress()
         self._task = self._live.add_task("perplexity", total=text.tokens)
 
@@ -184,6 +192,7 @@ class _Progress:
         started = told = time.monotonic()
         done = 0
         for batch in self._text:
+            self.padded += batch.tokens_BT.numel()
             yield batch  # what follows is what the batch took
             done += int((batch.labels_BT != IGNORED).sum())
             now = time.monotonic()

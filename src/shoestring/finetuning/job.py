@@ -16,7 +16,7 @@ from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.errors import ConfigError
 from shoestring.core.seeds import seed_everything
 from shoestring.core.waiting import waiting
-from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream
+from shoestring.data.supervised.batches import SupervisedPass
 from shoestring.data.supervised.rows import Rows
 from shoestring.evaluate.samples import LONGEST, STREAMED_LONGEST, Prompt, Samples
 from shoestring.finetuning.before_after import ANSWER, STREAMED_ANSWER, Interview, choose_questions, load_answers
@@ -31,7 +31,15 @@ from shoestring.finetuning.config import (
 from shoestring.finetuning.everyday import everyday_examples
 from shoestring.finetuning.examples import kept_rows
 from shoestring.finetuning.material import Material, open_material
-from shoestring.finetuning.model import adapted_model, job_shape, options, read_speed
+from shoestring.finetuning.model import (
+    adapted_model,
+    job_shape,
+    options,
+    portions_of,
+    read_speed,
+    steps_of,
+    stream_of,
+)
 from shoestring.finetuning.preserve import preserving
 from shoestring.finetuning.result import FinetuneResult, collect, model_and_data
 from shoestring.finetuning.suite_scores import SCORES, Asked, after, before, save
@@ -151,7 +159,8 @@ class FinetuneJob:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
         material = self.material = open_material(start)
         machine = this_machine(recipe, lambda: read_speed(material.base))
-        recipe, choice = settle(recipe, job_shape(recipe, material), options(recipe, material), machine)
+        portions = portions_of(recipe, material)
+        recipe, choice = settle(recipe, job_shape(recipe, portions), options(recipe, portions), machine)
         self.recipe, spec, world = recipe, choice.spec, parallel.world_size()
         self._ask_before(start)
 
@@ -167,14 +176,8 @@ class FinetuneJob:
         with waiting("loading   the model"):
             decoder = self.engine.load()
         rows, length = material.rows, material.length
-        stream = SupervisedStream(
-            material.dataset, length, spec.microbatch, rows * world, recipe.data.layout, recipe.seed, "train",
-            parallel.rank(), world, recipe.data.longest_first,
-        )  # fmt: skip
-        steps = recipe.train.steps
-        if recipe.train.epochs is not None:
-            each = rows // spec.microbatch if recipe.data.layout == "grouped" else rows  # samples of a step
-            steps = max(round(recipe.train.epochs * stream.samples_per_epoch / (each * world)), 1)
+        stream = stream_of(recipe, material, spec.microbatch)
+        steps = steps_of(recipe, material, stream, spec.microbatch)
         how_long = length_line(recipe, steps, f"up to {rows * world * length:,} tokens")
         header = model_and_data(recipe, decoder, material)
         header += common_header(recipe, choice.prediction, how_long, start.state)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from shoestring.core.speeds import file_read_speed
-from shoestring.data.supervised.batches import padded_length
+from shoestring.data.supervised.batches import SupervisedStream, padded_length
 from shoestring.finetuning.before_after import ANSWER, choose_questions
 from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.finetuning.material import Material
 from shoestring.finetuning.preserve import KEPT_BYTES
 from shoestring.models.adapters import attach, halve_bases
 from shoestring.models.builder import build
+from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import load_model
@@ -26,30 +28,57 @@ from shoestring.plan.choose import usual_microbatch
 from shoestring.plan.constants import MICROBATCH_TOKENS
 from shoestring.plan.shapes import EngineSpec, JobShape, Options, Packed, Training, WeightFormat
 from shoestring.plan.tape import FLOAT
+from shoestring.train import parallel
 from shoestring.train.exact_weights import load_trained
 from shoestring.train.optimizer_config import moving
 from shoestring.train.planning import engines
 from shoestring.train.run import say
 
 
-def job_shape(recipe: FinetuneRecipe, material: Material) -> JobShape:
+@dataclass(frozen=True)
+class Portions:
+    """What a plan asks of a run's material. rows: of a step, of `padded` tokens, in so many lengths; documents: whether
+    a row holds several examples, or ends early. asked: questions before and after, tokens of the longest, and of an
+    answer. ordinary: rows of ordinary examples that come by at most. source: the dtype of the model's files; packed:
+    what all blocks have in few bits, where the model is quantized."""
+
+    config: ModelConfig
+    rows: int
+    padded: int
+    lengths: int = 1
+    documents: bool = True
+    held_out: bool = True
+    asked: tuple[int, int, int] = (0, 0, 0)
+    ordinary: int = 1 << 30
+    source: str = "float32"
+    packed: Packed = frozenset()
+    quantized: bool = False
+
+
+def portions_of(recipe: FinetuneRecipe, material: Material) -> Portions:
+    return Portions(
+        material.config, material.rows, material.padded, material.lengths, material.documents, material.held_out,
+        _asked(recipe, material), _kept_rows(recipe, material), source_dtype(material.base),
+        packed_linears_of(material.base), read_quantization(material.base) is not None,
+    )  # fmt: skip
+
+
+def job_shape(recipe: FinetuneRecipe, portions: Portions) -> JobShape:
     """As the plan sees the run."""
-    adapter, config, held = recipe.adapter, material.config, recipe.preserve
+    adapter, config, held = recipe.adapter, portions.config, recipe.preserve
     lora, training = adapter.lora(), Training()
     if lora is not None:
         linears = attach(build(config, device="meta"), lora, modules=adapter.modules)
         names = frozenset(linear.split(".", 2)[2] for linear in linears)  # without blocks.NUMBER
         frozen: WeightFormat = "bfloat16" if recipe.halves_base() else recipe.frozen_kind() or "float32"
         integers = recipe.precision.compute == "int8"
-        packed = packed_linears_of(material.base)
-        training = Training(False, lora.rank, names, lora.dora, lora.dropout > 0, frozen, integers, packed)
+        training = Training(False, lora.rank, names, lora.dora, lora.dropout > 0, frozen, integers, portions.packed)
     compared = padded_length(held.tokens) if held.source is not None else 0
     return JobShape(
-        config, material.rows, material.padded, training, source_dtype(material.base), ignored=True,
-        compute=recipe.precision.settled, documents=material.documents, compared=compared,
-        kept=min(_kept_rows(recipe, material) * compared * config.width * FLOAT, KEPT_BYTES),
-        measured=material.held_out, asked=_asked(recipe, material), lengths=material.lengths,
-        moving=moving(recipe.optimizer),
+        config, portions.rows, portions.padded, training, portions.source, ignored=True,
+        compute=recipe.precision.settled, documents=portions.documents, compared=compared,
+        kept=min(portions.ordinary * compared * config.width * FLOAT, KEPT_BYTES),
+        measured=portions.held_out, asked=portions.asked, lengths=portions.lengths, moving=moving(recipe.optimizer),
     )  # fmt: skip
 
 
@@ -68,12 +97,12 @@ def _kept_rows(recipe: FinetuneRecipe, material: Material) -> int:
     return min(found, default=1 << 30)
 
 
-def options(recipe: FinetuneRecipe, material: Material) -> Options:
+def options(recipe: FinetuneRecipe, portions: Portions) -> Options:
     """What the recipe leaves to the plan."""
     budget, full = recipe.budget, recipe.adapter.method == "full"
-    packed = read_quantization(material.base) is not None
+    packed = portions.quantized
     plain = recipe.preserve.source is None and recipe.quantize is None
-    streams = not full and plain and not unstreamed(material.config)
+    streams = not full and plain and not unstreamed(portions.config)
     chosen = engines(recipe, streams)
     if budget.weights != "source":
         chosen = ("streamed",)
@@ -84,7 +113,7 @@ def options(recipe: FinetuneRecipe, material: Material) -> Options:
         advice = ("so does --budget.weights int4, which rounds the frozen weights",)
     return Options(
         chosen,
-        usual=usual_microbatch(material.rows, material.padded, MICROBATCH_TOKENS),
+        usual=usual_microbatch(portions.rows, portions.padded, MICROBATCH_TOKENS),
         microbatch=recipe.train.microbatch,
         recompute=recipe.train.activation_checkpointing,
         weights="packed" if packed else recipe.frozen_kind() or budget.weights,
@@ -92,6 +121,24 @@ def options(recipe: FinetuneRecipe, material: Material) -> Options:
         spilled=None if budget.inputs == "auto" else budget.inputs == "disk",
         advice=advice,
     )
+
+
+def stream_of(recipe: FinetuneRecipe, material: Material, microbatch: int) -> SupervisedStream:
+    """The training examples of this process, in the order of the run."""
+    world = parallel.world_size()
+    return SupervisedStream(
+        material.dataset, material.length, microbatch, material.rows * world, recipe.data.layout, recipe.seed, "train",
+        parallel.rank(), world, recipe.data.longest_first,
+    )  # fmt: skip
+
+
+def steps_of(recipe: FinetuneRecipe, material: Material, stream: SupervisedStream, microbatch: int) -> int | None:
+    """Optimizer steps of the run, None where `train.time` bounds it."""
+    if recipe.train.epochs is None:
+        return recipe.train.steps
+    rows = material.rows
+    each = rows // microbatch if recipe.data.layout == "grouped" else rows  # samples of a step
+    return max(round(recipe.train.epochs * stream.samples_per_epoch / (each * parallel.world_size())), 1)
 
 
 def adapted_model(

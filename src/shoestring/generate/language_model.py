@@ -33,6 +33,7 @@ from shoestring.models.decoding_weights import with_int8_cache
 from shoestring.models.external import open_external
 from shoestring.models.folder import GenerationDefaults, check_rows
 from shoestring.models.resolve import Say
+from shoestring.plan.decoding import Loaded
 
 Messages = str | Sequence[dict[str, Any]]
 SpecialTokens = Literal["read", "text"]
@@ -70,6 +71,7 @@ class LanguageModel:
         self.speculation: Speculation | None = None  # see `speculate`
         self.weights: DecodingFormat = "source"  # how they are kept
         self.cache: CacheFormat = "source"  # how keys and values are
+        self.loaded: Loaded | None = None  # what predictions of its use are made of, where it was loaded with a plan
 
     @classmethod
     def load(

@@ -79,6 +79,7 @@ class RowBlocks:
     def close(self) -> None:
         if self._prefetch is not None:
             self._prefetch.close()
+        self._memory = []
         self._file.__exit__()
 
     def _reader(self, rows: int) -> Prefetch:

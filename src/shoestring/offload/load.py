@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,8 @@ import torch
 
 from shoestring.core.device import check_memory_budget, resolve_device, resolve_dtype
 from shoestring.core.errors import BudgetError
-from shoestring.core.machine import rss_bytes
+from shoestring.core.machine import peak_rss_bytes, rss_bytes, total_memory_bytes
+from shoestring.core.speeds import file_read_speed, matrix_peak
 from shoestring.core.units import format_bytes, parse_bytes
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.generate.language_model import LanguageModel
@@ -21,15 +23,18 @@ from shoestring.models.external import open_external
 from shoestring.models.folder import read_generation_config
 from shoestring.models.peft_folder import find_base, is_adapter, load_adapter
 from shoestring.models.resolve import find_model
-from shoestring.models.weight_files import WeightFiles
+from shoestring.models.weight_files import WeightFiles, weight_paths
 from shoestring.offload.config import StoreFormat, store_format
 from shoestring.offload.model import StreamedDecoder, open_streamed
 from shoestring.offload.packed_layers import block_linears
+from shoestring.plan.calibration import corrections_of
 from shoestring.plan.constants import SPARE
-from shoestring.plan.decoding import Use, predict_use
+from shoestring.plan.decoding import Loaded, Use, predict_use
 from shoestring.plan.shapes import Machine, Packed, WeightFormat
 from shoestring.train.first_use import first_use
+from shoestring.train.planning import memory_speed
 
+_READ = 32_000_000  # bytes that measure a disk
 _TOKENS = 1024  # of the cache, and computed together, for which room is kept
 
 
@@ -52,8 +57,11 @@ def load(
     the least that would do, and what `LanguageModel.load` raises.
     """
     allocator.install()
+    peak = peak_rss_bytes()
     if memory is None:
-        return LanguageModel.load(model, device, dtype, say, weights=cast(DecodingFormat, weights), cache=cache)
+        language = LanguageModel.load(model, device, dtype, say, weights=cast(DecodingFormat, weights), cache=cache)
+        language.loaded = _without_a_budget(language)
+        return language
     check_cache(cache, memory)
     kept = store_format(weights)
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
@@ -71,13 +79,15 @@ def load(
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     external = open_external(config, tokenizer, say)  # first: the process is then as large as it stays
     first_use(training=False)
-    machine = Machine(rss_bytes() - allocator.kept(), flops=1.0, threads=torch.get_num_threads())
+    machine = _machine(scoring, base)
+    plain = replace(machine, corrections=())
     for kind in _number_formats(dtype, source) if kept == "source" else ():
         if max(predict_use(config, use, machine, source).total for use in _uses(kind, scoring)) <= budget * SPARE:
             if say is not None and dtype == "auto" and kind != "float32":
                 say(f"computing in {kind}, as the weights are: in float32 they would not fit in memory")
             language = LanguageModel.load(model, where, kind, say, external)
             language.at_once = _TOKENS
+            language.loaded = Loaded(config, plain, source, kind, promised=True, before=peak)
             return language
     settled = torch.float32 if dtype == "auto" else resolve_dtype(dtype)
     slots = _slots(config, kept, source, budget, machine, _uses(_name(settled), scoring, packed))
@@ -86,8 +96,33 @@ def load(
         load_adapter(decoder, folder)
     language = LanguageModel(decoder.eval(), tokenizer, folder, read_generation_config(base), external)
     language.at_once = _TOKENS
+    form: WeightFormat = "packed" if packed else kept
+    language.loaded = Loaded(
+        config, plain, source, _name(settled), form, slots, packed, True, peak
+    )
     language.tell_unused(say)
     return language
+
+
+def _machine(scoring: bool, base: Path) -> Machine:
+    """This process, with what runs have said of this machine. Speeds are measured before the model takes its memory."""
+    flops, bandwidth, threads = matrix_peak(), memory_speed(), torch.get_num_threads()
+    read_speed = file_read_speed(max(weight_paths(base), key=lambda path: path.stat().st_size), _READ)
+    job = "perplexity" if scoring else "generate"
+    return Machine(
+        rss_bytes() - allocator.kept(), flops, read_speed, total=total_memory_bytes(), threads=threads,
+        bandwidth=bandwidth, corrections=corrections_of(job, threads),
+    )  # fmt: skip
+
+
+def _without_a_budget(language: LanguageModel) -> Loaded | None:
+    """What its time is predicted by, of a model in memory as it computes; of one in few bits nothing is known. The
+    machine's speeds are still to be measured."""
+    weight = language.decoder.embedding.weight
+    if language.weights not in ("source", "float32") or weight.device.type != "cpu":
+        return None
+    machine = Machine(0, 1.0, total=total_memory_bytes(), threads=torch.get_num_threads())
+    return Loaded(language.decoder.config, machine, "float32", _name(weight.dtype))
 
 
 def _number_formats(dtype: str | torch.dtype, source: str) -> list[str]:

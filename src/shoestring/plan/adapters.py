@@ -204,7 +204,7 @@ class Adapted:
         inner = matmul(tape, count, self.inputs, self.rank, size)
         y = self.base.forward(tape, x)
         unscaled = y if ratio is not None else None
-        if ratio is not None and self.base.bias:
+        if ratio is not None and (self.base.bias or tape.gpu):
             y = tape.like(y)
         inputs = [x, dropped, first, second, ratio]
         if not tape.wants(*inputs):

@@ -13,6 +13,7 @@ from shoestring.plan.parts import Norm, Part, cast, cat, rotate, split
 from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
 
 _KEYS = 512  # that torch's kernel for CPUs reads at a time
+_GPU_BLOCK = 128  # queries and keys, of packed documents on a GPU
 _WINDOW_BLOCK = 256  # least queries of a block of sliding-window attention
 
 
@@ -42,16 +43,39 @@ class Context:
 
 def attend(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> Tensor:
     """Causal, within documents where rows hold several."""
-    if fits(q, k, v, heads, context):
+    if tape.gpu:
+        return one_kernel(tape, q, k, v, heads, context)
+    if fits(tape, q, k, v, heads, context):
         return fused(tape, q, k, v, heads, context)
     return by_document(tape, q, k, v, heads, context, flash)
 
 
-def fits(q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> bool:
+def one_kernel(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> Tensor:
+    """A GPU's, whatever documents there are: of those it has which blocks of queries and keys see one another."""
+    q, k, v = (cast(tape, x, tape.compute) if tape.compute != FLOAT else x for x in (q, k, v))
+    if context.documents:
+        count = -(-context.length // _GPU_BLOCK)
+        context.once(tape, "documents", context.tokens + context.rows * 8 * (count * count + count))
+    sums = heads * context.tokens
+    y, log_sums = tape.empty(v.numbers / k.numbers * q.numbers, v.size), tape.empty(sums)
+    if not tape.wants(q, k, v):
+        return y
+    saved = [tape.save(x) for x in (q, k, v, y, log_sums)]
+
+    def backward(gradient: Tensor) -> list[Tensor | None]:
+        held = [take() for take in saved]
+        delta = tape.empty(sums)  # noqa: F841
+        return [tape.like(x) for x in held[:3]]
+
+    tape.record([y], [q, k, v], backward)
+    return y
+
+
+def fits(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> bool:
     """Whether our kernel takes these."""
     width = q.numbers / (heads * context.tokens)
     wide_enough = takes_width(width) and takes_width(v.numbers / k.numbers * width)
-    return wide_enough and context.length >= SHORTEST and not context.earlier
+    return wide_enough and context.length >= SHORTEST and not context.earlier and not tape.gpu
 
 
 def fused(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, context: Context) -> Tensor:
@@ -149,7 +173,9 @@ class GroupedQueryAttention:
 
     def attend(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         window = self.config.window
-        if window is None or context.length <= window or fits(q, k, v, self.config.heads, context):
+        if window is None or context.length <= window or (tape.gpu and context.documents):
+            return attend(tape, q, k, v, self.config.heads, context)
+        if fits(tape, q, k, v, self.config.heads, context):
             return attend(tape, q, k, v, self.config.heads, context)
 
         def in_blocks(tape: Tape, q: Tensor, k: Tensor, v: Tensor, sums: float, length: int) -> Tensor:

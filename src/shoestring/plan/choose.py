@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shoestring.core import console
 from shoestring.core.errors import BudgetError
@@ -11,7 +11,9 @@ from shoestring.core.units import format_bytes, format_seconds
 from shoestring.plan.constants import SPARE
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine, Options, Prediction
-from shoestring.plan.speed import seconds
+from shoestring.plan.speed import WAITING
+
+_NOTICED = 1 / 6  # of a step
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def choose(shape: JobShape, machine: Machine, budget: int | None, options: Optio
     if not fitting:
         raise _too_small(shape, machine, budget, options, *min(found, key=lambda one: one[1].total))
     best = min(fitting, key=lambda one: one[1].seconds)
-    return Choice(*best, _of_each(found, best[0]), _faster(shape, best[0], machine))
+    return Choice(*best, _of_each(found, best[0]), _faster(shape, *best, machine))
 
 
 def candidates(shape: JobShape, options: Options, limited: bool) -> Iterator[EngineSpec]:
@@ -68,6 +70,8 @@ def tell(choice: Choice, shape: JobShape, budget: int) -> None:
         f"chosen        {spec.engine}, {spec.microbatch} × {shape.length} tokens at once"
         f"{', inputs of layers on disk' * spec.spilled}, about {shape.tokens / prediction.seconds:,.0f} tokens/s"
     )
+    if prediction.correction is not None:
+        console.say(f"              {prediction.correction}")
     for line in choice.faster:
         console.say(f"faster        {line}", style="dim")
 
@@ -89,7 +93,7 @@ def _streamed(shape: JobShape, rows: int, options: Options, limited: bool) -> It
                 yield EngineSpec("streamed", rows, "full", slots, options.weights, spilled)
 
 
-def _faster(shape: JobShape, spec: EngineSpec, machine: Machine) -> tuple[str, ...]:
+def _faster(shape: JobShape, spec: EngineSpec, prediction: Prediction, machine: Machine) -> tuple[str, ...]:
     """Where frozen weights are floats and compute as such."""
     training, rounded = shape.training, shape.compute == "int8" or spec.weights != "source"
     if training.full or rounded or training.packed or training.frozen not in ("float32", "bfloat16"):
@@ -97,8 +101,7 @@ def _faster(shape: JobShape, spec: EngineSpec, machine: Machine) -> tuple[str, .
     said = []
     if machine.int8_gain > 1:
         said.append("--compute int8: products of frozen weights in integers, at a loss within about 1%")
-    computing = seconds(shape, replace(spec, engine="checkpointed"), machine)
-    if spec.engine == "streamed" and seconds(shape, spec, machine) > 1.2 * computing:
+    if dict(prediction.time).get(WAITING, 0.0) > _NOTICED * prediction.seconds:
         said.append("--budget.weights int8: this disk is slower than the products, and a quarter is left to read")
     return tuple(said)
 

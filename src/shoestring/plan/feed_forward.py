@@ -29,7 +29,7 @@ def _silu_product(tape: Tape, gate: Tensor, up: Tensor) -> Tensor:
 
     def backward(gradient: Tensor) -> list[Tensor | None]:
         gate, up = (take() for take in saved)
-        if (gate.size == FLOAT or tape.bfloat) and gate.numbers >= _FUSED:
+        if (gate.size == FLOAT or tape.bfloat) and gate.numbers >= _FUSED and not tape.gpu:
             return [tape.like(gate), tape.like(up)]
         up_gradient = tape.like(up)
         product = tape.like(gate)  # noqa: F841

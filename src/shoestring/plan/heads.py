@@ -72,12 +72,19 @@ def _logits(
     if logits.size != FLOAT and (softcap or not tape.bfloat):
         logits = tape.empty(logits.numbers)
     held = [logits]
+    _widened(tape, logits)
     if softcap and wants:
         squares = tape.empty(rows * vocabulary)
         held.append(tape.like(squares))
         del squares
     tape.scratch(3 * rows)  # two numbers for each, and their difference
     return held
+
+
+def _widened(tape: Tape, logits: Tensor) -> None:
+    """On a GPU the softmax of logits in few bits is made in float32, and written back."""
+    if tape.gpu and logits.size != FLOAT:
+        tape.scratch(logits.numbers)
 
 
 Blocks = Callable[[Tape], Iterator[Tensor | None]]
@@ -140,6 +147,7 @@ def _merge(tape: Tape, count: float, rows: int, size: int, width: int, softcap: 
     logits = matmul(tape, count, width, rows, size)
     if size != FLOAT and (softcap or not tape.bfloat):
         logits = tape.empty(logits.numbers)
+    _widened(tape, logits)
     if softcap and wants:
         squares = tape.like(logits)
         slopes = tape.like(squares)  # noqa: F841

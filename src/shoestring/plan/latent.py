@@ -63,12 +63,13 @@ class LatentAttention:
         k, v = self.keys_and_values(tape, latent, key, context)
         q = cat(tape, [content, rotary])
         queries, width = config.content_width + config.rotary_width, config.value_width
-        if queries == width or fits(q, k, v, config.heads, context):
+        if queries == width or fits(tape, q, k, v, config.heads, context):
             return attend(tape, q, k, v, config.heads, context)
         y = self._padded(tape, q, k, v, context)
         if width < queries:
             y = _sliced(tape, y, context.tokens * config.heads * width)
-        return y if context.documents and width > queries else _whole(tape, y)  # as the projection wants it
+        as_wanted = width > queries and (context.documents or tape.gpu)
+        return y if as_wanted else _whole(tape, y)  # for the projection
 
     def _padded(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """All of the width of the widest."""

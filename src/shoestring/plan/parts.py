@@ -132,7 +132,7 @@ def rotate(tape: Tape, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tenso
 
 
 def _turn(tape: Tape, x: Tensor) -> Tensor:
-    if x.size == FLOAT or tape.bfloat:  # in one pass (`kernels.rope`)
+    if x.size == FLOAT or (tape.bfloat and not tape.gpu):  # in one pass (`kernels.rope`)
         return tape.like(x)
     x32 = wide(tape, x)
     out = tape.like(x32)  # noqa: F841
@@ -157,7 +157,7 @@ class Norm:
         def backward(gradient: Tensor) -> list[Tensor | None]:
             x, scale = (take() for take in saved)
             gradient = gradient if gradient.ordered else tape.like(gradient)
-            if x.size == gradient.size == FLOAT:
+            if x.size == gradient.size == FLOAT and not tape.gpu:
                 return self._fused_backward(tape, x)
             g32 = wide(tape, gradient)  # noqa: F841
             normed = tape.empty(x.numbers)
@@ -186,14 +186,14 @@ class Norm:
         return self._normalize(tape, x)[0]
 
     def _normalize(self, tape: Tape, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.size == FLOAT:
+        if x.size == FLOAT and not tape.gpu:
             return tape.empty(x.numbers), tape.empty(x.numbers / self.weight.numbers)
         x32 = wide(tape, x)
         squares = self._dot(tape, x32)
         scale = tape.like(squares)
         del squares
-        normed = tape.like(x32)  # noqa: F841
-        return tape.like(x), scale
+        normed = tape.like(x32)
+        return (normed if x.size == FLOAT else tape.like(x)), scale
 
     def _dot(self, tape: Tape, x: Tensor) -> Tensor:
         product = tape.like(x)  # torch's vecdot writes it
@@ -214,7 +214,7 @@ class Linear:
             bias = None if bias is None else tape.cast_once(bias)
         size, rows, wants_x = x.size, x.numbers / self.inputs, x.node is not None
         # torch's own linear saves before it multiplies, and going backward lets go of x at the end.
-        plain = tape.compute != FLOAT or rows * self.inputs * self.outputs < WORTHWHILE
+        plain = tape.gpu or tape.compute != FLOAT or rows * self.inputs * self.outputs < WORTHWHILE
         y = None if plain else matmul(tape, rows, self.inputs, self.outputs, size)
         x_saved = tape.save(x) if tape.wants(weight) else None
         weight_saved = tape.save(weight) if tape.wants(x) else None
@@ -298,7 +298,7 @@ def checkpointed(tape: Tape, function: Callable[..., Any], *inputs: Any) -> Any:
     without reentry)."""
     if not tape.grad:
         return function(*inputs)
-    random, compute = tape.empty(RANDOM_STATE, BYTE), tape.compute
+    random, compute = tape.empty(0 if tape.gpu else RANDOM_STATE, BYTE), tape.compute  # a GPU's waits in the process
     again: list[Tensor | None] = []
     places = 0
 

@@ -9,13 +9,18 @@ from shoestring.plan.tape import BYTE, FLOAT, Tape
 _PASS = 1024  # tokens of a pass over a prompt, over all rows
 
 
+def pass_tokens(rows: int, prompt: int) -> int:
+    """Tokens of each row that one pass reads."""
+    return min(prompt, max(_PASS // rows, 1))
+
+
 def decode(tape: Tape, model: Model, rows: int, prompt: int, source: int = 0) -> None:
     """The last pass over a prompt, which sees most of it; then the head. The cache is counted elsewhere.
 
     source: bytes of a number on disk, 0: the model is resident.
     """
     config = model.config
-    at_once = min(prompt, max(_PASS // rows, 1))
+    at_once = pass_tokens(rows, prompt)
     passes = -(-prompt // at_once)
     with tape.recording(False):
         tape.memory.begin("one pass over the prompt")

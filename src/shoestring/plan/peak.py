@@ -26,7 +26,7 @@ _SHALLOW = 4
 class Walk:
     """phases: what was live in each. matrices: bytes of a block's; adapters: of all; stored: of other weights.
 
-    trained: how many weights of each shape are.
+    trained: how many weights of each shape are. made: bytes of all tensors that came and went, in so many `tensors`.
     """
 
     phases: tuple[Phase, ...]
@@ -34,6 +34,8 @@ class Walk:
     adapters: float
     stored: float
     trained: Counter[Weight]
+    made: float = 0.0
+    tensors: float = 0.0
 
     @property
     def highest(self) -> Phase:
@@ -54,6 +56,8 @@ def walked(config: ModelConfig, walk: Callable[[ModelConfig], Walk]) -> Walk:
         five.adapters + (five.adapters - four.adapters) * further,
         five.stored + (five.stored - four.stored) * further,
         Counter({weight: n + (n - four.trained[weight]) * further for weight, n in five.trained.items()}),
+        five.made + (five.made - four.made) * further,
+        five.tensors + (five.tensors - four.tensors) * further,
     )
 
 

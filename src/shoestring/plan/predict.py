@@ -13,41 +13,55 @@ from dataclasses import replace
 
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
+from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.nn.head_blocks import block_rows
-from shoestring.plan.constants import BITS, LENGTH, TRAINING, USE
+from shoestring.plan.calibration import corrected
+from shoestring.plan.constants import BITS, KERNEL, KERNELS, LENGTH, TRAINING, USE
 from shoestring.plan.divided import divided
 from shoestring.plan.model import Model
 from shoestring.plan.moments import beside_step, kept_moments
 from shoestring.plan.passes import decode
 from shoestring.plan.peak import Walk, walked
-from shoestring.plan.shapes import EngineSpec, JobShape, Line, Machine, Prediction, WeightFormat
-from shoestring.plan.speed import seconds
+from shoestring.plan.shapes import KEPT, EngineSpec, JobShape, Line, Machine, Prediction, WeightFormat
+from shoestring.plan.speed import step_time
 from shoestring.plan.step import compared_step, resident_step
 from shoestring.plan.streamed import measured_pass, streamed_blocks, streamed_step
 from shoestring.plan.tape import FLOAT, HALF, Leaf, Memory, Phase, Tape
 
 _FLOATS = ("source", "float32", "bfloat16", "packed")  # packed: what is not in few bits
+_EXPERTS_PRODUCTS = 9  # three linears, forward and for both gradients
 _NUMBERS = 32  # bytes of a token in a batch: four integers
 
 
 def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
-    walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn)
-    if spec.shards > 1:
-        lines = divided(shape, spec, walk)
-    else:
-        lines = [*_weights(shape, spec, walk), *_highest(shape, walk)]
-    lengths = (shape.lengths - 1) * LENGTH if machine.onednn else 0
-    return Prediction(
-        tuple(lines), beside(machine.process, TRAINING + lengths, shape.tokens), seconds(shape, spec, machine)
-    )
+    walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn, machine.gpu)
+    lines = divided(shape, spec, walk) if spec.shards > 1 else [*_weights(shape, spec, walk), *_highest(shape, walk)]
+    around = beside(machine.process, TRAINING, shape.tokens)
+    if libraries := _libraries(shape, spec, machine):
+        around = (*around, ("matrix libraries, for each number of rows", libraries))
+    time = tuple(step_time(shape, spec, machine, walk))
+    found = Prediction(tuple(lines), around, sum(seconds for _, seconds in time), time, shape.tokens)
+    return corrected(found, machine.correction(spec.engine))
+
+
+def _libraries(shape: JobShape, spec: EngineSpec, machine: Machine) -> int:
+    """What they keep for every number of rows that they meet: of rows of each length, and of each expert."""
+    half = shape.compute in ("bfloat16", "float16")
+    if machine.gpu or not (machine.onednn or half):
+        return 0
+    found, experts = (shape.lengths - 1) * LENGTH, shape.config.feed_forward
+    if isinstance(experts, MoEConfig):
+        rows = spec.microbatch * shape.length * experts.active / experts.experts  # of one, give or take as many
+        found += KERNEL * int(min(_EXPERTS_PRODUCTS * rows, KERNELS))
+    return found
 
 
 def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
     """What a process has besides tensors. process: bytes now. more: than a plain use keeps. tokens: of a batch."""
     return (
         ("process, before the model", process),
-        ("what it keeps beside tensors", USE + more),
+        (KEPT, USE + more),
         ("tokens of a step", tokens * _NUMBERS),
     )
 
@@ -59,12 +73,15 @@ def _walked_spec(spec: EngineSpec) -> EngineSpec:
 
 
 @functools.lru_cache(maxsize=512)
-def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk:
-    return walked(shape.config, lambda config: _walk_of(config, shape, spec, threads, onednn))
+def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool = False) -> Walk:
+    return walked(shape.config, lambda config: _walk_of(config, shape, spec, threads, onednn, gpu))
 
 
-def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool) -> Walk:
+def _walk_of(
+    config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool = False
+) -> Walk:
     tape = Tape(Memory(), onednn, threads)
+    tape.gpu = gpu
     tape.bfloat, tape.gathered = shape.compute != "float16", spec.shards > 1
     if shape.moving.in_backward:
         tape.beside = lambda weight: beside_step(shape.moving, Counter({weight: 1}))
@@ -81,19 +98,24 @@ def _walk_of(config: ModelConfig, shape: JobShape, spec: EngineSpec, threads: in
         blocks = streamed_blocks(config.vocabulary, config.width, source, training.integers)
         step = (shape.tokens if shape.ignored else None, shape.documents, blocks)
         streamed_step(tape, model, rows, length, microbatches, compute, source, spec.spilled, *step)
+        more = microbatches / min(microbatches, 3)
+        made, tensors = more * tape.memory.made, more * tape.memory.tensors
         if shape.measured:
             measured_pass(tape, model, shape.rows, length, compute, source, *step)
     else:
         kept = tape.empty(shape.kept / FLOAT)  # noqa: F841  the base's hidden states
         if shape.compared:
             compared_step(tape, model, shape.compared, spec.recompute, compute)
+        made, tensors = tape.memory.made, tape.memory.tensors
         labels = rows * length if shape.ignored else None
         resident_step(tape, model, rows, length, microbatches, spec.recompute, compute, labels, shape.documents)
+        more = microbatches / min(microbatches, 2)  # those that are like the second were not walked
+        made, tensors = more * (tape.memory.made - made), more * (tape.memory.tensors - tensors)
     tape.training = False
     if shape.asked[0]:
         _answer(tape, model, shape, int(BITS[shape.source]) // 8 if spec.engine == "streamed" else 0)
-    matrices = model.matrices
-    return Walk(tuple(tape.memory.phases[1:]), matrices, tape.adapters, tape.stored, Counter(tape.trained))
+    trained = Counter(tape.trained)
+    return Walk(tuple(tape.memory.phases[1:]), model.matrices, tape.adapters, tape.stored, trained, made, tensors)
 
 
 def _answer(tape: Tape, model: Model, shape: JobShape, source: int) -> None:

@@ -21,7 +21,7 @@ def run_reversible(
     if not tape.grad:
         return _plain(tape, blocks, order, x, context)
     last: Pair = []
-    random = tape.empty(RANDOM_STATE, BYTE)
+    random = tape.empty(0 if tape.gpu else RANDOM_STATE, BYTE)
     y1 = y2 = x
     for index in order:
         tape.memory.begin("one block's work")

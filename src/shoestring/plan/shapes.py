@@ -6,9 +6,11 @@ Whoever plans fills these in (`pretraining`, `finetuning`, `offload.load`); `pla
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+import statistics
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from shoestring.core.units import counted
 from shoestring.models.config import ModelConfig
 from shoestring.nn.config import Recompute
 from shoestring.nn.quantized.config import PackedConfig
@@ -99,6 +101,34 @@ class EngineSpec:
     shards: int = 1
 
 
+KEPT = "what it keeps beside tensors"  # the line of a process that is a constant
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a machine's own runs say of predictions for one job and engine.
+
+    beside: times the constant of what a process keeps beside tensors; seconds: times those of a step. Each with the
+    runs that it stands on, 1.0 and 0 where there were too few.
+    """
+
+    job: str
+    engine: str
+    beside: float = 1.0
+    beside_runs: int = 0
+    seconds: float = 1.0
+    seconds_runs: int = 0
+
+    @property
+    def runs(self) -> int:
+        return max(self.beside_runs, self.seconds_runs)
+
+    def __str__(self) -> str:
+        if not self.runs:
+            return "time corrected as that of other engines, by runs on this machine"
+        return f"corrected by {counted(self.runs, 'run')} on this machine"
+
+
 @dataclass(frozen=True)
 class Machine:
     """process: bytes that this process has beside tensors, libraries loaded. flops: of matmuls in the job's format, per
@@ -106,6 +136,8 @@ class Machine:
 
     read_speed: of the disk with the model, bytes per second. int8_gain: of int8 matmuls over float32 ones. total:
     bytes of memory that there are. threads: that compute. onednn: whether that library multiplies large matrices.
+    bandwidth: of reading memory, bytes per second. gpu: whether these are a GPU's, with the model in its memory.
+    corrections: of the job that is planned (`plan.calibration`).
     """
 
     process: int
@@ -115,15 +147,33 @@ class Machine:
     total: int = 0
     threads: int = 1
     onednn: bool = False
+    bandwidth: float = 1e10
+    gpu: bool = False
+    corrections: tuple[Correction, ...] = ()
+
+    def correction(self, engine: str) -> Correction | None:
+        """Of an engine whose time no run has told: by as much as that of the others, beside which it is compared."""
+        own = next((one for one in self.corrections if one.engine == engine), None)
+        known = [one.seconds for one in self.corrections if one.seconds_runs]
+        if not known or (own is not None and own.seconds_runs):
+            return own
+        return replace(own or Correction(self.corrections[0].job, engine), seconds=statistics.median(known))
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """tensors: lines of the most that lies in tensors at once; beside: of the process around them. seconds: a step."""
+    """tensors: lines of the most that lies in tensors at once; beside: of the process around them. seconds: a step.
+
+    time: what those seconds are for. tokens: of a step, padded. correction: what has been made of all this by runs on
+    this machine, already in every figure.
+    """
 
     tensors: tuple[Line, ...]
     beside: tuple[Line, ...]
     seconds: float
+    time: tuple[tuple[str, float], ...] = ()
+    tokens: int = 0
+    correction: Correction | None = None
 
     @functools.cached_property
     def tensor_bytes(self) -> int:

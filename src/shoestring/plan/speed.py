@@ -1,47 +1,158 @@
-"""How long a step will take, roughly: products at the usual share of the peak, or reading. Torch-free."""
+"""How long work takes, from its operations, its bytes and what this machine was measured to do. Torch-free.
+
+    seconds = operations of products / the share of the matrix peak that products reach
+            + bytes of all tensors that are made, each written and read / the speed of memory
+            + operations that are started, each with what Python and torch take for it
+            + reading from disk, where that takes longer than what is computed meanwhile
+
+Operations are counted by `models.count`, bytes by the walk that predicts memory (`plan.tape`). What is left over is the
+machine's, and `plan.calibration` has it from its own runs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from shoestring.models.config import ModelConfig
-from shoestring.models.count import operations
+from shoestring.models.count import cache_numbers, operations
 from shoestring.plan.adapters import group_bytes
-from shoestring.plan.constants import BITS, EFFICIENCY
+from shoestring.plan.constants import (
+    ATTENTION,
+    BITS,
+    CALL,
+    DECODING,
+    MOVED,
+    MOVED_IN_EIGHT_BITS,
+    PASSES,
+    PRODUCTS,
+    TOKEN,
+)
+from shoestring.plan.peak import Walk
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine
-from shoestring.plan.tape import FLOAT
+from shoestring.plan.tape import FLOAT, Weight
+
+MOVING, WAITING, WRITING = "moving the weights", "waiting for the disk", "writing tokens"
+Seconds = tuple[str, float]  # what for
 
 
-def seconds(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
-    """Of a step: products at the usual share of the peak, or reading where that takes longer.
-
-    A frozen weight costs four operations a token, six where blocks run again.
-    """
-    again, full = spec.engine != "resident", shape.training.full
-    cost = operations(shape.config, shape.length)
-    blocks = ((3 if full else 2) + again) * (cost.matrices + cost.attention)
+def step_time(shape: JobShape, spec: EngineSpec, machine: Machine, walk: Walk) -> Iterator[Seconds]:
+    """Of one optimizer step. A frozen weight costs no gradient of its own; blocks run again where they are not kept."""
+    streamed, full = spec.engine == "streamed", shape.training.full
+    cost = operations(shape.config, shape.length, "full" if streamed else spec.recompute)
+    again = 1 if cost.again else 0
+    matrices = ((3 if full else 2) + again) * cost.matrices
+    # What is trained beside frozen matrices: two operations a number forward, four backward.
+    matrices += 0 if full else (6 + 2 * again) * walk.adapters / FLOAT
     head = (3 if full else 2) * cost.head
     if shape.compute == "int8":
-        blocks, head = blocks / machine.int8_gain, head / machine.int8_gain
-    compute = shape.tokens * (blocks + head) / (EFFICIENCY * machine.flops)
-    if spec.engine != "streamed":
-        return compute
-    config = shape.config
-    layer = block_numbers(config) * _bits(shape, spec) / 8
-    head_read = config.vocabulary * config.width * BITS["int8" if shape.compute == "int8" else shape.source] / 8
-    reading = (2 * max(config.unique_layers - spec.slots, 0) * layer + head_read) / machine.read_speed
-    # Inputs are written and read while nothing else is done.
-    spill = spec.spilled * 2 * config.layers * shape.tokens * config.width * FLOAT / machine.read_speed
-    return max(compute, reading) + spill
+        matrices, head = matrices / machine.int8_gain, head / machine.int8_gain
+    # Attention's scores are made again going backward: five products for two.
+    attention = (1 + 2.5 + again) * cost.attention
+    products = shape.tokens * (matrices + head) / (PRODUCTS * machine.flops)
+    products += shape.tokens * attention / (ATTENTION * machine.flops)
+    bandwidth = machine.bandwidth
+    passes = PASSES * walk.made / bandwidth
+    yield "products of matrices", products
+    yield "everything else, byte by byte", passes
+    yield "starting operations", CALL * walk.tensors
+    if streamed:
+        opened = _opened(shape, spec) / bandwidth
+        yield "layers made ready", opened
+        waiting = max(_reading(shape, spec, machine) - products - passes - opened, 0.0)
+        yield WAITING, waiting + _spilled(shape, spec, machine)
+    yield MOVING, _moving(shape, machine, walk)
 
 
-def _bits(shape: JobShape, spec: EngineSpec) -> float:
-    """Of a weight as it is streamed."""
-    if spec.weights != "packed":
-        return BITS[shape.source if spec.weights == "source" else spec.weights]
-    config = next(iter(shape.training.packed))[1]
-    return config.bits + (8 * group_bytes(config) / config.group if config.group else 0.0)
+def use_time(
+    config: ModelConfig, tokens: tuple[int, int, int], scored: bool, machine: Machine, walk: Walk, share: float,
+    size: float, layer: float,
+) -> Iterator[Seconds]:  # fmt: skip
+    """Of a prompt that is read, or text that is scored, and of what is written then.
+
+    tokens: rows, tokens of each, tokens that are written. share: how many passes like the walked one there are. size:
+    bytes of a weight in memory. layer: bytes of one on disk, 0 where all are in memory.
+    """
+    rows, length, new = tokens
+    cost, reads, bandwidth = operations(config, length), rows * length, machine.bandwidth
+    heads = reads if scored else rows
+    products = (reads * cost.matrices + heads * cost.head) / (PRODUCTS * machine.flops)
+    products += reads * cost.attention / (ATTENTION * machine.flops)
+    passes = share * (PASSES * walk.made / bandwidth + CALL * walk.tensors)
+    fetched = share * _fetched(config, machine, layer)
+    yield "reading the text" if scored else "reading the prompt", products + passes + fetched
+    if new <= 1:
+        return
+    weights = config.parameter_count() - (0 if config.tied_head else config.vocabulary * config.width)
+    cache = rows * cache_numbers(config) * (length + new / 2)
+    bytes = (weights + cache) * size
+    each = max(bytes / (DECODING * bandwidth), rows * operations(config, length).forward / (PRODUCTS * machine.flops))
+    yield WRITING, (new - 1) * (each + rows * TOKEN + _fetched(config, machine, layer))
 
 
 def block_numbers(config: ModelConfig) -> int:
     """Weights of a block's matrices."""
     outside = config.vocabulary * config.width * (1 if config.tied_head else 2)
     return (config.parameter_count() - outside) // config.unique_layers
+
+
+def _fetched(config: ModelConfig, machine: Machine, layer: float) -> float:
+    """Seconds for all layers, from wherever they are, and made float32. layer: bytes of a weight on disk."""
+    if not layer:
+        return 0.0
+    numbers = config.unique_layers * block_numbers(config) + config.vocabulary * config.width
+    read = numbers * layer / _disk(machine, numbers * layer)
+    return read + numbers * (layer + FLOAT) / machine.bandwidth
+
+
+def _disk(machine: Machine, bytes: float) -> float:
+    """Bytes per second: files that fit beside everything else are in memory from the second pass on, and copied."""
+    return machine.bandwidth / 2 if bytes < machine.total / 2 else machine.read_speed
+
+
+def _reading(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
+    """Seconds, while something else is computed: each layer once on the way up and once down, but for those kept."""
+    config = shape.config
+    layer = block_numbers(config) * streamed_bits(shape, spec) / 8
+    head = config.vocabulary * config.width * BITS["int8" if shape.compute == "int8" else shape.source] / 8
+    speed = _disk(machine, config.unique_layers * layer + head)
+    return (2 * max(config.unique_layers - spec.slots, 0) * layer + head) / speed
+
+
+def _opened(shape: JobShape, spec: EngineSpec) -> float:
+    """Bytes that making layers float32 passes through memory, where halves are read; else products do it."""
+    bits = streamed_bits(shape, spec)
+    return 2 * shape.config.unique_layers * block_numbers(shape.config) * (bits / 8 + FLOAT) if bits == 16 else 0.0
+
+
+def _spilled(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
+    """Inputs of layers are written and read while nothing else is done."""
+    config = shape.config
+    return spec.spilled * 2 * config.layers * shape.tokens * config.width * FLOAT / machine.read_speed
+
+
+def _moving(shape: JobShape, machine: Machine, walk: Walk) -> float:
+    numbers = sum(weight.numbers * count for weight, count in walk.trained.items())
+    moving = shape.moving
+    each = MOVED_IN_EIGHT_BITS if moving.eight_bits else MOVED[moving.kind]
+    found = numbers * each / machine.bandwidth
+    if moving.kind == "muon":
+        work = sum(count * _orthogonalized(weight, moving.iterations) for weight, count in walk.trained.items())
+        found += work / (PRODUCTS * machine.flops)
+    return found + CALL * sum(walk.trained.values())
+
+
+def _orthogonalized(weight: Weight, iterations: int) -> float:
+    """Operations of Newton-Schulz (`train.muon`): X·Xᵀ, its square, and their product with X."""
+    if not weight.in_block or len(weight.shape) < 2:
+        return 0.0
+    *stacked, a, b = weight.shape
+    rows, columns = min(a, b), max(a, b)
+    return iterations * (4 * rows * rows * columns + 2 * rows**3) * (stacked[0] if stacked else 1)
+
+
+def streamed_bits(shape: JobShape, spec: EngineSpec) -> float:
+    """Of a weight as it is streamed."""
+    if spec.weights != "packed":
+        return BITS[shape.source if spec.weights == "source" else spec.weights]
+    config = next(iter(shape.training.packed))[1]
+    return config.bits + (8 * group_bytes(config) / config.group if config.group else 0.0)

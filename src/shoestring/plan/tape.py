@@ -30,11 +30,16 @@ class Phase:
 
 
 class Memory:
-    """live: bytes now; gradients: of weights, among them. phases: in their order; new tensors count in the latest."""
+    """live: bytes now; gradients: of weights, among them. phases: in their order; new tensors count in the latest.
+
+    made: bytes of all tensors until now, which is what was written; tensors: how many they were.
+    """
 
     def __init__(self) -> None:
         self.live = 0.0
         self.gradients = 0.0
+        self.made = 0.0
+        self.tensors = 0
         self.phase = Phase("", 0.0, 0.0, 0.0)
         self.phases = [self.phase]
 
@@ -57,6 +62,8 @@ class Storage:
     def __init__(self, memory: Memory, bytes: float):
         self.memory, self.bytes = memory, bytes
         memory.live += bytes
+        memory.made += bytes
+        memory.tensors += 1
         memory.scratch(0.0)
 
     def __del__(self) -> None:
@@ -159,7 +166,8 @@ class Leaf(Node):
 
 
 class Tape:
-    """Records operations while `grad`. onednn: whether that library multiplies matrices of float32.
+    """Records operations while `grad`. onednn: whether that library multiplies matrices of float32. gpu: whether all is
+    on one, where torch computes what our kernels do on a CPU, and attention is one kernel.
 
     selective: cheap parts are made again going backward. compute: bytes of the numbers that products run in;
     bfloat: whether those of two are bfloat16. gathered: weights come in the format of products (`plan.divided`).
@@ -169,6 +177,7 @@ class Tape:
 
     def __init__(self, memory: Memory, onednn: bool = False, threads: int = 1):
         self.memory, self.onednn, self.threads = memory, onednn, threads
+        self.gpu = False
         self.grad = self.selective = self.training = True
         self.compute, self.bfloat = FLOAT, True
         self.gathered = False

@@ -6,6 +6,7 @@ run is predicted to take what its largest stage takes. Between stages the loader
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from shoestring.core.errors import ConfigError, RunError
@@ -65,40 +66,63 @@ def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
     for portion in portions:
         if portion.rows % world:
             raise ConfigError(f"the {portion.rows} rows of a batch cannot be shared by {world} processes")
-    models = [stage_model(config, portion.layers) for portion in portions]
-    settings, machine = recipe.train, this_machine(recipe)
-
-    def shape(number: int) -> JobShape:
-        return JobShape(
-            models[number], portions[number].rows // world, portions[number].sequence_length,
-            compute=recipe.precision.settled, documents=recipe.data.separate_documents,
-            moving=moving(recipe.optimizer),
-        )  # fmt: skip
-
-    def choose(number: int, left_open: tuple[EngineName, ...], tokens: int) -> Choice:
-        """tokens: of all rows at once, where the recipe does not say how many they are."""
-        portion = portions[number]
-        rows = portion.rows // world
-        usual, asked = usual_microbatch(rows, portion.sequence_length, tokens), portion.microbatch
-        if asked is not None:  # of another number of processes, maybe
-            asked = usual_microbatch(rows, 1, asked)
-        shards = world if recipe.parallel.kind == "fsdp" else 1
-        options = Options(left_open, usual, asked, settings.activation_checkpointing, shards=shards)
-        return chosen(recipe, shape(number), options, machine)
-
-    last = choose(-1, engines(recipe), portions[-1].batch_tokens)
-    tokens = last.spec.microbatch * portions[-1].sequence_length
-    choices = [choose(number, (last.spec.engine,), tokens) for number in range(len(portions) - 1)] + [last]
-    choices = [choices[0], *(_growing(before, one) for before, one in zip(choices, choices[1:], strict=False))]
-    largest = max(range(len(choices)), key=lambda number: choices[number].prediction.total)
-    recipe = applied(recipe, choices[largest], shape(largest), machine)
+    shapes, machine = job_shapes(recipe, config, world), this_machine(recipe)
+    choices = choose_all(recipe, shapes, lambda shape, options: chosen(recipe, shape, options, machine))
+    largest = largest_of(choices)
+    recipe = applied(recipe, choices[largest], shapes[largest], machine)
     microbatches = [choice.spec.microbatch for choice in choices]
     stages = tuple(
         stage.model_copy(update={"microbatch": rows})
         for stage, rows in zip(recipe.train.stages, microbatches, strict=False)
     )
     train = recipe.train.model_copy(update={"microbatch": microbatches[-1], "stages": stages})
+    models = [shape.config for shape in shapes]
     return Planned(recipe.model_copy(update={"train": train}), models, train.portions, choices, largest)
+
+
+def job_shapes(recipe: PretrainRecipe, config: ModelConfig, world: int = 1) -> list[JobShape]:
+    """Of every stage, as the plan sees it. config: of the last one. world: processes that share the rows."""
+    return [
+        JobShape(
+            stage_model(config, portion.layers), portion.rows // world, portion.sequence_length,
+            compute=recipe.precision.settled, documents=recipe.data.separate_documents,
+            moving=moving(recipe.optimizer),
+        )
+        for portion in recipe.train.portions
+    ]  # fmt: skip
+
+
+def options_of(
+    recipe: PretrainRecipe, shape: JobShape, portion: Portion, left: tuple[EngineName, ...], tokens: int
+) -> Options:
+    """left: engines that are open. tokens: of all rows at once, where the recipe does not say how many they are."""
+    usual, asked = usual_microbatch(shape.rows, portion.sequence_length, tokens), portion.microbatch
+    if asked is not None:  # of another number of processes, maybe
+        asked = usual_microbatch(shape.rows, 1, asked)
+    shards = parallel.world_size() if recipe.parallel.kind == "fsdp" else 1
+    return Options(left, usual, asked, recipe.train.activation_checkpointing, shards=shards)
+
+
+def choose_all(
+    recipe: PretrainRecipe, shapes: list[JobShape], choose: Callable[[JobShape, Options], Choice]
+) -> list[Choice]:
+    """Of every stage: the last one's engine is all others', and so are its tokens at once."""
+    portions = recipe.train.portions
+    last = choose(
+        shapes[-1], options_of(recipe, shapes[-1], portions[-1], engines(recipe), portions[-1].batch_tokens)
+    )
+    tokens, engine = last.spec.microbatch * portions[-1].sequence_length, last.spec.engine
+    first = [
+        choose(shape, options_of(recipe, shape, portion, (engine,), tokens))
+        for shape, portion in zip(shapes[:-1], portions, strict=False)
+    ]
+    found = [*first, last]
+    return [found[0], *(_growing(before, one) for before, one in zip(found, found[1:], strict=False))]
+
+
+def largest_of(choices: list[Choice]) -> int:
+    """Which stage takes most."""
+    return max(range(len(choices)), key=lambda number: choices[number].prediction.total)
 
 
 def _growing(before: Choice, choice: Choice) -> Choice:

@@ -8,12 +8,13 @@ speaks; what others say goes to a file that is shown when one of them was the fi
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,6 @@ from shoestring.core.units import counted
 from shoestring.train.parallel import LAUNCHED
 
 SAVING = 600  # seconds that ranks are given to save themselves
-_PARENT_DEATH_SIGNAL = 1  # of prctl
 _SHOWN = 30  # lines of a rank that failed
 
 
@@ -70,9 +70,18 @@ def launch(arguments: Sequence[str], ranks: int, restarts: int = 0, cpu: bool = 
 
 
 def follow() -> None:
-    """By a rank: it is told to stop, and saves itself, when the command that started it is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    """By a rank: it is told to stop, and saves itself, when the command that started it is gone, however it went.
+
+    Linux would send such a signal itself, but once for each thread of the command, and a second one ends a run unsaved.
+    """
+    command = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == command:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="follow", daemon=True).start()
 
 
 @contextlib.contextmanager

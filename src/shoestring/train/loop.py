@@ -47,9 +47,10 @@ class Stream(Protocol):
 class StepEvent:
     """What callbacks see after a step.
 
-    seconds: of this step alone. last: no step follows; stopping: why the run is to be saved and left before its end,
-    "" if not. A callback may set both. stage: of this step, where the run has several. waited: of its seconds, those in
-    which this rank waited for others. lines: what callbacks that come before the metrics have to say in metrics.jsonl.
+    seconds: of this step alone; updating: of those, what moving the weights took; waited: those in which this rank
+    waited for others. last: no step follows; stopping: why the run is to be saved and left before its end, "" if not.
+    A callback may set both. stage: of this step, where the run has several. lines: what callbacks that come before the
+    metrics have to say in metrics.jsonl.
     """
 
     state: TrainerState
@@ -63,6 +64,7 @@ class StepEvent:
     pace: Pace
     stage: Stage | None = None
     waited: float = 0.0
+    updating: float = 0.0
     lines: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -134,7 +136,9 @@ def train(
             loss = engine.forward_backward(group)
             watchdog.doing(state.step + 1, "moving the weights")
             with parallel.together():
+                updating = time.perf_counter()
                 result = engine.optimizer_step(clip, share)
+                updating = time.perf_counter() - updating
         except RuntimeError as error:
             if allocator.refused(error) is not None or isinstance(error, parallel.Elsewhere):
                 traceback.clear_frames(error.__traceback__)  # which hold the step's activations
@@ -157,7 +161,7 @@ def train(
         stopping = f"stopped after step {state.step}" if asked else ""
         event = StepEvent(
             state, loss, learning_rate * share, result, seconds, tokens, pace.is_finished(state), stopping, pace,
-            stage if len(stages.all) > 1 else None, waited,
+            stage if len(stages.all) > 1 else None, waited, updating,
         )  # fmt: skip
         watchdog.doing(state.step, "after its step", limited=parallel.rank() != 0)  # the first does some for all
         for callback in callbacks:

@@ -13,10 +13,11 @@ from shoestring.core.errors import BudgetError, ConfigError
 from shoestring.core.machine import has_int8_instructions, rss_bytes, total_memory_bytes
 from shoestring.core.matmul import TABLE
 from shoestring.core.matmul_choice import LAYOUTS, Kind
-from shoestring.core.speeds import matrix_peak
+from shoestring.core.speeds import FEW, matrix_peak, memory_bandwidth
 from shoestring.core.units import format_bytes
 from shoestring.kernels import allocator
 from shoestring.kernels.compiled import compiler
+from shoestring.plan.calibration import corrections_of
 from shoestring.plan.choose import Choice, choose, tell
 from shoestring.plan.predict import predict
 from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, Options
@@ -34,8 +35,8 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
 
     Speeds are measured by the first process while the others wait: together they would measure one another.
     """
-    flops, speed = parallel.by_first(
-        lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), read_speed()]
+    flops, bandwidth, speed = parallel.by_first(
+        lambda: [matrix_peak(recipe.precision.dtype, resolve_device(recipe.device)), memory_speed(), read_speed()]
     )
     parts = recipe.parallel.kind == "fsdp" and parallel.is_parallel()
     first_use(checkpointing=_may_checkpoint(recipe), parts=parts)
@@ -46,8 +47,25 @@ def this_machine(recipe: RunRecipe, read_speed: Callable[[], float] = lambda: 1e
         int8_gain=int8_gain(),
         total=total_memory_bytes(),
         threads=torch.get_num_threads(),
-        onednn=TABLE.choose(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn",
+        onednn=multiplies_by_onednn(),
+        bandwidth=bandwidth,
+        corrections=corrections_of(recipe.job, torch.get_num_threads()),
     )
+
+
+def multiplies_by_onednn() -> bool:
+    """Whether that library has large products of float32 here."""
+    return TABLE.choose(Kind.of(torch.float32, LAYOUTS[False, False], *(_LARGE,) * 3)) == "onednn"
+
+
+def memory_speed() -> float:
+    """Bytes per second of reading memory, from few enough of them that a small run's peak is its own."""
+    before = allocator.counts()
+    found = memory_bandwidth(count=FEW)
+    after = allocator.counts()
+    if before is not None and after is not None and after.live_peak > before.live_peak:
+        allocator.reset_peaks()  # by the array that was read, which is none of the run's
+    return found
 
 
 def _may_checkpoint(recipe: RunRecipe) -> bool:
@@ -75,7 +93,7 @@ def chosen(recipe: RunRecipe, shape: JobShape, options: Options, machine: Machin
     """By the first process, for all."""
     budget = recipe.budget.memory
     if recipe.optimizer.in_backward:
-        options = _rows_at_once(options, shape)
+        options = rows_at_once(options, shape)
     made: list[Choice] = []
 
     def by_this_process() -> dict[str, Any]:
@@ -108,7 +126,7 @@ def applied(recipe: R, choice: Choice, shape: JobShape, machine: Machine) -> R:
     )
 
 
-def _rows_at_once(options: Options, shape: JobShape) -> Options:
+def rows_at_once(options: Options, shape: JobShape) -> Options:
     """For weights that move in the pass backward: each must get its whole gradient there."""
     what = "optimizer.in_backward"
     if parallel.world_size() > 1:

@@ -27,6 +27,7 @@ from shoestring.core.speeds import matrix_peak
 from shoestring.core.units import format_bytes, format_seconds
 from shoestring.kernels import allocator
 from shoestring.models.resolve import find_model
+from shoestring.plan.receipt import Receipt
 from shoestring.plan.shapes import Prediction
 from shoestring.train import parallel, watchdog
 from shoestring.train.checkpoint import Checkpoint, checkpoints, restore
@@ -42,6 +43,7 @@ from shoestring.train.pace import FixedSteps, Pace, TimeBudget
 from shoestring.train.plot import write_plot
 from shoestring.train.precision import settled
 from shoestring.train.progress import ProgressLine
+from shoestring.train.receipts import Receipts
 from shoestring.train.rollback import RollBack
 from shoestring.train.run_folder import METRICS, Start, abandon, check_free, claim, disown, save_recipe
 from shoestring.train.schedule import build_schedule
@@ -104,7 +106,8 @@ class Job(Protocol):
 
 @dataclass
 class Run:
-    """A run under way, or at its end. opened: None when nothing was left to do. peak_memory: bytes of the process."""
+    """A run under way, or at its end. opened: None when nothing was left to do. peak_memory: bytes of the process.
+    receipt: of this session."""
 
     recipe: Any
     out: Path
@@ -112,6 +115,7 @@ class Run:
     opened: Opened | None = None
     peak_memory: int = 0
     allocated: allocator.Counts | None = None
+    receipt: Receipt | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -141,6 +145,8 @@ class Run:
             "predicted_memory": None if self.opened is None else self.opened.prediction.total,
             "tensor_memory": None if self.allocated is None else self.allocated.live_peak,
             "predicted_tensor_memory": None if self.opened is None else self.opened.prediction.tensor_bytes,
+            "step_seconds": None if self.receipt is None else self.receipt.measured_seconds,
+            "predicted_step_seconds": None if self.receipt is None else self.receipt.told_seconds,
         }
 
 
@@ -203,6 +209,7 @@ def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
         say(matmul.OTHER_MACHINE)
     seed_everything(recipe.seed)
     allocator.reset_peaks()
+    before = peak_rss_bytes()
     start = replace(start, recipe=recipe)
     # Those in metrics.jsonl already; one of a stage that a refused step had reached is still to be written.
     told = sum(event["step"] <= start.state.step for event in start.state.events)
@@ -220,7 +227,7 @@ def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
         run = Run(recipe, out, start.state, opened)
         if start.out is not None:
             _go_on(start, opened, out)
-        _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint, told)
+        _train(job, run, opened, job.wire(out, replace(start, recipe=recipe)), start.checkpoint, told, before)
     except RuntimeError as error:
         if (refusal := allocator.refused(error)) is None:
             raise
@@ -270,8 +277,10 @@ def _beyond(refusal: allocator.Refusal) -> str:
     )
 
 
-def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path | None, told: int) -> None:
-    """told: events that earlier sessions have written."""
+def _train(
+    job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path | None, told: int, before: int
+) -> None:  # fmt: skip
+    """told: events that earlier sessions have written. before: the process's peak when the run began."""
     recipe, settings, state, out = run.recipe, run.recipe.train, run.state, run.out
     engine, stream = opened.engine, opened.stream
     engine.begin(wiring.objective, recipe.optimizer, state.step)
@@ -295,6 +304,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     )
     guard = MemoryGuard(recipe.budget.memory)
     line = ProgressLine(opened.flops_per_token, peak, device, job.held_out)
+    receipts = Receipts(opened.prediction, opened.stages, before)
     ranks = f" --ranks {os.environ[parallel.LAUNCHED]}" if parallel.LAUNCHED in os.environ else ""
     resume = f"continue with: shoestring {job.verb} --resume {out}{ranks}"
     more = f"{resume} --memory MORE; or start a run with a smaller --train.batch_tokens or --train.microbatch"
@@ -316,7 +326,7 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
                 clip=settings.clip,
                 explosion=settings.explosion,
                 roll_back=RollBack(out, engine, wiring.read, settings.rollbacks),
-                callbacks=[*wiring.evaluations, *WATCHING.get(), metrics, guard, saving, line],
+                callbacks=[*wiring.evaluations, *WATCHING.get(), receipts, metrics, guard, saving, line],
                 stop=stop,
             )
     except Interrupted as error:
@@ -347,5 +357,6 @@ def _train(job: Job, run: Run, opened: Opened, wiring: Wiring, checkpoint: Path 
     finally:
         line.close()
         metrics.close()
+        run.receipt = receipts.keep(recipe, engine, out)
         if hasattr(stream, "close"):
             stream.close()

@@ -14,18 +14,18 @@ from shoestring.compression.distill.teacher import SLOTS
 from shoestring.core.errors import BudgetError
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
-from shoestring.models.count import operations
 from shoestring.models.families.registry import read_quantization
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.head_blocks import compared_rows
 from shoestring.plan.choose import Choice, usual_microbatch
-from shoestring.plan.constants import MICROBATCH_TOKENS
+from shoestring.plan.constants import MICROBATCH_TOKENS, PASSES
 from shoestring.plan.decoding import Use, predict_use
 from shoestring.plan.shapes import JobShape, Line, Machine, Options, Prediction, Training
 from shoestring.plan.tape import FLOAT
 from shoestring.train.optimizer_config import moving
 from shoestring.train.planning import applied, chosen, engines
 
+_STATES = "teacher, hidden states of a step"  # of one that is streamed
 _HELD = 5  # arrays of the size of a chunk's logits, while two distributions are compared
 
 
@@ -35,24 +35,33 @@ def settle(recipe: DistillRecipe, material: Material, machine: Machine) -> tuple
     Raises BudgetError where nothing fits.
     """
     shape = job_shape(recipe, material)
-    options = _options(recipe, material)
-    places = {"resident": (False,), "streamed": (True,)}.get(recipe.budget.teacher, (False, True))
-    if recipe.budget.memory is None or (recipe.budget.teacher == "auto" and not _streams(material)):
-        places = places[:1]
+    options = options_of(recipe, material)
     refused: list[BudgetError] = []
-    for streamed in places:
+    for streamed in places(recipe, material, recipe.budget.memory is not None):
         more = teacher_lines(recipe, material, options.usual, streamed, machine)
-        beside = replace(machine, process=machine.process + sum(size for _, size in more))
         try:
-            choice = chosen(recipe, shape, options, beside)
+            choice = chosen(recipe, shape, options, beside_teacher(machine, more))
         except BudgetError as error:
             refused.append(error)
             continue
-        choice = replace(choice, prediction=_with_teacher(choice.prediction, more, material, recipe, machine))
+        choice = replace(choice, prediction=with_teacher(choice.prediction, more, material, recipe, machine))
         settled = applied(recipe, choice, shape, machine)
         budget = settled.budget.model_copy(update={"teacher": "streamed" if streamed else "resident"})
         return settled.model_copy(update={"budget": budget}), choice
     raise refused[-1]
+
+
+def places(recipe: DistillRecipe, material: Material, limited: bool) -> tuple[bool, ...]:
+    """Whether the teacher is streamed, what is tried first. limited: by a budget, without which it is in memory."""
+    ways = {"resident": (False,), "streamed": (True,)}.get(recipe.budget.teacher, (False, True))
+    if not limited or (recipe.budget.teacher == "auto" and not _streams(material)):
+        return ways[:1]
+    return ways
+
+
+def beside_teacher(machine: Machine, more: list[Line]) -> Machine:
+    """A machine whose process holds the teacher already."""
+    return replace(machine, process=machine.process + sum(size for _, size in more))
 
 
 def _streams(material: Material) -> bool:
@@ -84,21 +93,27 @@ def teacher_lines(
     recipe: DistillRecipe, material: Material, rows: int, streamed: bool, machine: Machine
 ) -> list[Line]:
     """What it adds. rows: of a microbatch."""
-    config, base = material.teacher.config, material.teacher.base
-    assert base is not None
-    with WeightFiles(base, packed=True) as files:
-        source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
-    use = Use(rows, material.padded, scored=True, documents=True)
-    prediction = predict_use(config, use, machine, source, slots=SLOTS if streamed else 0)
+    config, prediction = material.teacher.config, _teachers_pass(material, rows, streamed, machine)
     lines: list[Line] = [(f"teacher, {name}", size) for name, size in prediction.tensors]
     if streamed:
-        lines.append(("teacher, hidden states of a step", 2 * material.rows * material.padded * config.width * FLOAT))
+        lines.append((_STATES, 2 * material.rows * material.padded * config.width * FLOAT))
     compared = min(rows * material.padded, compared_rows(config.vocabulary))
     lines.append(("teacher and student compared", _HELD * compared * config.vocabulary * FLOAT))
     return lines
 
 
-def _options(recipe: DistillRecipe, material: Material) -> Options:
+def _teachers_pass(material: Material, rows: int, streamed: bool, machine: Machine) -> Prediction:
+    """Of its own, over a microbatch, before any correction."""
+    base = material.teacher.base
+    assert base is not None
+    with WeightFiles(base, packed=True) as files:
+        source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
+    use = Use(rows, material.padded, scored=True, documents=True)
+    plain = replace(machine, corrections=())
+    return predict_use(material.teacher.config, use, plain, source, slots=SLOTS if streamed else 0)
+
+
+def options_of(recipe: DistillRecipe, material: Material) -> Options:
     return Options(
         engines(recipe),
         usual=usual_microbatch(material.rows, material.padded, MICROBATCH_TOKENS),
@@ -108,16 +123,23 @@ def _options(recipe: DistillRecipe, material: Material) -> Options:
     )
 
 
-def _with_teacher(
+def with_teacher(
     prediction: Prediction, more: list[Line], material: Material, recipe: DistillRecipe, machine: Machine
 ) -> Prediction:
-    """The student's prediction was made in a process that held the teacher: here its lines stand among tensors."""
+    """The student's prediction was made in a process that held the teacher: here its lines stand among tensors. Its
+    passes and the comparison, five arrays of logits written and read, take time too."""
     held = sum(size for _, size in more)
     (name, process), *others = prediction.beside
-    seconds = 0.0
+    time: list[tuple[str, float]] = []
     if recipe.distill.cache_samples is None:
-        tokens = material.rows * material.padded
-        seconds = operations(material.teacher.config, material.padded).forward * tokens / machine.flops
-    return Prediction(
-        (*prediction.tensors, *more), ((name, process - held), *others), prediction.seconds + seconds
-    )
+        rows, streamed = options_of(recipe, material).usual, any(line == _STATES for line, _ in more)
+        passes = _teachers_pass(material, rows, streamed, machine).seconds * material.rows / rows
+        logits = material.rows * material.padded * material.teacher.config.vocabulary
+        compared = PASSES * _HELD * logits * FLOAT / machine.bandwidth
+        time = [("the teacher's passes", passes), ("teacher and student compared", compared)]
+    factor = 1.0 if prediction.correction is None else prediction.correction.seconds
+    time = [(what, factor * seconds) for what, seconds in time]
+    return replace(
+        prediction, tensors=(*prediction.tensors, *more), beside=((name, process - held), *others),
+        seconds=prediction.seconds + sum(seconds for _, seconds in time), time=(*prediction.time, *time),
+    )  # fmt: skip

@@ -11,6 +11,7 @@ head and norms stay as they are. The folder is of the form that the compressed-t
 from __future__ import annotations
 
 import functools
+import statistics
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ from shoestring.compression.passage import Passage
 from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block
 from shoestring.compression.quantize.config import Method, QuantizeConfig, quantize_config
 from shoestring.compression.quantize.gptq import Rounded
-from shoestring.compression.quantize.memory import make_room
+from shoestring.compression.quantize.memory import make_room, predict_room, rounding
 from shoestring.compression.quantize.result import MatrixError, Quantized
 from shoestring.compression.report import Decoding, write_report
 from shoestring.compression.room import Room, hidden_states, keep_to, process_bytes, refusals_told
@@ -38,7 +39,9 @@ from shoestring.core.device import resolve_dtype
 from shoestring.core.errors import ConfigError
 from shoestring.core.files import atomic_folder, check_new
 from shoestring.core.machine import peak_rss_bytes
-from shoestring.core.units import counted, parse_bytes
+from shoestring.core.speeds import FEW, matrix_peak, memory_bandwidth
+from shoestring.core.units import counted, format_seconds, parse_bytes
+from shoestring.data.batch import Batch
 from shoestring.data.supervised.config import OnBadLine
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.kernels import allocator
@@ -55,6 +58,9 @@ from shoestring.models.quantization import Scheme
 from shoestring.models.resolve import Say, find_model
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.quantized.config import PackedConfig
+from shoestring.plan.calibration import corrections_of
+from shoestring.plan.receipt import Item, Receipt, keep, memory_items, receipt_of
+from shoestring.plan.shapes import Machine, Prediction
 from shoestring.train.first_use import first_use
 
 
@@ -113,15 +119,16 @@ def quantize(
             with atomic_folder(out) as temporary:
                 weight_bytes = job.finish(work, temporary)
                 took = time.perf_counter() - started, peak_rss_bytes()
+                receipt = job.receipt(took[1])
                 speeds = decode_both(folder, temporary, files.config, budget)
-                result = _result(job, work, Path(out), str(model), losses, weight_bytes, speeds, took)
+                result = _result(job, work, Path(out), str(model), losses, weight_bytes, speeds, took, receipt)
                 write_report(result.report(), temporary)
     return result
 
 
 def _result(
     job: _Job, work: Unfinished, out: Path, model: str, losses: tuple[float, float], weight_bytes: int,
-    speeds: tuple[Decoding | None, Decoding | None], took: tuple[float, int],
+    speeds: tuple[Decoding | None, Decoding | None], took: tuple[float, int], receipt: Receipt,
 ) -> Quantized:  # fmt: skip
     settings, text = job.settings, job.text
     by_text = text is not None and settings.method != "rtn"
@@ -135,7 +142,7 @@ def _result(
         tokens=text.tokens if text is not None and by_text else 0,
         examples=text.examples if text is not None and by_text else 0, labels=0 if text is None else text.labels,
         matrices=tuple(MatrixError(**matrix) for part in work.parts for matrix in part.get("matrices", ())),
-        seconds=took[0], peak_memory=took[1],
+        seconds=took[0], peak_memory=took[1], receipt=receipt,
     )  # fmt: skip
 
 
@@ -146,6 +153,7 @@ class _Job:
         self, files: WeightFiles, folder: Path, settings: QuantizeConfig, memory: int | None, say: Say | None
     ):
         self.files, self.settings, self.folder, self.say = files, settings, folder, say
+        self.seconds: list[float] = []  # of each block
         config = files.config
         stored = files.places["embedding.weight"].info.dtype
         self.chosen = None if settings.dtype == "auto" else resolve_dtype(settings.dtype)
@@ -154,7 +162,13 @@ class _Job:
         check_model(config, self.packed, str(folder))
         if memory is not None:
             first_use(training=settings.method == "learned")
-        self.room: Room = make_room(config, settings, process_bytes(), memory)
+        speeds = matrix_peak(), memory_bandwidth(count=FEW)
+        self.before = peak_rss_bytes()
+        allocator.reset_peaks()
+        process, threads = process_bytes(), torch.get_num_threads()
+        corrections = corrections_of("quantize", threads)
+        self.machine = Machine(process, speeds[0], threads=threads, bandwidth=speeds[1], corrections=corrections)
+        self.room: Room = make_room(config, settings, process, memory)
         self.text: Calibration | None = None
         self.tokenizer: Tokenizer | None = None
         if settings.calibrate is not None or (folder / "tokenizer.json").is_file():
@@ -185,6 +199,9 @@ class _Job:
         say(f"quantize  {len(LINEARS) * config.layers} matrices to {settings.bits} bits in {each}, {settings.method}")
         if memory is not None:
             say(self.room.told(memory, text is not None))
+        found = self.prediction()
+        corrected = "" if found.correction is None else f"; {found.correction}"
+        say(f"time      about {format_seconds(found.seconds * config.layers)} for the blocks predicted{corrected}")
         if text is None:
             return
         kind = "window" if text.form == "text" else "example"
@@ -207,7 +224,7 @@ class _Job:
             self.files, work, self.family, text.calibrating if text is not None and by_text else [],
             [] if text is None else text.measured, change=functools.partial(self._quantize, work),
             read_again=functools.partial(self._read_again, work), kept=hidden_states(self.room, work.scratch),
-            what="quantize  matrices", linears=len(LINEARS), beside=self.settings.follows,
+            what="quantize  matrices", linears=len(LINEARS), beside=self.settings.follows, seconds=self.seconds,
         )  # fmt: skip
 
     def finish(self, work: Unfinished, folder: Path) -> int:
@@ -217,6 +234,33 @@ class _Job:
             self.tokenizer.save(folder)
         with work.all() as parts:
             return join(parts, folder)
+
+    def prediction(self) -> Prediction:
+        """Of a block."""
+        config, text = self.files.config, self.text
+        calibrating, measured = (0, 0) if text is None else map(_tokens, (text.calibrating, text.measured))
+        job = rounding(config, self.settings, self.room, calibrating, measured)
+        source = self.files.places["embedding.weight"].info.dtype.itemsize
+        return predict_room(config, self.room, job, self.machine, self.packed, source)
+
+    def receipt(self, peak: int) -> Receipt:
+        """Of what is done; kept in the log of this machine too. peak: of the process."""
+        counts = allocator.counts()
+        tensors = None if counts is None else counts.live_peak
+        measured = peak if peak > self.before else None
+        found = self.prediction()
+        seconds = statistics.median(self.seconds) if self.seconds else None
+        items = [*memory_items(found, measured, tensors, {})]
+        items += [Item(name, "seconds", each) for name, each in found.time]
+        items.append(Item("a block", "seconds", found.seconds, seconds))
+        items.append(Item("all blocks", "seconds", found.seconds * len(self.seconds) or None, sum(self.seconds)))
+        receipt = receipt_of(
+            found, "quantize", self.settings.method, torch.get_num_threads(), peak=measured, tensors=tensors,
+            seconds=seconds, count=len(self.seconds), items=items, unit="block",
+        )  # fmt: skip
+        if (refused := keep(receipt, None)) and self.say is not None:
+            self.say(f"receipt   not kept: {refused}")
+        return receipt
 
     # --- parts -----------------------------------------------------------------------------------------------
 
@@ -270,6 +314,11 @@ class _Job:
 
     def _dtype(self, name: str) -> torch.dtype:
         return self.chosen or self.files.places[name].info.dtype
+
+
+def _tokens(batches: list[Batch]) -> int:
+    """Padding included."""
+    return sum(batch.tokens_BT.numel() for batch in batches)
 
 
 def _whole(name: str, tensor: Tensor) -> Streamed:

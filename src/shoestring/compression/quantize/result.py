@@ -8,6 +8,7 @@ from typing import Any
 
 from shoestring.compression.report import Measured, change_lines, report_of
 from shoestring.core.units import format_bytes, format_seconds
+from shoestring.plan.receipt import Receipt, shown_seconds
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class MatrixError:
 @dataclass(frozen=True)
 class Quantized:
     """What `quantize` returns. packed_bytes: of the matrices in few bits. settings: of `QuantizeConfig`. tokens,
-    examples: calibrated with. labels: tokens measured. peak_memory: of the process, in bytes."""
+    examples: calibrated with. labels: tokens measured. peak_memory: of the process, in bytes; receipt: beside
+    what was predicted for that, and for the seconds of a block."""
 
     folder: Path
     model: str
@@ -39,6 +41,7 @@ class Quantized:
     matrices: tuple[MatrixError, ...]
     seconds: float
     peak_memory: int
+    receipt: Receipt | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"folder": str(self.folder), **self.report()}
@@ -52,6 +55,7 @@ class Quantized:
             self.before, self.after, packed_bytes=self.packed_bytes,
             calibration={"tokens": self.tokens, "examples": self.examples}, held_out_tokens=self.labels,
             matrices=[asdict(matrix) for matrix in self.matrices], seconds=self.seconds, peak_memory=self.peak_memory,
+            receipt=None if self.receipt is None else self.receipt.to_json(),
         )  # fmt: skip
 
     def __str__(self) -> str:
@@ -70,8 +74,17 @@ class Quantized:
         nearest = f", {plain:.3%} rounded to nearest" if self.tokens else ""
         lines += [
             f"error     {kept:.3%} of the {of} of a matrix, squared{nearest}",
-            f"took      {format_seconds(self.seconds)} · peak {format_bytes(self.peak_memory)}",
+            f"took      {format_seconds(self.seconds)} · peak {format_bytes(self.peak_memory)}" + self._predicted(),
         ]
         if self.dense_dtype == "float32" and rest > self.packed_bytes:
             lines.append("smaller   --dtype bfloat16 makes what is not quantized half as large")
         return "\n".join([*lines, f"chat      shoestring chat {self.folder}"])
+
+    def _predicted(self) -> str:
+        found = self.receipt
+        if found is None or found.told_memory is None or found.told_seconds is None:
+            return ""
+        measured = "" if found.measured_seconds is None else f"{shown_seconds(found.measured_seconds)} a block, "
+        return (
+            f" ({format_bytes(found.told_memory)} predicted) · {measured}{shown_seconds(found.told_seconds)} predicted"
+        )

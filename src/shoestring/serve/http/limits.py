@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shoestring.core.errors import ConfigError, DataError
+from shoestring.plan.constants import SERVING
 
 _LEAST_KEY = 8  # characters
 _MOST_KEYS = 10_000
-BESIDE = 48_000_000  # bytes of a budget that are for requests and answers: bodies, connections, Python's objects
+BESIDE = SERVING  # bytes of a budget that are for requests and answers
 _SMALL_BODY = 1_000_000
 _SMALL_BODIES = 8_000_000  # of JSON, which is several times as much once it is read
 

@@ -20,14 +20,11 @@ from shoestring.generate.language_model import LanguageModel
 from shoestring.kernels import allocator
 from shoestring.offload.model import StreamedDecoder
 from shoestring.plan.constants import SPARE
-from shoestring.plan.decoding import Use, predict_use
+from shoestring.plan.serving import CONTEXT, SLOTS, predict_serving
 from shoestring.plan.shapes import Machine
 from shoestring.serve.http.limits import BESIDE
 
-SLOTS = 16
-CONTEXT = 4096  # tokens of a slot, where nobody says more
 _LEAST_CONTEXT = 256
-_LOGITS = 4  # copies of a row of logits that choosing a token makes, at most
 
 
 class Sizes(NamedTuple):
@@ -62,10 +59,7 @@ def sizes_within(language: LanguageModel, budget: int, lanes: int, slots: int | 
     beside_weights = max(allocator.live() - int(config.parameter_count()) * dtype.itemsize, 0)  # adapters
 
     def needs(many: int, context: int) -> int:
-        """One text alone, of the greatest length; what the others hold; a vector's text; and all that is no tensor."""
-        alone = predict_use(config, Use(1, context - 1, 1, compute=compute), machine, compute).total
-        further = many * lanes * context * cache + many * config.vocabulary * 4 * _LOGITS
-        return int(alone + beside_weights + further) + BESIDE
+        return predict_serving(config, many, context, machine, compute, lanes, beside_weights, cache).total
 
     return _fitting(wanted, slots, asked, needs, int(budget * SPARE), budget)
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from shoestring import __version__
-from shoestring.core.units import format_bytes, format_count, format_seconds
+from shoestring.core.units import counted, format_bytes, format_count, format_seconds
+from shoestring.plan.receipt import row as receipt_row
 from shoestring.train.metrics_file import is_number
 from shoestring.train.report.charts import charts_of, marks_of
 from shoestring.train.report.events import described, session_rows
@@ -186,6 +187,7 @@ def _of_run(run: RunFigures, name: str, many: bool) -> str:
         _part(heading, "Answers before and after", _answers(run)),
         _part(heading, "What happened", _events(run)),
         _part(heading, "Sessions", _sessions(run)),
+        _part(heading, "Predicted and measured", _receipts(run)),
         _part(heading, "Machine", _machine(run)),
         _part(heading, "Recipe", _recipe(run, many)),
     ]
@@ -227,6 +229,20 @@ def _events(run: RunFigures) -> str:
 def _sessions(run: RunFigures) -> str:
     rows = [[_text(cell) for cell in row] for row in session_rows(run.sessions)]
     return _table(["began", "at step", "to step", "how it ended"], rows, "Sessions", [1, 2]) if rows else ""
+
+
+def _receipts(run: RunFigures) -> str:
+    """The newest session's, line by line; of each before it one line."""
+    if not run.receipts:
+        return ""
+    *earlier, newest = run.receipts
+    rows = [[_text(cell) for cell in receipt_row(item)] for item in newest.items]
+    table = _table(["", "predicted", "measured", ""], rows, "Predicted and measured", [1, 2, 3])
+    found = f'<p class="quiet">{_text(newest.heading())}</p>{table}'
+    if earlier:
+        lines = "".join(f"<li>{_text(one.time)}: {_text(one.line())}</li>" for one in reversed(earlier))
+        found += f"<details><summary>{counted(len(earlier), 'earlier session')}</summary><ul>{lines}</ul></details>"
+    return found
 
 
 def _machine(run: RunFigures) -> str:

@@ -15,6 +15,9 @@ from typing import Any
 from shoestring.core.errors import RunError, ShoestringError
 from shoestring.core.foreign import parse_json, read_json
 from shoestring.core.yaml_document import read_document
+from shoestring.plan.receipt import NAME as RECEIPTS
+from shoestring.plan.receipt import Receipt
+from shoestring.plan.receipt import read as read_receipts
 from shoestring.train.metrics_file import NAME as METRICS
 from shoestring.train.metrics_file import as_curves, is_number, metrics_lines
 
@@ -41,7 +44,7 @@ class RunFigures:
     """name: of the folder, which others shown beside it may have too. columns: by the names of metrics.jsonl, those of
     a held-out sample with `sample_` before them. events, samples: lines, each with its step, tokens and seconds.
     sessions: pairs of what one wrote as it began and as it ended, {} where it did not. recipe: its text; settings: what
-    that says, by dotted keys. answers: of a fine-tuning, before and after.
+    that says, by dotted keys. answers: of a fine-tuning, before and after. receipts: of its sessions.
     """
 
     name: str
@@ -54,6 +57,7 @@ class RunFigures:
     recipe: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     answers: list[dict[str, str]] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
     step: int = 0
     tokens: float = 0.0
     seconds: float = 0.0
@@ -91,6 +95,7 @@ def read_run(text: str | Path) -> RunFigures:
     run.sessions = _sessions(folder / SESSIONS)
     run.recipe, run.settings = _recipe(folder / RECIPE)
     run.answers = _answers(folder / ANSWERS)
+    run.receipts = _receipts(folder / RECEIPTS)
     return run
 
 
@@ -186,6 +191,14 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
+
+
+def _receipts(file: Path) -> list[Receipt]:
+    """The newest ones."""
+    try:
+        return read_receipts(file, MOST_SESSIONS)[0]
+    except OSError:
+        return []
 
 
 def _answers(file: Path) -> list[dict[str, str]]:

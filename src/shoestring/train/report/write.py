@@ -76,6 +76,8 @@ def _figures(run: RunFigures) -> dict[str, Any]:
         **known,
         "peak_memory": run.peak_memory(),
         "predicted_memory": run.predicted("memory"),
+        "step_seconds": run.receipts[-1].measured_seconds if run.receipts else None,
+        "predicted_step_seconds": run.receipts[-1].told_seconds if run.receipts else None,
         "events": len(run.events) + run.events_left_out,
         "samples": len(run.samples),
     }
