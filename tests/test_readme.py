@@ -26,6 +26,7 @@ from shoestring.finetuning.config import finetune_recipe, is_finetune_recipe
 from shoestring.forecast.config import plan_budget
 from shoestring.forecast.opening import RECIPES, check_job
 from shoestring.forecast.subject import is_model
+from shoestring.laptops.config import load_machines
 from shoestring.models.get import get
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.search.run import planned
@@ -204,12 +205,16 @@ def test_every_command_in_the_docs_exists(page):
 
 
 def test_every_recipe_in_the_docs_is_right(tmp_path):
-    recipes = [content for page in PAGES if page.name != "search.md" for _, content in blocks(page, "yaml")]
+    pages = [page for page in PAGES if page.name not in ("search.md", "laptops.md")]
+    recipes = [content for page in pages for _, content in blocks(page, "yaml")]
     spaces = [content for _, content in blocks(ROOT / "docs" / "search.md", "yaml")]
     assert recipes and spaces
     for content in spaces:
         (tmp_path / "space.yaml").write_text(content)
         assert planned("quickstart", tmp_path / "space.yaml", {}, {})[2].parameters
+    for _, content in blocks(ROOT / "docs" / "laptops.md", "yaml"):
+        (tmp_path / "machines.yaml").write_text(content)
+        assert [machine.name for machine in load_machines(tmp_path / "machines.yaml").machines] == ["desk", "anna"]
     for content in recipes:
         (tmp_path / "recipe.yaml").write_text(content)
         load_pretrain_recipe(tmp_path / "recipe.yaml")
