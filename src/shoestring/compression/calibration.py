@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoestring.compression.text_config import TOGETHER, TextConfig
+from shoestring.compression.text_config import LONGEST, TOGETHER, TextConfig
 from shoestring.core.errors import DataError
 from shoestring.core.units import counted
 from shoestring.data.batch import Batch
@@ -27,7 +27,6 @@ from shoestring.evaluate.text import rows_of, text_windows, texts_of
 from shoestring.models.resolve import Say
 
 LEAST = 256  # tokens
-_LONGEST = 2048  # tokens at which examples are cut
 _READ = 16  # characters of text for each token that is wanted: four times as much text, to draw from
 _MEASURED = 5  # where there is little text, one part of so many is measured on
 
@@ -93,7 +92,7 @@ def _dataset(
         some = _first(texts_of(source, rows, bad), wanted)
         return text_windows(some, tokenizer, source, context, context, specials=rows is not None)[0]
     given = {"format": rows.form, "validation": 0.0, "on_bad_line": bad, "columns": settings.columns}
-    return build_dataset(source, ModelSide.of(tokenizer), max(context, min(_LONGEST, longest)), say, **given)
+    return build_dataset(source, ModelSide.of(tokenizer), max(context, min(LONGEST, longest)), say, **given)
 
 
 def _first(texts: Iterator[str], characters: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shoestring.compression.passage import InMemory, MakeKept, OnDisk
 from shoestring.compression.quantize.gptq import WIDE
-from shoestring.compression.text_config import TOGETHER
+from shoestring.compression.text_config import LONGEST, TOGETHER, TextConfig
 from shoestring.core.errors import BudgetError
 from shoestring.core.machine import rss_bytes
 from shoestring.core.units import format_bytes
@@ -150,12 +150,20 @@ class Sizes:
         return batch * FLOAT * (6 * self.width + 2 * (queries + 2 * keys) + 3 * inner + context)
 
 
+def batch_tokens(config: ModelConfig, settings: TextConfig, tokens: int) -> int:
+    """Of the largest batch, where `tokens` may be together: less of little text, and one row at least."""
+    if settings.calibrate is None:
+        return 0
+    context = min(settings.context, config.context)
+    there = max(settings.rows, settings.held_out) * context * 5 // 4  # rows are padded
+    return max(min(tokens, there), context, min(LONGEST, config.context))
+
+
 def text_lines(
-    width: int, context: int, tokens: int, on_disk: bool, rows: int, copies: int, more_ids: int = 0
+    width: int, context: int, batch: int, on_disk: bool, rows: int, copies: int, more_ids: int = 0
 ) -> tuple[tuple[str, int], ...]:
     """Bytes of the text's hidden states and of its ids. rows: that are on their way at once; copies: of each one's
     hidden states. more_ids: rows that are only read."""
-    batch = max(tokens, context)
     states = 2 * batch if on_disk else copies * rows * context * 5 // 4 + 2 * batch  # rows are padded
     return (
         ("the text's hidden states", states * width * FLOAT),

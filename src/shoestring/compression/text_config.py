@@ -8,6 +8,7 @@ from shoestring.core.config import Config
 from shoestring.data.supervised.config import OnBadLine
 
 TOGETHER = 4096  # tokens in a batch, where memory allows
+LONGEST = 2048  # tokens at which examples are cut
 
 
 class TextConfig(Config):

@@ -16,6 +16,7 @@ from shoestring.compression.room import (
     FLOAT,
     Room,
     Sizes,
+    batch_tokens,
     fitting,
     head,
     moments,
@@ -38,7 +39,7 @@ def make_room(config: ModelConfig, settings: FactorizeConfig, process: int, memo
 
 def _room(config: ModelConfig, settings: FactorizeConfig, process: int, tokens: int, on_disk: bool) -> Room:
     text, context, sizes = settings.calibrate is not None, min(settings.context, config.context), Sizes.of(config)
-    batch = max(tokens, context) if text else 0
+    batch = batch_tokens(config, settings, tokens)
     rows = settings.rows + 2 * settings.held_out if text else 0
     passing, block = sizes.passing(batch, context), sizes.block
     peaks = [("the head", head(text)), ("a block", 2 * block + passing)]
@@ -59,5 +60,5 @@ def _room(config: ModelConfig, settings: FactorizeConfig, process: int, tokens: 
             smaller = min(outputs, inputs)
             beside = outputs * inputs * DOUBLE * _FACTORING + smaller * smaller * DOUBLE * _VECTORS
             peaks.append(("the factors of a matrix", 2 * block + held + beside))
-    lines = text_lines(config.width, context, tokens, on_disk, rows, 1)
+    lines = text_lines(config.width, context, batch, on_disk, rows, 1)
     return Room(tokens, on_disk, (*lines, max(peaks, key=lambda peak: peak[1])), process + BESIDE)

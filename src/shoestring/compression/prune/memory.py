@@ -11,13 +11,14 @@ import functools
 
 from shoestring.compression.prune.config import PruneConfig
 from shoestring.compression.prune.shape import Shape
-from shoestring.compression.prune.text import tokens_to_train_on
+from shoestring.compression.prune.text import STEP_TOKENS, tokens_to_train_on
 from shoestring.compression.room import (
     BESIDE,
     DOUBLE,
     FLOAT,
     Room,
     Sizes,
+    batch_tokens,
     fitting,
     head,
     moments,
@@ -44,7 +45,9 @@ def _room(
     config: ModelConfig, settings: PruneConfig, target: Shape, process: int, tokens: int, on_disk: bool
 ) -> Room:
     text, context, sizes = settings.calibrate is not None, min(settings.context, config.context), Sizes.of(config)
-    batch = max(tokens, context) if text else 0
+    batch = batch_tokens(config, settings, tokens)
+    if settings.recover is not None:  # what chooses are batches of what is trained on
+        batch = max(batch, STEP_TOKENS)
     narrower = target.width < config.width
     passing, block = sizes.passing(batch, context), sizes.block
     peaks = [("the head", head(text)), ("a block", 2 * block + passing)]
@@ -61,6 +64,7 @@ def _room(
             peaks.append(("parts of a block", held + max(solving, passing, summing(inputs, batch))))
     read = -(-tokens_to_train_on(settings) // context)
     choosing, measuring = settings.rows if text and settings.by_text else 0, settings.held_out if text else 0
+    choosing += -(-batch // context) if settings.recover is not None else 0
     copies = 2 if narrower and settings.fit and not settings.masks else 1
-    lines = text_lines(config.width, context, tokens, on_disk, max(choosing, measuring), copies, read + measuring)
+    lines = text_lines(config.width, context, batch, on_disk, max(choosing, measuring), copies, read + measuring)
     return Room(tokens, on_disk, (*lines, max(peaks, key=lambda peak: peak[1])), process + BESIDE)
