@@ -17,7 +17,8 @@ import pytest
 from tests.train.ranks import ROOT, environment
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-MACHINES = {"shoestring-one": "192.168.1.10", "shoestring-two": "192.168.1.11"}
+ONE, TWO = (f"shoestring-{number}-{os.getpid()}" for number in (1, 2))  # tests run side by side
+MACHINES = {ONE: "192.168.1.10", TWO: "192.168.1.11"}
 
 
 def told(*command: str) -> str:
@@ -32,7 +33,7 @@ def told(*command: str) -> str:
 def commands() -> list[str]:
     """The blocks of "Two machines", for the first and for the second one, as they stand."""
     section = PAGE.split("## Two machines")[1].split("\n## ")[0]
-    return re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[:2]
+    return re.findall(r"^```bash\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[:2]
 
 
 @pytest.fixture
@@ -40,9 +41,8 @@ def machines():
     """Two network namespaces whose eth0 have the addresses of the page."""
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces want Linux, root and iproute2 (ip netns)")
-    first, second = MACHINES
     steps = [("ip", "netns", "add", name) for name in MACHINES]
-    steps += [("ip", "link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)]
+    steps += [("ip", "link", "add", "eth0", "netns", ONE, "type", "veth", "peer", "name", "eth0", "netns", TWO)]
     for name, address in MACHINES.items():
         inside = ("ip", "-n", name)
         steps += [(*inside, "addr", "add", f"{address}/24", "dev", "eth0")]
@@ -125,7 +125,7 @@ def test_a_rank_that_is_killed_on_the_second_machine_comes_back_and_the_run_goes
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.exists() and any(n >= 5 for n in steps(metrics.parent))):
         time.sleep(0.02)
-    (pid,) = workers("shoestring-two")
+    (pid,) = workers(TWO)
     os.kill(pid, signal.SIGKILL)
     told_by = ends(processes)
     assert steps(metrics.parent) == list(range(1, 13))

@@ -28,8 +28,11 @@ FEWER = {
     "--examples": "2", "--memory": "64GB", "--batch-size": "2",
 }  # fmt: skip
 # Two loggers, one of which wants a service, a server, which goes on for ever, what npm fetches, and several processes
-# (tests/train/test_launch.py); that the commands parse is tested with all others.
-NOT_RUN = ("--log.tensorboard", "--log.wandb", "shoestring serve", "--to web", "--gpus", "--ranks")
+# (tests/train/test_launch.py, tests/laptops); that the commands parse is tested with all others.
+NOT_RUN = (
+    "--log.tensorboard", "--log.wandb", "shoestring serve", "--to web", "--gpus", "--ranks", "--over",
+    "shoestring join",
+)  # fmt: skip
 PAGES = [page.name for page in sorted(DOCS.glob("*.md")) if page.name != "performance.md"]  # benchmarks
 
 

@@ -20,7 +20,7 @@ ROOMS = {
     "train": 5, "generate": 5,
     "offload": 6, "evaluate": 6, "export": 6,
     "pretraining": 7, "finetuning": 7, "compression": 7,
-    "serve": 8, "search": 8, "forecast": 8,
+    "serve": 8, "search": 8, "laptops": 8, "forecast": 8,
     "cli": 9,
 }  # fmt: skip
 JUDGES = {"transformers", "peft"}

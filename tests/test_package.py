@@ -13,8 +13,9 @@ from shoestring.core.errors import ConfigError
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
-        "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "make_plan", "merge",
-        "perplexity", "prepare_dataset", "pretrain", "prune", "quantize", "report",
+        "__version__", "compare", "compress", "distill", "factorize", "finetune", "finetune_over", "generate_over",
+        "join", "load", "make_plan", "merge", "perplexity", "prepare_dataset", "pretrain", "pretrain_over", "prune",
+        "quantize", "report",
     }  # fmt: skip
 
 
@@ -32,6 +33,10 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("factorize", "model out parameters rank calibrate dense rows context dtype"),
         ("compress", "model out target keep calibrate time suite rows context memory"),
         ("prune", "model out calibrate sparsity pattern method parameters layers feed_forward heads width rounds"),
+        ("finetune_over", "machines model data resume overrides token listen wait"),
+        ("pretrain_over", "machines recipe resume overrides token listen wait"),
+        ("generate_over", "machines model prompts token listen wait special_tokens"),
+        ("join", "address token name memory model"),
         ("report", "runs out"),
         ("quantize", "model out bits group method calibrate symmetric activations rows context dtype"),
     ],

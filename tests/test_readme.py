@@ -23,6 +23,10 @@ from shoestring.cli.verbs import VERBS
 from shoestring.compression.distill.config import distill_recipe
 from shoestring.core.errors import ConfigError
 from shoestring.finetuning.config import finetune_recipe, is_finetune_recipe
+from shoestring.forecast.config import plan_budget
+from shoestring.forecast.opening import RECIPES, check_job
+from shoestring.forecast.subject import is_model
+from shoestring.laptops.config import load_machines
 from shoestring.models.get import get
 from shoestring.pretraining.config import load_pretrain_recipe
 from shoestring.search.run import planned
@@ -147,6 +151,9 @@ def check_command(line: str) -> None:
     root.command(app)
     _, arguments, settings = parse(root, tokens)
     recipe = arguments.args[0] if settings and arguments.args else None
+    if tokens[0] == "plan":
+        check_plan(recipe, arguments.kwargs, settings["overrides"])
+        return
     if recipe is not None and not recipe.endswith(".yaml"):
         overrides = settings["overrides"]
         if arguments.kwargs.get("time"):
@@ -157,6 +164,18 @@ def check_command(line: str) -> None:
             distill_recipe(recipe, arguments.kwargs.get("student"), arguments.kwargs.get("data"), overrides)
         else:
             load_pretrain_recipe(recipe, overrides)
+
+
+def check_plan(name: str | None, flags: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Raises for a job, a size or a setting that there is not; a model's own settings are those of its job."""
+    check_job(flags.get("job"))
+    plan_budget(flags.get("memory"), flags.get("gpu_memory"), flags.get("time"))
+    if name is not None and not is_model(name) and flags.get("job") in (None, recipe_job(name)):
+        RECIPES[recipe_job(name)](name, overrides)
+    elif flags.get("job") == "finetune":
+        finetune_recipe(str(name), None if "data.source" in overrides else "sums/train.jsonl", overrides)
+    else:
+        assert name is None or all(key.startswith(f"{flags['job']}.") for key in overrides)
 
 
 def commands_of(page: Path) -> list[str]:
@@ -186,12 +205,16 @@ def test_every_command_in_the_docs_exists(page):
 
 
 def test_every_recipe_in_the_docs_is_right(tmp_path):
-    recipes = [content for page in PAGES if page.name != "search.md" for _, content in blocks(page, "yaml")]
+    pages = [page for page in PAGES if page.name not in ("search.md", "laptops.md")]
+    recipes = [content for page in pages for _, content in blocks(page, "yaml")]
     spaces = [content for _, content in blocks(ROOT / "docs" / "search.md", "yaml")]
     assert recipes and spaces
     for content in spaces:
         (tmp_path / "space.yaml").write_text(content)
         assert planned("quickstart", tmp_path / "space.yaml", {}, {})[2].parameters
+    for _, content in blocks(ROOT / "docs" / "laptops.md", "yaml"):
+        (tmp_path / "machines.yaml").write_text(content)
+        assert [machine.name for machine in load_machines(tmp_path / "machines.yaml").machines] == ["desk", "anna"]
     for content in recipes:
         (tmp_path / "recipe.yaml").write_text(content)
         load_pretrain_recipe(tmp_path / "recipe.yaml")

@@ -2,9 +2,10 @@
 
 `load(MODEL).generate(...)`, `load(MODEL).chat(...)`, `pretrain(recipe)`, `finetune(MODEL, data)`, `perplexity(MODEL,
 data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `factorize(MODEL, out)`, `distill(TEACHER, STUDENT, data)`,
-`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)`, `compare(RUNS)`, `prepare_dataset(data, MODEL)`
-and `make_plan(RECIPE)`, which is `shoestring plan`, do what the commands do. They are looked up on first use, so that
-`import shoestring` does not import torch.
+`merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)`, `compare(RUNS)`, `prepare_dataset(data, MODEL)`,
+`make_plan(RECIPE)`, which is `shoestring plan`, `finetune_over(MACHINES, MODEL, data)`,
+`pretrain_over(MACHINES, recipe)`, `generate_over(MACHINES, MODEL, prompts)` and `join(ADDRESS, TOKEN, NAME)` do what
+the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
@@ -21,6 +22,10 @@ if _typing.TYPE_CHECKING:
     from shoestring.finetuning.examples import prepare_dataset as prepare_dataset
     from shoestring.finetuning.job import finetune as finetune
     from shoestring.forecast.plan import make_plan as make_plan
+    from shoestring.laptops.asking import generate_over as generate_over
+    from shoestring.laptops.join import join as join
+    from shoestring.laptops.over import finetune_over as finetune_over
+    from shoestring.laptops.over import pretrain_over as pretrain_over
     from shoestring.offload.load import load as load
     from shoestring.pretraining.job import pretrain as pretrain
     from shoestring.search.compare import compare as compare
@@ -34,19 +39,24 @@ _HOMES = {
     "distill": "shoestring.compression.distill.job",
     "factorize": "shoestring.compression.factorize.job",
     "finetune": "shoestring.finetuning.job",
+    "finetune_over": "shoestring.laptops.over",
+    "generate_over": "shoestring.laptops.asking",
+    "join": "shoestring.laptops.join",
     "load": "shoestring.offload.load",
     "make_plan": "shoestring.forecast.plan",
     "merge": "shoestring.compression.merge.job",
     "perplexity": "shoestring.evaluate.perplexity",
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
+    "pretrain_over": "shoestring.laptops.over",
     "prune": "shoestring.compression.prune.job",
     "quantize": "shoestring.compression.quantize.job",
     "report": "shoestring.train.report.write",
 }
 __all__ = [
-    "__version__", "compare", "compress", "distill", "factorize", "finetune", "load", "make_plan", "merge",
-    "perplexity", "prepare_dataset", "pretrain", "prune", "quantize", "report",
+    "__version__", "compare", "compress", "distill", "factorize", "finetune", "finetune_over", "generate_over", "join",
+    "load", "make_plan", "merge", "perplexity", "prepare_dataset", "pretrain", "pretrain_over", "prune", "quantize",
+    "report",
 ]  # fmt: skip
 
 

@@ -4,7 +4,9 @@
 """
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,8 @@ from torch import Tensor
 from shoestring.data.batch import Batch
 from shoestring.pretraining.job import pretrain
 from shoestring.train import exchange, parallel
+from shoestring.train.checkpoint import checkpoints
+from shoestring.train.exact_weights import load_trained, read_trained
 from shoestring.train.fsdp import FsdpEngine
 from shoestring.train.loss_scale import LossScale
 from shoestring.train.objective import NextToken, next_token
@@ -131,6 +135,29 @@ def runs() -> None:
         facts[kind] = [result.steps, result.bits_per_byte]
 
 
+def changed() -> None:
+    """A run of whole models, killed after its first checkpoint, goes on in parts."""
+    out = Path(folder, "changed")
+    if rank == 0:
+        shutil.copytree(f"{folder}/ddp", out, symlinks=True)
+        for path in checkpoints(out)[1:]:
+            shutil.rmtree(path)
+    parallel.wait()
+    pretrain(resume=out, parallel__kind="fsdp")
+
+
+def read_back() -> None:
+    """The weights of a checkpoint into a live model in parts, as a run does that goes back."""
+    saved = Path(folder, "ddp", "latest")
+    engine = FsdpEngine(lambda: load_trained(saved, "cpu"))
+    decoder = engine.load()
+    for part in engine.parts.local:
+        part.detach().fill_(7.0)
+    read_trained(decoder, saved)
+    expected = dict(load_trained(saved, "cpu").named_parameters())
+    facts["read back"] = all(tensor.equal(expected[name]) for name, tensor in whole(engine).items())
+
+
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
 predicted()  # while nothing else is there
@@ -144,6 +171,8 @@ overlap()
 memory()
 waits()
 runs()
+changed()
+read_back()
 with open(f"{folder}/{rank}.json", "w") as file:
     json.dump(facts, file)
 dist.destroy_process_group()

@@ -169,6 +169,15 @@ def test_a_checkpoint_of_two_continues_on_three_that_one_command_starts(folder, 
     assert len(list((out / "latest" / "trainer" / "optimizer").iterdir())) == 3
 
 
+def test_a_run_of_whole_models_goes_on_in_parts(folder):
+    assert losses(folder / "changed") == pytest.approx(losses(folder / "ddp"), rel=1e-5)
+    assert (folder / "changed" / "latest" / "trainer" / "optimizer").is_dir()
+
+
+def test_weights_of_a_checkpoint_come_back_into_a_model_in_parts(facts):
+    assert facts[0]["read back"] and facts[1]["read back"]
+
+
 def test_a_missing_or_foreign_part_is_a_sentence(tmp_path):
     tensor = torch.arange(10.0).reshape(5, 2)
     write_shard(tmp_path, 0, 2, {"a/m": (tensor[:3], 0)})

@@ -62,14 +62,12 @@ def test_torchrun_and_the_command_do_not_both_start_ranks(recipe, capsys, monkey
 
 
 def test_a_mistake_inside_the_ranks_is_one_sentence_and_its_exit_code(recipe, tmp_path):
-    """Four rows are no thirds. Nothing is left behind."""
-    done = subprocess.run(
-        command(recipe, "--ranks", "3", "--out", tmp_path / "run"), env=ENVIRONMENT, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
+    """Three rows are no halves. Nothing is left behind."""
+    words = [recipe, "--ranks", "2", "--train.batch_tokens", "96", "--train.microbatch", "1", "--out", tmp_path / "run"]
+    done = subprocess.run(command(*words), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     told = [line for line in done.stderr.splitlines() if "error" in line]
-    assert told == ["error: the 4 rows of a batch cannot be shared by 3 processes"] and not done.stdout
+    assert told == ["error: the 3 rows of a batch cannot be shared by 2 processes"] and not done.stdout
     assert not (tmp_path / "run").exists()
 
 
@@ -92,6 +90,13 @@ def test_a_signal_to_the_command_has_all_ranks_save(recipe, tmp_path, number):
 def ranks_of(launcher: int) -> list[int]:
     """Its children, as the system has them."""
     return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.mark.long
@@ -130,6 +135,23 @@ def test_two_ranks_killed_at_ten_instants_end_with_the_bits_of_a_run_that_was_no
     assert kills == 10
     assert_same_run(whole, cut)
     assert losses(whole) == losses(cut), "every step stands in metrics.jsonl once"
+
+
+@pytest.mark.long
+def test_ranks_save_themselves_when_their_command_is_killed(recipe, tmp_path):
+    out = tmp_path / "run"
+    run = started(recipe, "--ranks", "2", "--out", out, "--train.steps", "4000", "--train.most_epochs", "100")
+    metrics = out / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and run.poll() is None:
+        time.sleep(0.02)
+    ranks = ranks_of(run.pid)
+    run.kill()
+    run.communicate(timeout=120)  # which ends when the first rank has let go of its output
+    deadline = time.monotonic() + 60
+    while any(map(runs, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(ranks) == 2 and not any(map(runs, ranks))
+    assert read_metrics(metrics)[-1]["step"] == read_state(checkpoints(out)[-1]).step < 4000
 
 
 @pytest.mark.long

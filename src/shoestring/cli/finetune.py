@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from shoestring.cli.columns import Columns, columns_of
 from shoestring.cli.launch import Gpus, Ranks, Restarts, launched
+from shoestring.cli.over import Listen, OverMachines, Token, Wait, alone, run_over
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -79,6 +80,10 @@ def finetune(
     resume: Annotated[
         Path | None, Parameter(help="continue the run in this folder; auto: the one in --out, if there is one")
     ] = None,
+    over: OverMachines = None,
+    listen: Listen = None,
+    wait: Wait = None,
+    token: Token = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> int | None:
@@ -100,6 +105,13 @@ def finetune(
             )
         recipe = finetune_recipe(model, data, settings)  # a mistake is reported before torch is imported
         device, place = recipe.device, recipe.out
+    if over is not None or (listen, wait, token) != (None, None, None):
+        alone(ranks, gpus, restarts)
+        from shoestring.laptops.over import finetune_over
+
+        flags = (over, listen, wait, token)
+        run_over(finetune_over, flags, json, model, data, resume=resume, overrides=settings)
+        return None
     if (code := launched(ranks, gpus, restarts, device, place)) is not None:
         return code
     from shoestring.finetuning.job import finetune as tune

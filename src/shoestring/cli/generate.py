@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from shoestring.cli.decoding import ANYWHERE, AS_ADVISED, Model, PlaceFlags, SamplingFlags, as_json, each
+from shoestring.cli.over import Listen, OverMachines, Token, Wait, run_over
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError, DataError
@@ -52,15 +53,29 @@ def generate(
     ] = "read",
     sampling: SamplingFlags = AS_ADVISED,
     place: PlaceFlags = ANYWHERE,
+    over: OverMachines = None,
+    listen: Listen = None,
+    wait: Wait = None,
+    token: Token = None,
     json: Json = False,
 ) -> None:
     options = sampling.options(json or out is not None)
     if place.speculate is not None and (options["num_beams"] or 1) > 1:
         raise ConfigError("beam search guesses nothing ahead, so it has no use for --speculate (command line)")
+    if out is not None and over is not None:
+        raise ConfigError("--out writes with one machine, and --over takes several (command line)")
     if out is not None:
         _to_file(model, prompt, file, out, special_tokens, options, place, json)
         return
     prompts = read_prompts(prompt, file)
+    if over is not None or (listen, wait, token) != (None, None, None):
+        if place != ANYWHERE:
+            raise ConfigError("over several machines, each keeps its layers as the files have them (command line)")
+        from shoestring.laptops.asking import generate_over
+
+        given, more = (over, listen, wait, token), {"special_tokens": special_tokens, **options}
+        run_over(generate_over, given, json, model, prompts, **more)
+        return
 
     language_model = place.load(model)
     if json:

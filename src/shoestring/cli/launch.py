@@ -38,6 +38,9 @@ def launched(
     device, out: as the recipe and the command line have them. Raises ConfigError for what cannot be started.
     """
     if is_rank():
+        from shoestring.train.launch import follow
+
+        follow()
         return None
     count = _count(ranks, gpus)
     if restarts is not None and count < 2:

@@ -98,7 +98,7 @@ _NO_MEMORY = "can't allocate memory|[Oo]ut of memory|Cannot allocate memory|bad_
 @contextlib.contextmanager
 def _outliving_terminal(tokens: list[str]) -> Iterator[None]:
     """What takes hours goes on when its terminal is closed; its progress then goes nowhere (`core.console`)."""
-    long = bool(tokens) and tokens[0] in ("pretrain", "finetune", "distill", "prepare", "quickstart", "search")
+    long = bool(tokens) and tokens[0] in ("pretrain", "finetune", "join", "distill", "prepare", "quickstart", "search")
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if not long or hangup is None or threading.current_thread() is not threading.main_thread():
         yield

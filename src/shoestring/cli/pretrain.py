@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from shoestring.cli.launch import Gpus, Ranks, Restarts, launched
+from shoestring.cli.over import Listen, OverMachines, Token, Wait, alone, run_over
 from shoestring.cli.verb import Json, Overrides, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -47,6 +48,10 @@ def pretrain(
     gpus: Gpus = None,
     restarts: Restarts = None,
     out: Annotated[str | None, Parameter(help="the run's folder (out) [runs/RECIPE-N]")] = None,
+    over: OverMachines = None,
+    listen: Listen = None,
+    wait: Wait = None,
+    token: Token = None,
     json: Json = False,
     overrides: Overrides = None,
 ) -> int | None:
@@ -57,6 +62,12 @@ def pretrain(
     if recipe is not None:
         given = load_pretrain_recipe(recipe, settings)  # a mistake is reported before torch is imported
         device, place = given.device, place or given.out
+    if over is not None or (listen, wait, token) != (None, None, None):
+        alone(ranks, gpus, restarts)
+        from shoestring.laptops.over import pretrain_over
+
+        run_over(pretrain_over, (over, listen, wait, token), json, recipe, resume=resume, overrides=settings)
+        return None
     if (code := launched(ranks, gpus, restarts, device, place)) is not None:
         return code
     from shoestring.pretraining.job import pretrain as train

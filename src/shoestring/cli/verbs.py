@@ -36,6 +36,7 @@ VERBS = (
     Verb("data", "Data", "look at examples as a model learns them, count a corpus, make exercises"),
     Verb("pretrain", "Train", "train a model from a recipe"),
     Verb("finetune", "Train", "teach a model your examples"),
+    Verb("join", "Train", "hold some layers of a model that is trained on several machines"),
     Verb("distill", "Train", "teach a smaller model what a larger one predicts"),
     Verb("search", "Train", "search a recipe's settings for the best, by many short runs"),
     Verb("merge", "Shrink", "fold an adapter into its base model"),

@@ -25,6 +25,8 @@ from shoestring.generate.text import without_controls
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import GenerationDefaults
 from shoestring.train import parallel
+from shoestring.train.brought import bring_folder
+from shoestring.train.checkpoint import STATE
 from shoestring.train.run import Run
 
 ANSWERS = "answers.json"
@@ -92,18 +94,21 @@ class Interview:
         answers = [
             Answer(question.text, question.expected, text) for question, text in zip(self._questions, said, strict=True)
         ]
-        save_answers(answers, out)
+        if parallel.rank() == 0:
+            save_answers(answers, out)
 
     def after(self, run: Run, decoder: Decoder) -> list[Answer]:
         """What it said before, and what its best checkpoint says. decoder: as it is at the end of the run."""
         answers, best, out = load_answers(run.out), best_checkpoint(run), run.out
-        if parallel.rank() != 0:
+        if parallel.rank() != 0 and not parallel.are_stages():
             return answers
         if best != run.checkpoint:
+            bring_folder(best, STATE)
             decoder = as_at(best, run.recipe, decoder, resolve_device(run.recipe.device))
         for one, said in zip(answers, self._ask(decoder, "after"), strict=False):
             one.after = said
-        save_answers(answers, out)
+        if parallel.rank() == 0:
+            save_answers(answers, out)
         return answers
 
     def _ask(self, decoder: Decoder, when: str) -> list[str]:

@@ -33,6 +33,7 @@ from shoestring.finetuning.examples import kept_rows
 from shoestring.finetuning.material import Material, open_material
 from shoestring.finetuning.model import (
     adapted_model,
+    check_split,
     job_shape,
     options,
     portions_of,
@@ -47,6 +48,10 @@ from shoestring.finetuning.write import read_files, write_files
 from shoestring.generate.language_model import LanguageModel
 from shoestring.kernels import allocator
 from shoestring.offload.engine import StreamedEngine
+from shoestring.offload.pipeline.engine import PipelineEngine
+from shoestring.offload.pipeline.gather import together
+from shoestring.offload.pipeline.place import Place, place_of
+from shoestring.offload.pipeline.times import MachineTimes
 from shoestring.train import parallel
 from shoestring.train.early_stopping import EarlyStopping
 from shoestring.train.engine import LocalEngine
@@ -132,12 +137,13 @@ def finetune(
             recipe = begun_with(recipe, origin, {"data.source": data, **changed})
         start = Start(recipe, "finetune", origin)
     job = FinetuneJob()
-    run = execute(job, start)
-    if run.opened is None:
-        result = collect(run, load_answers(run.out))
-    else:
-        result = collect(run, job.interview().after(run, job.engine.decoder))
-        job.engine.close()
+    with parallel.stages(start.recipe.budget.split is not None):
+        run = execute(job, start)
+        if run.opened is None:
+            result = collect(run, load_answers(run.out))
+        else:
+            result = collect(run, job.interview().after(run, job.engine.decoder))
+            job.engine.close()
     recipe = run.recipe
     if recipe.evaluate.suite is None or parallel.rank() != 0:
         return result
@@ -148,27 +154,32 @@ def finetune(
 class FinetuneJob:
     """A `train.run.Job`: supervised examples, an adapter or every weight."""
 
-    verb, held_out = "finetune", "loss"
+    verb, held_out, splits = "finetune", "loss", True
     help = "a lower optimizer.learning_rate may help"
     material: Material
     recipe: FinetuneRecipe
     engine: LocalEngine
+    place: Place | None = None  # of the layers here, where other processes have the others
     asked: Asked | None = None  # of the suite, before the first step
 
     def open(self, start: Start) -> Opened:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
+        check_split(recipe)
         material = self.material = open_material(start)
+        place = self.place = place_of(recipe.budget.split, material.config)
         machine = this_machine(recipe, lambda: read_speed(material.base))
-        portions = portions_of(recipe, material)
+        portions = portions_of(recipe, material, place)
         recipe, choice = settle(recipe, job_shape(recipe, portions), options(recipe, portions), machine)
-        self.recipe, spec, world = recipe, choice.spec, parallel.world_size()
+        self.recipe, spec, world = recipe, choice.spec, parallel.shares()
         self._ask_before(start)
 
         def make() -> Any:
-            return adapted_model(recipe, spec, material, start.checkpoint, device)
+            return adapted_model(recipe, spec, material, start.checkpoint, device, place)
 
         compute, scale = resolve_dtype(recipe.precision.dtype), loss_scale(recipe.precision)
-        if self.streams:
+        if place is not None:
+            self.engine = PipelineEngine(make, compute, spec.recompute, scale, self.streams)
+        elif self.streams:
             self.engine = StreamedEngine(make, compute)
         else:
             made = prepared(make, recipe.precision, recipe.quantize)
@@ -219,23 +230,28 @@ class FinetuneJob:
                 with waiting("before    loss on held-out examples, in tokens", text.tokens) as told:
                     before = measure(decoder, text, self.engine.compute, told=told)
                 start.state.events.append({"event": "started", "step": 0, "before": before.loss})
-            held_out, tokens = self._held_out(), material.rows * parallel.world_size() * material.length
+            held_out, tokens = self._held_out(), material.rows * parallel.shares() * material.length
             evaluation = Evaluation(
                 decoder, held_out, held_out, recipe.train.evaluate_every, tokens, self.engine.compute
             )
             callbacks = [evaluation, EarlyStopping(recipe.train.patience)]
-        if start.checkpoint is None and parallel.rank() == 0:
+        if start.checkpoint is None and (parallel.rank() == 0 or parallel.are_stages()):
             self.interview().before(decoder, out)
         objective: Objective = next_token
         if recipe.preserve.source is not None:
             ordinary = material.ordinary or everyday_examples(recipe.preserve, material, decoder, out)
             objective = preserving(next_token, recipe, ordinary, decoder, start.state.step)
         exact = recipe.quantize is not None
-        dtypes = saved_dtypes(recipe.precision, material.base, exact) if recipe.adapter.method == "full" else None
+        dtypes = None
+        if recipe.adapter.method == "full":
+            here = None if self.place is None else self.place.holds(material.config, trained=True)
+            dtypes = together(saved_dtypes(recipe.precision, material.base, exact, here))
         if recipe.log.samples:
             callbacks.append(self._samples())
+        if isinstance(self.engine, PipelineEngine):
+            callbacks.append(MachineTimes(self.engine, recipe.log.every))
         return Wiring(
-            objective, lambda folder: write_files(recipe, material, decoder, folder, dtypes), callbacks,
+            objective, lambda folder: write_files(recipe, material, self.engine.whole(), folder, dtypes), callbacks,
             read=lambda folder: read_files(recipe, decoder, folder),
         )  # fmt: skip
 
@@ -255,7 +271,7 @@ class FinetuneJob:
         assert at_once is not None
         return SupervisedPass(
             material.dataset, "validation", material.length, at_once, recipe.data.layout,
-            recipe.train.evaluate_examples, parallel.rank(), parallel.world_size(),
+            recipe.train.evaluate_examples, parallel.share(), parallel.shares(),
         )  # fmt: skip
 
     def interview(self) -> Interview:

@@ -67,7 +67,7 @@ def open_material(start: Start) -> Material:
     length = settings.sequence_length or min(max(dataset.counts.longest, _shortest_row(settings)), longest)
     tokens = settings.batch_tokens if settings.batch_rows is None else settings.batch_rows * length
     small = settings.batch_rows is None and settings.sequence_length is None and tokens < _SHORTEST_ROW
-    each = length * parallel.world_size()  # a step is rounded up to whole rows, but a small one is kept to
+    each = length * parallel.shares()  # a step is rounded up to whole rows, but a small one is kept to
     rows = max(tokens // each if small else -(-tokens // each), 1)
     if settings.microbatch is not None and rows % settings.microbatch:
         raise ConfigError(f"train.microbatch ({settings.microbatch}) must divide the {rows} rows of each process")
@@ -113,6 +113,8 @@ def _shortest_row(settings: FinetuneTrainSection) -> int:
 
 def _check_weights(base: Path, start: Start) -> None:
     """A run goes on with the weights that it began with. Raises ModelFileError for others."""
+    if parallel.are_stages() and parallel.rank():  # whose folder may hold its own layers alone
+        return
     digest = Fingerprint.of(weight_paths(base)).digest
     began = [event["digest"] for event in start.state.events if event["event"] == "source"]
     if start.checkpoint is None:

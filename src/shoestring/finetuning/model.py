@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,8 +24,12 @@ from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import load_model
 from shoestring.models.peft_folder import load_adapter
 from shoestring.models.weight_files import WeightFiles, weight_paths
+from shoestring.offload.config import StoreFormat
 from shoestring.offload.model import open_streamed, unstreamed
 from shoestring.offload.packed_layers import block_linears
+from shoestring.offload.pipeline.load import load_part, load_trained_part, open_streamed_part
+from shoestring.offload.pipeline.place import Place
+from shoestring.offload.pipeline.planned import config_of_part, filling_microbatch, refuse
 from shoestring.plan.choose import usual_microbatch
 from shoestring.plan.constants import MICROBATCH_TOKENS
 from shoestring.plan.shapes import EngineSpec, JobShape, Options, Packed, Training, WeightFormat
@@ -40,7 +46,8 @@ class Portions:
     """What a plan asks of a run's material. rows: of a step, of `padded` tokens, in so many lengths; documents: whether
     a row holds several examples, or ends early. asked: questions before and after, tokens of the longest, and of an
     answer. ordinary: rows of ordinary examples that come by at most. source: the dtype of the model's files; packed:
-    what all blocks have in few bits, where the model is quantized."""
+    what all blocks have in few bits, where the model is quantized. stages: processes that hold a part of the model
+    each, where config is of a part."""
 
     config: ModelConfig
     rows: int
@@ -53,13 +60,19 @@ class Portions:
     source: str = "float32"
     packed: Packed = frozenset()
     quantized: bool = False
+    stages: int = 1
 
 
-def portions_of(recipe: FinetuneRecipe, material: Material) -> Portions:
+def portions_of(recipe: FinetuneRecipe, material: Material, place: Place | None = None) -> Portions:
+    """place: of the layers that this process has, where it has not all."""
+    config, here = material.config, None
+    if place is not None:
+        config, here = config_of_part(config, place), place.holds(config, recipe.adapter.method == "full")
     return Portions(
-        material.config, material.rows, material.padded, material.lengths, material.documents, material.held_out,
-        _asked(recipe, material), _kept_rows(recipe, material), source_dtype(material.base),
-        packed_linears_of(material.base), read_quantization(material.base) is not None,
+        config, material.rows, material.padded, material.lengths, material.documents, material.held_out,
+        _asked(recipe, material), _kept_rows(recipe, material), source_dtype(material.base, here),
+        packed_linears_of(material.base, here), read_quantization(material.base) is not None,
+        1 if place is None else place.stages,
     )  # fmt: skip
 
 
@@ -113,7 +126,9 @@ def options(recipe: FinetuneRecipe, portions: Portions) -> Options:
         advice = ("so does --budget.weights int4, which rounds the frozen weights",)
     return Options(
         chosen,
-        usual=usual_microbatch(portions.rows, portions.padded, MICROBATCH_TOKENS),
+        usual=usual_microbatch(portions.rows, portions.padded, MICROBATCH_TOKENS)
+        if portions.stages == 1
+        else filling_microbatch(portions.rows, portions.padded, MICROBATCH_TOKENS, portions.stages),
         microbatch=recipe.train.microbatch,
         recompute=recipe.train.activation_checkpointing,
         weights="packed" if packed else recipe.frozen_kind() or budget.weights,
@@ -123,12 +138,24 @@ def options(recipe: FinetuneRecipe, portions: Portions) -> Options:
     )
 
 
+def check_split(recipe: FinetuneRecipe) -> None:
+    """Raises ConfigError for what is not done over several machines."""
+    refuse(
+        recipe,
+        {
+            "preserve": recipe.preserve.source is not None,
+            "precision.compute int8 with adapter.method full":
+                recipe.precision.compute == "int8" and recipe.adapter.method == "full",
+        },
+    )  # fmt: skip
+
+
 def stream_of(recipe: FinetuneRecipe, material: Material, microbatch: int) -> SupervisedStream:
     """The training examples of this process, in the order of the run."""
-    world = parallel.world_size()
+    world = parallel.shares()
     return SupervisedStream(
         material.dataset, material.length, microbatch, material.rows * world, recipe.data.layout, recipe.seed, "train",
-        parallel.rank(), world, recipe.data.longest_first,
+        parallel.share(), world, recipe.data.longest_first,
     )  # fmt: skip
 
 
@@ -138,25 +165,32 @@ def steps_of(recipe: FinetuneRecipe, material: Material, stream: SupervisedStrea
         return recipe.train.steps
     rows = material.rows
     each = rows // microbatch if recipe.data.layout == "grouped" else rows  # samples of a step
-    return max(round(recipe.train.epochs * stream.samples_per_epoch / (each * parallel.world_size())), 1)
+    return max(round(recipe.train.epochs * stream.samples_per_epoch / (each * parallel.shares())), 1)
 
 
 def adapted_model(
-    recipe: FinetuneRecipe, spec: EngineSpec, material: Material, checkpoint: Path | None, device: torch.device
-) -> Decoder:
-    """The model of the plan, fresh or from a checkpoint; frozen with its adapter, or whole."""
-    config = recipe.adapter.lora()
+    recipe: FinetuneRecipe, spec: EngineSpec, material: Material, checkpoint: Path | None, device: torch.device,
+    place: Place | None = None,
+) -> Decoder:  # fmt: skip
+    """The model of the plan, fresh or from a checkpoint; frozen with its adapter, or whole. place: of the layers of it
+    that this process has, where it has not all."""
+    config, base = recipe.adapter.lora(), material.base
     if config is None:
-        if checkpoint is not None:
-            return load_trained(checkpoint, device)
-        return load_model(material.base, device, torch.float32)
+        if place is not None:
+            return load_trained_part(checkpoint or base, place, device)
+        return load_model(base, device, torch.float32) if checkpoint is None else load_trained(checkpoint, device)
     if spec.engine == "streamed":
-        decoder: Decoder = open_streamed(
-            material.base, "source" if spec.weights == "packed" else spec.weights, spec.slots, device, say=say,
-            compute="int8" if recipe.precision.compute == "int8" else "float",
-        )  # fmt: skip
+        weights: StoreFormat = "source" if spec.weights == "packed" else spec.weights
+        compute: Literal["int8", "float"] = "int8" if recipe.precision.compute == "int8" else "float"
+        decoder: Decoder = (
+            open_streamed(base, weights, spec.slots, device, say=say, compute=compute)
+            if place is None
+            else open_streamed_part(base, place, weights, spec.slots, device, say=say, compute=compute)
+        )
+    elif place is not None:
+        decoder = load_part(base, place, device, torch.float32, recipe.frozen_config(), say=say)
     else:
-        decoder = load_model(material.base, device, torch.float32, recipe.frozen_config())
+        decoder = load_model(base, device, torch.float32, recipe.frozen_config())
     if checkpoint is not None:
         load_adapter(decoder, checkpoint)
     else:
@@ -172,13 +206,15 @@ def read_speed(base: Path) -> float:
     return file_read_speed(max(weight_paths(base), key=lambda path: path.stat().st_size))
 
 
-def source_dtype(base: Path) -> str:
-    """The dtype of the model's embedding on disk."""
-    with WeightFiles(base, packed=True) as files:
-        return str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
+def source_dtype(base: Path, held: Callable[[str], bool] | None = None) -> str:
+    """The dtype of the model's embedding on disk. held: of which parameters the folder has, where it may lack some;
+    then of its first tensor."""
+    with WeightFiles(base, packed=True, held=held) as files:
+        first = files.places["embedding.weight"] if held is None else next(iter(files.places.values()))
+        return str(first.info.dtype).removeprefix("torch.")
 
 
-def packed_linears_of(base: Path) -> Packed:
+def packed_linears_of(base: Path, held: Callable[[str], bool] | None = None) -> Packed:
     """Those that the model's files have in few bits."""
-    with WeightFiles(base, packed=True) as files:
+    with WeightFiles(base, packed=True, held=held) as files:
         return frozenset(block_linears(files).items())

@@ -101,7 +101,7 @@ def model_and_data(recipe: FinetuneRecipe, decoder: Decoder, material: Material)
         method += f", rank {section.rank}" + (f" on {section.base}" if method == "qlora" else "")
     size = format_count(decoder.config.parameter_count())
     counts = material.dataset.counts
-    step, asked = material.rows * parallel.world_size() * material.length, recipe.train.batch_tokens
+    step, asked = material.rows * parallel.shares() * material.length, recipe.train.batch_tokens
     longer = [
         f"batch     a step has up to {step:,} tokens, not {asked:,} (train.batch_tokens): a row must hold the longest"
         f" example ({counts.longest:,}), or train.sequence_length cuts it"

@@ -13,6 +13,8 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.folder import Dtypes
 from shoestring.models.peft_folder import load_adapter, read_adapter, write_adapter_files
 from shoestring.models.wheels import KNOWN
+from shoestring.offload.pipeline.load import load_trained_part
+from shoestring.offload.pipeline.model import SplitDecoder
 from shoestring.train.exact_weights import load_trained, read_trained, write_trained
 from shoestring.train.precision import prepared
 from shoestring.train.precision_config import PrecisionConfig
@@ -56,6 +58,8 @@ def best_checkpoint(run: Run) -> Path:
 
 def as_at(checkpoint: Path, recipe: FinetuneRecipe, decoder: Decoder, device: torch.device) -> Decoder:
     """The model as it was at a checkpoint of this run."""
+    if recipe.adapter.method == "full" and isinstance(decoder, SplitDecoder):
+        return load_trained_part(checkpoint, decoder.place, device)
     if recipe.adapter.method == "full":
         return prepared(lambda: load_trained(checkpoint, device), PrecisionConfig(), recipe.quantize)()
     load_adapter(decoder, checkpoint, "best")

@@ -50,7 +50,8 @@ class PretrainWork:
 
     @property
     def assumed(self) -> tuple[str, ...]:
-        return ("disk: prepared text is not counted",)
+        alone = ("one process: what parallel.kind fsdp divides among several is not planned",)
+        return ("disk: prepared text is not counted", *(alone if self.recipe.parallel.kind == "fsdp" else ()))
 
     def forms(self, limited: bool, settled: str) -> list[Form]:
         found: list[Form] = []

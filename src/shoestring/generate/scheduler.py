@@ -300,7 +300,7 @@ class Scheduler:
         if (found := self._read(parts, places)) is None:
             return []
         logits_BV = found[:, : self.vocabulary]
-        chosen = choose(logits_BV, [draw for i in ready for draw in parts[i].draws()])
+        chosen = self.decoder.agreed(choose(logits_BV, [draw for i in ready for draw in parts[i].draws()]))
         kept, asked, at = list[tuple[_Text, int, StopReason | None]](), list[int | None](), 0
         for part in (parts[i] for i in ready):
             reasons = self._keep(part, chosen[at : at + part.rows])

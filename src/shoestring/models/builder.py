@@ -6,6 +6,7 @@ here. Tables go from config class to module class; modules of one table are buil
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
@@ -232,28 +233,44 @@ INTO_RESIDUAL = re.compile(r"blocks\.\d+\.(attention\.output|feed_forward\.(.+\.
 
 
 @torch.no_grad()
-def initialize(decoder: Decoder, seed: int) -> None:
+def initialize(decoder: Decoder, seed: int, whole: Decoder | None = None) -> None:
     """Fresh weights: normal with the config's range, projections into the residual stream narrower by √(2L).
 
     The narrowing is GPT-2's (Radford et al. 2019, section 2.3): the stream's variance stays put as depth
     grows. Norms are one, biases zero. A module with a method `initialize(random, std)` fills all of its own
-    parameters instead.
+    parameters instead. whole: on the meta device, the model of which the decoder is a part: what is missing is drawn
+    too, and dropped, so that the part begins as it would in the whole.
     """
     config = decoder.config
     random = generator(seed, "initialize")
     narrow = 0.0 if config.zero_init_output else config.initializer_range / math.sqrt(2 * config.layers)
     filled: set[int] = set()
-    for name, module in decoder.named_modules():
+    for name, module in (whole or decoder).named_modules():
         std = narrow if INTO_RESIDUAL.fullmatch(name) else config.initializer_range
         std = 0.0 if _ZERO.fullmatch(name) else std
-        own = getattr(module, "initialize", None)
+        own, fresh = getattr(module, "initialize", None), dict(module.named_parameters(recurse=False))
+        if own is None and all(id(parameter) in filled for parameter in fresh.values()):
+            continue
+        here = module if whole is None else _counterpart(decoder, name, module)
         if own is not None:
-            own(random, std)
+            here.initialize(random, std)  # type: ignore[operator]
             filled.update(id(parameter) for parameter in module.parameters())
-        for last, parameter in module.named_parameters(recurse=False):
+        for last, parameter in fresh.items():
             if id(parameter) not in filled:
                 filled.add(id(parameter))
-                _fill(f"{name}.{last}", parameter, random, std)
+                _fill(f"{name}.{last}", here.get_parameter(last), random, std)
+
+
+def _counterpart(decoder: Decoder, name: str, module: nn.Module) -> nn.Module:
+    """The decoder's module of that name, or where it has none another one, to be filled and dropped."""
+    try:
+        found = decoder.get_submodule(name)
+    except AttributeError:
+        found = nn.Module()
+    if type(found) is not type(module):
+        found = copy.deepcopy(module)
+        allocate(found, "cpu")
+    return found
 
 
 def _fill(name: str, parameter: torch.Tensor, random: torch.Generator, std: float) -> None:

@@ -40,7 +40,9 @@ class Parts(Protocol):
 
 
 class Decoder(nn.Module):
-    """Made by `models.builder.build` or `models.folder.load_model`."""
+    """Made by `models.builder.build` or `models.folder.load_model`. is_part: whether other processes have the rest."""
+
+    is_part = False
 
     parts: Parts | None = None  # None: all of it is here
 
@@ -122,6 +124,10 @@ class Decoder(nn.Module):
         hidden_BTD, _ = self(tokens_BT, cache=cache, external_BTE=external_BTE)
         # Indexed, which copies: a view would keep the whole pass.
         return self.head(hidden_BTD[0, torch.tensor(places, device=hidden_BTD.device)])
+
+    def agreed(self, tokens: list[int]) -> list[int]:
+        """Tokens that were chosen after `next_logits`, as all processes take them that have a part of the model."""
+        return tokens
 
     @contextlib.contextmanager
     def present(self, index: int) -> Iterator[nn.Module]:

@@ -8,7 +8,7 @@ other way round.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,31 +65,36 @@ def load_model(
     dtype: torch.dtype | None = None,
     quantized: Config | None = None,
     as_read: AsRead | None = None,
+    part: Callable[[Decoder], Decoder] | None = None,
+    held: Callable[[str], bool] | None = None,
 ) -> Decoder:
     """The decoder in a model folder, ready to run; `train()` makes it ready to train.
 
     dtype: of the weights in memory; None is float32, whatever the file holds: CPUs compute fastest in it. quantized:
     what the linears of the blocks become as they are read, one block after another, so that they are never all dense;
-    where they compute in int8, the head does as well. as_read: changes all parts in the same order.
+    where they compute in int8, the head does as well. as_read: changes all parts in the same order. part: makes of the
+    decoder, before it has memory, one that lacks some of its modules; held: of which parameters, by name, it has; the
+    folder may lack the others.
     A head that config.json ties but the file gives other values is untied, as transformers does. Linears that the
     folder keeps in few bits stay so. Raises ModelFileError with what is missing, unexpected, misshapen or broken.
     """
-    with WeightFiles(folder, packed=True) as files:
+    with WeightFiles(folder, packed=True, held=held) as files:
         if files.packed and quantized is not None:
             raise ConfigError("this model's weights are quantized already", hint="use the dense model of it")
-        if quantized is None and as_read is None and not files.packed:
+        if quantized is None and as_read is None and part is None and not files.packed:
             decoder = build(files.config, device=device, dtype=dtype or torch.float32)
             _fill(decoder, "", files)
             return decoder.eval()
         decoder = build(files.config, device="meta", dtype=dtype or torch.float32)
         put_packed(decoder, files.packed)
+        if part is not None:
+            decoder = part(decoder)
         blocks, decoder.blocks = decoder.blocks, torch.nn.ModuleList()
         allocate(decoder, device)
         _fill(decoder, "", files)
         if as_read is not None:
             as_read.ends(decoder)
-        else:
-            assert isinstance(decoder.head, Head)
+        elif isinstance(decoder.head, Head):
             decoder.head = head_for(decoder.head, quantized)
         for index, block in enumerate(blocks):
             allocate(block, device)
@@ -234,10 +239,12 @@ def dtype_of(dtypes: Dtypes, name: str, parameter: Tensor) -> torch.dtype:
     return parameter.dtype if dtypes is None else dtypes.get(name, parameter.dtype)
 
 
-def stored_dtypes(folder: str | Path, packed: bool = False) -> dict[str, torch.dtype]:
-    """What each parameter is stored in, by the decoder's names. Raises ModelFileError, and for linears in few bits too
-    unless `packed`: then they are left out."""
-    with WeightFiles(folder, packed) as files:
+def stored_dtypes(
+    folder: str | Path, packed: bool = False, held: Callable[[str], bool] | None = None
+) -> dict[str, torch.dtype]:
+    """What each parameter is stored in, by the decoder's names. held: of those alone, and the folder may lack others.
+    Raises ModelFileError, and for linears in few bits too unless `packed`: then they are left out."""
+    with WeightFiles(folder, packed, held) as files:
         return {name: place.info.dtype for name, place in files.places.items()}
 
 

@@ -20,6 +20,7 @@ from shoestring.core.errors import ModelFileError, NetworkError, RunError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.adapters import DEFAULT, adapted_linears, adapter_names, attach_to, merge, switch
+from shoestring.models.builder import build
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import family_of, read_json
 from shoestring.models.folder import load_model, read_config, read_generation_config, save_model, stored_dtypes
@@ -81,10 +82,13 @@ def load_adapter(decoder: Decoder, folder: str | Path, name: str = DEFAULT) -> l
             str(folder), "save it with safetensors",
         )  # fmt: skip
     ours = _module_names(decoder)
+    elsewhere = _module_names(build(decoder.config, device="meta")).keys() if decoder.is_part else frozenset[str]()
     with TensorFile(folder / WEIGHTS) as file:
         held: dict[str, set[str]] = {}
         for tensor in file.infos:
             match = _TENSOR.fullmatch(tensor)
+            if match is not None and match[1] not in ours and match[1] in elsewhere:
+                continue
             if match is None or match[1] not in ours:
                 raise _foreign(tensor, file.path)
             held.setdefault(match[1], set()).add(match[2])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -35,27 +36,30 @@ class WeightFiles:
     """The open weight files of a model folder; a context manager. Raises ModelFileError as `load_model` does.
 
     config: with a head that the files hold untied. places: by the decoder's names, in the order of the files. packed:
-    the linears that are quantized, which places lack; a folder with such is refused where they are not asked for.
+    the linears that are quantized, which places lack; a folder with such is refused where they are not asked for. held:
+    whether a parameter is needed, by name; then places are of those alone, and the folder may lack others.
     """
 
-    def __init__(self, folder: str | Path, packed: bool = False):
+    def __init__(self, folder: str | Path, packed: bool = False, held: Callable[[str], bool] | None = None):
         folder = Path(folder)
         config, scheme = read_config(folder), read_quantization(folder)
         if scheme is not None and not packed:
             raise ModelFileError(f"the weights are quantized ({scheme.layout})", str(folder), _DENSE)
         family = family_named(read_json(folder / "config.json").get("model_type"))
-        self.files = _tensor_files(folder)
+        self.files = _tensor_files(folder, whole=held is None)
         where = {name: Place("", file, name) for file in self.files for name in file.infos}
         try:
             self.config = _settle_head(config, family, where)
-            _check_size(self.config, where, folder)
+            _check_size(self.config, where, folder, whole=held is None)
             parameters: dict[str, Tensor] = dict(build(self.config, device="meta").named_parameters())
+            if held is not None:
+                parameters = {name: parameter for name, parameter in parameters.items() if held(name)}
             self.packed: dict[str, PackedPlace] = {}
             if scheme is not None:
                 self.packed = take_packed(scheme, parameters, family, where)
             for linear in self.packed:
                 del parameters[f"{linear}.weight"]
-            names = _match(parameters, family, where, folder)
+            names = _match(parameters, family, where, folder, whole=held is None)
         except BaseException:
             self.close()
             raise
@@ -80,8 +84,9 @@ def weight_paths(folder: str | Path) -> list[Path]:
     return [file.path for file in files]
 
 
-def _tensor_files(folder: Path) -> list[TensorFile]:
-    """The open files that hold the weights, each with only the tensors that the index gives it."""
+def _tensor_files(folder: Path, whole: bool = True) -> list[TensorFile]:
+    """The open files that hold the weights, each with only the tensors that the index gives it. whole: whether all must
+    be there."""
     if (folder / WEIGHTS).is_file():
         return [TensorFile(folder / WEIGHTS)]
     if not (folder / INDEX).is_file():
@@ -103,11 +108,13 @@ def _tensor_files(folder: Path) -> list[TensorFile]:
             if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
                 raise ModelFileError(f"{shard!r} is not the name of a safetensors file beside it", str(index))
             if not os.path.isfile(folder / shard):
+                if not whole:
+                    continue
                 raise ModelFileError(f"the file {shard} is missing", str(index), "fetch the model again")
             file = TensorFile(folder / shard)
             files.append(file)
             listed = {name for name, home in weight_map.items() if home == shard}
-            if absent := sorted(listed - file.infos.keys()):
+            if whole and (absent := sorted(listed - file.infos.keys())):
                 raise ModelFileError(
                     f"tensor {absent[0]} is not in {shard}", str(index), "fetch the model again"
                 )
@@ -133,10 +140,10 @@ def _settle_head(config: ModelConfig, family: Family, where: dict[str, Place]) -
     return config.model_copy(update={"tied_head": False})
 
 
-def _check_size(config: ModelConfig, where: dict[str, Place], folder: Path) -> None:
+def _check_size(config: ModelConfig, where: dict[str, Place], folder: Path, whole: bool) -> None:
     """First of all: an absurd config must not make an absurd number of modules, or overflow a shape."""
     held = {match.group(1) for name in where if (match := re.match(r"model\.layers\.(\d+)\.", name))}
-    if config.unique_layers != len(held):
+    if config.unique_layers < len(held) or (whole and config.unique_layers != len(held)):
         counts = f"config.json says {config.unique_layers:,} layers, the weights hold {len(held):,}"
         raise ModelFileError(counts, str(folder), _MISMATCH)
     if config.parameter_count() > 2**48:
@@ -146,13 +153,15 @@ def _check_size(config: ModelConfig, where: dict[str, Place], folder: Path) -> N
 
 
 def _match(
-    parameters: dict[str, Tensor], family: Family, where: dict[str, Place], folder: Path
+    parameters: dict[str, Tensor], family: Family, where: dict[str, Place], folder: Path, whole: bool
 ) -> list[tuple[str, str]]:
-    """(name in the files, name in the decoder) in the order of the files; every tensor accounted for."""
+    """(name in the files, name in the decoder) in the order of the files; every tensor of a whole model accounted for.
+    """
     wanted = {family.tensor_name(name): name for name in parameters}
     if missing := [name for name in wanted if name not in where]:
         raise ModelFileError(f"{_some(missing)} missing from the weights", str(folder), _MISMATCH)
-    if unknown := [name for name in where if name not in wanted and not _COMPUTED.fullmatch(name)]:
+    unknown = [name for name in where if name not in wanted and not _COMPUTED.fullmatch(name)]
+    if unknown and whole:
         message = f"{_some(unknown)} not part of a {family.model_type} model of this config"
         raise ModelFileError(message, str(folder), _MISMATCH)
     for name, parameter in wanted.items():

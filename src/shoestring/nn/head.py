@@ -125,8 +125,10 @@ def room(rows: int, vocabulary: int, like: Tensor) -> Tensor:
 
 
 class OutputHead(nn.Module):
-    """What all heads have. vocabulary, width: the shape [V, D] of its weights."""
+    """What all heads have. vocabulary, width: the shape [V, D] of its weights. here: whether this process has them;
+    where another does, losses are zero here."""
 
+    here = True
     vocabulary: int
     width: int
     softcap: float | None = None  # logits become cap · tanh(logits / cap); blocks leave that to their caller

@@ -25,9 +25,13 @@ def head_loss(
 ) -> tuple[Tensor, int]:
     """Sum of the cross-entropy in nats over labels that are not −100, as a float32 scalar, and their number.
 
-    Differentiable in both; a frozen head costs no weight gradient. One that is not is a `Head`.
+    Differentiable in both; a frozen head costs no weight gradient. One that is not is a `Head`. Zero under a head that
+    another process has.
     layout: of the batch, where it is known: without it a GPU is waited for.
     """
+    if not head.here:
+        counted = int((labels_BT != IGNORED).sum()) if layout is None else layout.count
+        return hidden_BTD.new_zeros((), dtype=torch.float32), counted
     rows = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     labels = labels_BT.reshape(-1)
     if layout is not None:

@@ -60,34 +60,60 @@ class ReversibleStack:
     ) -> tuple[Tensor, Aux]:
         if cache is not None or not torch.is_grad_enabled():
             return self.plain(blocks, x_BTD, context, cache)
-        last = _LastPair()
-        stream = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
-        y1, y2 = stream, stream
+        last = LastPair()
+        y1, y2, aux = self.rebuilt(blocks, *begun(x_BTD), context, recompute, last)
+        return _Join.apply(last, y1, y2).to(x_BTD.dtype), aux
+
+    def rebuilt(
+        self, blocks: nn.ModuleList, y1: Tensor, y2: Tensor, context: Context, recompute: Recompute, last: LastPair,
+        positions: range | None = None,
+    ) -> tuple[Tensor, Tensor, Aux]:  # fmt: skip
+        """The blocks at these positions, all of them by default, each rebuilt going backward; `last` is to be told the
+        pair that comes out, by `_Join` or `Leave`, before that begins."""
         aux: Aux = {}
-        for position, index in enumerate(self.order):
-            block = blocks[index]
+        for position in range(len(self.order)) if positions is None else positions:
+            block = blocks[self.order[position]]
             draw_at(context, position)
             call = _Call(cast(ReversibleBlock, block), context, last, recompute == "selective")
             weights = [p for p in block.parameters() if p.requires_grad]
             y1, y2, *losses = _Rebuilt.apply(call, y1, y2, *weights)
             add_losses(aux, dict(zip(call.losses, losses, strict=True)))
-        return _Join.apply(last, y1, y2).to(x_BTD.dtype), aux
+        return y1, y2, aux
 
     def plain(
         self, blocks: nn.ModuleList, x_BTD: Tensor, context: Context, cache=None
     ) -> tuple[Tensor, Aux]:
-        y1 = y2 = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+        y1, y2, aux = self.run(blocks, *begun(x_BTD), context, cache)
+        return joined(y1, y2).to(x_BTD.dtype), aux
+
+    def run(
+        self, blocks: nn.ModuleList, y1: Tensor, y2: Tensor, context: Context, cache=None,
+        positions: range | None = None,
+    ) -> tuple[Tensor, Tensor, Aux]:  # fmt: skip
+        """The blocks at these positions, all of them by default, in ordinary autograd."""
         aux: Aux = {}
-        for position, index in enumerate(self.order):
-            layer_cache = cache.layer(position) if cache is not None else None
+        positions = range(len(self.order)) if positions is None else positions
+        for place, position in enumerate(positions):
+            layer_cache = cache.layer(place) if cache is not None else None
             draw_at(context, position)
-            y1, y2, extra = blocks[index](y1, y2, context, layer_cache)
+            y1, y2, extra = blocks[self.order[position]](y1, y2, context, layer_cache)
             add_losses(aux, extra)
-        return ((y1 + y2) / 2).to(x_BTD.dtype), aux
+        return y1, y2, aux
+
+
+def begun(x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    """The two streams as they begin."""
+    stream = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+    return stream, stream
+
+
+def joined(y1: Tensor, y2: Tensor) -> Tensor:
+    """What they become in the end."""
+    return (y1 + y2) / 2
 
 
 @dataclass
-class _LastPair:
+class LastPair:
     """The outputs of the block whose turn it is in the backward pass; the last random state seen going forward."""
 
     pair: tuple[Tensor, Tensor] | None = None
@@ -98,10 +124,10 @@ class _Join(torch.autograd.Function):
     """(y1 + y2)/2. Keeps the pair, and hands it to the last block when the backward pass begins."""
 
     @staticmethod
-    def forward(ctx, last: _LastPair, y1: Tensor, y2: Tensor) -> Tensor:
+    def forward(ctx, last: LastPair, y1: Tensor, y2: Tensor) -> Tensor:
         ctx.last = last
         ctx.save_for_backward(y1, y2)
-        return (y1 + y2) / 2
+        return joined(y1, y2)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -110,13 +136,29 @@ class _Join(torch.autograd.Function):
         return None, half, half
 
 
+class Leave(torch.autograd.Function):
+    """(y1, y2) unchanged, where the blocks behind them are in another process: the pair is handed to the last block
+    here when its gradients arrive."""
+
+    @staticmethod
+    def forward(ctx, last: LastPair, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.last = last
+        ctx.save_for_backward(y1, y2)
+        return y1.view_as(y1), y2.view_as(y2)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        ctx.last.pair = ctx.saved_tensors
+        return None, *gradients
+
+
 @dataclass
 class _Call:
     """One block at one position: what its second run must repeat."""
 
     block: ReversibleBlock
     context: Context
-    last: _LastPair
+    last: LastPair
     selective: bool
     losses: list[str] = field(default_factory=list)
     choices: tuple[Replay, Replay] = field(default_factory=lambda: (Replay(), Replay()))

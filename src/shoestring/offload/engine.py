@@ -46,7 +46,7 @@ class StreamedEngine(LocalEngine):
             self._inputs = Inputs(self.spill)
         self._inputs.begin()
         counts = [label_count(batch) for batch in microbatches]
-        total = int(parallel.sum_numbers(sum(counts))[0])
+        total = int(parallel.sum_shares(sum(counts))[0])
         penalties = self.penalties()
         summed, metrics = 0.0, dict[str, float]()
         device = self.decoder.embedding.weight.device

@@ -81,12 +81,17 @@ def open_streamed(
     except BaseException:
         store.close()
         raise
-    for module in decoder.modules():
+    compute_in(decoder, compute, dtype)
+    return decoder
+
+
+def compute_in(root: nn.Module, compute: Literal["float", "int8"], dtype: torch.dtype) -> None:
+    """How quantized linears multiply. dtype: what they are made dense in."""
+    for module in root.modules():
         if isinstance(module, Int8Linear):
             module.compute = compute
         elif isinstance(module, PackedLinear):
             module.dense_dtype = dtype
-    return decoder
 
 
 def unstreamed(config: ModelConfig) -> list[str]:
@@ -112,18 +117,11 @@ def _assemble(
     )
     stream_names = {piece.name for piece in store.layers[0]}
     for index, block in enumerate(blocks):
-        _settle(block, f"blocks.{index}.", stream_names, store, device, dtype)
+        settle(block, f"blocks.{index}.", stream_names, store, device, dtype)
     outside = nn.ModuleDict({"inputs": plain.inputs, "norm": plain.norm})
-    _settle(outside, "", set(), store, device, dtype)
-    shape = (config.vocabulary, config.width)
-    weight = nn.Parameter(placeholder(shape, dtype, device), requires_grad=False)
-    head: StreamedHead | StreamedInt8Head
-    head_place = places["embedding.weight" if config.tied_head else "head.weight"]
-    if integers:
-        head = StreamedInt8Head(open_head(head_place, store.source, say), device, config.logit_softcap)
-    else:
-        own = weight if config.tied_head else nn.Parameter(placeholder(shape, dtype, device), requires_grad=False)
-        head = StreamedHead(own, head_place, config.logit_softcap)
+    settle(outside, "", set(), store, device, dtype)
+    weight = stand_in(config, dtype, device)
+    head = open_streamed_head(store, weight if config.tied_head else stand_in(config, dtype, device), integers, say)
     stream = LayerStream(store, blocks, slots, dtype, device, prefetch)
     stack = StreamedStack(tuple(block_order(config.layers, config.sharing)), stream)
     decoder = StreamedDecoder(
@@ -142,7 +140,23 @@ def _assemble(
     return decoder.requires_grad_(False).eval()
 
 
-def _settle(
+def stand_in(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> nn.Parameter:
+    """In the place of an embedding's or a head's weight that is on disk."""
+    return nn.Parameter(placeholder((config.vocabulary, config.width), dtype, device), requires_grad=False)
+
+
+def open_streamed_head(
+    store: Store, weight: nn.Parameter, integers: bool, say: Callable[[str], Any] | None
+) -> StreamedHead | StreamedInt8Head:
+    """weight: its stand-in. integers: whether its products are of those."""
+    config = store.config
+    place = store.files.places["embedding.weight" if config.tied_head else "head.weight"]
+    if integers:
+        return StreamedInt8Head(open_head(place, store.source, say), weight.device, config.logit_softcap)
+    return StreamedHead(weight, place, config.logit_softcap)
+
+
+def settle(
     root: nn.Module, prefix: str, streamed: set[str], store: Store, device: torch.device | str, dtype: torch.dtype
 ) -> None:
     """Placeholder tensors for what is streamed; everything else read from the model's files."""

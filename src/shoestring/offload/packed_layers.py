@@ -87,8 +87,10 @@ def packed_layer(files: WeightFiles, index: int, packed: Mapping[str, PackedConf
 
 
 def _by_block(files: WeightFiles) -> list[dict[str, PackedConfig]]:
-    found: list[dict[str, PackedConfig]] = [{} for _ in range(files.config.unique_layers)]
+    """Of the blocks that the files hold."""
+    held = [name.split(".", 2) for name in (*files.places, *files.packed) if name.startswith("blocks.")]
+    found: dict[int, dict[str, PackedConfig]] = {int(index): {} for _, index, _ in held}
     for name, place in files.packed.items():
         _, index, linear = name.split(".", 2)
         found[int(index)][linear] = place.config
-    return found
+    return [found[index] for index in sorted(found)]

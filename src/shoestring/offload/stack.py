@@ -22,10 +22,11 @@ from shoestring.offload.stream import LayerStream
 
 
 class StreamedStack:
-    """A `nn.stack.Stack`. order: which block stands at each of the L positions."""
+    """A `nn.stack.Stack`. order: which block stands at each of the L positions. first: the model's position of the
+    first of them, where others are in other processes."""
 
-    def __init__(self, order: tuple[int, ...], stream: LayerStream):
-        self.order, self.stream = order, stream
+    def __init__(self, order: tuple[int, ...], stream: LayerStream, first: int = 0):
+        self.order, self.stream, self.first = order, stream, first
 
     def __call__(
         self, blocks: nn.ModuleList, x_BTD: Tensor, context: Context, cache, recompute: Recompute
@@ -40,7 +41,7 @@ class StreamedStack:
             else:
                 self.stream.load(index, self._up(position) + self.order)
                 layer_cache = cache.layer(position) if cache is not None else None
-                draw_at(context, position)
+                draw_at(context, self.first + position)
                 x_BTD, extra = blocks[index](x_BTD, context, layer_cache)
             add_losses(aux, extra)
         return x_BTD, aux
@@ -58,6 +59,6 @@ class StreamedStack:
 
     def _block(self, position: int, choices: Replay, block: nn.Module, x_BTD: Tensor, context: Context):
         self.load(position, down=choices.recorded)
-        draw_at(context, position)
+        draw_at(context, self.first + position)
         with choices.run(), recomputing_nothing():
             return block(x_BTD, context, None)

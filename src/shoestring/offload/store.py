@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,31 +100,40 @@ def empty_block(
     return block
 
 
-def open_store(folder: str | Path, format: StoreFormat = "source", say: Say | None = None) -> Store:
+def open_store(
+    folder: str | Path,
+    format: StoreFormat = "source",
+    say: Say | None = None,
+    only: Sequence[int] | None = None,
+    held: Callable[[str], bool] | None = None,
+) -> Store:
     """The layers of the model in a folder, made ready in this format if they are not yet.
 
+    only: these, the others being elsewhere; held: which parameters the folder has then, as `WeightFiles` takes it.
     Raises ModelFileError for a broken or changed source and a corrupted store, RunError for a full disk, ConfigError
     for another format of weights that are in few bits.
     """
-    files = WeightFiles(folder, packed=True)
+    files = WeightFiles(folder, packed=True, held=held)
     try:
         source = Fingerprint.of([file.path for file in files.files])
         if files.packed:
-            return _open_packed(files, format, source, say)
+            return _open_packed(files, format, source, say, only)
         if format in _DENSE and all(place.info.dtype == _DENSE[format] for place in files.places.values()):
             format = "source"
         if format == "source":
-            return Store(files.config, format, source, _source_layers(files), None, files)
-        place = store_folder(source, format)
+            return Store(files.config, format, source, _source_layers(files, only=only), None, files)
+        place = store_folder(source, format, only)
         if not (place / MANIFEST).is_file():
-            _make(place, files, format, source, say)
-        return _open_made(place, files, format, source)
+            _make(place, files, format, source, say, only=only)
+        return _open_made(place, files, format, source, only=only)
     except BaseException:
         files.close()
         raise
 
 
-def _open_packed(files: WeightFiles, format: StoreFormat, source: Fingerprint, say: Say | None) -> Store:
+def _open_packed(
+    files: WeightFiles, format: StoreFormat, source: Fingerprint, say: Say | None, only: Sequence[int] | None
+) -> Store:
     if format != "source":
         raise ConfigError(
             f"this model's weights are quantized already, and are streamed as they are, not in {format}",
@@ -133,17 +142,22 @@ def _open_packed(files: WeightFiles, format: StoreFormat, source: Fingerprint, s
     check_alike(files)
     packed = block_linears(files)
     if lie_ready(files, packed):
-        return Store(files.config, format, source, _source_layers(files, packed), None, files, packed=packed)
+        return Store(files.config, format, source, _source_layers(files, packed, only), None, files, packed=packed)
     kept = format_of(files)
-    place = store_folder(source, kept)
+    place = store_folder(source, kept, only)
     if not (place / MANIFEST).is_file():
-        _make(place, files, kept, source, say, packed)
-    return _open_made(place, files, kept, source, packed)
+        _make(place, files, kept, source, say, packed, only)
+    return _open_made(place, files, kept, source, packed, only)
 
 
-def store_folder(source: Fingerprint, format: str) -> Path:
-    """Where the store of a source stands."""
-    return cache_dir() / "stores" / f"{source.key}-{format}"
+def store_folder(source: Fingerprint, format: str, only: Sequence[int] | None = None) -> Path:
+    """Where the store of a source stands, or of these of its layers."""
+    some = "" if only is None else f"-of-{zlib.crc32(repr(list(only)).encode()):08x}"
+    return cache_dir() / "stores" / f"{source.key}-{format}{some}"
+
+
+def _layers_of(files: WeightFiles, only: Sequence[int] | None) -> list[int]:
+    return list(range(files.config.unique_layers) if only is None else only)
 
 
 def store_bytes(config: ModelConfig, format: StoreFormat) -> int:
@@ -175,7 +189,7 @@ def _is_code(name: str) -> bool:
 
 
 def _source_layers(
-    files: WeightFiles, packed: Mapping[str, PackedConfig] | None = None
+    files: WeightFiles, packed: Mapping[str, PackedConfig] | None = None, only: Sequence[int] | None = None
 ) -> tuple[tuple[Piece, ...], ...]:
     config = files.config
     names = [name for name, _ in streamed(empty_block(config, 0, "source", packed))]
@@ -185,16 +199,15 @@ def _source_layers(
             for name in names
             for place in [packed_piece(files, index, name)]
         )
-        for index in range(config.unique_layers)
+        for index in _layers_of(files, only)
     )
 
 
 def _make(
     place: Path, files: WeightFiles, format: str, source: Fingerprint, say: Say | None,
-    packed: Mapping[str, PackedConfig] | None = None,
+    packed: Mapping[str, PackedConfig] | None = None, only: Sequence[int] | None = None,
 ) -> None:  # fmt: skip
     """Write the store, one layer in memory at a time."""
-    config = files.config
     if say is not None:
         kind = "copy of the layers' codes, laid out for streaming" if packed else f"{format} copy of the layers"
         say(f"making a {kind}, once: {place}")
@@ -202,7 +215,7 @@ def _make(
     remove_stale(place)
     layers: list[dict[str, int | str]] = []
     with atomic_folder(place) as temporary:
-        for index in range(config.unique_layers):
+        for index in _layers_of(files, only):
             block = packed_layer(files, index, packed) if packed else _layer(files, index, format)
             tensors = {name: tensor.detach().contiguous() for name, tensor in streamed(block)}
             name = f"layer-{index:05d}.safetensors"
@@ -238,8 +251,9 @@ def checksum(tensors: Iterable[Tensor]) -> int:
 
 
 def _open_made(
-    place: Path, files: WeightFiles, format: str, source: Fingerprint, packed: Mapping[str, PackedConfig] | None = None
-) -> Store:
+    place: Path, files: WeightFiles, format: str, source: Fingerprint, packed: Mapping[str, PackedConfig] | None = None,
+    only: Sequence[int] | None = None,
+) -> Store:  # fmt: skip
     """The store in `place`, checked against its manifest; contents are checked as they are first read."""
     broken = f"delete the folder {place}: it is made again from the model"
     own: list[TensorFile] = []
@@ -247,10 +261,11 @@ def _open_made(
         manifest = read_json(place / MANIFEST)
         listed = [(entry["file"], int(entry["bytes"]), int(entry["crc32"])) for entry in manifest["layers"]]
         made = (manifest["version"], manifest["format"], manifest["source"], len(listed))
-        if made != (_VERSION, format, source.digest, files.config.unique_layers):
+        layers = _layers_of(files, only)
+        if made != (_VERSION, format, source.digest, len(layers)):
             raise ValueError("it was made by another version, or from other weights")
         expected = [name for name, _ in streamed(empty_block(files.config, 0, format, packed))]
-        for index, (name, size, _) in enumerate(listed):
+        for index, (name, size, _) in zip(layers, listed, strict=True):
             if name != f"layer-{index:05d}.safetensors":
                 raise ValueError(f"layer {index} is called {name!r}")
             if (place / name).stat().st_size != size:
@@ -259,9 +274,9 @@ def _open_made(
             own.append(file)
             if set(file.infos) != set(expected):
                 raise ValueError(f"{name} holds other tensors than this model's layers")
-        layers = tuple(tuple(Piece(name, file, name) for name in expected) for file in own)
+        pieces = tuple(tuple(Piece(name, file, name) for name in expected) for file in own)
         checks = tuple(crc for *_, crc in listed)
-        return Store(files.config, format, source, layers, checks, files, tuple(own), packed or {})
+        return Store(files.config, format, source, pieces, checks, files, tuple(own), packed or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         for file in own:
             file.__exit__()

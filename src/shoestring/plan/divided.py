@@ -13,6 +13,8 @@ from shoestring.plan.peak import HEAD, LAYER, Walk
 from shoestring.plan.shapes import EngineSpec, JobShape, Line
 from shoestring.plan.tape import FLOAT, HALF
 
+WEIGHTS, MOMENTS = "weights, a part of them", "moments, a part of them"  # lines that a receipt knows
+
 
 def divided(shape: JobShape, spec: EngineSpec, walk: Walk) -> list[Line]:
     """Lines of one process's tensors. walk: of the whole model, with its own rows, one or two microbatches."""
@@ -48,7 +50,7 @@ def divided(shape: JobShape, spec: EngineSpec, walk: Walk) -> list[Line]:
     moving = [("gradients, a part of them", weights / shards), ("moving the weights", step)]
     if sum(size for _, size in moving) > best:
         lines = moving
-    lines = [("weights, a part of them", weights / shards), ("moments, a part of them", moments), *lines]
+    lines = [(WEIGHTS, weights / shards), (MOMENTS, moments), *lines]
     if weights > sum(size for _, size in lines):
         lines = [("weights, whole while they are loaded", weights)]
     return [(name, int(size)) for name, size in lines if size]

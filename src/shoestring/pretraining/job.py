@@ -20,6 +20,11 @@ from shoestring.evaluate.xz import xz_bytes
 from shoestring.generate.language_model import LanguageModel
 from shoestring.models.external import open_external
 from shoestring.models.folder import read_config
+from shoestring.offload.pipeline.engine import PipelineEngine
+from shoestring.offload.pipeline.gather import together
+from shoestring.offload.pipeline.place import Place, place_of
+from shoestring.offload.pipeline.planned import refuse
+from shoestring.offload.pipeline.times import MachineTimes
 from shoestring.pretraining.config import SHORT, InitFrom, PretrainRecipe, load_pretrain_recipe
 from shoestring.pretraining.epochs import check_epochs, epochs, told
 from shoestring.pretraining.example_prompt import first_words
@@ -28,6 +33,7 @@ from shoestring.pretraining.result import PretrainResult, model_and_data
 from shoestring.pretraining.staged import cut, plan, stages
 from shoestring.train import parallel
 from shoestring.train.early_stopping import EarlyStopping
+from shoestring.train.engine import LocalEngine
 from shoestring.train.evaluation import Evaluation
 from shoestring.train.exact_weights import read_trained, saved_dtypes, write_trained
 from shoestring.train.fsdp import engine_of
@@ -38,6 +44,7 @@ from shoestring.train.objective import next_token
 from shoestring.train.precision import loss_scale, prepared
 from shoestring.train.quantize_command import quantize_command
 from shoestring.train.recipe_files import begun_with, is_built_in, recipe_name, with_short
+from shoestring.train.resident import ResidentEngine
 from shoestring.train.result import common_header, length_line
 from shoestring.train.run import Opened, Run, Wiring, dotted, execute, find_once, say
 from shoestring.train.run_folder import Start, begun
@@ -80,14 +87,20 @@ def pretrain(
     else:
         raise ConfigError("give a recipe, or a run to resume", hint="shoestring recipe list names the built-in ones")
     job = PretrainJob()
-    run = execute(job, start)
+    with parallel.stages(start.recipe.budget.split is not None):
+        run = execute(job, start)
+        if run.opened is not None:
+            job.engine.close()
+        checkpoint = run.checkpoint
+        parameters = parallel.by_first(lambda: read_config(checkpoint).parameter_count())
+        figures = run.figures()
     held_out, xz = run.state.held_out, None
     if run.opened is not None and held_out is not None and parallel.rank() == 0:
         with waiting("xz -9e    on the held-out text"):
             xz = xz_bytes(job.material.corpus, held_out)
     return PretrainResult(
-        **run.figures(),
-        parameters=read_config(run.checkpoint).parameter_count(),
+        **figures,
+        parameters=parameters,
         bits_per_byte=held_out.bits_per_byte if held_out else None,
         held_out_loss=held_out.loss if held_out else None,
         held_out_bytes=held_out.bytes if held_out else 0,
@@ -113,32 +126,43 @@ def _prompt(run: Run, job: PretrainJob) -> str:
     return first_words(job.material.corpus) or "The "
 
 
+def _in_int8(recipe: PretrainRecipe) -> bool:
+    return recipe.precision.compute == "int8"
+
+
 class PretrainJob:
     """A `train.run.Job`: packed text, every weight, next-token loss."""
 
-    verb, held_out = "pretrain", "bits/byte"
+    verb, held_out, splits = "pretrain", "bits/byte", True
+    engine: LocalEngine
+    place: Place | None = None  # of the layers here, where other processes have the others
     help = "a lower optimizer.learning_rate or a longer schedule.warmup may help"
 
     def open(self, start: Start) -> Opened:
         recipe, device = start.recipe, resolve_device(start.recipe.device)
+        refuse(recipe, {"train.stages": bool(recipe.train.stages), "precision.compute int8": _in_int8(recipe)})
         self.material = material = open_material(start, device)
-        config, world = material.config, parallel.world_size()
+        config, world = material.config, parallel.shares()
+        place = self.place = place_of(recipe.budget.split, config)
         tokens = material.corpus.token_count("train")
         if tokens is not None and (start.checkpoint is None or start.another_length):
             parallel.by_first(lambda: check_epochs(recipe.train, tokens, recipe.data.named))
-        planned = plan(recipe, config)
+        planned = plan(recipe, config, place)
         recipe, spec = planned.recipe, planned.choices[-1].spec
         settings = recipe.train
-        self.engine = engine_of(recipe)(
-            prepared(material.make, recipe.precision, recipe.quantize), resolve_dtype(recipe.precision.dtype),
-            spec.recompute, loss_scale=loss_scale(recipe.precision),
-        )  # fmt: skip
+        compute, scale = resolve_dtype(recipe.precision.dtype), loss_scale(recipe.precision)
+        if place is not None:
+            make = functools.partial(material.make, place)
+            self.engine = PipelineEngine(make, compute, spec.recompute, scale)  # type: ignore[arg-type]
+        else:
+            made = prepared(material.make, recipe.precision, recipe.quantize)
+            self.engine = engine_of(recipe)(made, compute, spec.recompute, loss_scale=scale)
         with waiting("loading   the model"):
             self.engine.load()
         lanes = settings.rows if recipe.data.continue_documents else None
         self.stream = RowLoader(
-            material.corpus.rows(settings.sequence_length, recipe.seed, lanes), spec.microbatch, parallel.rank(), world,
-            recipe.data.separate_documents, recipe.data.prefetch, material.external.get("train"),
+            material.corpus.rows(settings.sequence_length, recipe.seed, lanes), spec.microbatch, parallel.share(),
+            world, recipe.data.separate_documents, recipe.data.prefetch, material.external.get("train"),
         )  # fmt: skip
         if settings.stages:
             cut(self.stream, settings.portions[start.state.stage])
@@ -153,21 +177,22 @@ class PretrainJob:
         return Opened(
             recipe, self.engine, self.stream, settings.rows // world // spec.microbatch, steps,
             flops_per_token(config, settings.sequence_length), planned.prediction, "\n".join(header),
-            stages(planned, self.stream, self.engine),
+            stages(planned, self.stream, self.engine) if isinstance(self.engine, ResidentEngine) else None,
         )  # fmt: skip
 
     def wire(self, out: Path, start: Start) -> Wiring:
         recipe, material, decoder = start.recipe, self.material, self.engine.decoder
-        settings, rank, world = recipe.train, parallel.rank(), parallel.world_size()
+        settings, rank, world = recipe.train, parallel.share(), parallel.shares()
         microbatches = settings.rows // world // settings.microbatch
         banks = MemoryBanks.of(
-            decoder, recipe.data.continue_documents, settings.microbatch, microbatches, out, world
+            decoder, recipe.data.continue_documents, settings.microbatch, microbatches, out, parallel.world_size()
         )
         if banks is not None and settings.stages:
             raise ConfigError("a memory that outlives a batch needs rows that stay the same: leave out train.stages")
         if banks is not None and start.checkpoint is not None:
             banks.read(start.checkpoint)
-        self.engine.banks = banks
+        if isinstance(self.engine, ResidentEngine):
+            self.engine.banks = banks
 
         def held_out(tokens: int | None) -> HeldOutPass:
             return material.corpus.held_out(
@@ -175,10 +200,11 @@ class PretrainJob:
                 material.external.get("validation"),
             )  # fmt: skip
 
-        dtypes = saved_dtypes(recipe.precision, material.origin, exact=recipe.quantize is not None)
+        here = None if self.place is None else self.place.holds(material.config, trained=True)
+        dtypes = together(saved_dtypes(recipe.precision, material.origin, recipe.quantize is not None, here))
 
         def write(folder: Path) -> None:
-            write_trained(decoder, folder, material.corpus.tokenizer, None, dtypes)
+            write_trained(self.engine.whole(), folder, material.corpus.tokenizer, None, dtypes)
             if banks is not None:
                 banks.write(folder)
 
@@ -191,6 +217,8 @@ class PretrainJob:
             callbacks.append(EarlyStopping(None, of_samples=evaluation.sample.tokens < evaluation.whole.tokens))
         if recipe.log.samples:
             callbacks.append(self._samples(recipe))
+        if isinstance(self.engine, PipelineEngine):
+            callbacks.append(MachineTimes(self.engine, recipe.log.every))
 
         def read(folder: Path) -> None:
             read_trained(decoder, folder)

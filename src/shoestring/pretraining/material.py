@@ -16,6 +16,8 @@ from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model, read_config
+from shoestring.offload.pipeline.load import fresh_part, load_trained_part
+from shoestring.offload.pipeline.place import Place
 from shoestring.pretraining.config import InitFrom, PretrainRecipe
 from shoestring.pretraining.dataset import external_vectors, open_corpus
 from shoestring.pretraining.staged import last_model
@@ -32,7 +34,7 @@ from shoestring.train.run_folder import Start
 class Material:
     """make: the model in float32, fresh, from a model to continue from, or from the checkpoint of a run that goes on.
     origin: the folder of these two, None for a fresh one. config: as it is at the end of the run; what `make` gives may
-    have fewer layers, where a run of stages grows.
+    have fewer layers, where a run of stages grows; given a place, it gives the part that lies there.
 
     external: for each split the vectors that the model's input adapter takes, {} where it takes none.
     """
@@ -40,7 +42,7 @@ class Material:
     config: ModelConfig
     corpus: Corpus
     external: dict[str, ExternalVectors]
-    make: Callable[[], Decoder]
+    make: Callable[..., Decoder]
     origin: Path | None
 
     @property
@@ -73,13 +75,18 @@ def open_material(start: Start, device: torch.device) -> Material:
             config = last_model(recipe, config, start.state)
     _check_sizes(recipe, config, corpus)
 
-    def make() -> Decoder:
+    def make(place: Place | None = None) -> Decoder:
         if folder is None:
             first = stage_model(config, recipe.train.portions[0].layers)
-            decoder = build(first, device=device, seed=recipe.seed)
+            if place is None:
+                decoder = build(first, device=device, seed=recipe.seed)
+            else:
+                decoder = fresh_part(first, place, recipe.seed, device)
             if isinstance(recipe.optimizer, AdamWConfig) and recipe.optimizer.base_width is not None:
                 scale_fresh(decoder, block_matrices(decoder), recipe.optimizer.base_width)
             return decoder
+        if place is not None:
+            return load_trained_part(folder, place, device)
         if start.checkpoint is not None:
             return load_trained(folder, device)
         return load_model(folder, device=device, dtype=torch.float32)

@@ -13,6 +13,8 @@ from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.units import counted
 from shoestring.data.loader import RowLoader
 from shoestring.models.config import ModelConfig
+from shoestring.offload.pipeline.place import Place
+from shoestring.offload.pipeline.planned import config_of_part, filling_microbatch
 from shoestring.plan.choose import Choice, usual_microbatch
 from shoestring.plan.shapes import EngineName, JobShape, Options, Prediction
 from shoestring.pretraining.config import PretrainRecipe
@@ -60,14 +62,18 @@ class Planned:
         return found
 
 
-def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
-    """config: of the last stage. Raises ConfigError for rows that processes cannot share, and BudgetError."""
-    world, portions = parallel.world_size(), recipe.train.portions
+def plan(recipe: PretrainRecipe, config: ModelConfig, place: Place | None = None) -> Planned:
+    """config: of the last stage. place: of the layers that this process has, where it has not all. Raises ConfigError
+    for rows that processes cannot share, and BudgetError."""
+    world, portions = parallel.shares(), recipe.train.portions
     for portion in portions:
         if portion.rows % world:
             raise ConfigError(f"the {portion.rows} rows of a batch cannot be shared by {world} processes")
     shapes, machine = job_shapes(recipe, config, world), this_machine(recipe)
-    choices = choose_all(recipe, shapes, lambda shape, options: chosen(recipe, shape, options, machine))
+    models, count = [shape.config for shape in shapes], 1
+    if place is not None:
+        shapes, count = [replace(each, config=config_of_part(each.config, place)) for each in shapes], place.stages
+    choices = choose_all(recipe, shapes, lambda shape, options: chosen(recipe, shape, options, machine), count)
     largest = largest_of(choices)
     recipe = applied(recipe, choices[largest], shapes[largest], machine)
     microbatches = [choice.spec.microbatch for choice in choices]
@@ -76,7 +82,6 @@ def plan(recipe: PretrainRecipe, config: ModelConfig) -> Planned:
         for stage, rows in zip(recipe.train.stages, microbatches, strict=False)
     )
     train = recipe.train.model_copy(update={"microbatch": microbatches[-1], "stages": stages})
-    models = [shape.config for shape in shapes]
     return Planned(recipe.model_copy(update={"train": train}), models, train.portions, choices, largest)
 
 
@@ -93,10 +98,14 @@ def job_shapes(recipe: PretrainRecipe, config: ModelConfig, world: int = 1) -> l
 
 
 def options_of(
-    recipe: PretrainRecipe, shape: JobShape, portion: Portion, left: tuple[EngineName, ...], tokens: int
-) -> Options:
-    """left: engines that are open. tokens: of all rows at once, where the recipe does not say how many they are."""
+    recipe: PretrainRecipe, shape: JobShape, portion: Portion, left: tuple[EngineName, ...], tokens: int,
+    processes: int = 1,
+) -> Options:  # fmt: skip
+    """left: engines that are open. tokens: of all rows at once, where the recipe does not say how many they are.
+    processes: that have a part of the model each."""
     usual, asked = usual_microbatch(shape.rows, portion.sequence_length, tokens), portion.microbatch
+    if processes > 1:
+        usual = filling_microbatch(shape.rows, portion.sequence_length, tokens, processes)
     if asked is not None:  # of another number of processes, maybe
         asked = usual_microbatch(shape.rows, 1, asked)
     shards = parallel.world_size() if recipe.parallel.kind == "fsdp" else 1
@@ -104,16 +113,16 @@ def options_of(
 
 
 def choose_all(
-    recipe: PretrainRecipe, shapes: list[JobShape], choose: Callable[[JobShape, Options], Choice]
+    recipe: PretrainRecipe, shapes: list[JobShape], choose: Callable[[JobShape, Options], Choice], processes: int = 1
 ) -> list[Choice]:
-    """Of every stage: the last one's engine is all others', and so are its tokens at once."""
+    """Of every stage: the last one's engine is all others', and so are its tokens at once. processes: as in
+    `options_of`."""
     portions = recipe.train.portions
-    last = choose(
-        shapes[-1], options_of(recipe, shapes[-1], portions[-1], engines(recipe), portions[-1].batch_tokens)
-    )
+    left, tokens = engines(recipe), portions[-1].batch_tokens
+    last = choose(shapes[-1], options_of(recipe, shapes[-1], portions[-1], left, tokens, processes))
     tokens, engine = last.spec.microbatch * portions[-1].sequence_length, last.spec.engine
     first = [
-        choose(shape, options_of(recipe, shape, portion, (engine,), tokens))
+        choose(shape, options_of(recipe, shape, portion, (engine,), tokens, processes))
         for shape, portion in zip(shapes[:-1], portions, strict=False)
     ]
     found = [*first, last]
@@ -153,7 +162,7 @@ def last_model(recipe: PretrainRecipe, config: ModelConfig, state: TrainerState)
 
 def stages(planned: Planned, stream: RowLoader, engine: ResidentEngine) -> Stages | None:
     """What the loop takes; None for a run of one stage."""
-    portions, models, world = planned.portions, planned.models, parallel.world_size()
+    portions, models, world = planned.portions, planned.models, parallel.shares()
     if len(portions) == 1:
         return None
 

@@ -224,7 +224,7 @@ class Checkpoint(Callback):
     def seconds_ahead(self, step: int, total: int, step_seconds: float) -> float:
         each = self._seconds
         if each is None:  # moments, and as much again for weights
-            each = 0.3 + 1.5 * sum(t.nbytes for t in self.engine.state().tensors.values()) / _DISK_SPEED
+            each = 0.3 + 1.5 * self.engine.state_bytes() / _DISK_SPEED
         return each * (times_left(step, total, self.every, TIMES) + 1)
 
 

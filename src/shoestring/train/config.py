@@ -22,6 +22,11 @@ class BudgetConfig(Config):
         description="resident; checkpointed: blocks are computed again; streamed: frozen layers come from disk; auto:"
         " the fastest that fits",
     )
+    split: tuple[tuple[int, int], ...] | None = Field(
+        None,
+        description="the layers of each process where they are parts of one model, as [[0, 12], [12, 24]], ends"
+        " excluded; null: each has the whole model and a share of the data",
+    )
 
 
 class LogConfig(Config):

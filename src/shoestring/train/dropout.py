@@ -29,6 +29,6 @@ def microbatch_seeds(model: nn.Module, count: int) -> Iterator[list[int | None]]
     step = int(torch.randint(2**62, (), device="cpu"))
     state = torch.get_rng_state()
     try:
-        yield [derive_seed(step, parallel.rank(), number) for number in range(count)]
+        yield [derive_seed(step, parallel.share(), number) for number in range(count)]
     finally:
         torch.set_rng_state(state)

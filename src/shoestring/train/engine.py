@@ -105,7 +105,13 @@ class Engine(Protocol):
         """Drop the gradients of a step that cannot be finished."""
         ...
 
-    def state(self) -> EngineState: ...
+    def state(self) -> EngineState:
+        """On the first process; all take part."""
+        ...
+
+    def state_bytes(self) -> int:
+        """About as much as its tensors take, without asking others."""
+        ...
 
     def restore(self, file: TensorFile | ShardedFiles, numbers: dict[str, dict[str, float]]) -> None:
         """Take back what `state` gave. Raises RunError where it does not fit."""
@@ -197,7 +203,7 @@ class LocalEngine:
         parameters, scale = self.parameters(), self.loss_scale
         if scale is not None:
             scale.unscale(p.grad for p in parameters if p.grad is not None)
-        norm = self._clip(parameters, clip) if self._in_backward is None else self._in_backward.finish()
+        norm = self.clip(parameters, clip) if self._in_backward is None else self._in_backward.finish()
         if self._wrong or not math.isfinite(norm):
             self.abandon()
             overflow = scale.overflowed() if scale is not None and not self._wrong else None
@@ -210,7 +216,7 @@ class LocalEngine:
         self.abandon()
         return StepResult(norm)
 
-    def _clip(self, parameters: list[torch.nn.Parameter], limit: float | None) -> float:
+    def clip(self, parameters: list[torch.nn.Parameter], limit: float | None) -> float:
         """The global norm of all gradients, which are scaled down to `limit` if it is larger."""
         norm = self.norm([p.grad for p in parameters if p.grad is not None])
         if limit is not None:
@@ -253,6 +259,14 @@ class LocalEngine:
             numbers[LOSS_SCALE] = self.loss_scale.state()
         return EngineState(tensors | transformer_engine.state(self.decoder), numbers)
 
+    def state_bytes(self) -> int:
+        values = [value for state in self.optimizer.state.values() for value in state.values()]
+        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+    def whole(self) -> Decoder:
+        """The model, for a checkpoint's files, where `state` has been called; on the first process."""
+        return self.decoder
+
     def restore(self, file: TensorFile | ShardedFiles, numbers: dict[str, dict[str, float]]) -> None:
         names = self.names()
         for parameter in self.parameters():
@@ -291,7 +305,7 @@ class LocalEngine:
         autocast = torch.autocast(device, dtype=self.compute, enabled=self.compute != torch.float32)
         with self.together(), autocast:
             for penalty in self.objective.penalties(self.steps):
-                mean = penalty.value / parallel.world_size()
+                mean = penalty.value / parallel.shares()
                 self.scaled(penalty.weight * mean).backward()
                 found[penalty.name] = float(mean.detach())
         return parallel.sum_named(found)

@@ -59,10 +59,10 @@ def measure(
                 total += float(loss.sum)
                 count += loss.count
                 if told is not None:
-                    told.advance(loss.count * parallel.world_size())
+                    told.advance(loss.count * parallel.shares())
     finally:
         model.train(training)
-    total, labels = parallel.sum_numbers(total, count)
+    (total,), (labels,) = parallel.sum_numbers(total), parallel.sum_shares(count)  # of stages the last has the loss
     bits = total / math.log(2) / max(text.bytes, 1)
     return HeldOut(step, total / max(labels, 1), bits, int(labels), text.bytes, text.documents)
 

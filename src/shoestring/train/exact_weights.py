@@ -6,6 +6,7 @@ from is STEP/trainer/weights.safetensors: the float32 weights by the decoder's n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,14 +31,17 @@ from shoestring.train.precision_config import PrecisionConfig
 EXACT = Path("trainer", "weights.safetensors")
 
 
-def saved_dtypes(precision: PrecisionConfig, origin: Path | None, exact: bool = False) -> Dtypes:
+def saved_dtypes(
+    precision: PrecisionConfig, origin: Path | None, exact: bool = False, held: Callable[[str], bool] | None = None
+) -> Dtypes:
     """What weights are saved in: as the recipe says, else as in the folder that the run began from; None for a fresh
-    one's float32. exact: float32 where the recipe leaves it open, for weights that are still to be rounded to codes."""
+    one's float32. exact: float32 where the recipe leaves it open, for weights that are still to be rounded to codes.
+    held: of which parameters that folder has, where it may lack some."""
     if exact and precision.saved == "auto":
         return torch.float32
     if precision.saved != "auto":
         return resolve_dtype(precision.saved)
-    return None if origin is None else stored_dtypes(origin)
+    return None if origin is None else stored_dtypes(origin, held=held)
 
 
 def stored_format(origin: Path | None) -> str:
@@ -65,7 +69,7 @@ def write_trained(
 def load_trained(folder: Path, device: torch.device | str) -> Decoder:
     """The model of a folder in float32; of a checkpoint, its weights as they were trained."""
     decoder = load_model(folder, device=device, dtype=torch.float32)
-    _read_exact(decoder, folder)
+    read_exact(decoder, folder)
     return decoder
 
 
@@ -73,10 +77,11 @@ def load_trained(folder: Path, device: torch.device | str) -> Decoder:
 def read_trained(decoder: Decoder, folder: Path) -> None:
     """The weights of a checkpoint, as they were trained, into the live model. Raises ModelFileError."""
     read_weights(decoder, folder)
-    _read_exact(decoder, folder)
+    read_exact(decoder, folder)
 
 
-def _read_exact(decoder: Decoder, folder: Path) -> None:
+def read_exact(decoder: Decoder, folder: Path) -> None:
+    """The weights of a checkpoint that are rounded in its model's files, as they were trained."""
     if (folder / EXACT).is_file():
         with TensorFile(folder / EXACT) as file:
             for name, parameter in decoder.named_parameters():

@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,6 +67,21 @@ def launch(arguments: Sequence[str], ranks: int, restarts: int = 0, cpu: bool = 
             _show(rank, Path(logs))
             return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
     return 0
+
+
+def follow() -> None:
+    """By a rank: it is told to stop, and saves itself, when the command that started it is gone, however it went.
+
+    Linux would send such a signal itself, but once for each thread of the command, and a second one ends a run unsaved.
+    """
+    command = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == command:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="follow", daemon=True).start()
 
 
 @contextlib.contextmanager

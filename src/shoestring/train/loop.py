@@ -151,7 +151,7 @@ def train(
             if roll_back is None or not roll_back(state, reason):
                 raise NonFiniteLoss(reason)
 
-        tokens = int(parallel.sum_numbers(sum(batch.tokens_BT.numel() for batch in group))[0])
+        tokens = int(parallel.sum_shares(sum(batch.tokens_BT.numel() for batch in group))[0])
         state.step += 1
         state.tokens += tokens
         state.seconds = clock()

@@ -26,7 +26,9 @@ def scale_fresh(decoder: Decoder, matrices: set[int], base_width: int) -> None:
     for parameter in decoder.parameters():
         if id(parameter) in matrices:
             parameter.div_(math.sqrt(ratio))
-    decoder.get_parameter("norm.weight").div_(ratio)
+    gain = getattr(decoder.norm, "weight", None)
+    if gain is not None:  # of a part of a model it may be in another process
+        gain.div_(ratio)
 
 
 def scaled_groups(

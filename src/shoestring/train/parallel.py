@@ -2,7 +2,9 @@
 
 Each function is the identity in a single process. Sums of gradients (not means) are exchanged, because the
 step has already divided by the count of all ranks; while the pass backward goes on it is `train.exchange` that does so.
-Started by the command (`train.launch`), by torchrun, or by any launcher that initializes torch.distributed.
+Started by the command (`train.launch`), by torchrun, or by any launcher that initializes torch.distributed. Where the
+processes are stages of one model (`offload.pipeline`) all of them see the same data: decisions are exchanged as ever,
+and there is one share of the data.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +25,7 @@ from shoestring.core.errors import RunError
 from shoestring.train import watchdog
 
 V = TypeVar("V")
+_STAGES: ContextVar[bool] = ContextVar("stages", default=False)
 Helps = Mapping[str, Callable[[Any], Any]]
 """What all processes do when the first one asks for it by name, with an argument that JSON can hold."""
 LAUNCHED = "SHOESTRING_LAUNCHED"  # in the environment of ranks that a command has started: how many (`train.launch`)
@@ -29,7 +33,7 @@ BUCKET_NUMBERS = 16 * 2**20  # numbers exchanged at once: large enough for the l
 
 
 def start() -> None:
-    """Join the processes that torchrun started, if it did and nobody has joined them yet."""
+    """Join the processes that torchrun or a command started, if one did and nobody has joined them yet."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -48,12 +52,41 @@ def world_size() -> int:
     return dist.get_world_size() if is_parallel() else 1
 
 
+@contextlib.contextmanager
+def stages(there: bool = True) -> Iterator[None]:
+    """Inside, the processes are stages of one model and not copies of it, if `there`."""
+    before = _STAGES.set(there)
+    try:
+        yield
+    finally:
+        _STAGES.reset(before)
+
+
+def are_stages() -> bool:
+    return is_parallel() and _STAGES.get()
+
+
+def share() -> int:
+    """Which share of the data this process reads."""
+    return 0 if _STAGES.get() else rank()
+
+
+def shares() -> int:
+    """Into how many parts the data are cut."""
+    return 1 if _STAGES.get() else world_size()
+
+
+def sum_shares(*numbers: float) -> list[float]:
+    """Each number summed over the shares of the data: stages of one model all have the whole already."""
+    return list(numbers) if _STAGES.get() else sum_numbers(*numbers)
+
+
 def sum_numbers(*numbers: float) -> list[float]:
     """Each number summed over all ranks, in float64."""
     if not is_parallel():
         return list(numbers)
     with waiting():
-        total = torch.tensor(numbers, dtype=torch.float64, device=_device())
+        total = torch.tensor(numbers, dtype=torch.float64, device=exchange_device())
         dist.all_reduce(total)
         return total.tolist()
 
@@ -69,7 +102,7 @@ def waiting(for_first: bool = False) -> Iterator[None]:
     for what the first one does for all, which may take any time."""
     began = time.perf_counter()
     try:
-        with watchdog.watching().exchange(for_first):
+        with telling_of_losses(), watchdog.watching().exchange(for_first):
             yield
     finally:
         _Waited.seconds += time.perf_counter() - began
@@ -88,15 +121,16 @@ def by_rank(number: float) -> list[float]:
 
 def from_first(value: V) -> V:
     """Rank 0's value, of what JSON can hold, on every rank: for names, and for decisions that depend on a clock."""
-    return _from(0, value) if is_parallel() else value
+    return from_rank(0, value) if is_parallel() else value
 
 
-def _from(source: int, value: Any, waits_for_work: bool = False) -> Any:
-    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
+def from_rank(source: int, value: Any, waits_for_work: bool = False) -> Any:
+    """That rank's value, of what JSON can hold, on every rank of several."""
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(exchange_device())
     with waiting(waits_for_work):
-        size = torch.tensor([len(text)], device=_device())
+        size = torch.tensor([len(text)], device=exchange_device())
         dist.broadcast(size, src=source)
-        text = text if rank() == source else torch.empty(int(size), dtype=torch.uint8, device=_device())
+        text = text if rank() == source else torch.empty(int(size), dtype=torch.uint8, device=exchange_device())
         dist.broadcast(text, src=source)
         return json.loads(bytes(text.tolist()))
 
@@ -110,10 +144,10 @@ def by_first(make: Callable[[], V], helps: Helps | None = None) -> V:
     if not is_parallel():
         return make()
     if rank() != 0:
-        answer: Any = _from(0, None, waits_for_work=True)
+        answer: Any = from_rank(0, None, waits_for_work=True)
         while "asked" in answer:
             (helps or {})[answer["asked"]](answer["argument"])
-            answer = _from(0, None, waits_for_work=True)
+            answer = from_rank(0, None, waits_for_work=True)
         if answer["failed"] is not None:
             raise RunError(f"the first process cannot go on: {answer['failed']}")
         return answer["made"]
@@ -135,7 +169,7 @@ def ask(helps: Helps, name: str, argument: Any) -> Any:
 def first_reason(reason: str) -> str:
     """That of the first rank which has one, on every rank; "" where none has."""
     having = by_rank(bool(reason))
-    return _from(having.index(1.0), reason) if any(having) else ""
+    return from_rank(having.index(1.0), reason) if any(having) else ""
 
 
 def in_step(items: Iterable[V]) -> Iterator[V | None]:
@@ -157,12 +191,29 @@ def sum_named(numbers: dict[str, float]) -> dict[str, float]:
         return numbers
     names = list(numbers)
     if squared * world_size() != have**2:  # not all have as many
-        names = sorted({name for source in range(world_size()) for name in _from(source, list(numbers))})
+        names = sorted({name for source in range(world_size()) for name in from_rank(source, list(numbers))})
     return dict(zip(names, sum_numbers(*(numbers.get(name, 0.0) for name in names)), strict=True))
 
 
 class Elsewhere(RuntimeError):
     """Another process could not do its part of a step."""
+
+
+class Lost(RunError):
+    """Another process has gone, or the way to it."""
+
+
+@contextlib.contextmanager
+def telling_of_losses() -> Iterator[None]:
+    """Inside, what torch.distributed says of a connection that has ended becomes Lost, where processes are stages; what
+    `train.watchdog` finds out goes before it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _STAGES.get():
+            raise
+        said = " ".join(str(error).split())
+        raise Lost(f"another process has gone: {said:.160}", hint="the last checkpoint is whole") from error
 
 
 def lost(error: BaseException) -> bool:
@@ -193,9 +244,9 @@ def wait() -> None:
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace every `.grad` by its sum over all ranks, in buckets.
 
-    A parameter without one on this rank counts as zero.
+    A parameter without one on this rank counts as zero. Stages have parameters of their own, and nothing is summed.
     """
-    if not is_parallel():
+    if not is_parallel() or _STAGES.get():
         return
     bucket: list[Tensor] = []
     size = 0
@@ -222,7 +273,7 @@ def _exchange(bucket: list[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _device() -> torch.device:
+def exchange_device() -> torch.device:
     """Where the backend exchanges small tensors: gloo on the CPU, NCCL on the current GPU."""
     return (
         torch.device("cuda", torch.cuda.current_device())

@@ -90,10 +90,16 @@ def settle(recipe: R, shape: JobShape, options: Options, machine: Machine) -> tu
 
 
 def chosen(recipe: RunRecipe, shape: JobShape, options: Options, machine: Machine) -> Choice:
-    """By the first process, for all."""
+    """By the first process, for all; stages of one model choose for themselves, with as many rows at once as suit all.
+    """
     budget = recipe.budget.memory
     if recipe.optimizer.in_backward:
         options = rows_at_once(options, shape)
+    if parallel.are_stages():
+        wanted = choose(shape, machine, budget, options).spec.microbatch
+        told = [wanted if rank == parallel.rank() else 0 for rank in range(parallel.world_size())]
+        fewest = int(min(parallel.sum_numbers(*told)))
+        return choose(shape, machine, budget, replace(options, microbatch=fewest))
     made: list[Choice] = []
 
     def by_this_process() -> dict[str, Any]:

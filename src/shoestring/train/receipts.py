@@ -20,6 +20,7 @@ from shoestring.core.console import say
 from shoestring.core.machine import peak_rss_bytes
 from shoestring.kernels import allocator
 from shoestring.plan import receipt as receipts
+from shoestring.plan.divided import MOMENTS, WEIGHTS
 from shoestring.plan.receipt import Item, Receipt, memory_items, receipt_of
 from shoestring.plan.shapes import Prediction
 from shoestring.plan.speed import MOVING
@@ -109,13 +110,16 @@ def held(engine: Engine) -> dict[str, float]:
     decoder, optimizer = getattr(engine, "decoder", None), getattr(engine, "optimizer", None)
     if decoder is None or optimizer is None:
         return {}
+    parts = getattr(engine, "parts", None)  # of a model that several processes divide
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    every = [*decoder.parameters(), *decoder.buffers()]
+    every = [*(decoder.parameters() if parts is None else parts.local), *decoder.buffers()]
     own = _bytes(tensor for tensor in every if id(tensor) in trained)
     others = _bytes(tensor for tensor in every if id(tensor) not in trained)
     moments = _bytes(
         value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
     )
+    if parts is not None:
+        return {WEIGHTS: own + others, MOMENTS: moments}
     found: dict[str, float] = {"moments": moments, "adapters and their moments": own + moments}
     if engine.name != "streamed":  # whose layers are elsewhere
         full = not any(p.requires_grad is False for p in decoder.parameters())

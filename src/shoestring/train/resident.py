@@ -103,7 +103,7 @@ class ResidentEngine(LocalEngine):
 
     def forward_backward(self, microbatches: Sequence[Batch]) -> Loss:
         counts = [label_count(batch) for batch in microbatches]
-        total = int(parallel.sum_numbers(sum(counts))[0])
+        total = int(parallel.sum_shares(sum(counts))[0])
         penalties = self.penalties()
         sums: list[Tensor] = []
         extras: list[tuple[str, Tensor, int]] = []

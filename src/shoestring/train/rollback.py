@@ -11,7 +11,8 @@ from pathlib import Path
 
 from shoestring.core.errors import ModelFileError, RunError
 from shoestring.train import parallel
-from shoestring.train.checkpoint import checkpoints, drop_after, read_state, restore_moments
+from shoestring.train.brought import bring_folder
+from shoestring.train.checkpoint import STATE, checkpoints, drop_after, read_state, restore_moments
 from shoestring.train.engine import Engine
 from shoestring.train.state import TrainerState
 
@@ -30,6 +31,7 @@ class RollBack:
         if name is None:
             return False
         folder = self.out / name
+        bring_folder(folder, STATE)
         try:
             self.engine.abandon()
             self.read(folder)

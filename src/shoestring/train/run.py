@@ -20,7 +20,7 @@ import torch
 from shoestring.core import console, matmul
 from shoestring.core.allocator import GIVEN_BACK, LARGE
 from shoestring.core.device import check_memory_budget, resolve_device, resolve_dtype
-from shoestring.core.errors import BudgetError, RunError
+from shoestring.core.errors import BudgetError, ConfigError, RunError
 from shoestring.core.machine import cpu_count, peak_rss_bytes
 from shoestring.core.seeds import seed_everything
 from shoestring.core.speeds import matrix_peak
@@ -88,7 +88,10 @@ class Wiring:
 
 
 class Job(Protocol):
-    """verb: that resumes a run. held_out: how progress shows a measurement. help: for a loss that is no number."""
+    """verb: that resumes a run. held_out: how progress shows a measurement. help: for a loss that is no number.
+
+    One that trains a model over several machines (`budget.split`) says so: `splits = True`.
+    """
 
     verb: str
     held_out: str
@@ -119,7 +122,9 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest."""
+        """The newest, whose name stages of one model ask the first process for."""
+        if parallel.are_stages():
+            return self.out / parallel.by_first(lambda: checkpoints(self.out)[-1].name)
         return checkpoints(self.out)[-1]
 
     def plot(self, bits_per_byte: float | None = None) -> Path | None:
@@ -199,6 +204,8 @@ def beside_its_budget(recipe: Any, begins: bool) -> Any:
 
 
 def _execute(job: Job, start: Start, ending: contextlib.ExitStack) -> Run:
+    if start.recipe.budget.split is not None and not getattr(job, "splits", False):
+        raise ConfigError(f"budget.split is of pretraining and fine-tuning, and this is {job.verb}")
     recipe = settled(beside_its_budget(start.recipe, start.out is None))
     if start.out is None and recipe.out is not None:
         check_free(Path(recipe.out))

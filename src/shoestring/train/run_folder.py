@@ -19,6 +19,7 @@ from shoestring.core.config import Config, dump_yaml
 from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.files import Held, atomic_write, check_place, clear_errors, hold
 from shoestring.train import metrics_file, parallel
+from shoestring.train.brought import bring_folder, bring_text
 from shoestring.train.checkpoint import STATE, checkpoints, clean, read_state
 from shoestring.train.metrics_file import truncate_metrics
 from shoestring.train.recipe import RunRecipe
@@ -26,7 +27,9 @@ from shoestring.train.state import TrainerState
 
 AUTO = "auto"  # for a folder to resume: what is in `out`, if there is something
 RECIPE, METRICS, LOCK = "recipe.yaml", metrics_file.NAME, ".lock"
-_MAY_CHANGE = ("description", "base", "out", "train.keep", "train.rollbacks", "train.most_epochs", "budget.memory")
+_MAY_CHANGE = (
+    "description", "base", "out", "train.keep", "train.rollbacks", "train.most_epochs", "budget.memory", "budget.split",
+)  # fmt: skip
 _MAY_CHANGE_SECTIONS = ("log.", "parallel.")
 # (section, setting, what leaves it to the run)
 _SETTLED = (
@@ -61,18 +64,39 @@ def resume(
     load: reads a recipe of its kind, with overrides. given: a recipe that was named as well. Raises RunError for
     settings that must not differ.
     """
-    out = find_run(text)
-    owned = own(out)
-    try:
-        recipe, another_length = _resumed_recipe(out, given, overrides, load)
-        newest = parallel.by_first(lambda: _make_ready(out))
-        checkpoint = None if newest is None else out / newest
-        _check_shared(out, checkpoint)
-        state = TrainerState() if checkpoint is None else read_state(checkpoint)
-    except BaseException:
-        disown(owned)
-        raise
+    with parallel.stages(_is_split(text, load, overrides)):
+        out = _find_everywhere(text)
+        owned = own(out)
+        try:
+            recipe, another_length = _resumed_recipe(out, given, overrides, load)
+            newest = parallel.by_first(lambda: _make_ready(out))
+            checkpoint = None if newest is None else out / newest
+            if checkpoint is not None:
+                bring_folder(checkpoint, STATE)
+            _check_shared(out, checkpoint)
+            state = TrainerState() if checkpoint is None else read_state(checkpoint)
+        except BaseException:
+            disown(owned)
+            raise
     return Start(recipe, out.name, f"of the run in {out}", out, checkpoint, state, another_length, owned)
+
+
+def _is_split(text: str | Path, load: Callable[..., Any], overrides: dict[str, Any] | None) -> bool:
+    """Whether the processes are to be stages of one model: then they may have disks of their own."""
+    if not parallel.is_parallel():
+        return False
+    return parallel.by_first(lambda: load(find_run(text) / RECIPE, overrides).budget.split is not None)
+
+
+def _find_everywhere(text: str | Path) -> Path:
+    """`find_run`, for stages with disks of their own too: they get the recipe, but for one that was told another folder
+    than the first, in which a run stands: it has the recipe with its own places (`laptops`)."""
+    if not parallel.are_stages():
+        return find_run(text)
+    out = Path(parallel.by_first(lambda: str(find_run(text))))
+    own_place = str(out) != str(text) and os.path.isfile(Path(text) / RECIPE)
+    bring_text(out / RECIPE, wanted=not own_place)
+    return Path(text) if own_place else out
 
 
 def begun(resume: str | Path | None, out: str | Path | None) -> Path | None:

@@ -73,3 +73,23 @@ def test_what_is_left_over_goes_to_single_ranks() -> None:
 def test_less_than_rank_one_is_a_sentence() -> None:
     with pytest.raises(ConfigError, match="have 32 at rank 1"):
         choose({name: Matrix.of(8, 8, torch.ones(8)) for name in "ab"}, 31)
+
+
+def test_weights_say_of_which_matrix_more_is_kept() -> None:
+    energies = torch.linspace(1, 0.1, 40, dtype=torch.float64)
+    matrices = {name: Matrix.of(40, 40, energies, weight) for name, weight in (("felt", 10.0), ("little", 0.1))}
+    assert matrices["felt"].all == pytest.approx(10 * float(energies.sum()))
+    ranks = choose(matrices, 1600 + 80)
+    assert ranks == {"felt": 0, "little": 1}
+
+
+@pytest.mark.parametrize("floor", [0.25, 0.5, 1.0])
+def test_each_matrix_gets_its_part_of_what_it_would_have_if_all_were_shrunk_alike(floor: float) -> None:
+    energies = torch.linspace(1, 0.1, 40, dtype=torch.float64)
+    matrices = {name: Matrix.of(40, 40, energies, weight) for name, weight in (("felt", 10.0), ("little", 1e-3))}
+    for budget in (800, 1600, 2400):
+        ranks = choose(matrices, budget, floor)
+        alike = budget / 3200 * 1600 / 80  # ranks
+        assert cost(matrices, ranks) <= budget
+        assert all(rank == 0 or rank >= int(floor * alike) for rank in ranks.values())
+    assert choose(matrices, 160, 1.0) == {"felt": 1, "little": 1}

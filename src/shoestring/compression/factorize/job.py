@@ -61,7 +61,7 @@ from shoestring.nn.config import DenseConfig, FactorizedConfig, LowRankConfig
 from shoestring.nn.low_rank import LowRankLinear
 from shoestring.train.first_use import first_use
 
-FLOOR = 0.5  # of what a matrix would have if all were shrunk alike
+FLOOR = 0.25  # of what a matrix would have if all were shrunk alike
 Ranks = list[dict[str, int]]  # for each block those of the matrices that become factors, by name
 
 

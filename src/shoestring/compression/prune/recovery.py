@@ -159,7 +159,7 @@ class RecoverJob:
         if self.teacher is None:
             return next_token
         with waiting("loading   the whole model, to learn from"):
-            whole = open_teacher(self.teacher, False, self.engine.decoder.norm.weight.device, self.engine.compute)
+            whole = open_teacher(self.teacher, False, self.engine.decoder.embedding.weight.device, self.engine.compute)
         return Distilling(Following(whole, divergence_of(DistillConfig()), temperature=1.0))
 
 

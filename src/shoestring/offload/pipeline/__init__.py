@@ -1,0 +1,1 @@
+"""One model over several machines: each holds a range of layers, and hidden states pass from one to the next."""
