@@ -38,6 +38,7 @@ TRAINING = 17_000_000  # more
 # 1,400 numbers of rows kept 0.5 to 0.7 MB for each of the first 1,000 (Zen 4: AVX-512 with bfloat16). Each expert of a
 # mixture brings numbers of rows of its own.
 LENGTH = 13_000_000
+LENGTH_IN_BFLOAT16 = 7_000_000  # three lengths of a fine-tuning and of a distillation kept 8 to 20 MB
 KERNEL = 620_000
 KERNELS = 1000
 

@@ -16,7 +16,7 @@ from shoestring.models.count import cache_numbers
 from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.calibration import corrected
-from shoestring.plan.constants import BITS, KERNEL, KERNELS, LENGTH, TRAINING, USE
+from shoestring.plan.constants import BITS, KERNEL, KERNELS, LENGTH, LENGTH_IN_BFLOAT16, TRAINING, USE
 from shoestring.plan.divided import divided
 from shoestring.plan.model import Model
 from shoestring.plan.moments import beside_step, kept_moments
@@ -50,7 +50,8 @@ def _libraries(shape: JobShape, spec: EngineSpec, machine: Machine) -> int:
     half = shape.compute in ("bfloat16", "float16")
     if machine.gpu or not (machine.onednn or half):
         return 0
-    found, experts = (shape.lengths - 1) * LENGTH, shape.config.feed_forward
+    each = LENGTH if machine.onednn and not half else LENGTH_IN_BFLOAT16
+    found, experts = (shape.lengths - 1) * each, shape.config.feed_forward
     if isinstance(experts, MoEConfig):
         rows = spec.microbatch * shape.length * experts.active / experts.experts  # of one, give or take as many
         found += KERNEL * int(min(_EXPERTS_PRODUCTS * rows, KERNELS))

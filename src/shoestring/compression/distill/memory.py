@@ -26,6 +26,7 @@ from shoestring.train.optimizer_config import moving
 from shoestring.train.planning import applied, chosen, engines
 
 _STATES = "teacher, hidden states of a step"  # of one that is streamed
+_COMPARED, _HEAD = "teacher and student compared", "the head and its loss"
 _HELD = 5  # arrays of the size of a chunk's logits, while two distributions are compared
 
 
@@ -92,14 +93,14 @@ def job_shape(recipe: DistillRecipe, material: Material) -> JobShape:
 def teacher_lines(
     recipe: DistillRecipe, material: Material, rows: int, streamed: bool, machine: Machine
 ) -> list[Line]:
-    """What it adds. rows: of a microbatch."""
+    """What it adds. rows: of a microbatch. Its pass is over when the two are compared."""
     config, prediction = material.teacher.config, _teachers_pass(material, rows, streamed, machine)
-    lines: list[Line] = [(f"teacher, {name}", size) for name, size in prediction.tensors]
+    *kept, phase = [(f"teacher, {name}", size) for name, size in prediction.tensors]
+    lines: list[Line] = kept
     if streamed:
         lines.append((_STATES, 2 * material.rows * material.padded * config.width * FLOAT))
     compared = min(rows * material.padded, compared_rows(config.vocabulary))
-    lines.append(("teacher and student compared", _HELD * compared * config.vocabulary * FLOAT))
-    return lines
+    return [*lines, max(phase, (_COMPARED, _HELD * compared * config.vocabulary * FLOAT), key=lambda line: line[1])]
 
 
 def _teachers_pass(material: Material, rows: int, streamed: bool, machine: Machine) -> Prediction:
@@ -130,16 +131,19 @@ def with_teacher(
     passes and the comparison, five arrays of logits written and read, take time too."""
     held = sum(size for _, size in more)
     (name, process), *others = prediction.beside
+    own = prediction.tensors
+    if recipe.distill.cache_samples is None and own[-1][0] == _HEAD and own[-1][1] <= more[-1][1]:
+        own = own[:-1]  # the comparison is the student's loss
     time: list[tuple[str, float]] = []
     if recipe.distill.cache_samples is None:
         rows, streamed = options_of(recipe, material).usual, any(line == _STATES for line, _ in more)
         passes = _teachers_pass(material, rows, streamed, machine).seconds * material.rows / rows
         logits = material.rows * material.padded * material.teacher.config.vocabulary
         compared = PASSES * _HELD * logits * FLOAT / machine.bandwidth
-        time = [("the teacher's passes", passes), ("teacher and student compared", compared)]
+        time = [("the teacher's passes", passes), (_COMPARED, compared)]
     factor = 1.0 if prediction.correction is None else prediction.correction.seconds
     time = [(what, factor * seconds) for what, seconds in time]
     return replace(
-        prediction, tensors=(*prediction.tensors, *more), beside=((name, process - held), *others),
+        prediction, tensors=(*own, *more), beside=((name, process - held), *others),
         seconds=prediction.seconds + sum(seconds for _, seconds in time), time=(*prediction.time, *time),
     )  # fmt: skip
