@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shoestring.cli.main import main
+from shoestring.plan import calibration
 from tests.models.gguf.gguf_files import tiny_model, write_gguf
 from tests.test_readme import ROOT, command_lines, desk
 
@@ -128,6 +129,7 @@ def page_folder(desk, tmp_path, monkeypatch) -> Path:
     (folder / "qa.csv").write_text('question,answer\nHow do I reset it?,"Hold the button, then let go."\n' * 3)
     write_gguf(folder / "model.gguf", tiny_model("qwen3"))
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(calibration, "_FILE", str(tmp_path / "calibration.json"))  # not that of other tests
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
     return folder
 

@@ -7,6 +7,7 @@ import tokenizers
 import transformers
 
 from shoestring.core.errors import TokenizerError
+from shoestring.data import chat_sandbox
 from shoestring.data.chat import render_chat
 from shoestring.data.tokenizer import Tokenizer
 from tests.data import templates
@@ -235,3 +236,17 @@ def test_a_broken_template_is_reported_with_its_line():
 def test_without_a_template_the_error_says_so():
     with pytest.raises(TokenizerError, match="no chat template"):
         Tokenizer.from_backend(_backend()).render_chat(PLAIN)
+
+
+def test_time_that_the_template_did_not_take_is_given_again_once(monkeypatch):
+    waits = iter([0.0, 0.7, *[0.0] * 9])
+    monkeypatch.setattr(chat_sandbox.Sandbox, "_check_time", lambda self: _taking(next(waits)))
+    assert render_chat("{% for m in messages %}{{ m }}{% endfor %}", ["a", "b", "c"]) == "abc"
+    monkeypatch.setattr(chat_sandbox.Sandbox, "_check_time", lambda self: _taking(0.7))
+    with pytest.raises(TokenizerError, match="more than 0.6 seconds"):
+        render_chat("{% for m in messages %}{{ m }}{% endfor %}", ["a"])
+
+
+def _taking(seconds: float) -> None:
+    if seconds > chat_sandbox.SECONDS_LIMIT:
+        raise chat_sandbox.TooLong(f"more than {chat_sandbox.SECONDS_LIMIT:g} seconds")

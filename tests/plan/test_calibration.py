@@ -74,9 +74,16 @@ def test_factors_are_medians_over_the_newest_runs():
     assert not too_few and len(found) == 6
     for correction in found:
         memory, seconds = (each[-calibration.NEWEST :] for each in expected[correction.job, correction.engine])
-        assert correction.beside == pytest.approx(np.quantile(memory, 0.5))
+        assert correction.beside == pytest.approx(max(np.quantile(memory, 0.5), 1.0))
         assert correction.seconds == pytest.approx(np.quantile(seconds, 0.5))
         assert (correction.beside_runs, correction.seconds_runs) == (len(memory), len(seconds))
+
+
+def test_small_runs_promise_no_less_memory_and_say_nothing_of_time():
+    small = [made(measured_memory=0.98e9, predicted_seconds=0.01, measured_seconds=0.09) for _ in range(5)]
+    (correction,), _ = corrections_by(small)
+    assert (correction.beside, correction.beside_runs) == (1.0, 5)
+    assert (correction.seconds, correction.seconds_runs) == (1.0, 0)
 
 
 def test_one_wild_run_in_five_moves_nothing_far():

@@ -16,7 +16,7 @@ import jinja2
 from jinja2 import nodes
 
 from shoestring.core.errors import TokenizerError
-from shoestring.data.chat_sandbox import Sandbox, TooMuch, metered
+from shoestring.data.chat_sandbox import Sandbox, TooLong, TooMuch, metered
 
 LENGTH_LIMIT = 64_000  # characters of a template; real ones have up to 30,000
 PIECES_LIMIT = 20_000  # of its names, signs, spaces and texts: compiling takes some 50 µs for each
@@ -42,14 +42,18 @@ def render_chat(
         )
     try:
         environment, compiled = _compiled(template, generation_marks, threading.get_ident())
-        environment.restart([messages, tools])
         values = {
             **variables,
             "messages": messages,
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
         }
-        return "".join(compiled.generate(**values))
+        try:
+            environment.restart([messages, tools])
+            return "".join(compiled.generate(**values))
+        except TooLong:
+            environment.restart([messages, tools])
+            return "".join(compiled.generate(**values))
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(f"the chat template is broken at its line {error.lineno}: {error.message}") from error
     except TooMuch as error:

@@ -52,6 +52,10 @@ class TooMuch(Exception):
     """Which limit a template has reached."""
 
 
+class TooLong(TooMuch):
+    """That of time, which what Python collects meanwhile takes of, too: once may be chance."""
+
+
 class _GenerationTag(Extension):
     """`{% generation %}` marks what the model wrote; for plain text the marks vanish."""
 
@@ -212,7 +216,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline and time.thread_time() > self._processor_deadline:
-            raise TooMuch(f"more than {SECONDS_LIMIT:g} seconds")
+            raise TooLong(f"more than {SECONDS_LIMIT:g} seconds")
 
 
 def metered(tree: nodes.Template) -> nodes.Template:

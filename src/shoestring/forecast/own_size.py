@@ -24,6 +24,8 @@ def own_size(kinds: Sequence[ProcessKind] = ("decoding", "training", "checkpoint
     from shoestring.train.first_use import first_use
 
     allocator.install()
+    allocator.limit(target=0)  # pages that are kept, touched or not, are none of a fresh process
+    allocator.limit()
     for name in _JOBS:
         importlib.import_module(f"shoestring.{name}")
     found: dict[ProcessKind, int] = {}

@@ -1,10 +1,11 @@
 """What this machine's own receipts say of predictions: a factor for each job and engine, for memory and for time.
 
 Tensors are counted exactly, so what machines differ in is the constant beside them: its factor is the median, over
-runs, of what a process kept beside tensors over what the constant said. Time's is the median of measured over predicted
-seconds. Medians, because some runs met a busy machine. They are written by `shoestring plan --calibrate` alone, into
-calibration.json in the cache, and whoever uses them says so: a `Correction` in words is "corrected by 12 runs on this
-machine". Torch-free.
+runs, of what a process kept beside tensors over what the constant said, and never below 1: a small run keeps less than
+a larger one will. Time's is the median of measured over predicted seconds, of runs whose work takes long enough to be
+more than Python's own. Medians, because some runs met a busy machine. They are written by `shoestring plan --calibrate`
+alone, into calibration.json in the cache, and whoever uses them says so: a `Correction` in words is "corrected by 12
+runs on this machine". Torch-free.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from shoestring.plan.shapes import KEPT, Correction, Prediction
 FEWEST = 3  # runs, below which nothing is corrected
 NEWEST = 50  # runs of a job and engine that are looked at: older ones were of other code
 _FILE = "calibration.json"
-_BESIDE, _SECONDS = (0.0, 10.0), (0.05, 20.0)  # factors beyond are of something else than a machine
+_LEAST = 0.05  # seconds predicted of a step or another unit, below which it says nothing of longer ones
+_BESIDE, _SECONDS = (1.0, 10.0), (0.05, 20.0)  # factors beyond are of something else than a machine
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def kept_beside(receipt: Receipt) -> float | None:
 
 
 def slower(receipt: Receipt) -> float | None:
-    """Measured seconds over predicted ones; None where either is not known."""
-    if not receipt.predicted_seconds or not receipt.measured_seconds:
+    """Measured seconds over predicted ones; None where either is not known, or the work is too short."""
+    if not receipt.predicted_seconds or not receipt.measured_seconds or receipt.predicted_seconds < _LEAST:
         return None
     return receipt.measured_seconds / receipt.predicted_seconds
 
