@@ -44,7 +44,7 @@ def follow(
         if config.activations is not None:
             x_NI = round_rows(x_NI)
         hessian.add(x_NI)
-        y_NI = y_NI - x_NI
+        y_NI.sub_(x_NI)
         if apart:
             off[0] += matmul(y_NI.t(), x_NI.t())
         else:
