@@ -9,6 +9,7 @@ import pytest
 
 import shoestring
 from shoestring.core.errors import BudgetError
+from shoestring.forecast import own_size
 from shoestring.forecast.largest import TOKENS, family
 from shoestring.forecast.plan import Plan, make_plan
 from shoestring.forecast.rows import GIGABYTE, Limits, predicted
@@ -282,3 +283,10 @@ def test_the_largest_model_of_these_proportions_is_that_of_a_search_through_all(
     assert found is not None and found.size == sizes[max(every)] and every == list(range(len(every)))
     again = planned(recipe, machine=described(memory=500_000_000), overrides=found.settings)
     assert int(again.work.config.parameter_count()) == found.size
+
+
+def test_a_process_that_has_grown_plans_for_a_fresh_one(monkeypatch):
+    fresh = own_size.fresh_sizes()
+    monkeypatch.setattr(own_size, "_GROWN", 0)
+    assert own_size.sizes_for(training=True) == fresh
+    assert 10**8 < fresh.decoding <= fresh.training <= fresh.checkpointing < 6 * 10**8

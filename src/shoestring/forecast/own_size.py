@@ -5,6 +5,7 @@ Libraries are read in as the jobs do, least first, so each figure is that of a p
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import subprocess
@@ -15,6 +16,7 @@ from shoestring.core.errors import RunError
 from shoestring.plan.machine_file import ProcessConfig, ProcessKind
 
 _JOBS = ("offload.load", "pretraining.job", "finetuning.job", "compression.distill.job", "compression.quantize.job")
+_GROWN = 450_000_000  # bytes that no process has which has only read the libraries in
 
 
 def own_size(kinds: Sequence[ProcessKind] = ("decoding", "training", "checkpointing")) -> dict[ProcessKind, int]:
@@ -24,8 +26,6 @@ def own_size(kinds: Sequence[ProcessKind] = ("decoding", "training", "checkpoint
     from shoestring.train.first_use import first_use
 
     allocator.install()
-    allocator.limit(target=0)  # pages that are kept, touched or not, are none of a fresh process
-    allocator.limit()
     for name in _JOBS:
         importlib.import_module(f"shoestring.{name}")
     found: dict[ProcessKind, int] = {}
@@ -36,6 +36,18 @@ def own_size(kinds: Sequence[ProcessKind] = ("decoding", "training", "checkpoint
     return found
 
 
+def sizes_for(training: bool) -> ProcessConfig:
+    """Of this process as it is for such a job, or, where it has done other things already, of one that has not."""
+    from shoestring.core.machine import rss_bytes
+
+    if rss_bytes() > _GROWN:
+        return fresh_sizes()
+    sizes = own_size(("training", "checkpointing") if training else ("decoding", "training"))
+    small, large = sizes.get("decoding", sizes["training"]), sizes.get("checkpointing", sizes["training"])
+    return ProcessConfig(decoding=small, training=sizes["training"], checkpointing=large)
+
+
+@functools.cache
 def fresh_sizes() -> ProcessConfig:
     """Of a process that has done nothing else. Raises RunError where it ends before it has said them."""
     done = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True)

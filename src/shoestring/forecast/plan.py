@@ -24,7 +24,7 @@ from shoestring.forecast.text import text
 from shoestring.plan.calibration import corrections_of
 from shoestring.plan.constants import SPARE
 from shoestring.plan.gpu import unpredicted_on_gpu
-from shoestring.plan.machine_file import MachineConfig, ProcessConfig, read_machine
+from shoestring.plan.machine_file import MachineConfig, read_machine
 
 TRAINING = ("pretrain", "finetune", "distill")
 _GAIN = 0.99  # of the seconds, below which a form is faster
@@ -180,13 +180,9 @@ def _limits(budget: PlanBudget, work: Work, machine: MachineConfig) -> Limits:
 def _this_machine(work: Work) -> MachineConfig:
     from shoestring.finetuning.model import read_speed
     from shoestring.forecast.computer import this_computer
-    from shoestring.forecast.own_size import own_size
+    from shoestring.forecast.own_size import sizes_for
 
-    trains = work.job in TRAINING
-    sizes = own_size(("training", "checkpointing") if trains else ("decoding", "training"))
-    small, large = sizes.get("decoding", sizes["training"]), sizes.get("checkpointing", sizes["training"])
-    process = ProcessConfig(decoding=small, training=sizes["training"], checkpointing=large)
-    machine = this_computer(process)
+    machine = this_computer(sizes_for(work.job in TRAINING))
     if work.folder is not None:
         disk = machine.disk.model_copy(update={"read_speed": read_speed(work.folder)})
         machine = machine.model_copy(update={"disk": disk})
