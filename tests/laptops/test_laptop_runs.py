@@ -174,7 +174,7 @@ def test_a_machine_that_is_killed_and_joins_again_is_gone_on_with(machines, base
 
 
 @pytest.mark.long
-def test_ctrl_c_saves_the_run_which_then_goes_on_over_another_split(machines, base, examples, tmp_path):
+def test_ctrl_c_saves_the_run_which_then_goes_on_when_all_join_again(machines, base, examples, tmp_path):
     two = machines()
     settings = {**SETTINGS, "train.steps": 30, "train.checkpoint_every": 100}
     begin(two, base, examples, settings)
