@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -17,12 +18,17 @@ from transformers import AutoModelForCausalLM
 
 import shoestring
 from shoestring.core.errors import BudgetError, ConfigError, DataError, ModelFileError, RunError
+from shoestring.data.tokenizer import Tokenizer
 from shoestring.finetuning.config import finetune_recipe
 from shoestring.finetuning.job import finetune
 from shoestring.generate.language_model import LanguageModel
-from shoestring.models.adapters import halve_bases
-from shoestring.models.folder import load_model
+from shoestring.kernels import allocator
+from shoestring.models.adapters import HalvedBases, attach, halve_bases
+from shoestring.models.builder import build
+from shoestring.models.config import ModelConfig
+from shoestring.models.folder import load_model, save_model
 from shoestring.models.peft_folder import load_adapted, merge_folder
+from shoestring.nn.lora_config import LoRAConfig
 from tests.finetuning.tiny import SHORT
 
 
@@ -236,3 +242,30 @@ def test_products_in_bfloat16_keep_the_base_in_bfloat16_and_learn_nearly_the_sam
     linear = decoder.blocks[0].attention.query
     assert linear.base.weight.dtype == torch.bfloat16 and linear.adapters["default"].lora_A.dtype == torch.float32
     assert_close(decoder(torch.arange(9)[None])[0], before, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("modules", [None, ["q_proj", "down_proj"]])
+def test_a_base_in_bfloat16_is_never_whole_in_float32(base: Path, tmp_path: Path, modules: list[str] | None) -> None:
+    shape = load_model(base).config.model_dump()
+    deep = ModelConfig.model_validate({**shape, "width": 128, "layers": 8, "feed_forward": {"width": 512}})
+    save_model(build(deep, seed=0), tmp_path / "deep", Tokenizer.load(base))
+
+    def made(halved: HalvedBases | None) -> tuple[Any, int]:
+        allocator.reset_peaks()
+        before = allocator.live()
+        decoder = load_model(tmp_path / "deep", as_read=halved)
+        attach(decoder, LoRAConfig(), 0, modules)
+        halve_bases(decoder)
+        return decoder, allocator.counts().live_peak - before
+
+    (whole, most), (found, peak) = made(None), made(HalvedBases(deep, modules))
+    expected = dict(whole.named_parameters())
+    assert {name: parameter.dtype for name, parameter in found.named_parameters()} == {
+        name: parameter.dtype for name, parameter in expected.items()
+    }
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in found.named_parameters())
+    halved = sum(p.nbytes for p in expected.values() if p.dtype == torch.bfloat16)
+    block = sum(parameter.numel() * 4 for parameter in whole.blocks[0].parameters())
+    assert halved > 5e5 and peak <= most - halved + block + 1e5
+    with pytest.raises(ConfigError, match="wrong"):
+        HalvedBases(deep, ["wrong"])

@@ -16,7 +16,7 @@ from shoestring.finetuning.before_after import ANSWER, choose_questions
 from shoestring.finetuning.config import FinetuneRecipe
 from shoestring.finetuning.material import Material
 from shoestring.finetuning.preserve import KEPT_BYTES
-from shoestring.models.adapters import attach, halve_bases
+from shoestring.models.adapters import HalvedBases, attach, halve_bases
 from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
@@ -189,6 +189,9 @@ def adapted_model(
         )
     elif place is not None:
         decoder = load_part(base, place, device, torch.float32, recipe.frozen_config(), say=say)
+    elif recipe.halves_base():
+        halved = HalvedBases(material.config, recipe.adapter.modules)
+        decoder = load_model(base, device, torch.float32, as_read=halved)
     else:
         decoder = load_model(base, device, torch.float32, recipe.frozen_config())
     if checkpoint is not None:

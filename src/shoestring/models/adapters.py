@@ -16,6 +16,8 @@ from torch import nn
 from shoestring.core.config import Config
 from shoestring.core.errors import ConfigError
 from shoestring.core.seeds import generator
+from shoestring.models.builder import build
+from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import family_of
 from shoestring.nn.lora import LoRA, LoRALinear
@@ -135,8 +137,31 @@ def quantize_blocks(decoder: Decoder, config: Config) -> list[str]:
 def halve_bases(decoder: Decoder) -> None:
     """Keep the dense weights under adapters in bfloat16, for products in bfloat16: cast once instead of every time."""
     for linear in adapted_linears(decoder).values():
-        if isinstance(linear.base, nn.Linear):
-            linear.base.weight.data = linear.base.weight.data.bfloat16()
+        _halve(linear.base)
+
+
+class HalvedBases:
+    """`halve_bases` while a model is read (`models.folder.AsRead`), so that its weights are never all in float32.
+    modules: as for `attach`, which comes after. Raises ConfigError for a name that no linear has."""
+
+    def __init__(self, config: ModelConfig, modules: Sequence[str] | None = None):
+        self._names = _choose(build(config, device="meta"), modules)
+        self._blocks = 0  # read so far
+
+    def ends(self, decoder: Decoder) -> None:
+        """They stay as they are."""
+
+    def block(self, block: nn.Module) -> None:
+        prefix = f"blocks.{self._blocks}."
+        for name in self._names:
+            if name.startswith(prefix):
+                _halve(block.get_submodule(name.removeprefix(prefix)))
+        self._blocks += 1
+
+
+def _halve(linear: nn.Module) -> None:
+    if isinstance(linear, nn.Linear):
+        linear.weight.data = linear.weight.data.bfloat16()
 
 
 def _choose(decoder: Decoder, modules: Sequence[str] | None) -> list[str]:
