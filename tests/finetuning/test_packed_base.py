@@ -26,6 +26,7 @@ from tests.offload.packed_folders import dense_of
 FORMS = {
     "four bits": {"bits": 4, "group": 8},
     "zero points": {"bits": 4, "group": 16, "symmetric": False},
+    "some in 8 bits": {"bits": 4, "group": 8, "wide": ("value", "down")},
     "activations": {"bits": 8, "group": 0, "activations": "int8"},
 }
 

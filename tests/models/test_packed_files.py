@@ -107,6 +107,12 @@ def weights_of(section: dict[str, Any]) -> dict[str, Any]:
     return section["config_groups"]["group_0"]["weights"]
 
 
+def in_bytes(section: dict[str, Any]) -> dict[str, Any]:
+    """Another group, whose inputs are in 8 bits too."""
+    inputs = {"num_bits": 8, "dynamic": True, "strategy": "token"}
+    return {**copy.deepcopy(section["config_groups"]["group_0"]), "input_activations": inputs}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -115,8 +121,7 @@ def weights_of(section: dict[str, Any]) -> dict[str, Any]:
         (lambda section: section.update(sparsity_config={"format": "dense"}), "sparsity_config"),
         (lambda section: section.update(new_field=3), "new_field is 3"),
         (lambda section: section.update(config_groups={}), "config_groups is 0 groups"),
-        (lambda section: section["config_groups"].update(other=copy.deepcopy(section["config_groups"]["group_0"])),
-         "config_groups is 2 groups"),
+        (lambda section: section["config_groups"].update(other=in_bytes(section)), "config_groups is of both kinds"),
         (lambda section: section["config_groups"].update(group_0=[]), "config_groups is \\[\\]"),
         (lambda section: section["config_groups"]["group_0"].update(weights=None), "weights is None"),
         (lambda section: weights_of(section).update(type="float"), "type is 'float'"),

@@ -40,6 +40,10 @@ def quantize(
         ),
     ] = "gptq",
     calibrate: Calibrate = None,
+    wide: Annotated[
+        str | None,
+        Parameter(help="in 8 bits all the same: of query, key, value, output, gate, up, down, with commas [none]"),
+    ] = None,
     steps: Annotated[int | None, Parameter(help="of --method learned, for each block [100]")] = None,
     asymmetric: Annotated[bool, Parameter(help="a zero point for each group: nearer weights, a little larger")] = False,
     activations: Annotated[
@@ -60,6 +64,7 @@ def quantize(
     given: dict[str, Any] = {
         **text_settings(calibrate, rows, context, seed, columns, on_bad_line), "bits": bits, "group": group,
         "method": method, "symmetric": not asymmetric, "activations": activations, "dtype": dtype, "steps": steps,
+        "wide": () if wide is None else tuple(name.strip() for name in wide.split(",")),
     }  # fmt: skip
     quantize_config(given)  # before anything heavy is imported
     if memory is not None:

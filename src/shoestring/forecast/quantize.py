@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shoestring.compression.quantize.blocks import LINEARS, check_model
-from shoestring.compression.quantize.config import QuantizeConfig
+from shoestring.compression.quantize.blocks import check_model
+from shoestring.compression.quantize.config import LINEARS, QuantizeConfig
 from shoestring.compression.quantize.memory import Room, predict_room, rooms, rounding
 from shoestring.forecast.form import Form, Outcome
 from shoestring.models.config import ModelConfig
 from shoestring.models.families.common import dense_parts
-from shoestring.nn.quantized.config import PackedConfig
 from shoestring.plan.adapters import PackedBase
 from shoestring.plan.constants import BITS
 from shoestring.plan.machine_file import ProcessKind
@@ -64,7 +63,7 @@ class QuantizeWork:
             return Outcome(prediction, self.config.layers, self.config.layers * prediction.seconds)
 
         def disk(prediction: Prediction) -> tuple[Line, ...]:
-            kept = quantized_bytes(self.config, self.settings.packed("bfloat16"), self.source)
+            kept = quantized_bytes(self.config, self.settings, self.source)
             lines = [("the model, and its parts while they are joined", 2 * kept)]
             if room.on_disk:
                 rows = self.settings.rows + 2 * self.settings.held_out
@@ -87,13 +86,14 @@ class QuantizeWork:
         return replace(self, config=config, folder=None)
 
 
-def quantized_bytes(config: ModelConfig, packed: PackedConfig, dense: str) -> int:
+def quantized_bytes(config: ModelConfig, settings: QuantizeConfig, dense: str) -> int:
     """Of the weights of the model that is written."""
     parts = dense_parts(config)
     assert parts is not None
     shapes = [*parts[0].linears(config.width), *parts[1].linears(config.width)]
-    assert len(shapes) == len(LINEARS)
-    few = sum(PackedBase(inputs, outputs, packed).stored for inputs, outputs in shapes)
+    each = settings.each(settings.packed("bfloat16"))
+    named = zip(LINEARS, shapes, strict=True)
+    few = sum(PackedBase(inputs, outputs, each[name]).stored for name, (inputs, outputs) in named)
     numbers = sum(inputs * outputs for inputs, outputs in shapes)
     rest = config.parameter_count() - config.unique_layers * numbers
     return int(config.unique_layers * few + rest * BITS[dense] / 8)

@@ -8,6 +8,7 @@ Format: https://github.com/vllm-project/compressed-tensors
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from shoestring.core.errors import ModelFileError
@@ -38,8 +39,24 @@ _INPUTS: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def section_of(config: PackedConfig) -> dict[str, Any]:
-    """The section for a model all of whose linears but the head are kept so."""
+Others = Mapping[PackedConfig, Sequence[str]]  # linears by their names in the files that are kept in another way
+
+
+def section_of(config: PackedConfig, others: Others | None = None) -> dict[str, Any]:
+    """The section for a model all of whose linears but the head and `others` are kept so."""
+    groups = [_group_of(config, ["Linear"]), *(_group_of(each, names) for each, names in (others or {}).items())]
+    return {
+        "quant_method": METHOD,
+        "format": groups[0]["format"],
+        "quantization_status": "compressed",
+        "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+    }
+
+
+def _group_of(config: PackedConfig, targets: Sequence[str]) -> dict[str, Any]:
+    """targets: names of modules, which go before those of classes."""
     form = PACKED if config.activations is None else BYTES
     weights = {
         **_plain(config.bits, config.symmetric), "dynamic": False, "observer": "minmax",
@@ -48,18 +65,10 @@ def section_of(config: PackedConfig) -> dict[str, Any]:
     inputs = None
     if config.activations is not None:
         inputs = {**_plain(8, True), "dynamic": True, "observer": None, "group_size": None, "strategy": "token"}
-    group = {
-        "targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None,
+    return {
+        "targets": list(targets), "weights": weights, "input_activations": inputs, "output_activations": None,
         "format": form,
     }  # fmt: skip
-    return {
-        "quant_method": METHOD,
-        "format": form,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
-        "kv_cache_scheme": None,
-    }
 
 
 def _plain(bits: int, symmetric: bool) -> dict[str, Any]:
@@ -69,14 +78,21 @@ def _plain(bits: int, symmetric: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def scheme(section: dict[str, Any], where: str | None) -> PackedConfig:
-    """How the linears are kept; the format of scales stands in the tensors alone. Raises ModelFileError."""
+def schemes(section: dict[str, Any], where: str | None) -> tuple[PackedConfig, ...]:
+    """The ways in which linears are kept, each once; the format of scales stands in the tensors alone, and so does who
+    is kept in which. Raises ModelFileError."""
     check_fields(section, _SECTION, SECTION, where)
     groups = section.get("config_groups")
-    if not isinstance(groups, dict) or len(groups) != 1:
+    if not isinstance(groups, dict) or not groups:
         shown = f"{len(groups)} groups" if isinstance(groups, dict) else None
-        raise refused("config_groups", groups, where, "one group of linears that are all kept alike", shown)
-    (group,) = groups.values()
+        raise refused("config_groups", groups, where, "one or more groups of linears that are kept alike", shown)
+    found = tuple(dict.fromkeys(_scheme(group, where) for group in groups.values()))
+    if len({config.activations for config in found}) > 1:
+        raise refused("config_groups", groups, where, "inputs of 8 bits for all linears or none", "of both kinds")
+    return found
+
+
+def _scheme(group: Any, where: str | None) -> PackedConfig:
     check_fields(group, _GROUP, "config_groups", where)
     weights, inputs = group.get("weights"), group.get("input_activations")
     check_fields(weights, _NUMBERS, "weights", where)

@@ -21,11 +21,11 @@ from shoestring.core.errors import ConfigError, ModelFileError
 from shoestring.core.files import atomic_folder
 from shoestring.data.tokenizer import Tokenizer
 from shoestring.models.builder import allocate, build
-from shoestring.models.compressed_tensors import SECTION, section_of
+from shoestring.models.compressed_tensors import SECTION, Others, section_of
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder, Parts
 from shoestring.models.families.registry import config_fields, family_of, read_config, read_json
-from shoestring.models.packed_files import fill_packed, one_config, packed_linears, packed_tensors, put_packed
+from shoestring.models.packed_files import configs_of, fill_packed, packed_linears, packed_tensors, put_packed
 from shoestring.models.weight_files import INDEX, WEIGHTS, WeightFiles
 from shoestring.models.weights import TensorFile, save_file, write_one_by_one
 from shoestring.nn.head import Head
@@ -204,7 +204,8 @@ def write_model_files(
         generation = GenerationDefaults.of_tokenizer(tokenizer)
     packed = packed_linears(decoder)
     dtype = dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)
-    write_configs(folder, decoder.config, dtype, generation, one_config(packed) if packed else None)
+    config, *others = configs_of(packed).items() or ((None, []),)
+    write_configs(folder, decoder.config, dtype, generation, config[0], dict(others))
     tensors: dict[str, tuple[Tensor, torch.dtype]] = {
         family.tensor_name(name): (parameter, dtype_of(dtypes, name, parameter))
         for name, parameter in decoder.named_parameters()
@@ -223,11 +224,18 @@ def write_configs(
     dtype: torch.dtype,
     generation: GenerationDefaults,
     packed: PackedConfig | None = None,
+    others: Others | None = None,
 ) -> None:
-    """config.json and generation_config.json. dtype: of dense weights; packed: how the blocks' linears are kept."""
+    """config.json and generation_config.json. dtype: of dense weights; packed: how the blocks' linears are kept;
+    others: some by name that are kept in other ways."""
     fields = {**config_fields(config, str(dtype).removeprefix("torch.")), **generation.ids()}
     if packed is not None:
-        fields[SECTION] = section_of(packed)
+        family = family_of(config)
+        names = {
+            each: [family.tensor_name(f"{name}.weight").removesuffix(".weight") for name in linears]
+            for each, linears in (others or {}).items()
+        }
+        fields[SECTION] = section_of(packed, names)
     _write_json(folder / "config.json", fields)
     _write_json(folder / "generation_config.json", {**generation.settings, **generation.ids()})
 

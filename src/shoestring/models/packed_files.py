@@ -34,7 +34,7 @@ def take_packed(
     parameters: of the decoder, by name. where: by the names in the files. Raises ModelFileError for parts that are
     missing or misshapen.
     """
-    found, config = {}, scheme.config
+    found = {}
     for parameter, weight in parameters.items():
         if not (parameter.startswith("blocks.") and parameter.endswith(".weight") and weight.dim() == 2):
             continue
@@ -43,10 +43,38 @@ def take_packed(
             if f"{name}.qweight" in where:
                 found[parameter.removesuffix(".weight")] = take_others(scheme, name, tuple(weight.shape), where)
         elif f"{name}.weight_packed" in where:
+            config = _config_of(scheme, name, tuple(weight.shape), where, in_words=True)
             found[parameter.removesuffix(".weight")] = _in_words(config, name, tuple(weight.shape), where)
         elif f"{name}.weight_scale" in where:
+            config = _config_of(scheme, name, tuple(weight.shape), where, in_words=False)
             found[parameter.removesuffix(".weight")] = _in_bytes(config, name, tuple(weight.shape), where)
     return found
+
+
+def _config_of(
+    scheme: Scheme, name: str, shape: tuple[int, ...], where: dict[str, Place], in_words: bool
+) -> PackedConfig:
+    """The one whose tensors have these shapes; where none has, the first: reading then says what is wrong. Raises
+    ModelFileError where several have."""
+    if not scheme.others:
+        return scheme.config
+    outputs, inputs = shape
+    codes, scale = where[f"{name}.weight_packed" if in_words else f"{name}.weight"], where.get(f"{name}.weight_scale")
+
+    def has(config: PackedConfig) -> bool:
+        columns = words(inputs, config.bits) if in_words else inputs
+        return (
+            codes.info.shape == (outputs, columns)
+            and (config.group is None or inputs % config.group == 0)
+            and scale is not None and scale.info.shape == (outputs, config.groups(inputs))
+            and config.symmetric != (f"{name}.weight_zero_point" in where)
+        )  # fmt: skip
+
+    found = [config for config in (scheme.config, *scheme.others) if has(config)]
+    if len(found) > 1:
+        message = f"config.json has several ways to keep a linear, and the tensors of {name} do not tell which is its"
+        raise ModelFileError(message, str(codes.file.path), "use the model's unquantized weights")
+    return found[0] if found else scheme.config
 
 
 def _in_words(config: PackedConfig, name: str, shape: tuple[int, ...], where: dict[str, Place]) -> PackedPlace:
@@ -141,8 +169,9 @@ def rounds_inputs(root: nn.Module) -> bool:
     return any(linear.config.activations is not None for linear in packed_linears(root).values())
 
 
-def one_config(linears: dict[str, PackedLinear]) -> PackedConfig:
-    """The config that all of them share, whatever their scales are kept in. They are of one model."""
-    configs = {linear.config.model_copy(update={"scale": "float32"}) for linear in linears.values()}
-    assert len(configs) == 1, "linears of one folder are kept alike"
-    return next(iter(linears.values())).config
+def configs_of(linears: Mapping[str, PackedLinear]) -> dict[PackedConfig, list[str]]:
+    """The linears by how they are kept, whatever their scales are kept in, the commonest way first."""
+    found: dict[PackedConfig, list[str]] = {}
+    for name, linear in linears.items():
+        found.setdefault(linear.config.model_copy(update={"scale": "float32"}), []).append(name)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))

@@ -19,10 +19,12 @@ Layout = Literal["compressed-tensors", "gptq", "gptq_v2", "awq"]
 
 class Scheme(NamedTuple):
     """layout: how tensors are named and shaped; gptq keeps zero points less one, gptq_v2 as they are. config: but for
-    the format of scales, which stands in the tensors alone."""
+    the format of scales, which stands in the tensors alone. others: in which some linears are kept instead, told by the
+    shapes of their tensors."""
 
     layout: Layout
     config: PackedConfig
+    others: tuple[PackedConfig, ...] = ()
 
 
 # What auto-round says of its way to the weights, and of activations and caches that it leaves as they are.
@@ -73,7 +75,8 @@ def split_config(values: dict[str, Any], where: str | None) -> tuple[dict[str, A
         return rest, _gptq(section, where)
     if method == "awq":
         return rest, _awq(section, where)
-    return rest, Scheme("compressed-tensors", compressed_tensors.scheme(section, where))
+    config, *others = compressed_tensors.schemes(section, where)
+    return rest, Scheme("compressed-tensors", config, tuple(others))
 
 
 def _gptq(section: dict[str, Any], where: str | None) -> Scheme:

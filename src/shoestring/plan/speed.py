@@ -11,6 +11,7 @@ machine's, and `plan.calibration` has it from its own runs.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 from shoestring.models.config import ModelConfig
@@ -152,7 +153,8 @@ def _orthogonalized(weight: Weight, iterations: int) -> float:
 
 def streamed_bits(shape: JobShape, spec: EngineSpec) -> float:
     """Of a weight as it is streamed."""
+    packed = shape.training.packed
     if spec.weights != "packed":
         return BITS[shape.source if spec.weights == "source" else spec.weights]
-    config = next(iter(shape.training.packed))[1]
-    return config.bits + (8 * group_bytes(config) / config.group if config.group else 0.0)
+    each = [config.bits + (8 * group_bytes(config) / config.group if config.group else 0.0) for _, config in packed]
+    return statistics.fmean(sorted(each))

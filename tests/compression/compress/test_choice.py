@@ -12,7 +12,8 @@ from shoestring.compression.compress.choice import AS_GOOD, Figures, Goal, best,
 from shoestring.compression.compress.config import compress_config
 from shoestring.core.errors import ConfigError
 
-SHAPES = Shapes(((256, 256), (512, 256), (256, 512)), rest=40_000, numbers=10_000, stored=1_620_000, float32=True)
+MATRICES = (("query", 256, 256), ("up", 512, 256), ("down", 256, 512))
+SHAPES = Shapes(MATRICES, rest=40_000, numbers=10_000, stored=1_620_000, float32=True)
 EVERY = [candidate for family in families(SHAPES) for candidate in family]
 
 
@@ -73,7 +74,7 @@ def test_quality_is_the_worse_of_text_and_suite_and_nothing_for_what_failed() ->
 
 
 def test_pruning_is_tried_only_where_all_else_loses_more() -> None:
-    left = {0.8: Shapes(((256, 192),), 1, 10_000, 0, True), 0.5: Shapes(((64, 64),), 1, 10_000, 0, True)}
+    left = {0.8: Shapes((("up", 256, 192),), 1, 10_000, 0, True), 0.5: Shapes((("up", 64, 64),), 1, 10_000, 0, True)}
     every = families(SHAPES, left, recover=7)
     assert [each.key for each in every[-1]] == ["pruned-0.8", "pruned-0.5"]
     assert every[-1][0].steps[0] == ("prune", {"parameters": "0.8x", "recover": 7})
@@ -86,7 +87,7 @@ def test_pruning_is_tried_only_where_all_else_loses_more() -> None:
 
 
 def test_groups_that_do_not_divide_are_no_candidates() -> None:
-    odd = Shapes(((64, 96),), rest=100, numbers=50, stored=25_000, float32=False)
+    odd = Shapes((("up", 64, 96),), rest=100, numbers=50, stored=25_000, float32=False)
     keys = [candidate.key for family in families(odd) for candidate in family]
     assert "gptq-4-32" in keys and "rtn-8-0" in keys and "bfloat16" not in keys
     assert not any(key.endswith(("-64", "-128")) for key in keys)

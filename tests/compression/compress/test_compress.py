@@ -174,12 +174,12 @@ def test_a_stopped_run_goes_on_with_the_next_candidate_and_another_goal_with_the
     monkeypatch.setattr(choice, "AS_GOOD", math.inf)
     with pytest.raises(KeyboardInterrupt):
         compress(model, tmp_path / "small", "0.3x", calibrate=sums, say=said.append, **FEW)
-    assert left(tmp_path) == [".small.compress"] and "3 candidates done" in said[-1]
+    assert left(tmp_path) == [".small.compress"] and "4 candidates done" in said[-1]
     before = list(counted)
     monkeypatch.setattr(job, "quantize", real)
     resumed = compress(model, tmp_path / "small", "0.3x", calibrate=sums, say=said.append, **FEW)
-    assert any("3 candidates of an earlier run are known" in line for line in said)
-    assert [method for method, *_ in before] == ["rtn", "gptq", "gptq"] and counted[3][0] == "awq"
+    assert any("4 candidates of an earlier run are known" in line for line in said)
+    assert [method for method, *_ in before] == ["rtn", "gptq", "gptq", "gptq"] and counted[4][0] == "awq"
     assert resumed.chosen.key == made.chosen.key and resumed.after.loss == made.after.loss
     one, other = ((each.folder / "model.safetensors").read_bytes() for each in (resumed, made))
     assert one == other

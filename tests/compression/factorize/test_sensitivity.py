@@ -12,7 +12,7 @@ from shoestring.compression.calibration import Calibration
 from shoestring.compression.factorize import sensitivity
 from shoestring.compression.factorize.sensitivity import loss_weights
 from shoestring.compression.passage import InMemory
-from shoestring.compression.quantize.blocks import LINEARS
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
 from shoestring.models.folder import load_model

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from shoestring.compression.passage import inputs_of
 from shoestring.compression.quantize import follow as module
-from shoestring.compression.quantize.blocks import STAGES
+from shoestring.compression.quantize.config import STAGES
 from shoestring.compression.quantize.follow import DAMPING, follow, keeps_inputs
 from shoestring.nn.quantized.config import PackedConfig
 from tests.compression.quantize.test_methods import block_and_text

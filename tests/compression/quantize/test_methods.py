@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from shoestring.compression.passage import InMemory, Passage
 from shoestring.compression.quantize import blocks, scaling
-from shoestring.compression.quantize.blocks import LINEARS, STAGES, quantize_block, second_moments
-from shoestring.compression.quantize.config import QuantizeConfig
+from shoestring.compression.quantize.blocks import quantize_block, second_moments
+from shoestring.compression.quantize.config import LINEARS, STAGES, QuantizeConfig
 from shoestring.compression.quantize.gptq import by_importance, gptq, to_nearest
 from shoestring.compression.quantize.job import quantize
 from shoestring.compression.quantize.learned import Learning, block_error

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from shoestring.cli.main import main
 from shoestring.compression.calibration import read_calibration
 from shoestring.compression.quantize import job
-from shoestring.compression.quantize.blocks import LINEARS
-from shoestring.compression.quantize.config import quantize_config
+from shoestring.compression.quantize.config import LINEARS, quantize_config
 from shoestring.compression.quantize.follow import DAMPING
 from shoestring.compression.quantize.gptq import Hessian, row_errors
 from shoestring.compression.quantize.job import quantize

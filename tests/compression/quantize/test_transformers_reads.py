@@ -12,7 +12,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shoestring.compression.quantize.blocks import LINEARS
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.compression.quantize.job import quantize
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.family import BLOCK_NAMES
@@ -26,6 +26,7 @@ FORMS = {
     "W8A16 by rows": {"bits": 8, "group": 0},
     "W8A16 by rows, asymmetric": {"bits": 8, "group": 0, "symmetric": False},
     "W3A16": {"bits": 3, "group": 8},
+    "W4A16, some in 8": {"bits": 4, "group": 8, "wide": ("down", "query", "key", "value")},
     "W8A8": {"bits": 8, "group": 0, "activations": "int8"},
 }
 TOKENS_BT = torch.randint(0, SIZES["vocab_size"], (2, 20), generator=torch.Generator().manual_seed(0))
@@ -48,7 +49,9 @@ def made(family: str, folder: Path, form: str, **sizes) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("family", "form"), [("llama", "W4A16"), ("qwen2", "W8A16"), ("qwen3", "W4A16"), ("qwen2", "W8A16 by rows")]
+    ("family", "form"),
+    [("llama", "W4A16"), ("qwen2", "W8A16"), ("qwen3", "W4A16"), ("qwen2", "W8A16 by rows"),
+     ("qwen2", "W4A16, some in 8")]
 )
 def test_the_same_logits(tmp_path: Path, family: str, form: str) -> None:
     folder = made(family, tmp_path, form)

@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shoestring.compression.quantize.config import WIDE, told
+
 _SCALE, _SHAPE = 2, 16  # bytes of a scale, and of the tensor that says a matrix's shape
 # Bits and groups of `quantize`, finest first.
 _FINE = ((8, 0), (4, 32), (4, 64), (4, 128), (3, 32), (3, 64), (3, 128))
 _BY_TEXT = ((8, 128), *_FINE[1:])
 _FEW = _FINE[1:]
+# Linears in 8 bits beside 4: those that lose most first, and alike what inference servers compute as one.
+_WIDE = (("query", "key", "value", "output", "down"), ("query", "key", "value", "down"), ("output", "down"), ("down",))
 PRUNED = "pruned"
 PARTS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the parameters that pruning leaves
 _AFTER: dict[str, Any] = {"method": "gptq", "bits": 4, "group": 32, "symmetric": False}  # of what is pruned
@@ -34,10 +38,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Shapes:
-    """matrices: (outputs, inputs) of all linears of the blocks. rest: bytes of all else as it is stored; numbers: how
-    many numbers that are. stored: bytes of the whole. float32: whether that is what it is stored in."""
+    """matrices: (name in its block, outputs, inputs) of all linears of the blocks. rest: bytes of all else as it is
+    stored; numbers: how many numbers that are. stored: bytes of the whole. float32: whether that is what it is stored
+    in."""
 
-    matrices: tuple[tuple[int, int], ...]
+    matrices: tuple[tuple[str, int, int], ...]
     rest: int
     numbers: int
     stored: int
@@ -45,20 +50,20 @@ class Shapes:
 
     def halved(self) -> int:
         """All weights in 16 bits."""
-        return 2 * (self.numbers + sum(outputs * inputs for outputs, inputs in self.matrices))
+        return 2 * (self.numbers + sum(outputs * inputs for _, outputs, inputs in self.matrices))
 
-    def quantized(self, bits: int, group: int, symmetric: bool) -> int:
+    def quantized(self, bits: int, group: int, symmetric: bool, wide: Sequence[str] = ()) -> int:
         """As `models.packed_files` lays it out, the rest in 16 bits where it was in float32."""
         total = 2 * self.numbers if self.float32 else self.rest
-        for outputs, inputs in self.matrices:
-            groups = inputs // group if group else 1
-            total += 4 * outputs * _words(inputs, bits) + _SCALE * outputs * groups + _SHAPE
-            total += 0 if symmetric else 4 * _words(outputs, bits) * groups
+        for name, outputs, inputs in self.matrices:
+            groups, each = inputs // group if group else 1, WIDE if name in wide else bits
+            total += 4 * outputs * _words(inputs, each) + _SCALE * outputs * groups + _SHAPE
+            total += 0 if symmetric else 4 * _words(outputs, each) * groups
         return total
 
     def fits(self, group: int) -> bool:
         """Whether groups divide every matrix."""
-        return not group or all(inputs % group == 0 for _, inputs in self.matrices)
+        return not group or all(inputs % group == 0 for *_, inputs in self.matrices)
 
 
 def _words(codes: int, bits: int) -> int:
@@ -74,6 +79,7 @@ def families(shapes: Shapes, pruned: Mapping[float, Shapes] | None = None, recov
     found += [
         _quantized(shapes, "rtn", _FINE),
         _quantized(shapes, "gptq", _BY_TEXT),
+        _wide(shapes),
         _quantized(shapes, "gptq", _FEW, symmetric=False),
         _quantized(shapes, "awq", _FEW),
         _quantized(shapes, "learned", _FEW),
@@ -85,23 +91,39 @@ def families(shapes: Shapes, pruned: Mapping[float, Shapes] | None = None, recov
 
 def _pruned(part: float, left: Shapes, recover: int) -> Candidate:
     """Parts taken out, trained again, and quantized."""
-    settings = {**_AFTER, **({"dtype": "bfloat16"} if left.float32 else {})}
+    settings = {**_AFTER, **_stored(left)}
     size = left.quantized(settings["bits"], settings["group"], settings["symmetric"])
     pruning = {"parameters": f"{part}x", "recover": recover}
     name = f"pruned to {part}x, gptq asymmetric, {settings['bits']} bits in groups of {settings['group']}"
     return Candidate(f"pruned-{part}", name, PRUNED, size, (("prune", pruning), ("quantize", settings)))
 
 
+def _wide(shapes: Shapes) -> list[Candidate]:
+    """4 bits in groups of 32, and some linears in 8: what lies between the two."""
+    if not shapes.fits(group := 32):
+        return []
+    found = []
+    for wide in _WIDE:
+        settings = {"method": "gptq", "bits": 4, "group": group, "wide": wide, **_stored(shapes)}
+        name = f"gptq, {told(4, group, wide)}"
+        size = shapes.quantized(4, group, True, wide)
+        found.append(Candidate(f"gptq-4-{group}-{'-'.join(wide)}", name, "gptq wide", size, (("quantize", settings),)))
+    return found
+
+
+def _stored(shapes: Shapes) -> dict[str, Any]:
+    return {"dtype": "bfloat16"} if shapes.float32 else {}
+
+
 def _quantized(
     shapes: Shapes, method: str, strengths: Sequence[tuple[int, int]], symmetric: bool = True
 ) -> list[Candidate]:
     family = method if symmetric else f"{method} asymmetric"
-    dtype = {"dtype": "bfloat16"} if shapes.float32 else {}
     found = []
     for bits, group in strengths:
         if not shapes.fits(group):
             continue
-        settings = {"method": method, "bits": bits, "group": group, "symmetric": symmetric, **dtype}
+        settings = {"method": method, "bits": bits, "group": group, "symmetric": symmetric, **_stored(shapes)}
         each = f"groups of {group}" if group else "rows"
         key = f"{family.replace(' ', '-')}-{bits}-{group}"
         size = shapes.quantized(bits, group, symmetric)

@@ -30,7 +30,8 @@ from shoestring.compression.prune.config import prune_config
 from shoestring.compression.prune.job import prune
 from shoestring.compression.prune.shape import target_shape
 from shoestring.compression.prune.text import STEP_TOKENS
-from shoestring.compression.quantize.blocks import LINEARS, check_model
+from shoestring.compression.quantize.blocks import check_model
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.compression.quantize.job import quantize
 from shoestring.compression.report import write_report
 from shoestring.compression.text_config import TOGETHER
@@ -318,11 +319,16 @@ def _shapes(files: WeightFiles) -> Shapes:
         stored += size
         if name.startswith("blocks.") and name.split(".", 2)[2] in linears:
             outputs, inputs = place.info.shape
-            matrices.append((outputs, inputs))
+            matrices.append((_short(name), outputs, inputs))
         else:
             rest, numbers = rest + size, numbers + place.info.elements
     float32 = files.places["embedding.weight"].info.dtype in (torch.float32, torch.float64)
     return Shapes(tuple(matrices), rest, numbers, stored, float32)
+
+
+def _short(name: str) -> str:
+    """Of a block's matrix, as `quantize --wide` has it."""
+    return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def _left(config: ModelConfig, shapes: Shapes) -> dict[float, Shapes]:
@@ -336,11 +342,11 @@ def _left(config: ModelConfig, shapes: Shapes) -> dict[float, Shapes]:
             break
         parameters = dict(build(left, device="meta").named_parameters())
         matrices = [
-            (weight.shape[0], weight.shape[1])
+            (_short(name), weight.shape[0], weight.shape[1])
             for name, weight in parameters.items()
             if name.startswith("blocks.") and name.removesuffix(".weight").split(".", 2)[2] in LINEARS
         ]
-        numbers = left.parameter_count() - sum(outputs * inputs for outputs, inputs in matrices)
+        numbers = left.parameter_count() - sum(outputs * inputs for _, outputs, inputs in matrices)
         rest = shapes.rest * numbers // shapes.numbers  # all of it is stored alike
         found[part] = Shapes(tuple(matrices), rest, numbers, 0, shapes.float32)
     return found

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from shoestring.compression.factorize.low_rank import Moments, best_factors, energies
 from shoestring.compression.factorize.ranks import Matrix
 from shoestring.compression.passage import Passage, inputs_of
-from shoestring.compression.quantize.blocks import STAGES
+from shoestring.compression.quantize.config import STAGES
 from shoestring.compression.quantize.gptq import Hessian, row_errors
 from shoestring.compression.quantize.scaling import Kept
 from shoestring.nn.low_rank import LowRankLinear

@@ -29,7 +29,8 @@ from shoestring.compression.factorize.ranks import Matrix, choose
 from shoestring.compression.factorize.result import Factorized, MatrixRank
 from shoestring.compression.factorize.sensitivity import loss_weights
 from shoestring.compression.passage import Passage, pass_through
-from shoestring.compression.quantize.blocks import LINEARS, round_small
+from shoestring.compression.quantize.blocks import round_small
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.compression.quantize.scaling import Kept
 from shoestring.compression.read_block import read_block
 from shoestring.compression.report import Decoding, write_report

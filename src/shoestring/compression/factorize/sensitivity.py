@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from shoestring.compression.ends import begin, ending
 from shoestring.compression.passage import Kept, MakeKept, Passage, pass_through
-from shoestring.compression.quantize.blocks import LINEARS
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.compression.quantize.gptq import Hessian
 from shoestring.compression.read_block import read_block
 from shoestring.data.batch import PADDING_SEGMENT, Batch

@@ -34,7 +34,7 @@ from shoestring.models.folder import (
     stored_dtypes,
     write_model_files,
 )
-from shoestring.models.packed_files import one_config, packed_linears
+from shoestring.models.packed_files import configs_of, packed_linears
 from shoestring.models.peft_folder import WEIGHTS, find_base, is_adapter, load_adapter, merge_folder
 from shoestring.models.resolve import Say, find_model
 from shoestring.models.weight_files import WeightFiles
@@ -155,8 +155,10 @@ def _measured(decoder: Decoder, text: Calibration | None, size: int, when: str) 
 def _kept(decoder: Decoder) -> str:
     packed = packed_linears(decoder)
     if packed:
-        config = one_config(packed)
-        return f"{config.bits} bits in {f'groups of {config.group}' if config.group else 'whole rows'}"
+        return " and ".join(
+            f"{config.bits} bits in {f'groups of {config.group}' if config.group else 'whole rows'}"
+            for config in configs_of(packed)
+        )
     return WHOLE if isinstance(decoder.config.linear, DenseConfig) else "as factors"
 
 

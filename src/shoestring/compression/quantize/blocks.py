@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.compression.passage import Passage, inputs_of, pass_through
-from shoestring.compression.quantize.config import QuantizeConfig
+from shoestring.compression.quantize.config import LINEARS, STAGES, QuantizeConfig
 from shoestring.compression.quantize.follow import follow
 from shoestring.compression.quantize.gptq import Hessian, Rounded, by_importance, gptq, row_errors, to_nearest
 from shoestring.compression.quantize.learned import learn, put
@@ -29,15 +29,6 @@ from shoestring.models.families.common import dense_parts
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.quantized.grid import fit
 from shoestring.nn.quantized.packed import PackedLinear, check_groups, round_rows
-
-# Linears that share their inputs, in the order in which they run.
-STAGES = (
-    ("attention.query", "attention.key", "attention.value"),
-    ("attention.output",),
-    ("feed_forward.gate", "feed_forward.up"),
-    ("feed_forward.down",),
-)
-LINEARS = tuple(name for stage in STAGES for name in stage)
 
 
 def check_model(config: ModelConfig, packed: PackedConfig, where: str) -> None:
@@ -74,11 +65,13 @@ def quantize_block(
     done: Callable[[], Any],
     own: Sequence[Passage] = (),
 ) -> dict[str, Rounded]:
-    """Replace the block's linears by packed ones, in place; -> what each became. kept: what norms and biases are kept
-    as. done: called after each linear. own: for methods that follow the dense model (`QuantizeConfig.follows`), the
-    text as that model has it, which is brought behind the block."""
+    """Replace the block's linears by packed ones, in place; -> what each became. config: of those that are not in
+    `settings.wide`; kept: what norms and biases are kept as. done: called after each linear. own: for methods that
+    follow the dense model (`QuantizeConfig.follows`), the text as that model has it, which is brought behind the
+    block."""
     method, found = settings.method, {}
     whole: dict[str, Tensor] = {}
+    configs = settings.each(config)
     dense = copy.deepcopy(block) if settings.follows else None
     round_small(block, kept)
     for number, stage in enumerate(STAGES):
@@ -96,8 +89,8 @@ def quantize_block(
             linear: Any = block.get_submodule(name)
             if method == "learned":
                 whole[name] = linear.weight
-            found[name] = _rounded(linear.weight, hessian, config, settings)
-            packed = PackedLinear.of(found[name].codes_OI, found[name].grid, config, linear.bias)
+            found[name] = _rounded(linear.weight, hessian, configs[name], settings)
+            packed = PackedLinear.of(found[name].codes_OI, found[name].grid, configs[name], linear.bias)
             put(block, name, packed.eval())
             if method != "learned":
                 done()

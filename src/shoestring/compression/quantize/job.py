@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +25,8 @@ from shoestring.compression.calibration import Calibration, read_calibration
 from shoestring.compression.decoding import decode_both
 from shoestring.compression.ends import copied, measured_on
 from shoestring.compression.passage import Passage
-from shoestring.compression.quantize.blocks import LINEARS, check_model, quantize_block
-from shoestring.compression.quantize.config import Method, QuantizeConfig, quantize_config
+from shoestring.compression.quantize.blocks import check_model, quantize_block
+from shoestring.compression.quantize.config import LINEARS, Method, Part, QuantizeConfig, quantize_config, told
 from shoestring.compression.quantize.gptq import Rounded
 from shoestring.compression.quantize.memory import make_room, predict_room, rounding
 from shoestring.compression.quantize.result import MatrixError, Quantized
@@ -71,6 +72,7 @@ def quantize(
     group: int = 32,
     method: Method = "gptq",
     calibrate: str | Path | None = None,
+    wide: Sequence[Part] = (),
     symmetric: bool = True,
     activations: Literal["int8"] | None = None,
     rows: int | None = None,
@@ -88,15 +90,17 @@ def quantize(
 ) -> Quantized:
     """Write a copy of `model` whose linears have weights of few bits into the new folder `out`.
 
-    bits: 3, 4 or 8. group: inputs that share a scale; 0 is a whole row. method: "rtn" rounds to nearest; by the text of
-    `calibrate` (any source of text or examples) round "gptq", "awq" and "learned". activations: "int8" for 8-bit inputs
-    too, with bits 8 and group 0. memory: bytes ("3GB") of the whole process at most. The others are those of
+    bits: 3, 4 or 8. wide: linears of each block that are kept in 8 bits all the same, of query, key, value, output,
+    gate, up and down. group: inputs that share a scale; 0 is a whole row. method: "rtn" rounds to nearest; by the text
+    of `calibrate` (any source of text or examples) round "gptq", "awq" and "learned". activations: "int8" for 8-bit
+    inputs too, with bits 8 and group 0. memory: bytes ("3GB") of the whole process at most. The others are those of
     `compression.config.QuantizeConfig`. Where there is text, the loss on a part of it that is not calibrated with is
     measured before and after. A run that was stopped goes on where it was if it is asked for the same. Raises
     ConfigError, DataError, ModelFileError, BudgetError, and RunError where the folder exists.
     """
     given: dict[str, Any] = {
         "bits": bits, "group": group, "method": method, "calibrate": None if calibrate is None else str(calibrate),
+        "wide": tuple(wide),
         "symmetric": symmetric, "activations": activations, "rows": rows, "context": context, "held_out": held_out,
         "read": read, "steps": steps, "damping": damping, "seed": seed, "dtype": dtype, "columns": columns,
         "on_bad_line": on_bad_line,
@@ -195,8 +199,8 @@ class _Job:
 
     def _tell(self, say: Say, memory: int | None) -> None:
         settings, config, text = self.settings, self.files.config, self.text
-        each = f"groups of {settings.group}" if settings.group else "whole rows"
-        say(f"quantize  {len(LINEARS) * config.layers} matrices to {settings.bits} bits in {each}, {settings.method}")
+        bits = told(settings.bits, settings.group, settings.wide)
+        say(f"quantize  {len(LINEARS) * config.layers} matrices to {bits}, {settings.method}")
         if memory is not None:
             say(self.room.told(memory, text is not None))
         found = self.prediction()
@@ -229,11 +233,21 @@ class _Job:
 
     def finish(self, work: Unfinished, folder: Path) -> int:
         """The folder of all parts; -> bytes of its weights."""
-        write_configs(folder, self.files.config, self.dense, read_generation_config(self.folder), self.packed)
+        generation = read_generation_config(self.folder)
+        write_configs(folder, self.files.config, self.dense, generation, self.packed, self._others())
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
         with work.all() as parts:
             return join(parts, folder)
+
+    def _others(self) -> dict[PackedConfig, list[str]]:
+        """Linears that are not kept as most are."""
+        found: dict[PackedConfig, list[str]] = {}
+        for name, config in self.settings.each(self.packed).items():
+            if config != self.packed:
+                blocks = range(self.files.config.layers)
+                found.setdefault(config, []).extend(f"blocks.{index}.{name}" for index in blocks)
+        return found
 
     def prediction(self) -> Prediction:
         """Of a block."""
@@ -299,7 +313,8 @@ class _Job:
         parameters: dict[str, Tensor] = {prefix + name: parameter for name, parameter in block.named_parameters()}
         with work.open(index + 1) as file:
             where = {name: Place("", file, name) for name in file.infos}
-            places = take_packed(Scheme("compressed-tensors", self.packed), parameters, self.family, where)
+            scheme = Scheme("compressed-tensors", self.packed, tuple(self._others()))
+            places = take_packed(scheme, parameters, self.family, where)
             put_packed(block, {name.removeprefix(prefix): place for name, place in places.items()})
             allocate(block, "cpu")
             for name, parameter in block.named_parameters():

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shoestring.compression.quantize.config import WIDE, told
 from shoestring.compression.report import Measured, change_lines, report_of
 from shoestring.core.units import format_bytes, format_seconds
 from shoestring.plan.receipt import Receipt, shown_seconds
@@ -49,9 +50,9 @@ class Quantized:
     def report(self) -> dict[str, Any]:
         """The content of compression.json."""
         settings = self.settings
-        group = f"groups of {settings['group']}" if settings["group"] else "whole rows"
+        bits = told(settings["bits"], settings["group"], settings["wide"])
         return report_of(
-            "quantize", f"quantize to {settings['bits']} bits in {group}, {settings['method']}", self.model, settings,
+            "quantize", f"quantize to {bits}, {settings['method']}", self.model, settings,
             self.before, self.after, packed_bytes=self.packed_bytes,
             calibration={"tokens": self.tokens, "examples": self.examples}, held_out_tokens=self.labels,
             matrices=[asdict(matrix) for matrix in self.matrices], seconds=self.seconds, peak_memory=self.peak_memory,
@@ -59,7 +60,9 @@ class Quantized:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        before, after, bits = self.before, self.after, self.settings["bits"]
+        before, after, bits = self.before, self.after, str(self.settings["bits"])
+        if self.settings["wide"]:
+            bits += f" and {WIDE}"
         rest = after.weight_bytes - self.packed_bytes
         lines = [
             f"model     {self.folder}",
