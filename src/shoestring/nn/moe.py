@@ -17,6 +17,7 @@ from shoestring.nn.feed_forward_config import FILLED, MoEConfig, SwiGLUConfig, f
 from shoestring.nn.linear import Linear, linear
 from shoestring.nn.replay import replayed
 
+
 class _ToExperts(torch.autograd.Function):
     """x [N, D] -> [N·k, D], rows in the order of their experts. The gradient needs no atomic additions."""
 
@@ -72,7 +73,10 @@ def filled_up(x: Tensor, rows: float) -> bool:
 def fill_up(
     order: Tensor, inverse: Tensor, chosen: Tensor, sizes: list[int]
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """The same with rows of the first choice behind those of each expert, so that their number is `filled`. chosen: the expert of each choice. -> order [P], where each choice stands in it [N·k], sizes."""
+    """The same with rows of the first choice behind those of each expert, so that their number is `filled`.
+
+    chosen: the expert of each choice. -> order [P], where each choice stands in it [N·k], sizes.
+    """
     whole = [filled(size) for size in sizes]
     more_E = torch.tensor([0, *(new - old for new, old in zip(whole, sizes, strict=True))][:-1]).cumsum(0)
     inverse = inverse + more_E[chosen]

@@ -74,7 +74,7 @@ class MixtureOfExperts:
         del numbers
         each = chosen / config.experts
         if not tape.gpu and min(tape.compute, x.size) == HALF and each >= FILLED:
-            each += FILLED / 2  # give or take as many
+            each += max(FILLED, each / 12) / 2  # give or take as many
             order, inverse = (tape.empty(rows, INDEX) for rows in (each * config.experts, chosen))
         together = self._to_experts(tape, x, order, inverse)
         parts = split(tape, together, [each * self.width] * config.experts)
