@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
+from shoestring.core.filled import filled, filled_sizes
 from shoestring.nn import moe
-from shoestring.nn.feed_forward_config import MoEConfig, filled, filled_sizes
+from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.nn.moe import MixtureOfExperts, mixture_plain, update_expert_biases
 from shoestring.nn.replay import Replay
 

@@ -12,26 +12,6 @@ from pydantic import Field, model_validator
 
 from shoestring.core.config import Config
 
-FILLED = 32  # least multiple that rows of an expert in half precision are filled up to on a CPU
-
-
-def filled(rows: int) -> int:
-    """So many rows, filled up to a multiple of FILLED and of an eighth to a sixteenth of them.
-
-    oneDNN compiles a product of bfloat16 for every number of rows that it meets, and keeps 0.6 MB of each until the
-    process ends (docs/experiments.md): an expert's rows are others in every step, so only a few numbers are allowed.
-    """
-    step = max(FILLED, (1 << max(rows - 1, 0).bit_length()) >> 4)
-    return -(-rows // step) * step
-
-
-def filled_sizes(most: int) -> int:
-    """How many numbers of rows there are up to `most`, filled up."""
-    found, rows = 0, 0
-    while rows < most:
-        found, rows = found + 1, filled(rows + 1)
-    return found
-
 
 class SwiGLUConfig(Config):
     """Gated feed-forward (arXiv 2002.05202), built by `nn.feed_forward.SwiGLU`."""

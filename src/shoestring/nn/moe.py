@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shoestring.core.filled import FILLED, filled
+from shoestring.core.matmul import halved
 from shoestring.nn.feed_forward import Aux, MakeLinear, SwiGLU
-from shoestring.nn.feed_forward_config import FILLED, MoEConfig, SwiGLUConfig, filled
+from shoestring.nn.feed_forward_config import MoEConfig, SwiGLUConfig
 from shoestring.nn.linear import Linear, linear
 from shoestring.nn.replay import replayed
 
@@ -66,8 +68,7 @@ def read_sizes(counts_E: Tensor) -> list[int]:
 
 def filled_up(x: Tensor, rows: float) -> bool:
     """Whether experts are given rows in numbers that repeat (`filled`). rows: of an expert, on average."""
-    compute = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return x.is_cpu and compute in (torch.bfloat16, torch.float16) and rows >= FILLED
+    return rows >= FILLED and halved(x)
 
 
 def fill_up(

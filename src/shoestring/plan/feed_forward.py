@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shoestring.nn.feed_forward_config import FILLED, MoEConfig
+from shoestring.core.filled import FILLED
+from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.plan.adapters import bundled
 from shoestring.plan.parts import Linear, Part, activate, add, cat, recomputing, split
 from shoestring.plan.tape import FLOAT, HALF, INDEX, Tape, Tensor
