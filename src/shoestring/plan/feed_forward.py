@@ -57,6 +57,12 @@ class Activated:
             return self.down(tape, active)
 
 
+def expert_rows(config: MoEConfig, tokens: float) -> float:
+    """Of an expert, where tokens spread evenly, filled up as in half precision on a CPU."""
+    rows = tokens * config.active / config.experts
+    return rows + (max(FILLED, rows / 12) / 2 if rows >= FILLED else 0)
+
+
 class MixtureOfExperts:
     """Tokens are taken to spread evenly over the experts."""
 
@@ -75,7 +81,7 @@ class MixtureOfExperts:
         del numbers
         each = chosen / config.experts
         if not tape.gpu and min(tape.compute, x.size) == HALF and each >= FILLED:
-            each += max(FILLED, each / 12) / 2  # give or take as many
+            each = expert_rows(config, count)
             order, inverse = (tape.empty(rows, INDEX) for rows in (each * config.experts, chosen))
         together = self._to_experts(tape, x, order, inverse)
         parts = split(tape, together, [each * self.width] * config.experts)
