@@ -45,9 +45,9 @@ from shoestring.train.run import say
 class Portions:
     """What a plan asks of a run's material. rows: of a step, of `padded` tokens; lengths: as `JobShape` has them;
     documents: whether a row holds several examples, or ends early. asked: questions before and after, tokens of the
-    longest, and of an answer. ordinary: rows of ordinary examples that come by at most. source: the dtype of the model's files; packed:
-    what all blocks have in few bits, where the model is quantized. stages: processes that hold a part of the model
-    each, where config is of a part."""
+    longest, and of an answer. ordinary: rows of ordinary examples that come by at most. source: the dtype of the
+    model's files; packed: what all blocks have in few bits, where the model is quantized. stages: processes that hold a
+    part of the model each, where config is of a part."""
 
     config: ModelConfig
     rows: int

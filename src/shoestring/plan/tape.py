@@ -248,10 +248,12 @@ class Tape:
     @contextmanager
     def autocast(self, compute: int) -> Iterator[None]:
         """Inside, products run in numbers of so many bytes. Weights cast for it go with the outermost one."""
-        with self._having("compute", compute):
-            yield
-        if self.compute == FLOAT:
-            self._cast.clear()
+        try:
+            with self._having("compute", compute):
+                yield
+        finally:  # also where a second run ends before its end
+            if self.compute == FLOAT:
+                self._cast.clear()
 
     def cast_once(self, weight: Tensor) -> Tensor:
         """A weight in the format of products; a trained one is cast once and kept."""
