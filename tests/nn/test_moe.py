@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from shoestring.core.filled import filled, filled_sizes
+from shoestring.core.filled import filled, filled_down, filled_sizes
 from shoestring.nn import moe
 from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.nn.moe import MixtureOfExperts, mixture_plain, update_expert_biases
@@ -79,6 +79,7 @@ def test_few_numbers_of_rows_are_filled_up_to():
     assert sorted(seen)[:3] == [32, 64, 96]
     assert len(seen) == filled_sizes(2048) == 32
     assert filled_sizes(512) == 16
+    assert [filled_down(rows) for rows in (20, 63, 381, 1023, 1024)] == [20, 32, 352, 960, 1024]
 
 
 def test_each_expert_sees_only_the_tokens_that_chose_it():

@@ -16,6 +16,11 @@ def filled(rows: int) -> int:
     return -(-rows // step) * step
 
 
+def filled_down(rows: int) -> int:
+    """The largest number of rows, up to so many, that nothing is filled up to; `rows` where there is none."""
+    return next((fewer for fewer in range(rows, FILLED - 1, -1) if filled(fewer) == fewer), rows)
+
+
 def filled_sizes(most: int) -> int:
     """How many numbers of rows there are up to `most`, filled up."""
     found, rows = 0, 0

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoestring.compression.distill.divergence import Divergence, Drawn, sampled_kl
+from shoestring.core.filled import filled_down
 from shoestring.core.matmul import add_matmul, filled_rows
 from shoestring.nn.head import Head, OutputHead, lifted, weight_share
 from shoestring.nn.head_blocks import block_rows, compared_rows
@@ -188,6 +189,8 @@ def _over_chunks(
     accuracy = wide(hidden_ND).dtype
     value, crossed = (torch.zeros((), dtype=accuracy, device=hidden_ND.device) for _ in range(2))
     temperature, step = target.temperature, compared_rows(side.vocabulary)
+    if hidden_ND.is_cpu and dtype in (torch.bfloat16, torch.float16):
+        step = filled_down(step)  # so that the last chunk alone is filled up
     for first in range(0, len(hidden_ND), step):
         rows_ND, labels_n = hidden_ND[first : first + step].to(dtype), labels_N[first : first + step]
         count = len(rows_ND)
@@ -213,7 +216,8 @@ def _over_chunks(
             slope.add_(own_NV, alpha=labels)
         if slope_NV is not None:
             slope.mul_(slope_NV)
+        del logits_NV, log_q_NV, own_NV, slope_NV  # before what goes backward is made
         slope = _longer(slope, more)
         gradient_ND[first : first + step] = side.backward(slope, rows_ND, _longer(labels_n, more))[:count]
-        del logits_NV, log_q_NV, own_NV, slope, slope_NV  # before the next chunk's are made
+        del slope
     return gradient_ND, (value, crossed)

@@ -12,6 +12,7 @@ from shoestring.compression.distill.material import Material
 from shoestring.compression.distill.on_policy import asked
 from shoestring.compression.distill.teacher import SLOTS
 from shoestring.core.errors import BudgetError
+from shoestring.core.filled import filled_down
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
 from shoestring.models.families.common import dense_parts
@@ -28,6 +29,7 @@ from shoestring.train.planning import applied, chosen, engines
 
 _STATES = "teacher, hidden states of a step"  # of one that is streamed
 _COMPARED, _HEAD = "teacher and student compared", "the head and its loss"
+_HALVES = ("bfloat16", "float16")
 # Arrays of the size of a chunk's logits, while two distributions are compared (`distill.divergence`).
 _HELD = {"forward": 3, "reverse": 4, "mixture": 5}
 
@@ -111,14 +113,20 @@ def teacher_lines(
 def _compared_bytes(recipe: DistillRecipe, material: Material, tokens: int) -> int:
     """The most that comparing a microbatch takes, chunk by chunk: a later one holds the head's gradient as well."""
     config, settings = material.student.config, recipe.distill
-    chunk = min(tokens, compared_rows(config.vocabulary))
+    half, most = recipe.precision.settled in _HALVES, compared_rows(config.vocabulary)
+    first = min(tokens, filled_down(most) if half else most)
+    later = min(tokens - first, first)
     held = _HELD[settings.divergence] + (settings.labels > 0) + (config.logit_softcap is not None)
-    table = config.vocabulary * config.width if not material.lora else 0
-    first, later = (held * rows * config.vocabulary * FLOAT for rows in (chunk, min(tokens - chunk, chunk)))
-    found = max(first, later + table * FLOAT if later else 0)
-    if recipe.precision.settled in ("bfloat16", "float16"):
-        found += table * HALF
-    return found + tokens * (config.width + material.teacher.config.width) * FLOAT
+    table = 0 if material.lora else config.vocabulary * config.width
+    gradient = table * FLOAT  # of the head, added up
+    share = table * (HALF + FLOAT) if half else gradient  # of a chunk
+    going = FLOAT + HALF * half  # bytes of a logit's gradient, as it is and as it is multiplied
+    peaks = [held * first * config.vocabulary * FLOAT, going * first * config.vocabulary + share]
+    if later:
+        peaks.append(held * later * config.vocabulary * FLOAT + gradient)
+        peaks.append(going * later * config.vocabulary + gradient + share * half)
+    hidden = tokens * (config.width + material.teacher.config.width) * FLOAT
+    return max(peaks) + table * HALF * half + hidden
 
 
 def _teachers_pass(material: Material, rows: int, streamed: bool, machine: Machine) -> Prediction:
@@ -169,7 +177,7 @@ def with_teacher(
     factor = 1.0 if prediction.correction is None else prediction.correction.seconds
     time = [(what, factor * seconds) for what, seconds in time]
     beside = ((name, process - held), *others)
-    if recipe.precision.settled in ("bfloat16", "float16"):  # products of the teacher's blocks, training and held out
+    if recipe.precision.settled in _HALVES:  # products of the teacher's blocks, training and held out
         beside = (*beside, ("matrix libraries, for the teacher's products", 2 * len(_linears(material)) * KERNEL))
     return replace(
         prediction, tensors=(*own, *more), beside=beside,
