@@ -153,10 +153,11 @@ def test_experts_bring_kernels_of_their_own_in_bfloat16() -> None:
 
 
 def test_lengths_that_a_run_may_meet_count_as_often_as_it_is_expected_to_meet_them() -> None:
-    def kernels(rows: int, steps: int, *lengths: float) -> float:
+    def kernels(rows: int, steps: int, *lengths: float, alike: bool = False) -> float:
         shape = JobShape(
-            counted.config(128), rows, 64, compute="bfloat16", measured=False, lengths=lengths, steps=steps
-        )
+            counted.config(128), rows, 64, compute="bfloat16", measured=False, lengths=lengths, alike=alike,
+            steps=steps,
+        )  # fmt: skip
         return libraries(shape, EngineSpec("resident", rows)) / KERNEL / 15
 
     assert kernels(1, 1, 1.0) == 1
@@ -164,3 +165,4 @@ def test_lengths_that_a_run_may_meet_count_as_often_as_it_is_expected_to_meet_th
     assert kernels(1, 2, 0.5, 0.5) == pytest.approx(1.5, rel=1e-4)
     assert kernels(1, 0, 0.5, 0.5) == pytest.approx(2, rel=1e-4)
     assert kernels(8, 2, 0.5, 0.5) == pytest.approx(1.01, abs=0.01)  # the longest of eight rows is nearly always long
+    assert kernels(8, 2, 0.5, 0.5, alike=True) == pytest.approx(1.5, rel=1e-4)

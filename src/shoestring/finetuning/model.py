@@ -91,8 +91,8 @@ def job_shape(recipe: FinetuneRecipe, portions: Portions) -> JobShape:
         config, portions.rows, portions.padded, training, portions.source, ignored=True,
         compute=recipe.precision.settled, documents=portions.documents, compared=compared,
         kept=min(portions.ordinary * compared * config.width * FLOAT, KEPT_BYTES),
-        measured=portions.held_out, asked=portions.asked, lengths=portions.lengths, steps=recipe.train.steps or 0,
-        moving=moving(recipe.optimizer),
+        measured=portions.held_out, asked=portions.asked, lengths=portions.lengths,
+        alike=recipe.data.layout != "packed", steps=recipe.train.steps or 0, moving=moving(recipe.optimizer),
     )  # fmt: skip
 
 

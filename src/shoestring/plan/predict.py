@@ -78,11 +78,11 @@ def _kernels(shape: JobShape, spec: EngineSpec, walk: Walk) -> float:
 
 def _lengths_met(shape: JobShape, spec: EngineSpec) -> float:
     """How many lengths of microbatches a run is expected to meet, each as long as the longest of its rows."""
-    times = (shape.steps or _STEPS) * -(-shape.rows // spec.microbatch)
+    times, rows = (shape.steps or _STEPS) * -(-shape.rows // spec.microbatch), 1 if shape.alike else spec.microbatch
     found = below = 0.0
     for share in shape.lengths:
         upto = min(below + share, 1.0)
-        found += 1 - (1 - (upto**spec.microbatch - below**spec.microbatch)) ** times
+        found += 1 - (1 - (upto**rows - below**rows)) ** times
         below = upto
     return max(found, 1.0)
 

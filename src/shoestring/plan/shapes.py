@@ -62,7 +62,8 @@ class JobShape:
     compared: how many tokens' predictions are compared with the base's in some steps, whose hidden states there are
     kept up to `kept` bytes. measured: whether there is a held-out pass. asked: questions that are answered before and
     after, their longest and an answer's tokens. lengths: which share of the rows has each length, the shortest first;
-    steps: of the run, 0 where that is not known. moving: the optimizer.
+    alike: whether rows that are computed at once are of like lengths; steps: of the run, 0 where that is not known.
+    moving: the optimizer.
     """
 
     config: ModelConfig
@@ -78,6 +79,7 @@ class JobShape:
     measured: bool = True
     asked: tuple[int, int, int] = (0, 0, 0)
     lengths: tuple[float, ...] = (1.0,)
+    alike: bool = False
     steps: int = 0
     moving: Moving = Moving()
 

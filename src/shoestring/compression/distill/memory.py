@@ -92,8 +92,8 @@ def job_shape(recipe: DistillRecipe, material: Material) -> JobShape:
     return JobShape(
         config, material.rows, material.padded, training, ignored=True, compute=recipe.precision.settled,
         documents=True, measured=material.held_out, asked=asked(recipe.distill, material.length),
-        lengths=material.lengths, steps=recipe.train.steps or 0,
-        moving=moving(recipe.optimizer),
+        lengths=material.lengths, alike=recipe.data.layout != "packed",
+        steps=recipe.train.steps or 0, moving=moving(recipe.optimizer),
     )  # fmt: skip
 
 
