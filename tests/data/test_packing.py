@@ -10,7 +10,14 @@ import torch
 
 from shoestring.core.errors import DataError
 from shoestring.data.batch import IGNORED
-from shoestring.data.supervised.batches import SupervisedPass, SupervisedStream, padded_length, row_sizes, to_batch
+from shoestring.data.supervised.batches import (
+    SupervisedPass,
+    SupervisedStream,
+    padded_length,
+    padded_shares,
+    row_sizes,
+    to_batch,
+)
 from shoestring.data.supervised.packing import best_fit_decreasing
 from shoestring.finetuning.examples import prepare_dataset
 from shoestring.train.objective import next_token
@@ -185,10 +192,15 @@ def test_padded_batches_of_like_lengths_waste_little(dataset):
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_the_lengths_of_rows_are_counted_before_they_are_made(layout, dataset):
     batches = stream(dataset, layout=layout, rows=1)
-    met = {next(batches).tokens_BT.shape[1] for _ in range(batches.samples_per_epoch)}
+    widths = [next(batches).tokens_BT.shape[1] for _ in range(batches.samples_per_epoch)]
+    met = set(widths)
     sizes = row_sizes(dataset, layout, batches.state()["sequence_length"])
     assert {padded_length(tokens) for tokens, _ in sizes} == met and len(met) > 1
     assert any(examples > 1 for _, examples in sizes) == (layout == "packed")
+    shares = padded_shares(sizes)
+    assert sum(shares) == pytest.approx(1) and len(shares) == len(met)
+    if layout == "padded":
+        assert shares[-1] == pytest.approx(widths.count(max(met)) / len(widths))
 
 
 def test_a_stream_of_other_data_or_settings_is_not_resumed(dataset):

@@ -47,6 +47,46 @@ def test_the_chunked_loss_is_its_definition(softcap, rows, way, monkeypatch):
         assert_close(one, other)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("rows", [3, 22, 100])
+def test_rows_that_fill_up_change_nothing(rows, softcap, frozen, monkeypatch):
+    """To 27 rows, in chunks of which whole ones may count for nothing, or in blocks of the vocabulary."""
+    monkeypatch.setattr(module, "filled_rows", lambda x, count: count + 7)
+    monkeypatch.setattr(module, "chunk_rows", lambda vocabulary: rows)
+    monkeypatch.setattr(frozen_head_loss, "STATES", rows)
+    if not frozen:
+        fast, plain = results(module.head_loss, softcap), results(module.head_loss_plain, softcap)
+    else:
+        layer, found = head(softcap).requires_grad_(False), []
+        random = torch.Generator().manual_seed(0)
+        hidden_BTD = (torch.randn(2, 11, WIDTH, generator=random) * 2).requires_grad_()
+        labels_BT = torch.randint(0, VOCABULARY, (2, 11), generator=random)
+        labels_BT[0, 3:5] = -100
+        for function in (module.head_loss, module.head_loss_plain):
+            total, count = function(hidden_BTD, layer, labels_BT)
+            assert count == 20
+            found.append([total, *torch.autograd.grad(total * 0.7, [hidden_BTD])])
+        fast, plain = found
+    for one, other in zip(fast, plain, strict=True):
+        assert_close(one, other)
+
+
+def test_labels_that_count_are_filled_up_in_half_precision_alone():
+    hidden_BTD, labels_BT = torch.randn(1, 70, WIDTH), torch.zeros(1, 70, dtype=torch.int64)
+    labels_BT[0, :30] = -100
+    seen: list[int] = []
+    layer = head(None).requires_grad_(False)
+    rounded = layer.rounded
+    layer.rounded = lambda rows: (seen.append(len(rows)), rounded(rows))[1]
+    module.head_loss(hidden_BTD, layer, labels_BT)
+    with torch.autocast("cpu", torch.bfloat16):
+        module.head_loss(hidden_BTD, layer, labels_BT)
+        labels_BT[0, 0] = 1
+        module.head_loss(hidden_BTD, layer, labels_BT)
+    assert seen == [40, 64, 64]
+
+
 def test_a_head_that_is_trained_asks_for_no_gradient_where_none_is_wanted():
     layer, labels_BT = head(None), torch.arange(6).view(1, 6)
     hidden_BTD = torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(2))

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
+from shoestring.core.filled import filled, filled_down, filled_sizes
+from shoestring.nn import moe
 from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.nn.moe import MixtureOfExperts, mixture_plain, update_expert_biases
 from shoestring.nn.replay import Replay
@@ -39,6 +41,45 @@ def test_sorted_experts_agree_with_every_expert_on_every_token(settings):
     assert_close(layer(x)[0], mixture_plain(layer, x))
     for one, other in zip(ours, plain, strict=True):
         assert_close(one, other)
+
+
+def test_experts_that_are_filled_up_give_the_same(monkeypatch):
+    layer = mixture()
+    x, weighting = random(2, 9, 16).requires_grad_(), random(2, 9, 16, seed=2)
+    inputs = [x, *layer.parameters()]
+    plain = layer(x)[0]
+    expected = torch.autograd.grad((plain * weighting).sum(), inputs)
+    monkeypatch.setattr(moe, "filled", lambda rows: -(-rows // 4) * 4)
+    monkeypatch.setattr(moe, "filled_up", lambda x, rows: True)
+    seen: list[int] = []
+    for expert in layer.experts:
+        expert.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    filled = layer(x)[0]
+    assert seen and all(rows % 4 == 0 for rows in seen)
+    assert_close(filled, plain)
+    for one, other in zip(torch.autograd.grad((filled * weighting).sum(), inputs), expected, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize(("compute", "rows"), [(torch.bfloat16, 120), (torch.float32, 120), (torch.bfloat16, 8)])
+def test_experts_are_filled_up_where_products_are_compiled_for_every_number_of_rows(compute, rows):
+    layer = mixture().float()
+    seen: list[int] = []
+    for expert in layer.experts:
+        expert.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    with torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
+        layer(random(2, rows, 16).float())
+    filled = compute == torch.bfloat16 and rows > 100
+    assert all(count % moe.FILLED == 0 for count in seen) == filled
+
+
+def test_few_numbers_of_rows_are_filled_up_to():
+    seen = {filled(rows) for rows in range(1, 2049)}
+    assert all(rows <= filled(rows) < max(rows + moe.FILLED, 1.125 * rows) for rows in range(2049))
+    assert sorted(seen)[:3] == [32, 64, 96]
+    assert len(seen) == filled_sizes(2048) == 32
+    assert filled_sizes(512) == 16
+    assert [filled_down(rows) for rows in (20, 63, 381, 1023, 1024)] == [20, 32, 352, 960, 1024]
 
 
 def test_each_expert_sees_only_the_tokens_that_chose_it():

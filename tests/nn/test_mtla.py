@@ -217,6 +217,23 @@ def test_attention_by_phases_is_the_literal_mask_forward_and_backward(stride, va
         assert fast.transpose(1, 2).is_contiguous()
 
 
+@pytest.mark.parametrize("value_width", [8, 6])
+def test_attention_by_phases_in_bfloat16_is_the_literal_mask_of_its_numbers(value_width):
+    """Within what rounding results to bfloat16 changes: phases are computed in float32."""
+    generator = torch.Generator().manual_seed(0)
+    halves = [torch.randn(2, 3, 21, width, generator=generator).bfloat16() for width in (8, 8, value_width)]
+    spans = [(slice(0, 1), 0, 21), (slice(1, 2), 0, 9), (slice(1, 2), 9, 21)]
+    leaves = [half.clone().requires_grad_() for half in halves]
+    exact = [half.double().requires_grad_() for half in halves]
+    fast, plain = attend_chunks(*leaves, spans, 2, 0.3), attend_chunks_plain(*exact, spans, 2, 0.3)
+    assert fast.dtype == torch.bfloat16
+    assert_close(fast.double(), plain, rtol=0.02, atol=0.02)
+    back = torch.randn(fast.shape, generator=generator).bfloat16()
+    found, expected = torch.autograd.grad(fast, leaves, back), torch.autograd.grad(plain, exact, back.double())
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one.double(), other, rtol=0.03, atol=0.05)
+
+
 def test_training_holds_nothing_of_tokens_squared():
     """What is kept for the backward pass doubles with the tokens; the literal form's quadruples."""
 

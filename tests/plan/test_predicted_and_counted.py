@@ -109,6 +109,28 @@ def test_products_in_bfloat16(frozen, dora):
     check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found)
 
 
+@pytest.mark.parametrize("kind", ["mtla", "mtla with options"])
+def test_attention_by_phases_in_bfloat16(kind):
+    """Whose phases are float32, one at a time; of the gates a few numbers for each token are counted twice."""
+    config = counted.config(64, layers=1, **KINDS[kind])
+    parts = counted.batches(1, 2, 200, config.vocabulary)
+    found = counted.counted(lambda: ResidentEngine(lambda: counted.model(config, Training()), torch.bfloat16), parts)
+    shape = JobShape(config, 2, 200, compute="bfloat16")
+    check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found, 0.01)
+
+
+def test_weights_cast_in_a_second_run_go_with_it():
+    """In half precision blocks that are computed again cast their weights again; deep enough for a block to set the
+    peak if they stayed."""
+    config = counted.config(64, 64, layers=8)
+    parts = counted.batches(2, 1, 16, config.vocabulary)
+    found = counted.counted(
+        lambda: ResidentEngine(lambda: counted.model(config, Training()), torch.bfloat16, recompute="full"), parts
+    )
+    shape = JobShape(config, 2, 16, compute="bfloat16")
+    check(counted.predicted(shape, EngineSpec("checkpointed", 1, "full")).tensor_bytes, found)
+
+
 def test_rows_of_several_documents():
     config = counted.config(64)
     parts = counted.batches(2, 2, 200, config.vocabulary, documents=True)

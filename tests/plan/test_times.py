@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from shoestring.core.filled import filled_sizes
 from shoestring.kernels import allocator
 from shoestring.models.builder import build
 from shoestring.plan import predict as predicting
-from shoestring.plan.constants import PRODUCTS
+from shoestring.plan.constants import KERNEL, PRODUCTS
 from shoestring.plan.decoding import Use, predict_use
 from shoestring.plan.predict import predict
 from shoestring.plan.quantizing import LINEARS, Rounding, block_time
@@ -120,11 +121,48 @@ def test_a_block_takes_longer_with_more_text_and_wider_matrices(method: str) -> 
     assert (seconds(128, 2048) < seconds(128, 4096)) == (method != "rtn")
 
 
-def test_experts_bring_kernels_of_their_own_in_bfloat16() -> None:
-    line = "matrix libraries, for each number of rows"
-    shape = JobShape(counted.config(128, **MOE), 4, 256, compute="bfloat16")
+LIBRARIES = "matrix libraries, for each size of a product"
+
+
+def libraries(shape: JobShape, spec: EngineSpec, machine: Machine = MACHINE) -> int:
+    return dict(predict(shape, spec, machine).beside).get(LIBRARIES, 0)
+
+
+def test_products_of_half_precision_are_kept_compiled_each_by_its_size() -> None:
+    """Of a block: queries and output, keys and values, gate and up, down; forward, and two gradients of each."""
+    shape = JobShape(counted.config(128), 4, 256, compute="bfloat16", measured=False)
     spec = EngineSpec("resident", 2)
-    assert 1e8 < dict(predict(shape, spec, MACHINE).beside)[line] < 1e9
-    for other in (replace(shape, compute="float32"), replace(shape, config=counted.config(128))):
-        assert line not in dict(predict(other, spec, MACHINE).beside)
-    assert line not in dict(predict(shape, spec, replace(MACHINE, gpu=True)).beside)
+    head = 3  # logits, and both gradients
+    assert libraries(shape, spec) == KERNEL * (4 * 3 + head)
+    assert libraries(replace(shape, measured=True), spec) == KERNEL * (4 * 3 + head + 4 + 2)
+    assert libraries(replace(shape, compute="float32"), spec) == 0
+    assert libraries(shape, spec, replace(MACHINE, gpu=True)) == 0
+
+
+def test_experts_bring_kernels_of_their_own_in_bfloat16() -> None:
+    """As many as there are numbers of rows that they are filled up to."""
+    spec = EngineSpec("resident", 2)
+    dense, mixed = (
+        JobShape(config, 4, 256, compute="bfloat16", measured=False)
+        for config in (counted.config(128), counted.config(128, **MOE))
+    )
+    experts = libraries(mixed, spec) - libraries(dense, spec) + 6 * KERNEL  # which has gate and up, and down
+    assert experts == 6 * KERNEL * filled_sizes(512)
+    longer = replace(mixed, length=4096), replace(dense, length=4096)
+    assert libraries(longer[0], spec) - libraries(longer[1], spec) < 4 * experts
+
+
+def test_lengths_that_a_run_may_meet_count_as_often_as_it_is_expected_to_meet_them() -> None:
+    def kernels(rows: int, steps: int, *lengths: float, alike: bool = False) -> float:
+        shape = JobShape(
+            counted.config(128), rows, 64, compute="bfloat16", measured=False, lengths=lengths, alike=alike,
+            steps=steps,
+        )  # fmt: skip
+        return libraries(shape, EngineSpec("resident", rows)) / KERNEL / 15
+
+    assert kernels(1, 1, 1.0) == 1
+    assert kernels(1, 1, 0.5, 0.5) == pytest.approx(1, rel=1e-4)  # a step has one
+    assert kernels(1, 2, 0.5, 0.5) == pytest.approx(1.5, rel=1e-4)
+    assert kernels(1, 0, 0.5, 0.5) == pytest.approx(2, rel=1e-4)
+    assert kernels(8, 2, 0.5, 0.5) == pytest.approx(1.01, abs=0.01)  # the longest of eight rows is nearly always long
+    assert kernels(8, 2, 0.5, 0.5, alike=True) == pytest.approx(1.5, rel=1e-4)

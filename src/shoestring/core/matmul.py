@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from shoestring.core.filled import filled
 from shoestring.core.matmul_choice import LAYOUTS, Kind, Product, Table
 
 # Below this many multiply-adds choosing costs more than it gains.
@@ -48,6 +49,19 @@ def add_matmul(total_MN: Tensor, rows_MK: Tensor, weight_NK: Tensor) -> None:
         total_MN.addmm_(rows_MK, weight_NK.t())
     else:
         total_MN.add_(matmul(rows_MK, weight_NK))
+
+
+def halved(x: Tensor) -> bool:
+    """Whether products with x are in half precision on a CPU."""
+    if not x.is_cpu:
+        return False
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return dtype in (torch.bfloat16, torch.float16)
+
+
+def filled_rows(x: Tensor, rows: int) -> int:
+    """So many rows, or more (`core.filled`) where they are to be multiplied like x in half precision on a CPU."""
+    return filled(rows) if rows and halved(x) else rows
 
 
 def writes_in_place(rows: int, outputs: int, inputs: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoestring.core.errors import ConfigError, ModelFileError
-from shoestring.data.supervised.batches import padded_length, row_sizes
+from shoestring.data.supervised.batches import padded_length, padded_shares, row_sizes
 from shoestring.data.supervised.dataset import SupervisedDataset
 from shoestring.data.supervised.portion import Portion
 from shoestring.finetuning.config import EVERYDAY, FinetuneRecipe, FinetuneTrainSection
@@ -73,7 +73,7 @@ def open_material(start: Start) -> Material:
         raise ConfigError(f"train.microbatch ({settings.microbatch}) must divide the {rows} rows of each process")
     sizes = row_sizes(dataset, recipe.data.layout, length)
     documents = any(padded_length(tokens) != tokens or examples > 1 for tokens, examples in sizes)
-    lengths = len({padded_length(tokens) for tokens, _ in sizes})
+    lengths = padded_shares(sizes)
     _check_weights(base, start)
     generation = read_generation_config(base)
     return Material(

@@ -43,16 +43,16 @@ from shoestring.train.run import say
 
 @dataclass(frozen=True)
 class Portions:
-    """What a plan asks of a run's material. rows: of a step, of `padded` tokens, in so many lengths; documents: whether
-    a row holds several examples, or ends early. asked: questions before and after, tokens of the longest, and of an
-    answer. ordinary: rows of ordinary examples that come by at most. source: the dtype of the model's files; packed:
-    what all blocks have in few bits, where the model is quantized. stages: processes that hold a part of the model
-    each, where config is of a part."""
+    """What a plan asks of a run's material. rows: of a step, of `padded` tokens; lengths: as `JobShape` has them;
+    documents: whether a row holds several examples, or ends early. asked: questions before and after, tokens of the
+    longest, and of an answer. ordinary: rows of ordinary examples that come by at most. source: the dtype of the
+    model's files; packed: what all blocks have in few bits, where the model is quantized. stages: processes that hold a
+    part of the model each, where config is of a part."""
 
     config: ModelConfig
     rows: int
     padded: int
-    lengths: int = 1
+    lengths: tuple[float, ...] = (1.0,)
     documents: bool = True
     held_out: bool = True
     asked: tuple[int, int, int] = (0, 0, 0)
@@ -91,7 +91,8 @@ def job_shape(recipe: FinetuneRecipe, portions: Portions) -> JobShape:
         config, portions.rows, portions.padded, training, portions.source, ignored=True,
         compute=recipe.precision.settled, documents=portions.documents, compared=compared,
         kept=min(portions.ordinary * compared * config.width * FLOAT, KEPT_BYTES),
-        measured=portions.held_out, asked=portions.asked, lengths=portions.lengths, moving=moving(recipe.optimizer),
+        measured=portions.held_out, asked=portions.asked, lengths=portions.lengths,
+        alike=recipe.data.layout != "packed", steps=recipe.train.steps or 0, moving=moving(recipe.optimizer),
     )  # fmt: skip
 
 

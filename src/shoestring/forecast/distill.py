@@ -110,7 +110,7 @@ class DistillWork:
         train = self.recipe.train.model_copy(
             update={"sequence_length": tokens, "batch_tokens": tokens, "microbatch": 1}
         )
-        material = replace(self.material, rows=1, length=tokens, lengths=1)
+        material = replace(self.material, rows=1, length=tokens, lengths=(1.0,))
         return replace(self, recipe=self.recipe.model_copy(update={"train": train}), material=material, fixed=True)
 
     def context_settings(self) -> dict[str, Any]:

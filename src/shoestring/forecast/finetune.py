@@ -122,7 +122,7 @@ class FinetuneWork:
         )
         questions, prompt, answer = self.portions.asked
         asked = questions, min(prompt, tokens), answer
-        portions = replace(self.portions, rows=1, padded=padded_length(tokens), lengths=1, asked=asked)
+        portions = replace(self.portions, rows=1, padded=padded_length(tokens), lengths=(1.0,), asked=asked)
         recipe = self.recipe.model_copy(update={"train": train})
         return replace(self, recipe=recipe, portions=portions, length=tokens, fixed=True)
 

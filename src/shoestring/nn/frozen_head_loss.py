@@ -19,10 +19,13 @@ from shoestring.nn.norm import wide
 
 
 class FrozenHeadLoss(torch.autograd.Function):
-    """(rows_ND, head, labels_N) -> the sum in nats; labels must all count. Under autocast products run in its dtype."""
+    """(rows_ND, head, labels_N, count) -> the sum in nats of the first `count` rows, of which all labels must count.
+
+    Under autocast products run in its dtype.
+    """
 
     @staticmethod
-    def forward(ctx, rows_ND: Tensor, head: OutputHead, labels_N: Tensor) -> Tensor:
+    def forward(ctx, rows_ND: Tensor, head: OutputHead, labels_N: Tensor, count: int) -> Tensor:
         kind = rows_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows_ND.dtype
         wants_gradient = ctx.needs_input_grad[0]
@@ -33,15 +36,17 @@ class FrozenHeadLoss(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             for rows, labels in zip(rows_ND.to(dtype).split(STATES), labels_N.split(STATES), strict=True):
                 loss_N, gradient_ND = _over_blocks(rows, head, labels, wants_gradient)
-                totals.append(loss_N.sum())
+                totals.append(loss_N[: max(count - STATES * len(totals), 0)].sum())
                 parts.append(gradient_ND)
         ctx.gradient = torch.cat(parts).to(rows_ND.dtype) if wants_gradient else None
+        if wants_gradient and count < len(rows_ND):
+            ctx.gradient[count:].zero_()
         return torch.stack(totals).sum()
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         gradient_ND, ctx.gradient = ctx.gradient, None  # scaled in place, so it serves once
-        return gradient_ND.mul_(gradients[0]), None, None
+        return gradient_ND.mul_(gradients[0]), None, None, None
 
 
 def _over_blocks(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoestring.core.matmul import add_matmul
+from shoestring.core.matmul import add_matmul, filled_rows
 from shoestring.data.batch import IGNORED, Layout
 from shoestring.kernels.softmax import log_sums, softmax_rows
 from shoestring.nn.frozen_head_loss import FrozenHeadLoss
@@ -35,18 +35,25 @@ def head_loss(
     rows = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     labels = labels_BT.reshape(-1)
     if layout is not None:
-        count = layout.count
-        if layout.counted_N is not None:
-            rows, labels = (x.index_select(0, layout.counted_N) for x in (rows, labels))
+        count, places = layout.count, layout.counted_N
     else:
         kept = labels != IGNORED
         count = int(kept.sum())
-        if count < labels.numel():
-            rows, labels = rows[kept], labels[kept]
+        places = kept.nonzero().flatten() if count < labels.numel() else None
+    if places is not None:
+        places = _filled_up(places, rows)
+        rows, labels = (x.index_select(0, places) for x in (rows, labels))
     if head.frozen:
-        return FrozenHeadLoss.apply(rows, head, labels), count
+        return FrozenHeadLoss.apply(rows, head, labels, count), count
     assert isinstance(head, Head)
-    return _HeadLoss.apply(rows, head.weight, labels, head), count
+    return _HeadLoss.apply(rows, head.weight, labels, head, count), count
+
+
+def _filled_up(places_N: Tensor, rows_ND: Tensor) -> Tensor:
+    """The places that count, and behind them the first again, whose losses are left out, up to a number of rows that
+    other batches have too (`core.filled`)."""
+    more = filled_rows(rows_ND, len(places_N)) - len(places_N)
+    return torch.cat([places_N, places_N[:1].expand(more)]) if more else places_N
 
 
 def head_loss_plain(hidden_BTD: Tensor, head: OutputHead, labels_BT: Tensor) -> tuple[Tensor, int]:
@@ -58,11 +65,11 @@ def head_loss_plain(hidden_BTD: Tensor, head: OutputHead, labels_BT: Tensor) -> 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, head: Head) -> Tensor:
+    def forward(ctx, rows_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, head: Head, count: int) -> Tensor:
         kind = rows_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows_ND.dtype
         with torch.autocast(kind, enabled=False):
-            return _forward(ctx, rows_ND, weight_VD.dtype, head.whole(dtype), labels_N, head.softcap)
+            return _forward(ctx, rows_ND, weight_VD.dtype, head.whole(dtype), labels_N, head.softcap, count)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -73,13 +80,13 @@ class _HeadLoss(torch.autograd.Function):
             rows_gradient = rows_gradient.mul_(scale)
         if weight_gradient is not None:
             weight_gradient = weight_gradient.mul_(scale)
-        return rows_gradient, weight_gradient, None, None
+        return rows_gradient, weight_gradient, None, None, None
 
 
 def _forward(
-    ctx, rows_ND: Tensor, kept: torch.dtype, whole: Whole, labels_N: Tensor, softcap: float | None
+    ctx, rows_ND: Tensor, kept: torch.dtype, whole: Whole, labels_N: Tensor, softcap: float | None, count: int
 ) -> Tensor:
-    """kept: the weight's dtype, which its gradient has too."""
+    """kept: the weight's dtype, which its gradient has too. count: of the rows, whose losses count."""
     wants_rows, wants_weight, *_ = ctx.needs_input_grad
     rows_gradient = torch.empty_like(rows_ND) if wants_rows else None
     weight_gradient = None
@@ -97,7 +104,7 @@ def _forward(
             logits.div_(softcap).tanh_()
             slope = 1 - logits.square() if wants_rows or wants_weight else None
             logits.mul_(softcap)
-        total += _losses(logits, labels, wants_rows or wants_weight)
+        total += _losses(logits, labels, wants_rows or wants_weight, count - start)
         if not (wants_rows or wants_weight):
             continue
         gradient = lifted(logits if slope is None else logits.mul_(slope), rows.dtype)
@@ -111,10 +118,15 @@ def _forward(
     return total
 
 
-def _losses(logits_NV: Tensor, labels_N: Tensor, wants_gradient: bool) -> Tensor:
-    """-> the sum of the rows' losses; the logits become its gradient where that is wanted."""
+def _losses(logits_NV: Tensor, labels_N: Tensor, wants_gradient: bool, count: int) -> Tensor:
+    """-> the sum of the losses of so many rows; the logits become its gradient where that is wanted."""
     normalizer_N, labelled_N = (softmax_rows if wants_gradient else log_sums)(logits_NV, labels_N)
-    return (normalizer_N - labelled_N).sum()
+    if count >= len(labels_N):
+        return (normalizer_N - labelled_N).sum()
+    count = max(count, 0)
+    if wants_gradient:
+        logits_NV[count:].zero_()
+    return (normalizer_N - labelled_N)[:count].sum()
 
 
 def _with_share(total_VD: Tensor | None, gradient_NV: Tensor, rows_ND: Tensor, kept: torch.dtype) -> Tensor:

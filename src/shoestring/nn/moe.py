@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shoestring.core.filled import FILLED, filled
+from shoestring.core.matmul import halved
 from shoestring.nn.feed_forward import Aux, MakeLinear, SwiGLU
 from shoestring.nn.feed_forward_config import MoEConfig, SwiGLUConfig
 from shoestring.nn.linear import Linear, linear
@@ -39,13 +41,16 @@ class _ToTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
+        ctx.save_for_backward(order, inverse)
         return y.index_select(0, inverse)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        (order,) = ctx.saved_tensors
-        return gradients[0].index_select(0, order), None, None
+        order, inverse = ctx.saved_tensors
+        if len(order) == len(inverse):
+            return gradients[0].index_select(0, order), None, None
+        y = gradients[0].new_zeros(len(order), *gradients[0].shape[1:])  # rows that fill an expert's up have none
+        return y.index_copy_(0, inverse, gradients[0]), None, None
 
 
 def count_choices(chosen: Tensor, experts: int) -> Tensor:
@@ -59,6 +64,26 @@ def count_choices(chosen: Tensor, experts: int) -> Tensor:
 def read_sizes(counts_E: Tensor) -> list[int]:
     """Into Python, since shapes depend on them: the one place in a layer's pass that waits for a GPU."""
     return counts_E.tolist()
+
+
+def filled_up(x: Tensor, rows: float) -> bool:
+    """Whether experts are given rows in numbers that repeat (`filled`). rows: of an expert, on average."""
+    return rows >= FILLED and halved(x)
+
+
+def fill_up(
+    order: Tensor, inverse: Tensor, chosen: Tensor, sizes: list[int]
+) -> tuple[Tensor, Tensor, list[int]]:
+    """The same with rows of the first choice behind those of each expert, so that their number is `filled`.
+
+    chosen: the expert of each choice. -> order [P], where each choice stands in it [N·k], sizes.
+    """
+    whole = [filled(size) for size in sizes]
+    more_E = torch.tensor([0, *(new - old for new, old in zip(whole, sizes, strict=True))][:-1]).cumsum(0)
+    inverse = inverse + more_E[chosen]
+    order = order.new_zeros(sum(whole))
+    order[inverse] = torch.arange(len(inverse))
+    return order, inverse, whole
 
 
 class Router(nn.Module):
@@ -98,6 +123,8 @@ class MixtureOfExperts(nn.Module):
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)
         sizes = replayed(lambda: read_sizes(count_choices(flat, len(self.experts))))
+        if filled_up(x_ND, len(flat) / len(sizes)):
+            order, inverse, sizes = fill_up(order, inverse, flat, sizes)
         parts = _ToExperts.apply(x_ND, order, inverse, self.config.active).split(sizes)
         # An expert without tokens still runs when training, on nothing: its gradients are zeros, not missing.
         outputs = [

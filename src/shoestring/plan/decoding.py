@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
 from shoestring.plan.calibration import corrected, corrections_of
-from shoestring.plan.constants import BITS, LARGE_PASS, LARGE_PASS_TOKENS
+from shoestring.plan.constants import BITS, LARGE_PASS, LARGE_PASS_TOKENS, SCORING
 from shoestring.plan.model import Model
 from shoestring.plan.passes import decode, pass_tokens
 from shoestring.plan.peak import Walk, walked
@@ -92,7 +92,7 @@ def predict_use(
         lines.append(("cache of keys and values", cache))
     lines.append((phase.name, int(phase.peak)))
     tokens = use.rows * use.prompt
-    more = LARGE_PASS if use.scored or tokens > LARGE_PASS_TOKENS else 0
+    more = SCORING if use.scored else LARGE_PASS if tokens > LARGE_PASS_TOKENS else 0
     share = 1.0 if use.scored else use.prompt / max(pass_tokens(use.rows, use.prompt), 1)
     layer = BITS[source if weights in ("source", "packed") else weights] / 8 if slots else 0.0
     shape = use.rows, use.prompt, use.new

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from shoestring.core.filled import FILLED
 from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.plan.adapters import bundled
 from shoestring.plan.parts import Linear, Part, activate, add, cat, recomputing, split
-from shoestring.plan.tape import FLOAT, INDEX, Tape, Tensor
+from shoestring.plan.tape import FLOAT, HALF, INDEX, Tape, Tensor
 
 _FUSED = 1 << 14  # numbers from which on `kernels.swiglu` computes
 
@@ -56,6 +57,12 @@ class Activated:
             return self.down(tape, active)
 
 
+def expert_rows(config: MoEConfig, tokens: float) -> float:
+    """Of an expert, where tokens spread evenly, filled up as in half precision on a CPU."""
+    rows = tokens * config.active / config.experts
+    return rows + (max(FILLED, rows / 12) / 2 if rows >= FILLED else 0)
+
+
 class MixtureOfExperts:
     """Tokens are taken to spread evenly over the experts."""
 
@@ -72,11 +79,16 @@ class MixtureOfExperts:
         inverse = tape.empty(chosen, INDEX)
         numbers = tape.empty(chosen, INDEX)
         del numbers
-        each = chosen / config.experts * self.width
-        parts = split(tape, self._to_experts(tape, x, order, inverse), [each] * config.experts)
+        each = chosen / config.experts
+        if not tape.gpu and min(tape.compute, x.size) == HALF and each >= FILLED:
+            each = expert_rows(config, count)
+            order, inverse = (tape.empty(rows, INDEX) for rows in (each * config.experts, chosen))
+        together = self._to_experts(tape, x, order, inverse)
+        parts = split(tape, together, [each * self.width] * config.experts)
+        del together
         outputs = [expert(tape, part) for expert, part in zip(self.experts, parts, strict=True)]
         together = cat(tape, outputs)
-        taken = _take(tape, together, order)
+        taken = _take(tape, together, order, chosen * self.width)
         del together
         y = self._weigh(tape, weights, taken, count)
         if self.shared is not None:
@@ -102,7 +114,7 @@ class MixtureOfExperts:
 
     def _to_experts(self, tape: Tape, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         rows = tape.like(order)
-        y = tape.empty(x.numbers * self.config.active, x.size)
+        y = tape.empty(order.numbers * self.width, x.size)
         del rows
         saved = tape.save(inverse)
         numbers, size, active = x.numbers, x.size, self.config.active
@@ -127,13 +139,13 @@ class MixtureOfExperts:
         return total
 
 
-def _take(tape: Tape, x: Tensor, order: Tensor) -> Tensor:
-    y = tape.like(x)
-    saved = tape.save(order)
+def _take(tape: Tape, x: Tensor, order: Tensor, numbers: float) -> Tensor:
+    y = tape.empty(numbers, x.size)
+    saved, whole = tape.save(order), x.numbers
 
     def backward(gradient: Tensor) -> list[Tensor | None]:
         held = saved()  # noqa: F841
-        return [tape.like(gradient)]
+        return [tape.empty(whole, gradient.size)]
 
     tape.record([y], [x], backward)
     return y

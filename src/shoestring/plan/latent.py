@@ -206,28 +206,32 @@ class TemporalLatentAttention(LatentAttention):
     def _phases(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, context: Context) -> None:
         """Every stride-th row, over the ends of chunks; each is there until the next one is."""
         ends, phases, widest = self._rows(q, v, context)
-        narrow = [tape.empty(ends * widest, x.size) for x in (k, v) if x.numbers < q.numbers or x.numbers < v.numbers]
+        kept = [self._widened(tape, x, ends, widest, context) for x in (k, v)]
         queries = part = sums = None
         for rows in phases:
-            if q.numbers < v.numbers:
-                queries = tape.empty(rows * widest, q.size)
-            part, sums = tape.empty(rows * widest, q.size), tape.empty(rows)  # noqa: F841
-        del narrow, queries
+            queries = self._widened(tape, q, rows, widest, context)
+            part, sums = tape.empty(rows * widest), tape.empty(rows)  # noqa: F841
+        del kept, queries
 
     def _phases_back(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, context: Context) -> None:
         ends, phases, widest = self._rows(q, v, context)
-        narrow = [tape.empty(ends * widest, x.size) for x in (k, v) if x.numbers < q.numbers or x.numbers < v.numbers]
+        kept = [self._widened(tape, x, ends, widest, context) for x in (k, v)]
         queries, made = None, list[Tensor]()
         for rows in phases:
-            if q.numbers < v.numbers:
-                queries = tape.empty(rows * widest, q.size)
-            padded = [tape.empty(rows * widest, q.size) for _ in range(2 if v.numbers < q.numbers else 0)]
-            new = [tape.empty(rows * widest, q.size) for _ in range(4)]
+            queries = self._widened(tape, q, rows, widest, context)
+            outer = [self._widened(tape, v, rows, widest, context) for _ in range(2)]  # its gradient, and the output
+            new = [tape.empty(rows * widest) for _ in range(4)]
             tape.scratch(tape.threads * backward_scratch(round(rows / context.rows / self.config.heads)))
             new.pop()  # the gradient, in the order that the kernel wants
             made = new
-            del padded
-        del narrow, queries, made
+            del outer
+        del kept, queries, made
+
+    def _widened(self, tape: Tape, x: Tensor, rows: float, widest: float, context: Context) -> Tensor | None:
+        """So many rows of x, of all heads, in float32 and as wide as the kernel wants; None: views of x are."""
+        width = x.numbers / (context.tokens * self.config.heads)
+        y = None if x.size == FLOAT else tape.empty(rows * width)
+        return y if width == widest else tape.empty(rows * widest)
 
     def _rows(self, q: Tensor, v: Tensor, context: Context) -> tuple[float, list[float], float]:
         """-> ends of chunks, rows of each phase, both of all heads; numbers of the widest row."""

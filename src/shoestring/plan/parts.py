@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from shoestring.plan.tape import BYTE, FLOAT, Leaf, Tape, Tensor, Weight
+from shoestring.plan.tape import BYTE, FLOAT, HALF, Leaf, Tape, Tensor, Weight
 
 WORTHWHILE = 1 << 20  # multiply-adds of a product from which on `core.matmul` chooses a library
 # Of oneDNN's products of float32, for each thread: so many rows and columns of the left operand are copied at a time;
@@ -64,6 +64,8 @@ def matmul(
     tape: Tape, rows: float, inputs: float, outputs: float, size: int = FLOAT, transposed: bool = False
 ) -> Tensor:
     """[rows, inputs] · [inputs, outputs]. transposed: the first operand lies the other way round in memory."""
+    if size == HALF:
+        tape.products.add((rows, inputs, outputs, transposed, tape.backwards))
     if not tape.onednn or size != FLOAT or rows * inputs * outputs < WORTHWHILE:
         return tape.empty(rows * outputs, size)
     copy = tape.empty(rows * inputs) if transposed else None  # noqa: F841  oneDNN reads whole rows
@@ -315,7 +317,7 @@ def checkpointed(tape: Tape, function: Callable[..., Any], *inputs: Any) -> Any:
             now = tape.like(random)  # noqa: F841
             with (
                 contextlib.suppress(Enough), tape.recording(True), tape.recipes(False), tape.saving(show),
-                tape.autocast(compute),
+                tape.autocast(compute), tape.turned(False),
             ):  # fmt: skip
                 function(*inputs)
         x, again[number] = again[number], None

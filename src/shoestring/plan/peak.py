@@ -27,6 +27,7 @@ class Walk:
     """phases: what was live in each. matrices: bytes of a block's; adapters: of all; stored: of other weights.
 
     trained: how many weights of each shape are. made: bytes of all tensors that came and went, in so many `tensors`.
+    products: as `Tape` has them.
     """
 
     phases: tuple[Phase, ...]
@@ -36,6 +37,7 @@ class Walk:
     trained: Counter[Weight]
     made: float = 0.0
     tensors: float = 0.0
+    products: frozenset[tuple[float, float, float, bool, bool]] = frozenset()
 
     @property
     def highest(self) -> Phase:
@@ -58,6 +60,7 @@ def walked(config: ModelConfig, walk: Callable[[ModelConfig], Walk]) -> Walk:
         Counter({weight: n + (n - four.trained[weight]) * further for weight, n in five.trained.items()}),
         five.made + (five.made - four.made) * further,
         five.tensors + (five.tensors - four.tensors) * further,
+        five.products,
     )
 
 

@@ -11,13 +11,15 @@ import functools
 from collections import Counter
 from dataclasses import replace
 
+from shoestring.core.filled import filled_sizes
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
 from shoestring.nn.feed_forward_config import MoEConfig
 from shoestring.nn.head_blocks import block_rows
 from shoestring.plan.calibration import corrected
-from shoestring.plan.constants import BITS, KERNEL, KERNELS, LENGTH, LENGTH_IN_BFLOAT16, TRAINING, USE
+from shoestring.plan.constants import BITS, KERNEL, LENGTH, TRAINING, USE
 from shoestring.plan.divided import divided
+from shoestring.plan.feed_forward import expert_rows
 from shoestring.plan.model import Model
 from shoestring.plan.moments import beside_step, kept_moments
 from shoestring.plan.passes import decode
@@ -29,7 +31,8 @@ from shoestring.plan.streamed import measured_pass, streamed_blocks, streamed_st
 from shoestring.plan.tape import FLOAT, HALF, Leaf, Memory, Phase, Tape
 
 _FLOATS = ("source", "float32", "bfloat16", "packed")  # packed: what is not in few bits
-_EXPERTS_PRODUCTS = 9  # three linears, forward and for both gradients
+_HALVES = ("bfloat16", "float16")
+_STEPS = 1000  # of a run, where it is not known
 _NUMBERS = 32  # bytes of a token in a batch: four integers
 
 
@@ -37,25 +40,51 @@ def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
     walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn, machine.gpu)
     lines = divided(shape, spec, walk) if spec.shards > 1 else [*_weights(shape, spec, walk), *_highest(shape, walk)]
-    around = beside(machine.process, TRAINING, shape.tokens)
-    if libraries := _libraries(shape, spec, machine):
-        around = (*around, ("matrix libraries, for each number of rows", libraries))
+    half = shape.compute in _HALVES and not machine.gpu
+    around = beside(machine.process, 0 if half else TRAINING, shape.tokens)
+    if libraries := _libraries(shape, spec, machine, walk):
+        around = (*around, ("matrix libraries, for each size of a product", libraries))
     time = tuple(step_time(shape, spec, machine, walk))
     found = Prediction(tuple(lines), around, sum(seconds for _, seconds in time), time, shape.tokens)
     return corrected(found, machine.correction(spec.engine))
 
 
-def _libraries(shape: JobShape, spec: EngineSpec, machine: Machine) -> int:
-    """What they keep for every number of rows that they meet: of rows of each length, and of each expert."""
-    half = shape.compute in ("bfloat16", "float16")
-    if machine.gpu or not (machine.onednn or half):
+def _libraries(shape: JobShape, spec: EngineSpec, machine: Machine, walk: Walk) -> int:
+    """What they keep of every product of half precision, or of float32 where oneDNN multiplies it."""
+    if machine.gpu:
         return 0
-    each = LENGTH if machine.onednn and not half else LENGTH_IN_BFLOAT16
-    found, experts = (shape.lengths - 1) * each, shape.config.feed_forward
-    if isinstance(experts, MoEConfig):
-        rows = spec.microbatch * shape.length * experts.active / experts.experts  # of one, give or take as many
-        found += KERNEL * int(min(_EXPERTS_PRODUCTS * rows, KERNELS))
+    if shape.compute not in _HALVES:
+        return int((_lengths_met(shape, spec) - 1) * LENGTH) if machine.onednn else 0
+    return int(KERNEL * _kernels(shape, spec, walk))
+
+
+def _kernels(shape: JobShape, spec: EngineSpec, walk: Walk) -> float:
+    """How many products a run makes that differ in their sizes or in how their operands lie."""
+    experts = shape.config.feed_forward
+    tokens = spec.microbatch * shape.length
+    each = expert_rows(experts, tokens) if isinstance(experts, MoEConfig) else 0.0
+    of_experts = {one for one in walk.products if each and each in one[:2]}
+    heads = {one for one in walk.products - of_experts if shape.config.vocabulary in one[:3]}
+    lengths = _lengths_met(shape, spec)
+    found = len(walk.products) * lengths
+    if of_experts:  # whose rows are any number up to all tokens, filled up
+        found += len(of_experts) * (filled_sizes(tokens) - 1) * lengths
+    if shape.ignored:  # labels that count: so are those
+        found += len(heads)
+    if shape.measured and spec.engine != "streamed":  # held-out rows are as many as fit, and go forward alone
+        found += sum(not (transposed or backwards) for _, _, _, transposed, backwards in walk.products - of_experts)
     return found
+
+
+def _lengths_met(shape: JobShape, spec: EngineSpec) -> float:
+    """How many lengths of microbatches a run is expected to meet, each as long as the longest of its rows."""
+    times, rows = (shape.steps or _STEPS) * -(-shape.rows // spec.microbatch), 1 if shape.alike else spec.microbatch
+    found = below = 0.0
+    for share in shape.lengths:
+        upto = min(below + share, 1.0)
+        found += 1 - (1 - (upto**rows - below**rows)) ** times
+        below = upto
+    return max(found, 1.0)
 
 
 def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
@@ -91,7 +120,7 @@ def _walk_of(
         frozen: WeightFormat = "float32" if spec.weights in _FLOATS else spec.weights
         training = replace(training, frozen=frozen)
     model = Model(tape, config, training)
-    compute = HALF if shape.compute in ("bfloat16", "float16") else FLOAT
+    compute = HALF if shape.compute in _HALVES else FLOAT
     rows, length = spec.microbatch, shape.length
     microbatches = -(-shape.rows // rows)
     if spec.engine == "streamed":
@@ -116,7 +145,10 @@ def _walk_of(
     if shape.asked[0]:
         _answer(tape, model, shape, int(BITS[shape.source]) // 8 if spec.engine == "streamed" else 0)
     trained = Counter(tape.trained)
-    return Walk(tuple(tape.memory.phases[1:]), model.matrices, tape.adapters, tape.stored, trained, made, tensors)
+    return Walk(
+        tuple(tape.memory.phases[1:]), model.matrices, tape.adapters, tape.stored, trained, made, tensors,
+        frozenset(tape.products),
+    )  # fmt: skip
 
 
 def _answer(tape: Tape, model: Model, shape: JobShape, source: int) -> None:

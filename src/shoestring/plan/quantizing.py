@@ -22,7 +22,7 @@ from shoestring.plan.tape import FLOAT, Memory, Tape
 
 _DOUBLE = 8  # bytes
 _NARROW = 0.5  # of float32's products, those of float64: half as many numbers in a register
-_FITTED = 9 * 10 * 2 * FLOAT  # bytes of a weight: nine ranges, each tried in some ten passes, read and written
+_FITTED = 9 * 4 * 2 * FLOAT  # bytes of a weight: nine ranges, each tried in some four passes, read and written
 _ROUNDED = 10 * 2 * FLOAT  # one range
 _UNPACKED = 6 * 2 * FLOAT  # codes made weights again, for one product
 _INPUT_CALLS = 12  # operations for each input that GPTQ rounds

@@ -61,7 +61,9 @@ class JobShape:
     that do are copied; as if all did. compute: what matmuls run in. documents: whether rows hold several, or end early.
     compared: how many tokens' predictions are compared with the base's in some steps, whose hidden states there are
     kept up to `kept` bytes. measured: whether there is a held-out pass. asked: questions that are answered before and
-    after, their longest and an answer's tokens. lengths: how many lengths of rows there are. moving: the optimizer.
+    after, their longest and an answer's tokens. lengths: which share of the rows has each length, the shortest first;
+    alike: whether rows that are computed at once are of like lengths; steps: of the run, 0 where that is not known.
+    moving: the optimizer.
     """
 
     config: ModelConfig
@@ -76,7 +78,9 @@ class JobShape:
     kept: int = 0
     measured: bool = True
     asked: tuple[int, int, int] = (0, 0, 0)
-    lengths: int = 1
+    lengths: tuple[float, ...] = (1.0,)
+    alike: bool = False
+    steps: int = 0
     moving: Moving = Moving()
 
     @property

@@ -21,12 +21,17 @@ from shoestring.plan.constants import (
     ATTENTION,
     BITS,
     CALL,
-    DECODING,
+    DENSE_DECODING,
+    FETCHED,
+    LAYER,
     MOVED,
     MOVED_IN_EIGHT_BITS,
     PASSES,
     PRODUCTS,
+    STREAMED_LAYER,
     TOKEN,
+    TRAINED_CALL,
+    TRAINED_PASSES,
 )
 from shoestring.plan.peak import Walk
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine
@@ -52,10 +57,10 @@ def step_time(shape: JobShape, spec: EngineSpec, machine: Machine, walk: Walk) -
     products = shape.tokens * (matrices + head) / (PRODUCTS * machine.flops)
     products += shape.tokens * attention / (ATTENTION * machine.flops)
     bandwidth = machine.bandwidth
-    passes = PASSES * walk.made / bandwidth
+    passes = TRAINED_PASSES * walk.made / bandwidth
     yield "products of matrices", products
     yield "everything else, byte by byte", passes
-    yield "starting operations", CALL * walk.tensors
+    yield "starting operations", TRAINED_CALL * walk.tensors
     if streamed:
         opened = _opened(shape, spec) / bandwidth
         yield "layers made ready", opened
@@ -79,15 +84,17 @@ def use_time(
     products = (reads * cost.matrices + heads * cost.head) / (PRODUCTS * machine.flops)
     products += reads * cost.attention / (ATTENTION * machine.flops)
     passes = share * (PASSES * walk.made / bandwidth + CALL * walk.tensors)
-    fetched = share * _fetched(config, machine, layer)
-    yield "reading the text" if scored else "reading the prompt", products + passes + fetched
+    fetched = FETCHED * _fetched(config, machine, layer)
+    yield "reading the text" if scored else "reading the prompt", products + passes + share * fetched
     if new <= 1:
         return
     weights = config.parameter_count() - (0 if config.tied_head else config.vocabulary * config.width)
     cache = rows * cache_numbers(config) * (length + new / 2)
     bytes = (weights + cache) * size
-    each = max(bytes / (DECODING * bandwidth), rows * operations(config, length).forward / (PRODUCTS * machine.flops))
-    yield WRITING, (new - 1) * (each + rows * TOKEN + _fetched(config, machine, layer))
+    computing = rows * operations(config, length).forward / (PRODUCTS * machine.flops)
+    each = max(bytes / (DENSE_DECODING * bandwidth), computing)
+    each += config.layers * LAYER * (STREAMED_LAYER if layer else 1)
+    yield WRITING, (new - 1) * (each + rows * TOKEN + fetched)
 
 
 def block_numbers(config: ModelConfig) -> int:

@@ -173,6 +173,8 @@ class Tape:
     bfloat: whether those of two are bfloat16. gathered: weights come in the format of products (`plan.divided`).
     parameters: all weights, whose bytes are not live here but are added up: matrices, of blocks; adapters; stored, of
     everything else. trained: those of them that are; beside: what moving one takes, where they move going backward.
+    products: of half precision: rows, inputs, outputs, whether the left operand lies the other way round, and whether
+    they are of a pass backward; backwards: whether one is running.
     """
 
     def __init__(self, memory: Memory, onednn: bool = False, threads: int = 1):
@@ -186,6 +188,8 @@ class Tape:
         self.trained: list[Weight] = []
         self.in_block = False
         self.beside: Callable[[Weight], float] | None = None
+        self.backwards = False
+        self.products: set[tuple[float, float, float, bool, bool]] = set()
         self.matrices = self.adapters = self.stored = 0.0
         self._save: Callable[[Tensor], Saved] = _keep
         self._cast: dict[int, Tensor] = {}
@@ -233,6 +237,10 @@ class Tape:
         """Inside, operations are recorded, or not."""
         return self._having("grad", wanted)
 
+    def turned(self, backwards: bool) -> AbstractContextManager[None]:
+        """Inside, products are of a pass backward, or not."""
+        return self._having("backwards", backwards)
+
     def recipes(self, wanted: bool) -> AbstractContextManager[None]:
         """Inside, cheap parts are made again going backward, or not: as for what is made again as a whole."""
         return self._having("selective", wanted)
@@ -240,10 +248,12 @@ class Tape:
     @contextmanager
     def autocast(self, compute: int) -> Iterator[None]:
         """Inside, products run in numbers of so many bytes. Weights cast for it go with the outermost one."""
-        with self._having("compute", compute):
-            yield
-        if self.compute == FLOAT:
-            self._cast.clear()
+        try:
+            with self._having("compute", compute):
+                yield
+        finally:  # also where a second run ends before its end
+            if self.compute == FLOAT:
+                self._cast.clear()
 
     def cast_once(self, weight: Tensor) -> Tensor:
         """A weight in the format of products; a trained one is cast once and kept."""
@@ -262,12 +272,14 @@ class Tape:
     def gradients_of(self, output: Tensor, gradient: Tensor | None, wanted: Sequence[Node]) -> list[Tensor | None]:
         """Of `output` for these leaves alone, which add nothing up."""
         found: dict[Node, Tensor | None] = {}
-        self._run([output], [gradient], found, set(wanted))
+        with self.turned(True):
+            self._run([output], [gradient], found, set(wanted))
         return [found.pop(node, None) for node in wanted]
 
     def backward(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """From these outputs to all leaves."""
-        self._run(outputs, gradients, {}, set())
+        with self.turned(True):
+            self._run(outputs, gradients, {}, set())
 
     def _run(
         self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], found: dict[Node, Tensor | None],

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from shoestring.compression.distill import loss
 from shoestring.compression.distill.config import DistillConfig
 from shoestring.compression.distill.divergence import (
     divergence_of,
@@ -61,14 +62,17 @@ def test_the_mixture_tends_to_both_ends() -> None:
         assert_close(value.sum() / share, by_torch(log_q, log_p, kind), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("more", [0, 2])
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize(("kind", "temperature", "labels"), [
     ("forward", 1.0, 0.0), ("forward", 2.0, 0.3), ("reverse", 0.5, 0.3), ("mixture", 1.5, 0.25),
 ])  # fmt: skip
 def test_the_loss_in_chunks_and_its_gradients_are_those_of_torch(
-    kind: str, temperature: float, labels: float, softcap: float | None, trained: bool, monkeypatch
+    kind: str, temperature: float, labels: float, softcap: float | None, trained: bool, more: int, monkeypatch
 ) -> None:
+    """more: rows that each chunk is filled up with, as in half precision."""
+    monkeypatch.setattr(loss, "filled_rows", lambda x, count: count + more)
     monkeypatch.setattr(head_blocks, "COMPARED_BYTES", 4 * 23 * 3)  # three rows in a chunk
     torch.manual_seed(1)
     rows, theirs = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 4, dtype=torch.float64)

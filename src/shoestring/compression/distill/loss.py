@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoestring.compression.distill.divergence import Divergence, Drawn, sampled_kl
-from shoestring.core.matmul import add_matmul
+from shoestring.core.filled import filled_down
+from shoestring.core.matmul import add_matmul, filled_rows
 from shoestring.nn.head import Head, OutputHead, lifted, weight_share
 from shoestring.nn.head_blocks import block_rows, compared_rows
 from shoestring.nn.norm import wide
@@ -51,6 +52,7 @@ class Whole:
     def compare(self, first: int, end: int, log_q_NV: Tensor) -> tuple[Tensor, Tensor]:
         logits_NV, _ = logits_of(self.hidden_ND[first:end], self.head)
         log_p_NV = torch.log_softmax(logits_NV.div_(self.temperature), -1).to(log_q_NV.dtype)
+        del logits_NV  # before the divergence makes arrays of its own
         return self.divergence(log_q_NV, log_p_NV)
 
 
@@ -173,6 +175,11 @@ class _Follow(torch.autograd.Function):
         return rows_gradient.mul_(scale), weight_gradient, None, None, None, None
 
 
+def _longer(x: Tensor, more: int) -> Tensor:
+    """With so many rows of zeros behind."""
+    return torch.cat([x, x.new_zeros(more, *x.shape[1:])]) if more else x
+
+
 def _over_chunks(
     hidden_ND: Tensor, dtype: torch.dtype, side: _FrozenSide | _TrainedSide, target: Target, labels_N: Tensor,
     labels: float,
@@ -182,9 +189,15 @@ def _over_chunks(
     accuracy = wide(hidden_ND).dtype
     value, crossed = (torch.zeros((), dtype=accuracy, device=hidden_ND.device) for _ in range(2))
     temperature, step = target.temperature, compared_rows(side.vocabulary)
+    if hidden_ND.is_cpu and dtype in (torch.bfloat16, torch.float16):
+        step = filled_down(step)  # so that the last chunk alone is filled up
     for first in range(0, len(hidden_ND), step):
         rows_ND, labels_n = hidden_ND[first : first + step].to(dtype), labels_N[first : first + step]
+        count = len(rows_ND)
+        more = filled_rows(rows_ND, count) - count  # rows of zeros, which change no gradient
+        rows_ND = _longer(rows_ND, more)
         logits_NV, slope_NV = side.logits(rows_ND)
+        logits_NV, slope_NV = logits_NV[:count], None if slope_NV is None else slope_NV[:count]
         labelled_N = logits_NV.gather(1, labels_n.unsqueeze(1)).squeeze(1)
         normalizer_N = logits_NV.logsumexp(-1)
         crossed += (normalizer_N - labelled_N).sum()
@@ -196,12 +209,15 @@ def _over_chunks(
             logits_NV.div_(temperature)
             normalizer_N = logits_NV.logsumexp(-1)
         log_q_NV = logits_NV.sub_(normalizer_N.unsqueeze(-1))
-        value_N, slope = target.compare(first, first + len(rows_ND), log_q_NV)
+        value_N, slope = target.compare(first, first + count, log_q_NV)
         value += value_N.sum()
         slope = slope.mul_((1 - labels) * temperature)
         if own_NV is not None:
             slope.add_(own_NV, alpha=labels)
         if slope_NV is not None:
             slope.mul_(slope_NV)
-        gradient_ND[first : first + step] = side.backward(slope, rows_ND, labels_n)
+        del logits_NV, log_q_NV, own_NV, slope_NV  # before what goes backward is made
+        slope = _longer(slope, more)
+        gradient_ND[first : first + step] = side.backward(slope, rows_ND, _longer(labels_n, more))[:count]
+        del slope
     return gradient_ND, (value, crossed)

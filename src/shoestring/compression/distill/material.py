@@ -8,7 +8,7 @@ from pathlib import Path
 from shoestring.compression.distill.config import DistillRecipe, StudentFolder
 from shoestring.compression.distill.dataset import open_dataset
 from shoestring.core.errors import ConfigError, ModelFileError
-from shoestring.data.supervised.batches import padded_length, row_sizes
+from shoestring.data.supervised.batches import padded_shares, row_sizes
 from shoestring.data.supervised.portion import Portion
 from shoestring.data.supervised.supervise import ModelSide
 from shoestring.data.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ def open_material(start: Start) -> Material:
             raise ConfigError(f"train.microbatch ({settings.microbatch}) is more than the {rows} rows of a step")
         rows = -(-rows // settings.microbatch) * settings.microbatch
     sizes = row_sizes(dataset, recipe.data.layout, length)
-    lengths = len({padded_length(tokens) for tokens, _ in sizes})
+    lengths = padded_shares(sizes)
     _check_weights(teacher, student, start)
     return Material(
         teacher=teacher, student=student, packed=packed, lora=lora, side=side, generation=generation, dataset=dataset,

@@ -12,22 +12,26 @@ from shoestring.compression.distill.material import Material
 from shoestring.compression.distill.on_policy import asked
 from shoestring.compression.distill.teacher import SLOTS
 from shoestring.core.errors import BudgetError
+from shoestring.core.filled import filled_down
 from shoestring.models.adapters import attach
 from shoestring.models.builder import build
+from shoestring.models.families.common import dense_parts
 from shoestring.models.families.registry import read_quantization
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.head_blocks import compared_rows
 from shoestring.plan.choose import Choice, usual_microbatch
-from shoestring.plan.constants import MICROBATCH_TOKENS, PASSES
+from shoestring.plan.constants import KERNEL, MICROBATCH_TOKENS, PASSES
 from shoestring.plan.decoding import Use, predict_use
 from shoestring.plan.shapes import JobShape, Line, Machine, Options, Prediction, Training
-from shoestring.plan.tape import FLOAT
+from shoestring.plan.tape import FLOAT, HALF
 from shoestring.train.optimizer_config import moving
 from shoestring.train.planning import applied, chosen, engines
 
 _STATES = "teacher, hidden states of a step"  # of one that is streamed
 _COMPARED, _HEAD = "teacher and student compared", "the head and its loss"
-_HELD = 5  # arrays of the size of a chunk's logits, while two distributions are compared
+_HALVES = ("bfloat16", "float16")
+# Arrays of the size of a chunk's logits, while two distributions are compared (`distill.divergence`).
+_HELD = {"forward": 3, "reverse": 4, "mixture": 5}
 
 
 def settle(recipe: DistillRecipe, material: Material, machine: Machine) -> tuple[DistillRecipe, Choice]:
@@ -39,12 +43,14 @@ def settle(recipe: DistillRecipe, material: Material, machine: Machine) -> tuple
     options = options_of(recipe, material)
     refused: list[BudgetError] = []
     for streamed in places(recipe, material, recipe.budget.memory is not None):
-        more = teacher_lines(recipe, material, options.usual, streamed, machine)
+        rows = recipe.train.microbatch or options.usual
+        more = teacher_lines(recipe, material, rows, streamed, machine)
         try:
             choice = chosen(recipe, shape, options, beside_teacher(machine, more))
         except BudgetError as error:
             refused.append(error)
             continue
+        more = teacher_lines(recipe, material, choice.spec.microbatch, streamed, machine)
         choice = replace(choice, prediction=with_teacher(choice.prediction, more, material, recipe, machine))
         settled = applied(recipe, choice, shape, machine)
         budget = settled.budget.model_copy(update={"teacher": "streamed" if streamed else "resident"})
@@ -86,7 +92,8 @@ def job_shape(recipe: DistillRecipe, material: Material) -> JobShape:
     return JobShape(
         config, material.rows, material.padded, training, ignored=True, compute=recipe.precision.settled,
         documents=True, measured=material.held_out, asked=asked(recipe.distill, material.length),
-        lengths=material.lengths, moving=moving(recipe.optimizer),
+        lengths=material.lengths, alike=recipe.data.layout != "packed",
+        steps=recipe.train.steps or 0, moving=moving(recipe.optimizer),
     )  # fmt: skip
 
 
@@ -99,8 +106,27 @@ def teacher_lines(
     lines: list[Line] = kept
     if streamed:
         lines.append((_STATES, 2 * material.rows * material.padded * config.width * FLOAT))
-    compared = min(rows * material.padded, compared_rows(config.vocabulary))
-    return [*lines, max(phase, (_COMPARED, _HELD * compared * config.vocabulary * FLOAT), key=lambda line: line[1])]
+    compared = (_COMPARED, _compared_bytes(recipe, material, rows * material.padded))
+    return [*lines, max(phase, compared, key=lambda line: line[1])]
+
+
+def _compared_bytes(recipe: DistillRecipe, material: Material, tokens: int) -> int:
+    """The most that comparing a microbatch takes, chunk by chunk: a later one holds the head's gradient as well."""
+    config, settings = material.student.config, recipe.distill
+    half, most = recipe.precision.settled in _HALVES, compared_rows(config.vocabulary)
+    first = min(tokens, filled_down(most) if half else most)
+    later = min(tokens - first, first)
+    held = _HELD[settings.divergence] + (settings.labels > 0) + (config.logit_softcap is not None)
+    table = 0 if material.lora else config.vocabulary * config.width
+    gradient = table * FLOAT  # of the head, added up
+    share = table * (HALF + FLOAT) if half else gradient  # of a chunk
+    going = FLOAT + HALF * half  # bytes of a logit's gradient, as it is and as it is multiplied
+    peaks = [held * first * config.vocabulary * FLOAT, going * first * config.vocabulary + share]
+    if later:
+        peaks.append(held * later * config.vocabulary * FLOAT + gradient)
+        peaks.append(going * later * config.vocabulary + gradient + share * half)
+    hidden = tokens * (config.width + material.teacher.config.width) * FLOAT
+    return max(peaks) + table * HALF * half + hidden
 
 
 def _teachers_pass(material: Material, rows: int, streamed: bool, machine: Machine) -> Prediction:
@@ -112,6 +138,13 @@ def _teachers_pass(material: Material, rows: int, streamed: bool, machine: Machi
     use = Use(rows, material.padded, scored=True, documents=True)
     plain = replace(machine, corrections=())
     return predict_use(material.teacher.config, use, plain, source, slots=SLOTS if streamed else 0)
+
+
+def _linears(material: Material) -> set[tuple[int, int]]:
+    """Shapes of the teacher's matrices."""
+    parts = dense_parts(material.teacher.config)
+    width = material.teacher.config.width
+    return set() if parts is None else {*parts[0].linears(width), *parts[1].linears(width)}
 
 
 def options_of(recipe: DistillRecipe, material: Material) -> Options:
@@ -139,11 +172,14 @@ def with_teacher(
         rows, streamed = options_of(recipe, material).usual, any(line == _STATES for line, _ in more)
         passes = _teachers_pass(material, rows, streamed, machine).seconds * material.rows / rows
         logits = material.rows * material.padded * material.teacher.config.vocabulary
-        compared = PASSES * _HELD * logits * FLOAT / machine.bandwidth
+        compared = PASSES * _HELD[recipe.distill.divergence] * logits * FLOAT / machine.bandwidth
         time = [("the teacher's passes", passes), (_COMPARED, compared)]
     factor = 1.0 if prediction.correction is None else prediction.correction.seconds
     time = [(what, factor * seconds) for what, seconds in time]
+    beside = ((name, process - held), *others)
+    if recipe.precision.settled in _HALVES:  # products of the teacher's blocks, training and held out
+        beside = (*beside, ("matrix libraries, for the teacher's products", 2 * len(_linears(material)) * KERNEL))
     return replace(
-        prediction, tensors=(*own, *more), beside=((name, process - held), *others),
+        prediction, tensors=(*own, *more), beside=beside,
         seconds=prediction.seconds + sum(seconds for _, seconds in time), time=(*prediction.time, *time),
     )  # fmt: skip

@@ -7,6 +7,7 @@ epoch, next_sample) is all the state there is, and any number of ranks and any m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -214,13 +215,22 @@ def padded_length(tokens: int) -> int:
     return -(-tokens // multiple) * multiple
 
 
-def row_sizes(dataset: SupervisedDataset, layout: Layout, sequence_length: int) -> set[tuple[int, int]]:
-    """(tokens, examples) of the rows that there will be, in whatever order examples come."""
+def row_sizes(dataset: SupervisedDataset, layout: Layout, sequence_length: int) -> Counter[tuple[int, int]]:
+    """(tokens, examples) of the rows that there will be, in whatever order examples come, and how many are so."""
     lengths = dataset.lengths[dataset.indices("train")]
     if layout != "packed":
-        return {(int(tokens), 1) for tokens in lengths}
+        each, counts = np.unique(lengths, return_counts=True)
+        return Counter({(int(tokens), 1): int(count) for tokens, count in zip(each, counts, strict=True)})
     rows = best_fit_decreasing(lengths, max(sequence_length, int(lengths.max())), np.arange(len(lengths)))
-    return {(int(lengths[row].sum()), len(row)) for row in rows}
+    return Counter((int(lengths[row].sum()), len(row)) for row in rows)
+
+
+def padded_shares(sizes: Counter[tuple[int, int]]) -> tuple[float, ...]:
+    """Which share of the rows has each padded length, the shortest first. sizes: as `row_sizes` has them."""
+    found: Counter[int] = Counter()
+    for (tokens, _), count in sizes.items():
+        found[padded_length(tokens)] += count
+    return tuple(found[length] / found.total() for length in sorted(found))
 
 
 def to_batch(dataset: SupervisedDataset, rows: Sequence[Sequence[int]], external: External | None = None) -> Batch:

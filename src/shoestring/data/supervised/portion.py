@@ -10,13 +10,13 @@ from shoestring.data.supervised.dataset import SupervisedDataset
 
 @dataclass(frozen=True, kw_only=True)
 class Portion:
-    """rows: of one optimizer step, in this process; length: tokens of a row. lengths: how many lengths rows have, once
-    padded."""
+    """rows: of one optimizer step, in this process; length: tokens of a row. lengths: which share of the rows
+    has each length, once padded, the shortest first."""
 
     dataset: SupervisedDataset
     rows: int
     length: int
-    lengths: int
+    lengths: tuple[float, ...]
 
     @property
     def padded(self) -> int:

@@ -4,6 +4,10 @@ q, k: [B, H, T, C], v: [B, H, T, C'], k and v of every row's partial merge. A do
 start) sees column n iff n = m, or n ≤ m and (n+1) % s = 0 (arXiv 2505.13544). Rows of one phase m % s see whole
 chunks in a causal pattern, so each phase is one causal attention over the T/s chunk ends; the own column joins by its
 log-sum-exp. Nothing of size T² is ever held. `attend_chunks_plain` is the twin that defines the result.
+
+On CPUs a phase of bfloat16 is computed in float32: for bfloat16 torch's kernel asks oneDNN for one small product after
+another, twice to three times as slow for phases of up to 128 queries and a fifth faster from 512 on, and oneDNN keeps
+5 MB for every new length until the process ends, so that packed documents filled the memory (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -106,26 +110,28 @@ class _ChunkAttention(torch.autograd.Function):
         q_gradient, k_gradient = slope * k, slope * q
         v_gradient = share.to(v.dtype).unsqueeze(-1) * gradient
         for parts, rows, ends in _phases(q, k, v, ctx.spans, ctx.stride):
-            widened = (_widen(tensor[rows], width) for tensor in (gradient, out))
+            widened = (_widen(wide(tensor[rows]), width) for tensor in (gradient, out))
             dq, dk, dv = _flash_backward(
                 next(widened), *parts, next(widened), total[rows], 0.0, True, scale=ctx.scale
             )  # fmt: skip
-            q_gradient[rows] += dq[..., : q.shape[-1]]
-            k_gradient[ends] += dk[..., : k.shape[-1]]
-            v_gradient[ends] += dv[..., : v.shape[-1]]
+            q_gradient[rows] += dq[..., : q.shape[-1]].to(q.dtype)
+            k_gradient[ends] += dk[..., : k.shape[-1]].to(k.dtype)
+            v_gradient[ends] += dv[..., : v.shape[-1]].to(v.dtype)
         return q_gradient, k_gradient, v_gradient, None, None, None
 
 
 def _phases(q: Tensor, k: Tensor, v: Tensor, spans: list[Span], stride: int):
     """For each document and phase: (queries of the chunks after the first, keys and values at chunk ends), and the two
-    index tuples they came from. All of one width, which the kernel wants."""
+    index tuples they came from. All of one width, which the kernel wants, and in at least float32."""
     width = max(q.shape[-1], v.shape[-1])
     every = slice(None)
     for batch, start, end in spans:
-        k_ends, v_ends = (_widen(x[batch, :, start + stride - 1 : end : stride], width) for x in (k, v))
+        k_ends, v_ends = (
+            _widen(wide(x[batch, :, start + stride - 1 : end : stride]), width) for x in (k, v)
+        )
         for phase in range(stride):
             rows = (batch, every, slice(start + stride + phase, end, stride))
-            queries = _widen(q[rows], width)
+            queries = _widen(wide(q[rows]), width)
             count = queries.shape[2]
             if count:
                 ends = (batch, every, slice(start + stride - 1, start + count * stride, stride))
