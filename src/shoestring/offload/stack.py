@@ -20,6 +20,7 @@ from shoestring.nn.context import Context
 from shoestring.nn.recompute import recomputing_nothing
 from shoestring.nn.replay import Replay
 from shoestring.nn.stack import Aux, add_losses, draw_at
+from shoestring.offload.backward import backward_from
 from shoestring.offload.stream import LayerStream
 
 
@@ -99,9 +100,7 @@ class _Again(torch.autograd.Function):
         kind, dtype, enabled = ctx.autocast
         with torch.enable_grad(), torch.autocast(kind, dtype=dtype, enabled=enabled):
             outputs = run(x)
-        pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
-        if pairs:
-            torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+        backward_from(outputs, gradients)
         return None, None, x.grad
 
 
