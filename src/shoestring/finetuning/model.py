@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -184,10 +184,11 @@ def adapted_model(
     if spec.engine == "streamed":
         weights: StoreFormat = "source" if spec.weights == "packed" else spec.weights
         compute: Literal["int8", "float"] = "int8" if recipe.precision.compute == "int8" else "float"
+        how: dict[str, Any] = {"slots": spec.slots, "device": device, "say": say, "compute": compute}
         decoder: Decoder = (
-            open_streamed(base, weights, spec.slots, device, say=say, compute=compute)
+            open_streamed(base, weights, **how)
             if place is None
-            else open_streamed_part(base, place, weights, spec.slots, device, say=say, compute=compute, keeps=spec.keeps)
+            else open_streamed_part(base, place, weights, **how, keeps=spec.keeps)
         )
     elif place is not None:
         decoder = load_part(base, place, device, torch.float32, recipe.frozen_config(), say=say)

@@ -35,7 +35,7 @@ def described(_: dict[str, Any]) -> dict[str, Any]:
     flops = {form: matrix_peak(form, "cpu") for form in ("float32", "bfloat16")}
     bandwidth = memory_speed()
     first_use()
-    process = rss_bytes() - allocator.kept()
+    process, onednn = rss_bytes() - allocator.kept(), multiplies_by_onednn()
     found = {
         "system": platform.system(),
         "processor": cpu_model(),
@@ -46,9 +46,9 @@ def described(_: dict[str, Any]) -> dict[str, Any]:
         "flops": flops,
         "bandwidth": bandwidth,
         "int8_gain": int8_gain(),
-        "onednn": multiplies_by_onednn(),
+        "onednn": onednn,
+        "pace": paced(flops["float32"], bandwidth, onednn),
     }
-    found["pace"] = paced(flops["float32"], bandwidth, found["onednn"])
     before = rss_bytes() - allocator.kept()
     importlib.import_module("torch._dynamo")
     return {**found, "checkpointing": max(rss_bytes() - allocator.kept() - before, 1)}

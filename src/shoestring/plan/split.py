@@ -7,9 +7,10 @@ s_i seconds, and link i carries one there and back in c_i. As in a flow shop of 
     T = Σ s_i + Σ c_i + (M − 1) · max(s_1, ..., c_1, ...)
 
 all of one microbatch, and then one more each time that the slowest is done. The best split for a slowest of at most
-B seconds gives every machine a layer and then as many as B and its memory allow, each where one more costs least; B runs
-over all values that it can have. That is the best where a further layer costs a machine no less than the one before:
-with its memory full it must compute again what it could keep before. tests/plan compares with every split there is, and T with a schedule that is played through.
+B seconds gives every machine a layer and then as many as B and its memory allow, each where one more costs least; B
+runs over all values that it can have. That is the best where a further layer costs a machine no less than the one
+before: with its memory full it must compute again what it could keep before. tests/plan compares with every split
+there is, and T with a schedule that is played through.
 """
 
 from __future__ import annotations

@@ -119,11 +119,12 @@ def _top(
 def _from_elsewhere(tape: Tape, parts: list[_Part]) -> None:
     for part in parts:
         assert part.x is not None
-        part.x, part.gradient = None, tape.like(part.x)
+        part.gradient = tape.like(part.x)
+        part.x = None
 
 
 def kept_by_block(tape: Tape, model: Model, rows: int, length: int, compute: int, documents: bool) -> float:
-    """Bytes that a block keeps of a microbatch until it goes backward, beside its input, where it does not run again."""
+    """Bytes that a block which does not run again keeps of a microbatch until it goes backward, beside its input."""
     with tape.autocast(compute):
         context = model.context(tape, rows, length, documents)
         x = tape.empty(rows * length * model.config.width)

@@ -102,7 +102,8 @@ def open_streamed_part(
     keeps: int = 0,
 ) -> SplitDecoder:
     """The layers at `place`, streamed from disk through `slots` buffers as `offload.model.open_streamed` does, with
-    embedding and head on disk too. keeps: the last of them keep what they computed, going backward. Raises ConfigError for what cannot be, and what `open_streamed` raises."""
+    embedding and head on disk too. keeps: the last of them keep what they computed until it goes backward. Raises
+    ConfigError for what cannot be, and what `open_streamed` raises."""
     config = read_config(folder)
     own = place.blocks(block_order(config.layers, config.sharing))
     store = open_store(folder, weights, say, own, place.holds(config, trained=False))
