@@ -134,7 +134,10 @@ def test_two_ranks_killed_at_ten_instants_end_with_the_bits_of_a_run_that_was_no
     assert run.returncode == 0, told
     assert kills == 10
     assert_same_run(whole, cut)
-    assert losses(whole) == losses(cut), "every step stands in metrics.jsonl once"
+    events = [line["event"] for line in read_metrics(metrics) if "event" in line]
+    assert events == ["lost_rank"] * 10, "each death is told"
+    steps = [line for line in losses(cut) if line[1:] != (None, None)]
+    assert losses(whole) == steps, "every step stands in metrics.jsonl once"
 
 
 @pytest.mark.long
