@@ -16,7 +16,7 @@ from shoestring.plan.choose import fitting
 from shoestring.plan.predict import predict
 from shoestring.plan.ranges import Stage
 from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, Options, WeightFormat
-from shoestring.plan.split import Work
+from shoestring.plan.split import Peak, Seconds, Work
 from shoestring.plan.tape import FLOAT
 
 EFFICIENCY = 0.7  # of the matrix peak that writing texts reaches, all that is no product included
@@ -39,7 +39,7 @@ class Figures:
     """What each machine's part takes, as `plan.predict` has it, by its place among `machines`. memory: bytes of each at
     most. A streamed part keeps as many layers, and of as many what they computed, as its memory has room for.
 
-    seconds: with what the machine took for a small step beside what is predicted for that (`describe`).
+    Seconds: with what the machine took for a small step beside what is predicted for that (`describe`).
     """
 
     def __init__(
@@ -47,35 +47,40 @@ class Figures:
         weights: WeightFormat, slots: int | None = None,
     ):  # fmt: skip
         self.shape, self.memory, self.engine = shape, memory, engine
-        self._described = machines
+        self._paces = [machine["pace"] for machine in machines]
         self._machines = [machine_of(machine, shape, engine) for machine in machines]
         self._options = Options((engine,), 1, weights=weights, slots=slots)
         self._found: dict[tuple[int, ...], tuple[int, float]] = {}
 
-    def peak(self, index: int, count: int, layers: int, rows: int, microbatches: int) -> int:
-        return self._of(index, count, layers, rows, microbatches)[0]
+    def over(self, chosen: Sequence[int]) -> tuple[Peak, Seconds]:
+        """Where machines of these places follow one another."""
 
-    def seconds(self, index: int, count: int, layers: int, rows: int, microbatches: int) -> float:
-        return self._of(index, count, layers, rows, microbatches)[1]
+        def peak(index: int, count: int, layers: int, rows: int, microbatches: int) -> int:
+            return self._of(chosen[index], Stage(index, count), layers, rows, microbatches)[0]
 
-    def _of(self, *asked: int) -> tuple[int, float]:
+        def seconds(index: int, count: int, layers: int, rows: int, microbatches: int) -> float:
+            return self._of(chosen[index], Stage(index, count), layers, rows, microbatches)[1]
+
+        return peak, seconds
+
+    def _of(self, place: int, stage: Stage, layers: int, rows: int, microbatches: int) -> tuple[int, float]:
+        alike = Stage(0, stage.stages - stage.rank)  # those before it do not matter
+        asked = (place, alike.stages, layers, rows, microbatches)
         if asked not in self._found:
-            self._found[asked] = self._predicted(*asked)
+            self._found[asked] = self._predicted(place, alike, layers, rows, microbatches)
         return self._found[asked]
 
-    def _predicted(self, index: int, count: int, layers: int, rows: int, microbatches: int) -> tuple[int, float]:
-        part, stage = _part(self.shape, layers), Stage(index, count)
-        machine, limit = self._machines[index], self.memory[index]
+    def _predicted(self, place: int, stage: Stage, layers: int, rows: int, microbatches: int) -> tuple[int, float]:
+        part, machine = _part(self.shape, layers), self._machines[place]
         if self.engine == "streamed":
-            options = replace(self._options, microbatch=rows, stage=stage)
-            found = fitting(part, machine, limit, options)
+            found = fitting(part, machine, self.memory[place], replace(self._options, microbatch=rows, stage=stage))
             size = found.total
         else:
             recompute: Recompute = "full" if self.engine == "checkpointed" else "selective"
             found = predict(part, EngineSpec(self.engine, rows, recompute, stage=stage), machine)
             kept = sum(bytes for name, bytes in found.tensors if name == _KEPT)
             size = found.total + (stage.under_way(microbatches) - 1) * kept
-        return size, self._described[index]["pace"] * found.seconds / microbatches
+        return size, self._paces[place] * found.seconds / microbatches
 
 
 def _part(shape: JobShape, layers: int) -> JobShape:

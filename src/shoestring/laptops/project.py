@@ -27,7 +27,7 @@ from shoestring.laptops.pieces import RemoteFile, needed
 from shoestring.laptops.prediction import Figures, work_of
 from shoestring.laptops.shape import from_json
 from shoestring.plan.shapes import EngineName
-from shoestring.plan.split import Link, Peak, Planned, Seconds, fewer, split
+from shoestring.plan.split import Link, Planned, fewer, split
 from shoestring.pretraining.config import load_pretrain_recipe
 
 RECIPE, STATE = "recipe.yaml", Path("trainer", "state.json")
@@ -96,14 +96,10 @@ class Project:
         between, refusal = crew.links(present), None
         links = [between(i, i + 1) for i in range(len(present) - 1)]
         work, rows = work_of(self.shape), recipe.train.microbatch
+        machines, memory = [one.machine for one in present], [one.memory for one in present]
         for engine in self.engines:
-
-            def figures(chosen: Sequence[int], engine: EngineName = engine) -> tuple[Peak, Seconds]:
-                machines, memory = [present[i].machine for i in chosen], [present[i].memory for i in chosen]
-                found = Figures(self.shape, machines, memory, engine, self.weights)
-                return found.peak, found.seconds
-
-            peak, seconds = figures(range(len(present)))
+            figures = Figures(self.shape, machines, memory, engine, self.weights)
+            peak, seconds = figures.over(range(len(present)))
             try:
                 found = split(work, laptops, links, peak, rows, seconds=seconds)
             except BudgetError as error:
@@ -111,7 +107,7 @@ class Project:
                 continue
             for line in told(found, engine, links):
                 say(line)
-            better = fewer(work, laptops, between, peak, rows, figures=figures)
+            better = fewer(work, laptops, between, peak, rows, figures=figures.over)
             if better is not None:
                 names = ", ".join(better.names)
                 say(f"faster    {names} without the others: about {format_count(better.tokens_per_second)} tokens/s")

@@ -105,7 +105,14 @@ def _compute(shape: JobShape) -> int:
 
 @functools.lru_cache(maxsize=512)
 def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool = False) -> Walk:
-    return walked(shape.config, lambda config: _walk_of(config, shape, spec, threads, onednn, gpu))
+    return walked(
+        shape.config, lambda config: _walk_of_some(replace(shape, config=config), spec, threads, onednn, gpu)
+    )
+
+
+@functools.lru_cache(maxsize=64)  # from a few layers all depths are had
+def _walk_of_some(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool) -> Walk:
+    return _walk_of(shape.config, shape, spec, threads, onednn, gpu)
 
 
 def _walk_of(
