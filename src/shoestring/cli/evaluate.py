@@ -111,7 +111,7 @@ def evaluate(
                 "over several machines one MODEL is asked, or an adapter's folder, its layers as the files have them"
                 " (command line)"
             )
-        _shown_over(machines, models[0], side, names, count, transcripts, plot, json)
+        _shown_over(machines, models[0], side, names, count, transcripts, plot, json, show is not None)
         return
     done = []
     for name in models:
@@ -139,7 +139,7 @@ def evaluate(
 
 def _shown_over(
     machines: tuple[Path | None, str | None, str | None, str | None], model: str, side: str, names: list[str],
-    count: int, transcripts: Path | None, plot: Path | None, json: bool,
+    count: int, transcripts: Path | None, plot: Path | None, json: bool, answers: bool,
 ) -> None:  # fmt: skip
     from shoestring.evaluate.suite.kept import write_answers
     from shoestring.evaluate.suite.picture import draw
@@ -147,14 +147,16 @@ def _shown_over(
     from shoestring.laptops.scoring import evaluate_over
 
     found = found_over(evaluate_over, machines, model, side, names, count)["json"]
-    evaluation = Evaluation.of(found["evaluation"])
+    evaluation, answered = Evaluation.of(found["evaluation"]), [Answered(**one) for one in found["answered"]]
     if transcripts is not None:
-        write_answers([Answered(**one) for one in found["answered"]], transcripts)
+        write_answers(answered, transcripts)
     if plot is not None and evaluation.scores:
         draw([evaluation], plot)
     if json:
         console.print_json([{**evaluation.to_json(), "machines": found["machines"]}])
         return
+    if answers:
+        _print_answers(answered)
     _print_scores([evaluation])
     for name, why in evaluation.left_out.items():
         console.say(f"left out: {name}: {why}")
