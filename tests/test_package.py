@@ -13,9 +13,9 @@ from shoestring.core.errors import ConfigError
 def test_the_package_lists_its_names_and_nothing_else():
     assert dir(shoestring) == sorted(shoestring.__all__)
     assert set(dir(shoestring)) == {
-        "__version__", "compare", "compress", "distill", "factorize", "finetune", "finetune_over", "generate_over",
-        "join", "load", "make_plan", "merge", "perplexity", "prepare_dataset", "pretrain", "pretrain_over", "prune",
-        "quantize", "report",
+        "__version__", "compare", "compress", "distill", "evaluate_over", "factorize", "finetune", "finetune_over",
+        "generate_over", "join", "load", "make_plan", "merge", "perplexity", "perplexity_over", "prepare_dataset",
+        "pretrain", "pretrain_over", "prune", "quantize", "report",
     }  # fmt: skip
 
 
@@ -36,6 +36,8 @@ def test_the_package_lists_its_names_and_nothing_else():
         ("finetune_over", "machines model data resume overrides token listen wait"),
         ("pretrain_over", "machines recipe resume overrides token listen wait"),
         ("generate_over", "machines model prompts token listen wait special_tokens"),
+        ("perplexity_over", "machines model data context stride examples on_bad_line columns token listen wait"),
+        ("evaluate_over", "machines model side only items token listen wait"),
         ("join", "address token name memory model"),
         ("report", "runs out"),
         ("quantize", "model out bits group method calibrate symmetric activations rows context dtype"),

@@ -4,8 +4,9 @@
 data)`, `quantize(MODEL, out)`, `prune(MODEL, out)`, `factorize(MODEL, out)`, `distill(TEACHER, STUDENT, data)`,
 `merge(ADAPTER, out)`, `compress(MODEL, out, target)`, `report(RUNS)`, `compare(RUNS)`, `prepare_dataset(data, MODEL)`,
 `make_plan(RECIPE)`, which is `shoestring plan`, `finetune_over(MACHINES, MODEL, data)`,
-`pretrain_over(MACHINES, recipe)`, `generate_over(MACHINES, MODEL, prompts)` and `join(ADDRESS, TOKEN, NAME)` do what
-the commands do. They are looked up on first use, so that `import shoestring` does not import torch.
+`pretrain_over(MACHINES, recipe)`, `generate_over(MACHINES, MODEL, prompts)`, `perplexity_over(MACHINES, MODEL, data)`,
+`evaluate_over(MACHINES, MODEL)` and `join(ADDRESS, TOKEN, NAME)` do what the commands do. They are looked up on first
+use, so that `import shoestring` does not import torch.
 """
 
 import importlib as _importlib
@@ -26,6 +27,8 @@ if _typing.TYPE_CHECKING:
     from shoestring.laptops.join import join as join
     from shoestring.laptops.over import finetune_over as finetune_over
     from shoestring.laptops.over import pretrain_over as pretrain_over
+    from shoestring.laptops.scoring import evaluate_over as evaluate_over
+    from shoestring.laptops.scoring import perplexity_over as perplexity_over
     from shoestring.offload.load import load as load
     from shoestring.pretraining.job import pretrain as pretrain
     from shoestring.search.compare import compare as compare
@@ -37,6 +40,7 @@ _HOMES = {
     "compare": "shoestring.search.compare",
     "compress": "shoestring.compression.compress.job",
     "distill": "shoestring.compression.distill.job",
+    "evaluate_over": "shoestring.laptops.scoring",
     "factorize": "shoestring.compression.factorize.job",
     "finetune": "shoestring.finetuning.job",
     "finetune_over": "shoestring.laptops.over",
@@ -46,6 +50,7 @@ _HOMES = {
     "make_plan": "shoestring.forecast.plan",
     "merge": "shoestring.compression.merge.job",
     "perplexity": "shoestring.evaluate.perplexity",
+    "perplexity_over": "shoestring.laptops.scoring",
     "prepare_dataset": "shoestring.finetuning.examples",
     "pretrain": "shoestring.pretraining.job",
     "pretrain_over": "shoestring.laptops.over",
@@ -54,9 +59,9 @@ _HOMES = {
     "report": "shoestring.train.report.write",
 }
 __all__ = [
-    "__version__", "compare", "compress", "distill", "factorize", "finetune", "finetune_over", "generate_over", "join",
-    "load", "make_plan", "merge", "perplexity", "prepare_dataset", "pretrain", "pretrain_over", "prune", "quantize",
-    "report",
+    "__version__", "compare", "compress", "distill", "evaluate_over", "factorize", "finetune", "finetune_over",
+    "generate_over", "join", "load", "make_plan", "merge", "perplexity", "perplexity_over", "prepare_dataset",
+    "pretrain", "pretrain_over", "prune", "quantize", "report",
 ]  # fmt: skip
 
 

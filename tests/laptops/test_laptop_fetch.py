@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from safetensors.torch import save_file
 
 from shoestring.core.errors import NetworkError
 from shoestring.laptops import pieces
-from shoestring.laptops.fetch import fetch, from_folder, mark_parts, missing
+from shoestring.laptops.fetch import fetch, from_folder, from_hub, mark_parts, missing
+from shoestring.laptops.join import source_of
 from shoestring.laptops.pieces import RemoteFile, is_below, needed, read_files
 from shoestring.laptops.share import Shared
 from shoestring.laptops.wire import MOST_BYTES, LinkError
@@ -211,3 +214,80 @@ def test_a_part_has_the_fingerprint_of_the_whole(model, tmp_path):
     found = Fingerprint.of([part])
     assert found.digest == whole.digest
     assert found.key != whole.key  # what is made of a part, such as a store of its layers, is none of the whole
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A stand-in for the hub's files: ranges of those in `folder`, or, where it is told to, never anything."""
+
+    folder: Path
+    gives = True
+    asked: list[tuple[str, str]] = []
+
+    def do_GET(self) -> None:
+        Hub.asked.append((self.path, self.headers["Range"]))
+        file = self.folder / self.path.rpartition("/")[2]
+        if not self.gives or not file.is_file():
+            self.send_error(401 if file.is_file() else 404)
+            return
+        begin, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        content = file.read_bytes()[begin : end + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(model, monkeypatch):
+    import huggingface_hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Hub.folder, Hub.gives, Hub.asked = model, True, []
+    address = f"http://127.0.0.1:{server.server_port}"
+    plain = huggingface_hub.hf_hub_url
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *a, **b: plain(*a, **b, endpoint=address))
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_ranges_come_from_the_hub_and_no_other_bytes(model, hub, tmp_path):
+    shared, files = offered(model, 1, 3)
+    calls: list[tuple[str, int, int]] = []
+    there = tmp_path / "there"
+    fetch(files, there, [from_hub("mine/model", "v1", "model"), reader(shared, calls)])
+    assert not calls and all(path.startswith("/mine/model/resolve/v1/") for path, _ in hub.asked)
+    sizes = [int(end) - int(begin) + 1 for _, text in hub.asked for begin, end in [text[6:].split("-")]]
+    assert sum(sizes) == sum(file.bytes for file in files) < (model / "model.safetensors").stat().st_size
+    with safe_open(there / "model" / "model.safetensors", "pt") as found:
+        name = "model.layers.2.mlp.up_proj.weight"
+        with safe_open(model / "model.safetensors", "pt") as whole:
+            assert torch.equal(found.get_tensor(name), whole.get_tensor(name))
+
+
+def test_what_the_hub_refuses_or_has_otherwise_comes_from_the_first_machine(model, hub, tmp_path):
+    shared, files = offered(model, 0, 2)
+    hub.gives = False
+    fetch(files, tmp_path / "one", [from_hub("mine/model", None, "model"), reader(shared)])
+    assert len(hub.asked) == 1, "it is not asked again"
+    hub.gives, hub.folder = True, tmp_path / "other"
+    hub.folder.mkdir()
+    for file in model.iterdir():
+        (hub.folder / file.name).write_bytes(bytes(file.stat().st_size))
+    calls: list[tuple[str, int, int]] = []
+    fetch(files, tmp_path / "two", [from_hub("mine/model", None, "model"), reader(shared, calls)])
+    assert calls and missing(files, tmp_path / "two") == 0
+
+
+def test_a_name_on_the_hub_is_read_there_unless_it_is_in_the_cache(monkeypatch, model, hub):
+    from shoestring.models import get
+
+    monkeypatch.setattr(get, "cached", lambda name: None)
+    read = source_of("hf:mine/model@v2")
+    assert read("model/config.json", 0, 2) == b"{}"
+    assert hub.asked == [("/mine/model/resolve/v2/config.json", "bytes=0-1")]
+    assert source_of(model)("model/config.json", 0, 2) == b"{}" and len(hub.asked) == 1

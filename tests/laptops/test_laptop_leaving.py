@@ -22,7 +22,8 @@ from shoestring.plan.ranges import even_split
 from tests.laptops.ends import TOKEN
 
 MACHINE = {
-    "memory": 8e9, "process": 2e8, "int8_gain": 1.0, "cores": 4, "threads": 4,
+    "memory": 8e9, "process": 2e8, "checkpointing": 7e7, "int8_gain": 1.0, "cores": 4, "threads": 4,
+    "bandwidth": 2e10, "pace": 1.0,
     "flops": {"float32": 1e11, "bfloat16": 1e11},
 }  # fmt: skip
 LAYERS = 6

@@ -19,7 +19,8 @@ from tests.laptops.ends import TOKEN
 
 HERE = Address("127.0.0.1", 0)
 MACHINE = {
-    "memory": 8e9, "process": 2e8, "int8_gain": 1.0, "cores": 4, "threads": 4,
+    "memory": 8e9, "process": 2e8, "checkpointing": 7e7, "int8_gain": 1.0, "cores": 4, "threads": 4,
+    "bandwidth": 2e10, "pace": 1.0,
     "flops": {"float32": 1e11, "bfloat16": 1e11},
 }  # fmt: skip
 

@@ -36,12 +36,14 @@ MLA = {"kind": "mla", "heads": 2, "latent_rank": 8, "content_width": 8, "value_w
 
 @dataclass(frozen=True)
 class Case:
-    """shape: changes of the model. adapter: of a frozen one. streamed: how its layers are kept on disk."""
+    """shape: changes of the model. adapter: of a frozen one. streamed: how its layers are kept on disk; keeps: of how
+    many of them what was computed is kept."""
 
     shape: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] | None = None
     quantized: Int8Config | Int4Config | None = None
     streamed: str | None = None
+    keeps: int = 0
     compute: torch.dtype = torch.float32
     recompute: Recompute | None = None
     optimizer: OptimizerConfig = AdamWConfig(learning_rate=1e-2)
@@ -60,6 +62,8 @@ CASES: dict[str, Case] = {
     "lora on int4": Case(adapter={"rank": 3}, quantized=Int4Config()),
     "lora, streamed": Case(adapter={"rank": 3, "dropout": 0.2}, streamed="source"),
     "lora, streamed int8": Case(adapter={"rank": 3}, streamed="int8", steps=20, optimizer=SLOW),
+    "lora, streamed, activations kept": Case(adapter={"rank": 3, "dropout": 0.2}, streamed="source", keeps=4),
+    "lora, streamed int8, some activations kept": Case(adapter={"rank": 3}, streamed="int8", keeps=2),
     "lora in bfloat16": Case(adapter={"rank": 3}, compute=torch.bfloat16),
     "full in bfloat16, value residuals": Case({"value_residual": True}, compute=torch.bfloat16),
     "full, recomputed": Case(recompute="full"),

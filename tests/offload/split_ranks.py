@@ -35,7 +35,7 @@ def run(name: str, place: Place, out: Path) -> dict:
 
     def make():
         if case.streamed is not None:
-            part = open_streamed_part(model, place, case.streamed, dtype=case.dtype)
+            part = open_streamed_part(model, place, case.streamed, dtype=case.dtype, keeps=case.keeps)
         else:
             trained = case.adapter is None
             part = load_part(model, place, dtype=case.dtype, quantized=case.quantized, trained=trained)

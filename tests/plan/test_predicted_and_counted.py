@@ -15,6 +15,10 @@ from shoestring.nn.quantized.config import Int4Config, NF4Config
 from shoestring.nn.replace import from_linear
 from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
+from shoestring.offload.pipeline.engine import PipelineEngine
+from shoestring.offload.pipeline.load import open_streamed_part
+from shoestring.offload.pipeline.place import Place
+from shoestring.plan.ranges import Stage
 from shoestring.plan.shapes import EngineSpec, JobShape, Training
 from shoestring.train.objective import next_token
 from shoestring.train.optimizer import build_optimizer
@@ -174,6 +178,27 @@ def test_streamed_layers(weights, source, spilled, tmp_path, monkeypatch):
     shape = JobShape(config, 6, 100, training, source, measured=False)
     predicted = counted.predicted(shape, EngineSpec("streamed", 2, "full", 2, weights, spilled))
     check(predicted.tensor_bytes, found)
+
+
+@pytest.mark.parametrize("keeps", [0, 2, 3])
+@pytest.mark.parametrize(("weights", "source"), [("source", "bfloat16"), ("int8", "bfloat16")])
+def test_streamed_layers_of_one_machine_that_keep_what_they_computed(weights, source, keeps, tmp_path, monkeypatch):
+    """One microbatch after another, as the last of several machines has them."""
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    config, training = counted.config(64), Training(False, RANK)
+    folder, place = counted.folder(config, tmp_path / "model", getattr(torch, source)), Place(0, ((0, config.layers),))
+    open_streamed_part(folder, place, weights).close()
+
+    def make():
+        decoder = open_streamed_part(folder, place, weights, keeps=keeps)
+        counted.adapt(decoder, training)
+        return decoder
+
+    parts = counted.batches(3, 2, 100, config.vocabulary)
+    found = counted.counted(lambda: PipelineEngine(make, streams=True), parts)
+    shape = JobShape(config, 6, 100, training, source, measured=False)
+    spec = EngineSpec("streamed", 2, "full", 2, weights, stage=Stage(0, 1), keeps=keeps)
+    check(counted.predicted(shape, spec).tensor_bytes, found, nearly=0.1)
 
 
 @pytest.mark.parametrize("kind", ["gqa", "mla", "gelu", "bottlenecks"])

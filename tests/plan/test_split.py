@@ -95,6 +95,32 @@ def test_no_split_is_faster_than_the_one_found():
     assert compared > 60
 
 
+def test_no_split_is_faster_where_further_layers_cost_more():
+    """As where a machine's memory is full, and further layers compute again what they could keep before."""
+    draw = random.Random(3)
+    for _ in range(60):
+        count, layers, rows = draw.randint(2, 4), draw.randint(4, 12), draw.choice([1, 4, 6])
+        each = [draw.uniform(0.5, 2) for _ in range(count)]
+        full = [draw.randint(1, layers) for _ in range(count)]
+        first = [draw.choice([0.0, draw.uniform(0, 9)]) for _ in range(count)]
+
+        def seconds(index, machines, n, rows, microbatches, each=each, full=full, first=first):
+            return rows * (first[index] + each[index] * (n + 0.5 * max(n - full[index], 0)))
+
+        work, peak = Work(layers, rows, 16, 1.0, 64.0), peaks(100)
+        laptops = [Laptop(str(i), 1.0) for i in range(count)]
+        links = [Link(0.0, 1e9)] * (count - 1)
+        best = min(
+            step_seconds(
+                [seconds(i, count, n, size, rows // size) for i, n in enumerate(counts)],
+                crossing_seconds(work, links, size), rows // size,
+            )
+            for size in range(1, rows + 1) if rows % size == 0
+            for counts in every_split(layers, count)
+        )  # fmt: skip
+        assert split(work, laptops, links, peak, seconds=seconds).seconds == pytest.approx(best)
+
+
 def test_a_faster_machine_gets_more_layers_and_a_full_one_no_more_than_fit():
     work = Work(24, 8, 128, 1e6, 4 * 896)
     laptops = [Laptop("desk", 3e9), Laptop("anna", 1e9)]

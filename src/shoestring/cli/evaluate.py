@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from shoestring.cli.decoding import WEIGHTS_HELP, checked_weights
+from shoestring.cli.over import Listen, OverMachines, Token, Wait, found_over
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
 from shoestring.core.errors import ConfigError
@@ -57,8 +58,13 @@ def evaluate(
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     dtype: Annotated[str, Parameter(help="auto (float32), float32, bfloat16 or float16")] = "auto",
     weights: Annotated[str | None, Parameter(help=WEIGHTS_HELP)] = None,
+    over: OverMachines = None,
+    listen: Listen = None,
+    wait: Wait = None,
+    token: Token = None,
     json: Json = False,
 ) -> None:
+    machines = over, listen, wait, token
     kept = checked_weights(weights, device, dtype, memory)
     if adapter is not None and kept == "file":
         raise ConfigError(
@@ -99,6 +105,14 @@ def evaluate(
 
     names = [show] if show is not None else [name.strip() for name in (only or "").split(",") if name.strip()]
     categories(names)  # before a model is loaded
+    if machines != (None,) * 4:
+        if len(models) > 1 or (adapter, memory, device, dtype, weights) != (None, None, "auto", "auto", None):
+            raise ConfigError(
+                "over several machines one MODEL is asked, or an adapter's folder, its layers as the files have them"
+                " (command line)"
+            )
+        _shown_over(machines, models[0], side, names, count, transcripts, plot, json, show is not None)
+        return
     done = []
     for name in models:
         language, folder = _load(name, adapter, device, dtype, memory, kept)
@@ -120,6 +134,31 @@ def evaluate(
     for other, answered in done[1:]:
         _print_differences(done[0][1], answered, evaluations[0].model, other.model)
     for name, why in evaluations[0].left_out.items():
+        console.say(f"left out: {name}: {why}")
+
+
+def _shown_over(
+    machines: tuple[Path | None, str | None, str | None, str | None], model: str, side: str, names: list[str],
+    count: int, transcripts: Path | None, plot: Path | None, json: bool, answers: bool,
+) -> None:  # fmt: skip
+    from shoestring.evaluate.suite.kept import write_answers
+    from shoestring.evaluate.suite.picture import draw
+    from shoestring.evaluate.suite.results import Answered, Evaluation
+    from shoestring.laptops.scoring import evaluate_over
+
+    found = found_over(evaluate_over, machines, model, side, names, count)["json"]
+    evaluation, answered = Evaluation.of(found["evaluation"]), [Answered(**one) for one in found["answered"]]
+    if transcripts is not None:
+        write_answers(answered, transcripts)
+    if plot is not None and evaluation.scores:
+        draw([evaluation], plot)
+    if json:
+        console.print_json([{**evaluation.to_json(), "machines": found["machines"]}])
+        return
+    if answers:
+        _print_answers(answered)
+    _print_scores([evaluation])
+    for name, why in evaluation.left_out.items():
         console.say(f"left out: {name}: {why}")
 
 

@@ -35,7 +35,7 @@ def join(
         str | None, Parameter(help="what the first machine shows; others on this machine see flags [asked for]")
     ] = None,
     model: Annotated[
-        str | None, Parameter(help="a folder or a name with the same model, from which its tensors are taken first")
+        str | None, Parameter(help="a folder or name (hf:OWNER/NAME) of the same model, whose tensors are taken first")
     ] = None,
 ) -> None:
     from shoestring.laptops.config import parse_address

@@ -1,4 +1,4 @@
-"""The flags of a run over several machines, which `finetune` and `pretrain` share, and how its result is shown."""
+"""The flags of a run over several machines, which several verbs share, and how its result is shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shoestring.core import console
 from shoestring.core.errors import ConfigError
 
 OverMachines = Annotated[
-    Path | None, Parameter(help="machines.yaml: train over these machines, each of which holds some layers")
+    Path | None, Parameter(help="machines.yaml: over these machines, each of which holds some layers")
 ]
 Listen = Annotated[
     str | None, Parameter(help="with --over: HOST:PORT, the one address that the others reach (listen there)")
@@ -39,13 +39,21 @@ def run_over(
     run: `laptops.over.finetune_over` or its like; arguments, settings: for it. Raises ConfigError for flags without
     --over.
     """
+    result = found_over(run, given, *arguments, **settings)
+    if json:
+        console.print_json(result["json"])
+    else:
+        console.show(result["text"])
+
+
+def found_over(
+    run: Callable[..., dict[str, Any]], given: tuple[Path | None, str | None, str | None, str | None],
+    *arguments: Any, **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The same, and nothing shown yet."""
     over, listen, wait, token = given
     if over is None:
         message = "--listen, --wait and --token are of a run over several machines (command line)"
         raise ConfigError(message, hint="add --over MACHINES")
     token = os.environ.get("SHOESTRING_TOKEN") if token is None else token
-    result = run(over, *arguments, **settings, listen=listen, wait=wait, token=token)
-    if json:
-        console.print_json(result["json"])
-    else:
-        console.show(result["text"])
+    return run(over, *arguments, **settings, listen=listen, wait=wait, token=token)

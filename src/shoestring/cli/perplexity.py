@@ -8,8 +8,10 @@ from cyclopts import Parameter
 
 from shoestring.cli.columns import Columns, columns_of
 from shoestring.cli.decoding import WEIGHTS_HELP, checked_weights
+from shoestring.cli.over import Listen, OverMachines, Token, Wait, run_over
 from shoestring.cli.verb import Json, verb
 from shoestring.core import console
+from shoestring.core.errors import ConfigError
 
 app = verb(
     "perplexity",
@@ -44,8 +46,21 @@ def perplexity(
     weights: Annotated[str | None, Parameter(help=WEIGHTS_HELP)] = None,
     columns: Columns = None,
     on_bad_line: Annotated[Literal["stop", "skip"], Parameter(help="rows that cannot be used; skip counts")] = "stop",
+    over: OverMachines = None,
+    listen: Listen = None,
+    wait: Wait = None,
+    token: Token = None,
     json: Json = False,
 ) -> None:
+    given = over, listen, wait, token
+    if given != (None,) * 4:
+        if (memory, device, dtype, weights) != (None, "auto", "auto", None):
+            raise ConfigError("over several machines, each keeps its layers as the files have them (command line)")
+        from shoestring.laptops.scoring import perplexity_over
+
+        asked = {"context": context, "stride": stride, "examples": examples, "on_bad_line": on_bad_line}
+        run_over(perplexity_over, given, json, model, data, columns=columns_of(columns), **asked)
+        return
     kept = checked_weights(weights, device, dtype, memory)
 
     from shoestring.evaluate.perplexity import check_windows

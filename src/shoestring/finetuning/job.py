@@ -142,8 +142,11 @@ def finetune(
         if run.opened is None:
             result = collect(run, load_answers(run.out))
         else:
-            result = collect(run, job.interview().after(run, job.engine.decoder))
+            answers = job.interview().after(run, job.engine.decoder)
             job.engine.close()
+            if run.recipe.budget.memory is not None:
+                allocator.limit(target=0)  # to draw the curve takes 30 MB, where the run's were
+            result = collect(run, answers)
     recipe = run.recipe
     if recipe.evaluate.suite is None or parallel.rank() != 0:
         return result

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -32,6 +32,7 @@ from shoestring.offload.pipeline.place import Place
 from shoestring.offload.pipeline.planned import config_of_part, filling_microbatch, refuse
 from shoestring.plan.choose import usual_microbatch
 from shoestring.plan.constants import MICROBATCH_TOKENS
+from shoestring.plan.ranges import Stage
 from shoestring.plan.shapes import EngineSpec, JobShape, Options, Packed, Training, WeightFormat
 from shoestring.plan.tape import FLOAT
 from shoestring.train import parallel
@@ -46,8 +47,8 @@ class Portions:
     """What a plan asks of a run's material. rows: of a step, of `padded` tokens; lengths: as `JobShape` has them;
     documents: whether a row holds several examples, or ends early. asked: questions before and after, tokens of the
     longest, and of an answer. ordinary: rows of ordinary examples that come by at most. source: the dtype of the
-    model's files; packed: what all blocks have in few bits, where the model is quantized. stages: processes that hold a
-    part of the model each, where config is of a part."""
+    model's files; packed: what all blocks have in few bits, where the model is quantized. stage: among processes that
+    hold a part of the model each, where config is of a part."""
 
     config: ModelConfig
     rows: int
@@ -60,7 +61,7 @@ class Portions:
     source: str = "float32"
     packed: Packed = frozenset()
     quantized: bool = False
-    stages: int = 1
+    stage: Stage | None = None
 
 
 def portions_of(recipe: FinetuneRecipe, material: Material, place: Place | None = None) -> Portions:
@@ -72,7 +73,7 @@ def portions_of(recipe: FinetuneRecipe, material: Material, place: Place | None 
         config, material.rows, material.padded, material.lengths, material.documents, material.held_out,
         _asked(recipe, material), _kept_rows(recipe, material), source_dtype(material.base, here),
         packed_linears_of(material.base, here), read_quantization(material.base) is not None,
-        1 if place is None else place.stages,
+        None if place is None else Stage(place.rank, place.stages),
     )  # fmt: skip
 
 
@@ -128,13 +129,14 @@ def options(recipe: FinetuneRecipe, portions: Portions) -> Options:
     return Options(
         chosen,
         usual=usual_microbatch(portions.rows, portions.padded, MICROBATCH_TOKENS)
-        if portions.stages == 1
-        else filling_microbatch(portions.rows, portions.padded, MICROBATCH_TOKENS, portions.stages),
+        if portions.stage is None
+        else filling_microbatch(portions.rows, portions.padded, MICROBATCH_TOKENS, portions.stage.stages),
         microbatch=recipe.train.microbatch,
         recompute=recipe.train.activation_checkpointing,
         weights="packed" if packed else recipe.frozen_kind() or budget.weights,
         slots=budget.slots,
         spilled=None if budget.inputs == "auto" else budget.inputs == "disk",
+        stage=portions.stage,
         advice=advice,
     )
 
@@ -183,10 +185,11 @@ def adapted_model(
     if spec.engine == "streamed":
         weights: StoreFormat = "source" if spec.weights == "packed" else spec.weights
         compute: Literal["int8", "float"] = "int8" if recipe.precision.compute == "int8" else "float"
+        how: dict[str, Any] = {"slots": spec.slots, "device": device, "say": say, "compute": compute}
         decoder: Decoder = (
-            open_streamed(base, weights, spec.slots, device, say=say, compute=compute)
+            open_streamed(base, weights, **how)
             if place is None
-            else open_streamed_part(base, place, weights, spec.slots, device, say=say, compute=compute)
+            else open_streamed_part(base, place, weights, **how, keeps=spec.keeps)
         )
     elif place is not None:
         decoder = load_part(base, place, device, torch.float32, recipe.frozen_config(), say=say)

@@ -46,7 +46,7 @@ def step_forms(
             told=f"{spec.microbatch} × {shape.length:,}",
             predict=_for(predict, shape, spec),
             note=", ".join(filter(None, [_note(shape, spec), note])),
-            process=_process(spec, limited),
+            process=_process(spec, options, limited),
             disk=_disk(disk, shape, spec),
             host=_host(shape, spec),
             settings=settings | _settings(spec, options),
@@ -64,9 +64,10 @@ def _note(shape: JobShape, spec: EngineSpec) -> str:
     return layers + ", inputs on disk" * spec.spilled
 
 
-def _process(spec: EngineSpec, limited: bool) -> ProcessKind:
-    """A run without a budget loads what computes blocks again only where it does."""
-    return "training" if spec.engine == "resident" and not limited else "checkpointing"
+def _process(spec: EngineSpec, options: Options, limited: bool) -> ProcessKind:
+    """What computes blocks again is loaded where it may be needed: with a budget, before the engine is chosen."""
+    open = options.engines if limited else (spec.engine,)
+    return "checkpointing" if "checkpointed" in open else "training"
 
 
 def _settings(spec: EngineSpec, options: Options) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A machine that joins fetches its part of a run: piece by piece, each checked by its SHA-256 before it counts.
 
-From a model folder of its own where it has one, else from the first machine. What was fetched stays in the cache, under
+From a model folder of its own where it has one, from a repository of the hub where one is named, else from the first
+machine. What was fetched stays in the cache, under
 the model's digest, and a list beside each file says which of its pieces are there: what was cut off goes on from them,
 and another split fetches only what is new.
 """
@@ -11,7 +12,10 @@ import hashlib
 import json
 import os
 import shutil
+import urllib.request
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 
 from shoestring.core.errors import ModelFileError, NetworkError
@@ -24,6 +28,7 @@ from shoestring.models.fingerprint import PARTS
 # path, begin, size -> bytes; raises OSError or LinkError where it has none.
 Read = Callable[[str, int, int], bytes]
 _HAVE = ".have"  # beside a file: the pieces of it that are there, one a line
+_PATIENCE = 60.0  # seconds for an answer of the hub
 _SPARE_DISK = 200_000_000  # bytes that stay free
 
 
@@ -76,6 +81,36 @@ def from_folder(own: Path, prefix: str) -> Read:
         if len(found) != size:
             raise FileNotFoundError(path)
         return found
+
+    return read
+
+
+def from_hub(repository: str, revision: str | None, prefix: str) -> Read:
+    """The pieces of files below `prefix` from a public repository of the hub, which has them under the same names.
+
+    Nothing is signed in for. What it does not give once it is not asked for again.
+    """
+    import huggingface_hub
+
+    refused: list[OSError] = []
+
+    def read(path: str, begin: int, size: int) -> bytes:
+        name = path.removeprefix(prefix + "/")
+        if name == path or "/" in name:
+            raise FileNotFoundError(path)
+        if refused:
+            raise refused[0]
+        url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
+        asked = urllib.request.Request(url, headers={"Range": f"bytes={begin}-{begin + size - 1}"})
+        try:
+            with urllib.request.urlopen(asked, timeout=_PATIENCE) as answer:
+                found = answer.read(size + 1)
+                if answer.status != HTTPStatus.PARTIAL_CONTENT and begin:
+                    raise OSError(f"the hub gives no ranges of {name}")
+        except (OSError, HTTPException) as error:
+            refused.append(OSError(f"the hub: {error}"))
+            raise refused[0] from None
+        return found[:size]
 
     return read
 

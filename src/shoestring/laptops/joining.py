@@ -13,7 +13,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from shoestring.core.units import format_bytes
 from shoestring.core.waiting import waiting
 from shoestring.laptops import link
 from shoestring.laptops.config import Address
-from shoestring.laptops.fetch import Read, fetch, from_folder, mark_parts, missing
+from shoestring.laptops.fetch import Read, fetch, mark_parts, missing
 from shoestring.laptops.handshake import SECONDS, Refused, Versions, ask, expect
 from shoestring.laptops.listener import connected
 from shoestring.laptops.member import BEAT, SILENCE
@@ -43,16 +43,16 @@ class _OutOfDate(Exception):
 
 
 class Joiner:
-    """name, memory, machine: what is told of this machine. own: a folder with the model, to take its tensors from.
+    """name, memory, machine: what is told of this machine. sources: from where pieces are read first.
 
     folder: where files are kept, None: in the cache.
     """
 
     def __init__(
         self, address: Address, token: str, name: str, memory: int | None, machine: dict[str, Any],
-        say: Callable[[str], Any], own: Path | None = None, folder: Path | None = None,
+        say: Callable[[str], Any], sources: Sequence[Read] = (), folder: Path | None = None,
     ):  # fmt: skip
-        self.address, self.name, self.say, self.own = address, name, say, own
+        self.address, self.name, self.say, self.sources = address, name, say, sources
         self._token, self._memory, self._machine = token, memory, machine
         self._folder = folder
         self._wait = AGAIN  # how long to ask again; the first machine says how long it waits
@@ -159,7 +159,7 @@ class Joiner:
                 self.say(line)
             wanted = missing(order.files, folder)
             self.say(f"fetches   {format_bytes(wanted)}, which stay in {folder}")
-            sources: list[Read] = [] if self.own is None else [from_folder(self.own, MODEL)]
+            sources = list(self.sources)
             sources.append(lambda path, begin, size: self._ask_for(wire, order.number, path, begin, size))
             done = 0
             told_at = time.monotonic()

@@ -16,7 +16,7 @@ from shoestring.plan.split import Link
 
 BEAT = 3.0  # seconds between two signs of life
 SILENCE = 20.0  # seconds without one, and the other end counts as gone
-_NUMBERS = ("memory", "process", "int8_gain", "cores", "threads")
+_NUMBERS = ("memory", "process", "checkpointing", "int8_gain", "cores", "threads", "bandwidth", "pace")
 
 
 @dataclass(frozen=True)

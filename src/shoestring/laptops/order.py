@@ -12,7 +12,8 @@ from shoestring.laptops.pieces import RemoteFile, is_below, read_files
 from shoestring.laptops.wire import LinkError
 from shoestring.plan.ranges import Split
 
-VERBS = ("finetune", "pretrain", "generate")
+ASKED = ("generate", "perplexity", "evaluate")  # of a model as it is, without a recipe
+VERBS = ("finetune", "pretrain", *ASKED)
 _MOST_LAYERS = 10_000
 
 

@@ -6,85 +6,81 @@ A stage keeps the activations of as many microbatches as are under way in it (`o
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from shoestring.models.count import operations
-from shoestring.nn.config import GQAConfig, block_order
-from shoestring.offload.pipeline.schedule import in_flight
-from shoestring.plan.constants import BITS, SPARE
+from shoestring.nn.config import GQAConfig, Recompute, block_order
+from shoestring.plan.choose import fitting
 from shoestring.plan.predict import predict
-from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, WeightFormat
-from shoestring.plan.speed import block_numbers
-from shoestring.plan.split import Peak, Work
+from shoestring.plan.ranges import Stage
+from shoestring.plan.shapes import EngineName, EngineSpec, JobShape, Machine, Options, WeightFormat
+from shoestring.plan.split import Peak, Seconds, Work
 from shoestring.plan.tape import FLOAT
 
-EFFICIENCY = 0.7  # of the matrix peak that a step reaches, all that is no product included
+EFFICIENCY = 0.7  # of the matrix peak that writing texts reaches, all that is no product included
 _KEPT = "kept activations"
-# Bytes per second of reading layers that the system has in its own memory or on a fast disk, and of making floats of
-# what is kept in fewer bits.
-_READ, _WIDENED = 1e9, 8e9
 
 
-def work_of(shape: JobShape, engine: EngineName, weights: WeightFormat, limited: bool) -> Work:
-    """Operations as `plan.speed` counts them. What passes between machines is hidden states in float32.
-
-    limited: whether memory is, so that streamed layers are read for each microbatch; those in few bits are made floats
-    for each, and the head on disk is read.
-    """
-    config, full = shape.config, shape.training.full
-    cost = operations(config, shape.length)
-    passes = (3 if full else 2) + (engine != "resident")
+def work_of(shape: JobShape) -> Work:
+    """Operations as `plan.speed` counts them. What passes between machines is hidden states in float32."""
+    config = shape.config
     values = config.attention.kv_heads * config.attention.head_width if isinstance(config.attention, GQAConfig) else 0
     streams = 2 if config.block == "reversible" else 1
-    numbers, kept = block_numbers(config), shape.source if weights in ("source", "packed") else weights
-    frozen = kept if engine == "streamed" else shape.training.frozen
-    widened = 0.0 if frozen == "float32" or full else passes * numbers * (BITS.get(frozen, 8) / 8 + FLOAT) / _WIDENED
-    layer = last = 0.0
-    if engine == "streamed":
-        layer = limited * 2 * numbers * BITS.get(kept, 8) / 8 / _READ
-        last = 2 * config.vocabulary * config.width * BITS[shape.source] / 8 / _READ
+    cost = operations(config, shape.length)
     return Work(
-        config.layers, shape.rows, shape.length, passes * (cost.matrices + cost.attention) / config.layers,
-        FLOAT * (streams * config.width + values * config.value_residual), last=(3 if full else 2) * cost.head,
-        layer_seconds=layer + widened, last_seconds=last,
+        config.layers, shape.rows, shape.length, (cost.matrices + cost.attention) / config.layers,
+        FLOAT * (streams * config.width + values * config.value_residual), last=cost.head,
     )  # fmt: skip
 
 
-def speed_of(shape: JobShape, machine: dict[str, Any]) -> float:
-    """Operations per second that a machine reaches."""
-    half = shape.compute in ("bfloat16", "float16")
-    gain = machine["int8_gain"] if shape.compute == "int8" else 1.0
-    return EFFICIENCY * gain * machine["flops"]["bfloat16" if half else "float32"]
+class Figures:
+    """What each machine's part takes, as `plan.predict` has it, by its place among `machines`. memory: bytes of each at
+    most. A streamed part keeps as many layers, and of as many what they computed, as its memory has room for.
 
+    Seconds: with what the machine took for a small step beside what is predicted for that (`describe`).
+    """
 
-def peak_of(
-    shape: JobShape, machines: Sequence[dict[str, Any]], memory: Sequence[int | None], engine: EngineName,
-    weights: WeightFormat,
-) -> Peak:  # fmt: skip
-    """Bytes of the whole process of each machine, by its place among them. memory: of each at most; as many streamed
-    layers stay in memory as it has room for, which are then not read again."""
+    def __init__(
+        self, shape: JobShape, machines: Sequence[dict[str, Any]], memory: Sequence[int | None], engine: EngineName,
+        weights: WeightFormat, slots: int | None = None,
+    ):  # fmt: skip
+        self.shape, self.memory, self.engine = shape, memory, engine
+        self._paces = [machine["pace"] for machine in machines]
+        self._machines = [machine_of(machine, shape, engine) for machine in machines]
+        self._options = Options((engine,), 1, weights=weights, slots=slots)
+        self._found: dict[tuple[int, ...], tuple[int, float]] = {}
 
-    @functools.lru_cache(maxsize=4096)
-    def peak(index: int, count: int, layers: int, rows: int, microbatches: int) -> int:
-        under_way = in_flight(index, count, microbatches)
-        part = _part(shape, layers)
-        machine = machine_of(machines[index])
-        if engine == "streamed":
-            sizes = []
-            for slots in sorted({layers, layers // 2, 4, 3, 2}, reverse=True):
-                if 2 <= slots <= max(layers, 2):
-                    spec = EngineSpec("streamed", rows, "full", slots, weights)
-                    sizes.append(predict(replace(part, rows=rows * under_way), spec, machine).total)
-            limit = memory[index]
-            return next((size for size in sizes if limit is None or size <= limit * SPARE), min(sizes))
-        found = predict(part, EngineSpec(engine, rows, "full" if engine == "checkpointed" else "selective"), machine)
-        kept = sum(size for name, size in found.tensors if name == _KEPT)
-        return found.total + (under_way - 1) * kept
+    def over(self, chosen: Sequence[int]) -> tuple[Peak, Seconds]:
+        """Where machines of these places follow one another."""
 
-    return peak
+        def peak(index: int, count: int, layers: int, rows: int, microbatches: int) -> int:
+            return self._of(chosen[index], Stage(index, count), layers, rows, microbatches)[0]
+
+        def seconds(index: int, count: int, layers: int, rows: int, microbatches: int) -> float:
+            return self._of(chosen[index], Stage(index, count), layers, rows, microbatches)[1]
+
+        return peak, seconds
+
+    def _of(self, place: int, stage: Stage, layers: int, rows: int, microbatches: int) -> tuple[int, float]:
+        alike = Stage(0, stage.stages - stage.rank)  # those before it do not matter
+        asked = (place, alike.stages, layers, rows, microbatches)
+        if asked not in self._found:
+            self._found[asked] = self._predicted(place, alike, layers, rows, microbatches)
+        return self._found[asked]
+
+    def _predicted(self, place: int, stage: Stage, layers: int, rows: int, microbatches: int) -> tuple[int, float]:
+        part, machine = _part(self.shape, layers), self._machines[place]
+        if self.engine == "streamed":
+            found = fitting(part, machine, self.memory[place], replace(self._options, microbatch=rows, stage=stage))
+            size = found.total
+        else:
+            recompute: Recompute = "full" if self.engine == "checkpointed" else "selective"
+            found = predict(part, EngineSpec(self.engine, rows, recompute, stage=stage), machine)
+            kept = sum(bytes for name, bytes in found.tensors if name == _KEPT)
+            size = found.total + (stage.under_way(microbatches) - 1) * kept
+        return size, self._paces[place] * found.seconds / microbatches
 
 
 def _part(shape: JobShape, layers: int) -> JobShape:
@@ -97,9 +93,12 @@ def _part(shape: JobShape, layers: int) -> JobShape:
     return replace(shape, config=config.model_copy(update=update))
 
 
-def machine_of(described: dict[str, Any]) -> Machine:
-    """As the plan has it, without a speed."""
+def machine_of(described: dict[str, Any], shape: JobShape | None = None, engine: EngineName = "streamed") -> Machine:
+    """As the plan has it. shape: of the job, in whose number format products are; None: without a speed."""
+    half = shape is not None and shape.compute in ("bfloat16", "float16")
     return Machine(
-        process=int(described["process"]), flops=1.0, int8_gain=float(described["int8_gain"]),
-        total=int(described["memory"]), threads=int(described["threads"]), onednn=bool(described.get("onednn")),
+        process=int(described["process"] + (described["checkpointing"] if engine == "checkpointed" else 0)),
+        flops=1.0 if shape is None else float(described["flops"]["bfloat16" if half else "float32"]),
+        int8_gain=float(described["int8_gain"]), total=int(described["memory"]), threads=int(described["threads"]),
+        onednn=bool(described.get("onednn")), bandwidth=float(described["bandwidth"]),
     )  # fmt: skip

@@ -24,7 +24,7 @@ from shoestring.finetuning.config import load_finetune_recipe
 from shoestring.laptops.crew import Crew, Present, Say
 from shoestring.laptops.order import Order
 from shoestring.laptops.pieces import RemoteFile, needed
-from shoestring.laptops.prediction import peak_of, speed_of, work_of
+from shoestring.laptops.prediction import Figures, work_of
 from shoestring.laptops.shape import from_json
 from shoestring.plan.shapes import EngineName
 from shoestring.plan.split import Link, Planned, fewer, split
@@ -32,7 +32,6 @@ from shoestring.pretraining.config import load_pretrain_recipe
 
 RECIPE, STATE = "recipe.yaml", Path("trainer", "state.json")
 PLAN = "machines.json"  # in the run's folder: who holds what, and what was predicted
-_FILLING = 4  # microbatches for each machine at most: the row is then filled four fifths of the time
 _WHOLE = 64 * 2**20  # bytes of a checkpoint's file that goes as it is
 _LOAD = {"finetune": load_finetune_recipe, "pretrain": load_pretrain_recipe}
 
@@ -93,22 +92,22 @@ class Project:
 
     def plan(self, recipe: Any, present: Sequence[Present], crew: Crew, say: Say) -> tuple[Planned, EngineName]:
         """The fastest that fits, the engine that takes no room on the disk first. Raises BudgetError."""
-        machines = [one.machine for one in present]
-        laptops = [one.laptop(speed_of(self.shape, one.machine)) for one in present]
-        between, most, refusal = crew.links(present), _FILLING * len(present), None
+        laptops = [one.laptop(1.0) for one in present]
+        between, refusal = crew.links(present), None
         links = [between(i, i + 1) for i in range(len(present) - 1)]
+        work, rows = work_of(self.shape), recipe.train.microbatch
+        machines, memory = [one.machine for one in present], [one.memory for one in present]
         for engine in self.engines:
-            memory = [one.memory for one in present]
-            work = work_of(self.shape, engine, self.weights, any(memory))
-            peak = peak_of(self.shape, machines, memory, engine, self.weights)
+            figures = Figures(self.shape, machines, memory, engine, self.weights)
+            peak, seconds = figures.over(range(len(present)))
             try:
-                found = split(work, laptops, links, peak, recipe.train.microbatch, most)
+                found = split(work, laptops, links, peak, rows, seconds=seconds)
             except BudgetError as error:
                 refusal = error
                 continue
             for line in told(found, engine, links):
                 say(line)
-            better = fewer(work, laptops, between, peak, recipe.train.microbatch, most)
+            better = fewer(work, laptops, between, peak, rows, figures=figures.over)
             if better is not None:
                 names = ", ".join(better.names)
                 say(f"faster    {names} without the others: about {format_count(better.tokens_per_second)} tokens/s")

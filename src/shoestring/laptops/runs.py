@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.core.errors import ConfigError
-from shoestring.laptops.order import Order
+from shoestring.laptops.order import ASKED, Order
 from shoestring.laptops.reporting import Shares
 from shoestring.train.watching import watched_by
 
 
 def run(order: Order, out: Path) -> Any:
     """Its result. Raises what the job raises."""
-    if order.verb == "generate":
-        from shoestring.laptops.asking import texts
+    if order.verb in ASKED:
+        from shoestring.laptops.asking import answer
 
-        return texts(order, out)
+        return answer(order, out)
     ranges = [list(each) for each in order.split.ranges] if order.world > 1 else None
     settings: dict[str, Any] = {**dict(order.settings), "budget.split": ranges}
     if order.memory is not None:

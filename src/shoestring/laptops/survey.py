@@ -12,6 +12,7 @@ from typing import Any
 
 from shoestring.core.errors import ConfigError
 from shoestring.laptops.answering import answer
+from shoestring.laptops.order import ASKED
 from shoestring.laptops.shape import to_json
 
 MODEL = "model"  # the folder of the model, below that of the files
@@ -42,7 +43,7 @@ def surveyed(asked: dict[str, Any]) -> dict[str, Any]:
     from shoestring.train.precision import settled
     from shoestring.train.run_folder import claim, disown
 
-    if asked["verb"] == "generate":
+    if asked["verb"] in ASKED:
         from shoestring.laptops.asking import surveyed as of_texts
 
         return of_texts(asked)

@@ -174,7 +174,8 @@ def _get_gguf(path: Path, refresh: bool, dtype: str, say: Say) -> Path:
 # --- the Hugging Face hub -----------------------------------------------------------------------------------
 
 
-def _hub_parts(name: str) -> tuple[str, str | None]:
+def hub_parts(name: str) -> tuple[str, str | None]:
+    """Repository and revision of OWNER/NAME[@REVISION]. Raises ModelFileError."""
     match = _HUB_NAME.fullmatch(name)
     if match is None:
         raise ModelFileError(
@@ -187,7 +188,7 @@ def _cached_hub(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repo, revision = _hub_parts(name)
+    repo, revision = hub_parts(name)
     try:
         folder = Path(
             snapshot_download(
@@ -218,7 +219,7 @@ def _get_hub(name: str, refresh: bool, say: Say) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
-    repo, revision = _hub_parts(name)
+    repo, revision = hub_parts(name)
     if not refresh and (folder := _cached_hub(name)) is not None:
         return folder
     say(f"fetching {repo} from the hub")

@@ -19,6 +19,7 @@ from shoestring.nn.context import Context, make_context
 from shoestring.nn.recompute import recomputing_nothing
 from shoestring.nn.replay import Replay
 from shoestring.nn.stack import Aux, draw_at
+from shoestring.offload.backward import backward_from
 from shoestring.offload.inputs import Inputs, Kept
 from shoestring.offload.model import StreamedDecoder
 from shoestring.train import parallel
@@ -116,7 +117,7 @@ class StreamedEngine(LocalEngine):
             outputs.append(extra)
             gradients.append(torch.full_like(extra, part.count / total))
         if y_BTD.requires_grad:
-            torch.autograd.backward(outputs, gradients)
+            backward_from(outputs, gradients)
         if entering.grad is not None:
             part.gradient = entering.grad
 

@@ -92,6 +92,7 @@ class LayerStream:
         """End the reading thread and close the files."""
         self.release()
         self._prefetch.close()
+        self._buffers, self._views, self._wide = [], [], []
         self.store.close()
 
     def _read(self, index: int, slot: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoestring.core import console
 from shoestring.core.errors import BudgetError
@@ -39,6 +39,22 @@ def choose(shape: JobShape, machine: Machine, budget: int | None, options: Optio
         raise _too_small(shape, machine, budget, options, *min(found, key=lambda one: one[1].total))
     best = min(fitting, key=lambda one: one[1].seconds)
     return Choice(*best, _of_each(found, best[0]), _faster(shape, *best, machine))
+
+
+def fitting(shape: JobShape, machine: Machine, budget: int | None, options: Options) -> Prediction:
+    """What `choose` would find for streamed layers of one machine of several, or the least that they take where that is
+    too much: without trying one after another how many layers keep what they computed."""
+    specs = [spec for spec in candidates(shape, options, budget is not None) if not spec.keeps]
+    found = [(predict(shape, spec, machine), spec) for spec in specs]
+    if budget is None:
+        return found[0][0]
+    best = []
+    for least, spec in found:
+        if least.total <= budget * SPARE:
+            each = predict(shape, replace(spec, keeps=1), machine).total - least.total
+            keeps = min(int((budget * SPARE - least.total) / max(each, 1)), shape.config.layers)
+            best.append(predict(shape, replace(spec, keeps=keeps), machine))
+    return min(best, key=lambda one: one.seconds) if best else min((one for one, _ in found), key=lambda one: one.total)
 
 
 def candidates(shape: JobShape, options: Options, limited: bool) -> Iterator[EngineSpec]:
@@ -87,6 +103,15 @@ def _streamed(shape: JobShape, rows: int, options: Options, limited: bool) -> It
     counts = [options.slots or 2]
     if options.slots is None and limited:
         counts = sorted({layers, layers // 2, 4, 3, 2}, reverse=True)
+    if options.stage is not None:
+        keeping = range(shape.config.layers, -1, -1) if limited else [0]
+        for slots in counts:
+            for keeps in keeping:
+                if 2 <= slots <= max(layers, 2):
+                    yield EngineSpec(
+                        "streamed", rows, "full", slots, options.weights, stage=options.stage, keeps=keeps
+                    )
+        return
     for spilled in [False, True] if options.spilled is None else [options.spilled]:
         for slots in counts:
             if 2 <= slots <= max(layers, 2):

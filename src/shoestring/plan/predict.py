@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 
 from shoestring.core.filled import filled_sizes
+from shoestring.core.units import counted
 from shoestring.models.config import ModelConfig
 from shoestring.models.count import cache_numbers
 from shoestring.nn.feed_forward_config import MoEConfig
@@ -24,10 +25,10 @@ from shoestring.plan.model import Model
 from shoestring.plan.moments import beside_step, kept_moments
 from shoestring.plan.passes import decode
 from shoestring.plan.peak import Walk, walked
-from shoestring.plan.shapes import KEPT, EngineSpec, JobShape, Line, Machine, Prediction, WeightFormat
+from shoestring.plan.shapes import KEPT, EngineSpec, JobShape, Line, Machine, Prediction, Training, WeightFormat
 from shoestring.plan.speed import step_time
 from shoestring.plan.step import compared_step, resident_step
-from shoestring.plan.streamed import measured_pass, streamed_blocks, streamed_step
+from shoestring.plan.streamed import kept_by_block, measured_pass, streamed_blocks, streamed_step
 from shoestring.plan.tape import FLOAT, HALF, Leaf, Memory, Phase, Tape
 
 _FLOATS = ("source", "float32", "bfloat16", "packed")  # packed: what is not in few bits
@@ -40,6 +41,9 @@ def predict(shape: JobShape, spec: EngineSpec, machine: Machine) -> Prediction:
     """What a step takes with this engine, and how long."""
     walk = _walk(shape, _walked_spec(spec), machine.threads, machine.onednn, machine.gpu)
     lines = divided(shape, spec, walk) if spec.shards > 1 else [*_weights(shape, spec, walk), *_highest(shape, walk)]
+    if spec.keeps and spec.stage is not None:
+        each = spec.stage.under_way(shape.rows // spec.microbatch) * _kept_by_block(shape, spec, machine)
+        lines.append((f"what {counted(spec.keeps, 'layer')} computed", int(spec.keeps * each)))
     half = shape.compute in _HALVES and not machine.gpu
     around = beside(machine.process, 0 if half else TRAINING, shape.tokens)
     if libraries := _libraries(shape, spec, machine, walk):
@@ -99,12 +103,45 @@ def beside(process: int, more: int = 0, tokens: int = 0) -> tuple[Line, ...]:
 def _walked_spec(spec: EngineSpec) -> EngineSpec:
     """What matters to the walk."""
     shards = min(spec.shards, 2)  # whether there are several
-    return EngineSpec(spec.engine, spec.microbatch, spec.recompute, 0, spec.weights, spec.spilled, shards)
+    return EngineSpec(
+        spec.engine, spec.microbatch, spec.recompute, 0, spec.weights, spec.spilled, shards, spec.stage
+    )
+
+
+def _kept_by_block(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
+    """Bytes of one microbatch, beside the block's input."""
+    return _block_walk(shape, spec.weights, spec.microbatch, machine.threads, machine.onednn)
+
+
+@functools.lru_cache(maxsize=512)
+def _block_walk(shape: JobShape, weights: WeightFormat, rows: int, threads: int, onednn: bool) -> float:
+    tape = Tape(Memory(), onednn, threads)
+    tape.bfloat = shape.compute != "float16"
+    one = shape.config.model_copy(update={"layers": 1, "sharing": None})
+    return kept_by_block(
+        tape, Model(tape, one, _streamed_training(shape, weights)), rows, shape.length, _compute(shape), shape.documents
+    )
+
+
+def _streamed_training(shape: JobShape, weights: WeightFormat) -> Training:
+    """Dense layers are float32 when they are used."""
+    return replace(shape.training, frozen="float32" if weights in _FLOATS else weights)
+
+
+def _compute(shape: JobShape) -> int:
+    return HALF if shape.compute in ("bfloat16", "float16") else FLOAT
 
 
 @functools.lru_cache(maxsize=512)
 def _walk(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool = False) -> Walk:
-    return walked(shape.config, lambda config: _walk_of(config, shape, spec, threads, onednn, gpu))
+    return walked(
+        shape.config, lambda config: _walk_of_some(replace(shape, config=config), spec, threads, onednn, gpu)
+    )
+
+
+@functools.lru_cache(maxsize=64)  # from a few layers all depths are had
+def _walk_of_some(shape: JobShape, spec: EngineSpec, threads: int, onednn: bool, gpu: bool) -> Walk:
+    return _walk_of(shape.config, shape, spec, threads, onednn, gpu)
 
 
 def _walk_of(
@@ -115,17 +152,25 @@ def _walk_of(
     tape.bfloat, tape.gathered = shape.compute != "float16", spec.shards > 1
     if shape.moving.in_backward:
         tape.beside = lambda weight: beside_step(shape.moving, Counter({weight: 1}))
-    training = shape.training
-    if spec.engine == "streamed":  # dense ones are float32 when they are used
-        frozen: WeightFormat = "float32" if spec.weights in _FLOATS else spec.weights
-        training = replace(training, frozen=frozen)
-    model = Model(tape, config, training)
-    compute = HALF if shape.compute in _HALVES else FLOAT
-    rows, length = spec.microbatch, shape.length
+    streamed = spec.engine == "streamed"
+    model = Model(tape, config, _streamed_training(shape, spec.weights) if streamed else shape.training)
+    compute, rows, length = _compute(shape), spec.microbatch, shape.length
     microbatches = -(-shape.rows // rows)
-    if spec.engine == "streamed":
+    if spec.engine == "streamed" and spec.stage is not None:
         source = int(BITS[shape.source]) // 8
-        blocks = streamed_blocks(config.vocabulary, config.width, source, training.integers)
+        blocks = streamed_blocks(config.vocabulary, config.width, source, shape.training.integers)
+        labels = rows * length if shape.ignored else None
+        under_way, headed = spec.stage.under_way(microbatches), spec.stage.is_last
+        streamed_step(
+            tape, model, rows, length, under_way, compute, source, False, labels, shape.documents, blocks, headed
+        )
+        more = microbatches / min(under_way, 3)
+        made, tensors = more * tape.memory.made, more * tape.memory.tensors
+        if shape.measured:
+            measured_pass(tape, model, shape.rows, length, compute, source, labels, shape.documents, blocks)
+    elif spec.engine == "streamed":
+        source = int(BITS[shape.source]) // 8
+        blocks = streamed_blocks(config.vocabulary, config.width, source, shape.training.integers)
         step = (shape.tokens if shape.ignored else None, shape.documents, blocks)
         streamed_step(tape, model, rows, length, microbatches, compute, source, spec.spilled, *step)
         more = microbatches / min(microbatches, 3)
@@ -166,6 +211,8 @@ def _weights(shape: JobShape, spec: EngineSpec, walk: Walk) -> list[Line]:
     config, integers = shape.config, shape.training.integers
     if spec.engine == "streamed":
         lines = streamed_weights(config, spec.weights, shape.source, spec.slots, walk, integers)
+        if spec.stage is not None and not spec.stage.is_last:
+            lines = lines[:-1]  # the head is elsewhere
     else:
         head = 0  # in int8: beside a tied embedding's floats, or instead of its own
         if integers:

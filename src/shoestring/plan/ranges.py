@@ -15,6 +15,24 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One machine of a row of `stages`."""
+
+    rank: int
+    stages: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it has the head and its loss."""
+        return self.rank == self.stages - 1
+
+    def under_way(self, microbatches: int) -> int:
+        """The most of a step's microbatches that have gone forward through it and not backward yet, one forward, one
+        backward (`offload.pipeline.schedule`)."""
+        return min(2 * (self.stages - self.rank - 1) + 1, microbatches)
+
+
+@dataclass(frozen=True)
 class Split:
     """ranges: of each rank. microbatches: of an optimizer step, which fill the pipeline one behind the other."""
 

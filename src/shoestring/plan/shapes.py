@@ -14,6 +14,7 @@ from shoestring.core.units import counted
 from shoestring.models.config import ModelConfig
 from shoestring.nn.config import Recompute
 from shoestring.nn.quantized.config import PackedConfig
+from shoestring.plan.ranges import Stage
 
 EngineName = Literal["resident", "checkpointed", "streamed"]
 # How weights are kept: as they stand in the model's files (source; packed: in few bits), or in one of these formats.
@@ -94,6 +95,8 @@ class EngineSpec:
     shards: among how many processes weights, gradients and moments are divided.
 
     Streamed: slots layers in memory at a time, kept on disk as `weights`; spilled: inputs of layers wait there too.
+    stage: where the layers are those of one machine of several, which takes one microbatch after another; keeps: layers
+    of them that keep what they computed until it goes backward.
     """
 
     engine: EngineName
@@ -103,6 +106,8 @@ class EngineSpec:
     weights: WeightFormat = "source"
     spilled: bool = False
     shards: int = 1
+    stage: Stage | None = None
+    keeps: int = 0
 
 
 KEPT = "what it keeps beside tensors"  # the line of a process that is a constant
@@ -198,7 +203,7 @@ class Options:
     """What a job leaves open. engines: in the order of preference. microbatch: rows at once, None: up to `usual` rows.
 
     recompute: of the resident engine. slots, spilled: None leaves them open. advice: what else would take less memory,
-    in sentences. shards: as `EngineSpec` has it, which is not left open.
+    in sentences. shards, stage: as `EngineSpec` has them, which are not left open.
     """
 
     engines: tuple[EngineName, ...]
@@ -210,3 +215,4 @@ class Options:
     spilled: bool | None = None
     advice: tuple[str, ...] = field(default=())
     shards: int = 1
+    stage: Stage | None = None

@@ -21,6 +21,7 @@ from shoestring.plan.constants import (
     ATTENTION,
     BITS,
     CALL,
+    COPIED,
     DENSE_DECODING,
     FETCHED,
     LAYER,
@@ -37,6 +38,7 @@ from shoestring.plan.peak import Walk
 from shoestring.plan.shapes import EngineSpec, JobShape, Machine
 from shoestring.plan.tape import FLOAT, Weight
 
+_AGAIN = 0.25  # of the tensors of a block that runs up, again, and down: those of its second run
 MOVING, WAITING, WRITING = "moving the weights", "waiting for the disk", "writing tokens"
 Seconds = tuple[str, float]  # what for
 
@@ -45,11 +47,11 @@ def step_time(shape: JobShape, spec: EngineSpec, machine: Machine, walk: Walk) -
     """Of one optimizer step. A frozen weight costs no gradient of its own; blocks run again where they are not kept."""
     streamed, full = spec.engine == "streamed", shape.training.full
     cost = operations(shape.config, shape.length, "full" if streamed else spec.recompute)
-    again = 1 if cost.again else 0
+    again = (1 - spec.keeps / shape.config.layers) if cost.again else 0.0
     matrices = ((3 if full else 2) + again) * cost.matrices
     # What is trained beside frozen matrices: two operations a number forward, four backward.
     matrices += 0 if full else (6 + 2 * again) * walk.adapters / FLOAT
-    head = (3 if full else 2) * cost.head
+    head = (3 if full else 2) * cost.head * (spec.stage is None or spec.stage.is_last)
     if shape.compute == "int8":
         matrices, head = matrices / machine.int8_gain, head / machine.int8_gain
     # Attention's scores are made again going backward: five products for two.
@@ -57,15 +59,17 @@ def step_time(shape: JobShape, spec: EngineSpec, machine: Machine, walk: Walk) -
     products = shape.tokens * (matrices + head) / (PRODUCTS * machine.flops)
     products += shape.tokens * attention / (ATTENTION * machine.flops)
     bandwidth = machine.bandwidth
-    passes = TRAINED_PASSES * walk.made / bandwidth
+    share = 1 - _AGAIN * spec.keeps / shape.config.layers  # of what is made
+    passes = TRAINED_PASSES * share * walk.made / bandwidth
     yield "products of matrices", products
     yield "everything else, byte by byte", passes
-    yield "starting operations", TRAINED_CALL * walk.tensors
+    yield "starting operations", TRAINED_CALL * share * walk.tensors
     if streamed:
         opened = _opened(shape, spec) / bandwidth
         yield "layers made ready", opened
         waiting = max(_reading(shape, spec, machine) - products - passes - opened, 0.0)
-        yield WAITING, waiting + _spilled(shape, spec, machine)
+        copied = _read(shape, spec) / COPIED if spec.stage is not None and machine.threads == 1 else 0.0
+        yield WAITING, waiting + copied + _spilled(shape, spec, machine)
     yield MOVING, _moving(shape, machine, walk)
 
 
@@ -118,18 +122,32 @@ def _disk(machine: Machine, bytes: float) -> float:
 
 
 def _reading(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:
-    """Seconds, while something else is computed: each layer once on the way up and once down, but for those kept."""
+    """Seconds, while something else is computed."""
     config = shape.config
+    layers = config.unique_layers * block_numbers(config) * streamed_bits(shape, spec) / 8
+    return _read(shape, spec) / _disk(machine, layers + _head_bytes(shape))
+
+
+def _read(shape: JobShape, spec: EngineSpec) -> float:
+    """Bytes of a step: each layer once on the way up and once down, but for those kept; the head. By one machine of
+    several, for every microbatch."""
+    config, stage = shape.config, spec.stage
     layer = block_numbers(config) * streamed_bits(shape, spec) / 8
-    head = config.vocabulary * config.width * BITS["int8" if shape.compute == "int8" else shape.source] / 8
-    speed = _disk(machine, config.unique_layers * layer + head)
-    return (2 * max(config.unique_layers - spec.slots, 0) * layer + head) / speed
+    times = 1 if stage is None else shape.rows // spec.microbatch
+    head = _head_bytes(shape) * (stage is None or stage.is_last)
+    return times * (2 * max(config.unique_layers - spec.slots, 0) * layer + head)
+
+
+def _head_bytes(shape: JobShape) -> float:
+    config = shape.config
+    return config.vocabulary * config.width * BITS["int8" if shape.compute == "int8" else shape.source] / 8
 
 
 def _opened(shape: JobShape, spec: EngineSpec) -> float:
     """Bytes that making layers float32 passes through memory, where halves are read; else products do it."""
-    bits = streamed_bits(shape, spec)
-    return 2 * shape.config.unique_layers * block_numbers(shape.config) * (bits / 8 + FLOAT) if bits == 16 else 0.0
+    bits, times = streamed_bits(shape, spec), 1 if spec.stage is None else shape.rows // spec.microbatch
+    numbers = shape.config.unique_layers * block_numbers(shape.config)
+    return 2 * times * numbers * (bits / 8 + FLOAT) if bits == 16 else 0.0
 
 
 def _spilled(shape: JobShape, spec: EngineSpec, machine: Machine) -> float:

@@ -7,12 +7,15 @@ s_i seconds, and link i carries one there and back in c_i. As in a flow shop of 
     T = Σ s_i + Σ c_i + (M − 1) · max(s_1, ..., c_1, ...)
 
 all of one microbatch, and then one more each time that the slowest is done. The best split for a slowest of at most
-B seconds gives every machine a layer and then as many as B and its memory allow, the fastest first; B runs over all
-values that it can have. tests/plan compares with every split there is, and T with a schedule that is played through.
+B seconds gives every machine a layer and then as many as B and its memory allow, each where one more costs least; B
+runs over all values that it can have. That is the best where a further layer costs a machine no less than the one
+before: with its memory full it must compute again what it could keep before. tests/plan compares with every split
+there is, and T with a schedule that is played through.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -103,19 +106,21 @@ class Planned:
         return tuple(part.name for part in self.parts)
 
 
+# Seconds of machine `index` of `count` for one microbatch, with so many layers and microbatches of so many rows.
+Seconds = Callable[[int, int, int, int, int], float]
 # Bytes at the peak of machine `index` of `count`, with so many layers and microbatches of so many rows.
 Peak = Callable[[int, int, int, int, int], int]
 
 
 def split(
     work: Work, laptops: Sequence[Laptop], links: Sequence[Link], peak: Peak, rows: int | None = None,
-    most: int | None = None,
+    most: int | None = None, seconds: Seconds | None = None,
 ) -> Planned:  # fmt: skip
     """The fastest that keeps every machine inside its memory, over all of these machines in this order.
 
     links: between each and the next. rows: of a microbatch; None: whichever is fastest, of at most `most` microbatches,
-    since products of few rows are slower than is counted here. Raises BudgetError where
-    nothing fits.
+    since products of few rows are slower than is counted here. seconds: None: by `stage_seconds`. Raises BudgetError
+    where nothing fits.
     """
     assert len(links) == len(laptops) - 1 and laptops
     if len(laptops) > work.layers:
@@ -125,9 +130,10 @@ def split(
         )
     found: list[Planned] = []
     for each in _possible(work, rows, most):
-        counts = _best(work, laptops, links, peak, each)
+        taking = _times(work, laptops, each, seconds)
+        counts = _best(work, laptops, links, peak, taking, each)
         if counts is not None:
-            found.append(_told(work, laptops, links, peak, each, counts))
+            found.append(_told(work, laptops, links, peak, taking, each, counts))
     if not found:
         raise _too_small(work, laptops, peak, rows)
     return min(found, key=lambda one: (one.seconds, one.microbatches))
@@ -135,18 +141,23 @@ def split(
 
 def fewer(
     work: Work, laptops: Sequence[Laptop], between: Callable[[int, int], Link], peak: Peak, rows: int | None = None,
-    most: int | None = None,
+    most: int | None = None, figures: Callable[[tuple[int, ...]], tuple[Peak, Seconds]] | None = None,
 ) -> Planned | None:  # fmt: skip
     """The best split over fewer of these machines, the first among them, where one is faster than over all; else None.
 
-    between: the link of two machines by their places.
+    between: the link of two machines by their places. figures: peaks and seconds over machines of these places, where
+    they differ beyond what `laptops` says; None: `peak`, and `stage_seconds`.
     """
-    best = split(work, laptops, [between(i, i + 1) for i in range(len(laptops) - 1)], peak, rows, most)
-    faster: Planned | None = None
-    for chosen in _selections(len(laptops)):
+
+    def over(chosen: tuple[int, ...]) -> Planned:
         links = [between(i, j) for i, j in itertools.pairwise(chosen)]
+        bytes, seconds = (peak, None) if figures is None else figures(chosen)
+        return split(work, [laptops[i] for i in chosen], links, bytes, rows, most, seconds)
+
+    best, faster = over(tuple(range(len(laptops)))), None
+    for chosen in _selections(len(laptops)):
         try:
-            found = split(work, [laptops[i] for i in chosen], links, peak, rows, most)
+            found = over(chosen)
         except BudgetError:
             continue
         if found.seconds < (faster or best).seconds:
@@ -179,8 +190,17 @@ def bytes_per_token(work: Work, machines: int) -> float:
     return 2 * (machines - 1) * work.crossing
 
 
+def _times(work: Work, laptops: Sequence[Laptop], rows: int, seconds: Seconds | None) -> list[list[float]]:
+    """Of each machine for one microbatch, with 1, 2, ... layers."""
+    count, layers = len(laptops), range(1, work.layers + 1)
+    if seconds is not None:
+        return [[seconds(i, count, n, rows, work.rows // rows) for n in layers] for i in range(count)]
+    each = [stage_seconds(work, laptops, [n] * count, rows) for n in layers]
+    return [[times[i] for times in each] for i in range(count)]
+
+
 def _best(
-    work: Work, laptops: Sequence[Laptop], links: Sequence[Link], peak: Peak, rows: int
+    work: Work, laptops: Sequence[Laptop], links: Sequence[Link], peak: Peak, times: list[list[float]], rows: int
 ) -> tuple[int, ...] | None:
     """Layers of each machine."""
     microbatches, count = work.rows // rows, len(laptops)
@@ -191,21 +211,17 @@ def _best(
         return given if fits else None
     if min(room) < 1 or sum(room) < work.layers:
         return None
-    one = stage_seconds(work, laptops, [1] * count, rows)
-    each = [rows * work.length * work.layer / laptop.flops + work.layer_seconds for laptop in laptops]
-    slowest = {one[i] + n * each[i] for i in range(count) for n in range(room[i])}
     crossings = crossing_seconds(work, links, rows)
     best: tuple[float, tuple[int, ...]] | None = None
-    for limit in sorted(slowest):
-        most = [min(most, 1 + int((limit - one[i]) / each[i] + 1e-9)) for i, most in enumerate(room)]
-        if min(most) < 1 or limit < max(one) * (1 - 1e-12) or sum(most) < work.layers:
+    for limit in sorted({time for taken, most in zip(times, room, strict=True) for time in taken[:most]}):
+        most = [bisect.bisect_right(taken, limit, hi=fit) for taken, fit in zip(times, room, strict=True)]
+        if min(most) < 1 or sum(most) < work.layers:
             continue
-        counts, left = [1] * count, work.layers - count
-        for i in sorted(range(count), key=lambda i: (each[i], i)):
-            more = min(left, most[i] - 1)
-            counts[i] += more
-            left -= more
-        seconds = step_seconds(stage_seconds(work, laptops, counts, rows), crossings, microbatches)
+        counts = [1] * count
+        for _ in range(work.layers - count):
+            open = [i for i in range(count) if counts[i] < most[i]]
+            counts[min(open, key=lambda i: (times[i][counts[i]] - times[i][counts[i] - 1], i))] += 1
+        seconds = step_seconds([times[i][n - 1] for i, n in enumerate(counts)], crossings, microbatches)
         if best is None or seconds < best[0]:
             best = seconds, tuple(counts)
     return None if best is None else best[1]
@@ -224,10 +240,12 @@ def _room(work: Work, laptop: Laptop, index: int, count: int, peak: Peak, rows: 
 
 
 def _told(
-    work: Work, laptops: Sequence[Laptop], links: Sequence[Link], peak: Peak, rows: int, counts: tuple[int, ...]
-) -> Planned:
+    work: Work, laptops: Sequence[Laptop], links: Sequence[Link], peak: Peak, taking: list[list[float]], rows: int,
+    counts: tuple[int, ...],
+) -> Planned:  # fmt: skip
     microbatches = work.rows // rows
-    times, crossings = stage_seconds(work, laptops, counts, rows), crossing_seconds(work, links, rows)
+    times = [taken[n - 1] for taken, n in zip(taking, counts, strict=True)]
+    crossings = crossing_seconds(work, links, rows)
     total = step_seconds(times, crossings, microbatches)
     without = step_seconds(times, [0.0] * len(links), microbatches)
     network = (total - without) / total

@@ -27,9 +27,10 @@ class _Part:
 
 def streamed_step(
     tape: Tape, model: Model, rows: int, length: int, microbatches: int, compute: int, source: int, spilled: bool,
-    labels: float | None, documents: bool, blocks: Callable[[Tape], Iterator[Tensor | None]],
+    labels: float | None, documents: bool, blocks: Callable[[Tape], Iterator[Tensor | None]], headed: bool = True,
 ) -> None:  # fmt: skip
-    """source: bytes of a number in the model's files. blocks: of the head."""
+    """source: bytes of a number in the model's files. blocks: of the head. headed: whether the head is here; else the
+    gradients of the last layer's outputs come from where it is."""
     parts = []
     with tape.recording(False):
         for _ in range(microbatches):
@@ -37,7 +38,10 @@ def streamed_step(
             parts.append(_Part(context, model.embed_from_disk(tape, context, source)))
     with tape.autocast(compute):
         _up(tape, model, parts, spilled)
-        _top(tape, model, parts, labels, blocks)
+        if headed:
+            _top(tape, model, parts, labels, blocks)
+        else:
+            _from_elsewhere(tape, parts)
         _down(tape, model, parts, spilled)
 
 
@@ -110,6 +114,23 @@ def _top(
     for part, gradient in zip(parts, gradients, strict=True):
         part.x, part.gradient = None, gradient
     del merged
+
+
+def _from_elsewhere(tape: Tape, parts: list[_Part]) -> None:
+    for part in parts:
+        assert part.x is not None
+        part.gradient = tape.like(part.x)
+        part.x = None
+
+
+def kept_by_block(tape: Tape, model: Model, rows: int, length: int, compute: int, documents: bool) -> float:
+    """Bytes that a block which does not run again keeps of a microbatch until it goes backward, beside its input."""
+    with tape.autocast(compute):
+        context = model.context(tape, rows, length, documents)
+        x = tape.empty(rows * length * model.config.width)
+        x.node, before = Leaf(), tape.memory.live
+        y = model.blocks[0](tape, x, context)
+        return tape.memory.live - before - y.bytes
 
 
 def _down(tape: Tape, model: Model, parts: list[_Part], spilled: bool) -> None:

@@ -70,7 +70,10 @@ def memory_speed() -> float:
 
 def _may_checkpoint(recipe: RunRecipe) -> bool:
     """Whether whole blocks may be computed again: a budget may ask for it, which is not decided yet."""
-    return recipe.budget.memory is not None or engines(recipe)[0] != "resident"
+    if getattr(recipe.budget, "weights", "source") != "source":
+        return False  # they are streamed, which does not
+    open = engines(recipe)
+    return "checkpointed" in (open if recipe.budget.memory is not None else open[:1])
 
 
 def int8_gain() -> float:

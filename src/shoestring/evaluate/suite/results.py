@@ -84,6 +84,13 @@ class Evaluation:
             "left_out": self.left_out,
         }
 
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> Evaluation:
+        """From what `to_json` gave."""
+        names = Score.__dataclass_fields__
+        scores = tuple(Score(**{name: one[name] for name in names}) for one in value["categories"])
+        return cls(value["model"], value["side"], scores, value["seconds"], value["left_out"])
+
 
 @dataclass(frozen=True)
 class Difference:

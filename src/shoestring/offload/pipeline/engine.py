@@ -28,6 +28,7 @@ from shoestring.models.decoder import Decoder
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import Context
 from shoestring.nn.stack import Aux
+from shoestring.offload.backward import backward_from
 from shoestring.offload.pipeline.gather import Gathered, gathered, gathered_numbers, gathered_tensors
 from shoestring.offload.pipeline.model import SplitDecoder
 from shoestring.offload.pipeline.parts import Stream
@@ -216,9 +217,7 @@ class PipelineEngine(LocalEngine):
         for extra in flight.aux.values():
             outputs.append(self.scaled(extra * share))
             gradients.append(None)
-        known = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
-        if known:
-            torch.autograd.backward([output for output, _ in known], [gradient for _, gradient in known])
+        backward_from(outputs, gradients)
         if self._gives_gradients:
             back = [torch.zeros_like(each) if each.grad is None else each.grad for each in flight.entered]
             self.decoder.wire.send(back, place.rank - 1, BACKWARD)

@@ -35,9 +35,11 @@ def load_over(
     weights: StoreFormat = "source",
     slots: int | None = None,
     say: Callable[[str], Any] | None = None,
+    adapter: str | Path | None = None,
 ) -> LanguageModel:
     """The part of a model or adapter folder that this process has by `split`, as a whole language model.
 
+    adapter: a PEFT folder for `model`, wherever it says that its base is.
     weights: how the layers are kept, rounded to nearest where they are dense in the folder; dtype: what the rest is,
     and what is computed in. slots: layers in memory at a time, which are then read from this machine's disk for every
     token; None: all. Call it and all that follows inside `parallel.stages()`. Raises ConfigError for a split that does
@@ -45,7 +47,10 @@ def load_over(
     """
     parallel.start()
     folder = find_once(model)
-    base = find_base(folder) if is_adapter(folder) else folder
+    if adapter is not None:
+        base, folder = folder, Path(adapter)
+    else:
+        base = find_base(folder) if is_adapter(folder) else folder
     config = read_config(base)
     split.check(config.layers, parallel.world_size())
     check_exchange()

@@ -99,9 +99,11 @@ def open_streamed_part(
     prefetch: bool = True,
     say: Callable[[str], Any] | None = None,
     compute: Literal["float", "int8"] = "float",
+    keeps: int = 0,
 ) -> SplitDecoder:
     """The layers at `place`, streamed from disk through `slots` buffers as `offload.model.open_streamed` does, with
-    embedding and head on disk too. Raises ConfigError for what cannot be, and what `open_streamed` raises."""
+    embedding and head on disk too. keeps: the last of them keep what they computed until it goes backward. Raises
+    ConfigError for what cannot be, and what `open_streamed` raises."""
     config = read_config(folder)
     own = place.blocks(block_order(config.layers, config.sharing))
     store = open_store(folder, weights, say, own, place.holds(config, trained=False))
@@ -109,7 +111,7 @@ def open_streamed_part(
         if refused := unstreamed(store.config):
             raise ConfigError(f"a model with {refused[0]} cannot be streamed layer by layer")
         integers = compute == "int8" and store.format == "int8"
-        decoder = _assemble(store, place, slots, device, dtype, prefetch, integers, say)
+        decoder = _assemble(store, place, slots, device, dtype, prefetch, integers, say, keeps)
     except BaseException:
         store.close()
         raise
@@ -119,7 +121,7 @@ def open_streamed_part(
 
 def _assemble(
     store: Store, place: Place, slots: int, device: torch.device | str, dtype: torch.dtype, prefetch: bool,
-    integers: bool, say: Callable[[str], Any] | None,
+    integers: bool, say: Callable[[str], Any] | None, keeps: int,
 ) -> SplitDecoder:  # fmt: skip
     config, wire = store.config, Wire(device)
     whole = build(config, device="meta", dtype=dtype)
@@ -138,7 +140,7 @@ def _assemble(
     blocks = nn.ModuleList(whole.blocks[index] for index in own)
     stream = LayerStream(store, blocks, slots, dtype, device, prefetch)
     order = tuple(own.index(part.order[position]) for position in part.positions)
-    part.read_from(StreamedStack(order, stream, place.first), blocks)
+    part.read_from(StreamedStack(order, stream, place.first, keeps), blocks)
     decoder = split_off(whole, place, wire, trained=False, part=part)
     decoder.stream = stream
     return settle_head(decoder.requires_grad_(False)).eval()

@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from shoestring.plan.ranges import Stage
+
 Turn = tuple[Literal["forward", "backward"], int]
 
 
 def in_flight(rank: int, stages: int, microbatches: int) -> int:
     """The most microbatches whose activations a stage keeps at once."""
-    return min(2 * (stages - rank - 1) + 1, microbatches)
+    return Stage(rank, stages).under_way(microbatches)
 
 
 def turns(rank: int, stages: int, microbatches: int) -> Iterator[Turn]:
     """What a stage does in a step."""
-    ahead = min(2 * (stages - rank - 1), microbatches)
+    ahead = min(2 * (stages - rank - 1), microbatches)  # as `Stage.under_way` counts
     for number in range(microbatches):
         yield "forward", number
         if number >= ahead:

@@ -1,0 +1,33 @@
+"""Going backward from several tensors whose gradients are known.
+
+torch.autograd.backward(outputs, gradients) imports symbolic algebra to compare their shapes, 40 MB of a process that
+streams for lack of memory; `loss.backward()` does not. So the gradients are given by the backward pass of one number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def backward_from(outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add to `.grad` of all leaves. None: ones, of a loss. Outputs without a graph are left out."""
+    known = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+    if known:
+        with torch.enable_grad():  # this may be called by another's backward pass
+            end = _Given.apply([gradient for _, gradient in known], *(output for output, _ in known))
+        end.backward()
+
+
+class _Given(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gradients: list[Tensor | None], *outputs: Tensor) -> Tensor:
+        ctx.gradients = [torch.ones_like(y) if g is None else g for y, g in zip(outputs, gradients, strict=True)]
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx, *ones: Tensor):
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, *gradients

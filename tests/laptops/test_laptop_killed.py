@@ -1,0 +1,70 @@
+"""Every process of a run over two machines, killed again and again at random instants, its losses as if nothing was."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from tests.laptops.test_laptop_runs import SETTINGS, alone, begin, losses, machines  # noqa: F401
+
+KILLS = 5
+HANG = 60.0  # seconds in which a run that has lost a process must be under way again, or have ended
+STEPS, EVERY = 1500, 20
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("who", ["desk's worker", "anna's worker", "desk", "anna"])
+def test_a_process_that_is_killed_at_random_instants_changes_no_loss(machines, base, examples, tmp_path, who):  # noqa: F811
+    two, draw = machines(wait="300s"), random.Random(who)
+    settings = {**SETTINGS, "train.steps": STEPS, "train.checkpoint_every": EVERY, "train.evaluate_every": 500}
+    begin(two, base, examples, settings)
+    out = tmp_path / "desk" / "out"
+    until(two, lambda: bool(list(out.glob("step-*"))), 300)
+    for number in range(KILLS):
+        starts = two.log("desk").count("plan      ")
+        time.sleep(draw.uniform(0, 4))
+        assert two.running["desk"].poll() is None, f"it was over before {number + 1} kills"
+        kill(two, who)
+        until(two, lambda starts=starts: two.log("desk").count("plan      ") > starts, HANG)
+        time.sleep(draw.uniform(0, 8))  # while it opens the model, or trains again
+    assert two.result("desk", 900)["steps"] == STEPS
+    assert two.running["anna"].wait(HANG) == 0, two.log("anna")
+    expected = alone(base, examples, tmp_path / "alone", settings)
+    assert losses(out) == pytest.approx(expected, abs=1e-4)
+
+
+def kill(two, who: str) -> None:
+    """And do what a person would then."""
+    name = who.removesuffix("'s worker")
+    if who != name:
+        until(two, lambda: bool(two.workers(name)), HANG)
+        for worker in two.workers(name):
+            os.kill(worker, signal.SIGKILL)
+        return
+    workers = two.workers(name)
+    two.running[name].kill()
+    two.running[name].wait()
+    until(two, lambda: not any(alive(worker) for worker in workers), HANG)  # whoever began them is gone
+    if name == "anna":
+        two.join("anna")
+    else:
+        two.start("desk", "finetune", "--resume", "out", "--over", str(two.folder / "machines.yaml"), "--json")
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def until(two, condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{two.log('desk')}\n---\n{two.log('anna')}"
+        time.sleep(0.05)
