@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-3b")
     parser.add_argument("--memory", default="3GB")
     parser.add_argument("--method", choices=("rtn", "gptq", "awq", "learned"), default="gptq")
-    parser.add_argument("--rows", type=int, default=16, help="of calibration")
+    parser.add_argument("--rows", type=int, default=16, help="of text to calibrate with; rtn takes none")
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1, help="of the instants")
     arguments = parser.parse_args()
@@ -64,11 +64,12 @@ def main() -> None:
         parser.error(f"needs a memory cgroup: {reason}")
     limit = int(parse_bytes(arguments.memory))
     model = large_model(arguments.shape)
+    text = [] if arguments.method == "rtn" else ["--calibrate", "stdlib", "--rows", str(arguments.rows)]
     with tempfile.TemporaryDirectory() as made:
         whole, resumed = Path(made) / "whole", Path(made) / "resumed"
         command = [
-            sys.executable, "-m", "shoestring", "quantize", str(model), "--method", arguments.method,
-            "--calibrate", "stdlib", "--rows", str(arguments.rows), "--memory", arguments.memory, "--out",
+            sys.executable, "-m", "shoestring", "quantize", str(model), "--method", arguments.method, *text,
+            "--memory", arguments.memory, "--out",
         ]  # fmt: skip
         first = run([*command, str(whole)], limit, None)
         report = json.loads((whole / "compression.json").read_text())
