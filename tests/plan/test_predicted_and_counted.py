@@ -113,26 +113,32 @@ def test_products_in_bfloat16(frozen, dora):
     check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found)
 
 
-@pytest.mark.parametrize("kind", ["mtla", "mtla with options"])
-def test_attention_by_phases_in_bfloat16(kind):
-    """Whose phases are float32, one at a time; of the gates a few numbers for each token are counted twice."""
-    config = counted.config(64, layers=1, **KINDS[kind])
+@pytest.mark.parametrize(
+    ("options", "nearly"),
+    [({}, 0.01), ({"rotary_scale": True, "part_norms": True}, 0.01), ({"stride": 4}, 0.11)],
+    ids=["plain", "options", "stride 4"],
+)
+def test_attention_by_phases_in_bfloat16(options, nearly):
+    """Whose phases are float32, one at a time; of the gates a few numbers for each token are counted twice. Chunks of
+    four are counted too low in a model of one tiny layer: what the kernel takes for a phase is not all known."""
+    kind = KINDS["mtla"]["attention"] | options
+    config = counted.config(64, layers=1, attention=kind)
     parts = counted.batches(1, 2, 200, config.vocabulary)
     found = counted.counted(lambda: ResidentEngine(lambda: counted.model(config, Training()), torch.bfloat16), parts)
     shape = JobShape(config, 2, 200, compute="bfloat16")
-    check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found, 0.01)
+    check(counted.predicted(shape, EngineSpec("resident", 2)).tensor_bytes, found, nearly)
 
 
 def test_weights_cast_in_a_second_run_go_with_it():
     """In half precision blocks that are computed again cast their weights again; deep enough for a block to set the
     peak if they stayed."""
-    config = counted.config(64, layers=6)
-    parts = counted.batches(2, 2, 200, config.vocabulary)
+    config = counted.config(64, layers=24)
+    parts = counted.batches(2, 1, 32, config.vocabulary)
     found = counted.counted(
         lambda: ResidentEngine(lambda: counted.model(config, Training()), torch.bfloat16, recompute="full"), parts
     )
-    shape = JobShape(config, 4, 200, compute="bfloat16")
-    check(counted.predicted(shape, EngineSpec("checkpointed", 2, "full")).tensor_bytes, found)
+    shape = JobShape(config, 2, 32, compute="bfloat16")
+    check(counted.predicted(shape, EngineSpec("checkpointed", 1, "full")).tensor_bytes, found, 0.01)  # 8% if they stayed
 
 
 def test_rows_of_several_documents():
