@@ -78,8 +78,8 @@ def families(shapes: Shapes, pruned: Mapping[float, Shapes] | None = None, recov
         found.append([Candidate("bfloat16", "bfloat16", "bfloat16", shapes.halved(), (("cast", {}),))])
     found += [
         _quantized(shapes, "rtn", _FINE),
-        _quantized(shapes, "gptq", _BY_TEXT),
         _wide(shapes),
+        _quantized(shapes, "gptq", _BY_TEXT),
         _quantized(shapes, "gptq", _FEW, symmetric=False),
         _quantized(shapes, "awq", _FEW),
         _quantized(shapes, "learned", _FEW),
