@@ -28,9 +28,13 @@ def from_json(values: dict[str, Any]) -> JobShape:
     adapted = training["adapted"]
     training["adapted"] = None if adapted is None else frozenset(adapted)
     training["packed"] = frozenset((name, PackedConfig.model_validate(config)) for name, config in training["packed"])
-    plain = {name: value for name, value in values.items() if name not in _NESTED}
+    plain = {
+        name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        for name, value in values.items()
+        if name not in _NESTED
+    }
     return JobShape(
-        **{**plain, "asked": tuple(values["asked"])},
+        **plain,
         config=ModelConfig.model_validate(values["config"]), training=Training(**training),
         moving=Moving(**values["moving"]),
     )  # fmt: skip
