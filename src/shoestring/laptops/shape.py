@@ -28,7 +28,7 @@ def from_json(values: dict[str, Any]) -> JobShape:
     adapted = training["adapted"]
     training["adapted"] = None if adapted is None else frozenset(adapted)
     training["packed"] = frozenset((name, PackedConfig.model_validate(config)) for name, config in training["packed"])
-    plain = {
+    plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         for name, value in values.items()
         if name not in _NESTED
