@@ -120,6 +120,18 @@ def test_a_sentence_about_what_was_given_leaves_nothing_behind(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_without_text_it_goes_on_to_the_same_bytes_too(model: Path, tmp_path: Path, monkeypatch) -> None:
+    given: dict[str, Any] = {"method": "rtn", "group": 16}
+    quantize(model, tmp_path / "whole", **given)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 10, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            quantize(model, tmp_path / "q", **given)
+    said: list[str] = []
+    quantize(model, tmp_path / "q", say=said.append, **given)
+    assert any("behind 1 block of" in line for line in said) and content(tmp_path / "q") == content(tmp_path / "whole")
+
+
 def test_two_runs_do_not_make_one_folder(tmp_path: Path) -> None:
     with unfinished(tmp_path / "q", {}, None) as work:
         other = unfinished(tmp_path / "q", {}, None)
