@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from shoestring.compression.prune.job import prune
-from shoestring.compression.prune.masks import LINEARS, Mask
+from shoestring.compression.prune.masks import Mask
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.models.folder import load_model, save_model
 from shoestring.models.weight_files import WeightFiles
 from tests.compression.prune.prunable import FEW, inputs, logits, prunable, text_of

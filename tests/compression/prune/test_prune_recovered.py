@@ -10,9 +10,9 @@ import torch
 
 from shoestring.compression.prune import job, one_round
 from shoestring.compression.prune.job import prune
-from shoestring.compression.prune.masks import LINEARS
 from shoestring.compression.prune.recovery import Again, KeepZeros
 from shoestring.compression.prune.workplace import place_of
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.core.errors import ConfigError, RunError
 from shoestring.core.files import hold
 from shoestring.models.folder import load_model

@@ -20,7 +20,7 @@ import torch
 from shoestring.compression.decoding import decode_both
 from shoestring.compression.ends import measured_on
 from shoestring.compression.prune.config import Method, Pattern, PruneConfig, prune_config
-from shoestring.compression.prune.masks import LINEARS, Mask
+from shoestring.compression.prune.masks import Mask
 from shoestring.compression.prune.memory import make_room
 from shoestring.compression.prune.one_round import Round, Step
 from shoestring.compression.prune.recovery import check_room, recovered
@@ -29,6 +29,7 @@ from shoestring.compression.prune.shape import Shape, target_shape, told
 from shoestring.compression.prune.text import Text, read_text
 from shoestring.compression.prune.walk import nats_of
 from shoestring.compression.prune.workplace import workplace
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.compression.report import write_report
 from shoestring.compression.room import Room, hidden_states, keep_to, process_bytes, refusals_told
 from shoestring.compression.unfinished import Unfinished, unfinished

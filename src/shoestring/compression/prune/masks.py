@@ -18,15 +18,7 @@ from torch import Tensor, nn
 
 from shoestring.compression.passage import Passage, inputs_of
 from shoestring.compression.prune.config import Method
-
-# Linears that share their inputs, in the order in which they run.
-STAGES = (
-    ("attention.query", "attention.key", "attention.value"),
-    ("attention.output",),
-    ("feed_forward.gate", "feed_forward.up"),
-    ("feed_forward.down",),
-)
-LINEARS = tuple(name for stage in STAGES for name in stage)
+from shoestring.compression.quantize.config import STAGES
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from shoestring.compression.calibration import Calibration
 from shoestring.compression.ends import begin
 from shoestring.compression.passage import MakeKept, Passage, pass_through
-from shoestring.compression.prune.masks import LINEARS, Mask, mask_block
+from shoestring.compression.prune.masks import Mask, mask_block
 from shoestring.compression.prune.parts import prune_block
 from shoestring.compression.prune.shape import Shape
 from shoestring.compression.prune.survey import Kept, moments_behind_norms, survey
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.compression.read_block import check_finite, read_block
 from shoestring.compression.tensor_stream import Streamed, join, rows_of
 from shoestring.compression.unfinished import Unfinished

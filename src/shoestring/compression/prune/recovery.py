@@ -18,8 +18,8 @@ from shoestring.compression.distill.divergence import divergence_of
 from shoestring.compression.distill.objective import Distilling
 from shoestring.compression.distill.teacher import Following, open_teacher
 from shoestring.compression.prune.config import PruneConfig
-from shoestring.compression.prune.masks import LINEARS
 from shoestring.compression.prune.text import Text, tokens_of
+from shoestring.compression.quantize.config import LINEARS
 from shoestring.core.config import Config
 from shoestring.core.device import resolve_device, resolve_dtype
 from shoestring.core.waiting import waiting
