@@ -131,8 +131,11 @@ def waits() -> None:
 
 def runs() -> None:
     for kind in ("ddp", "fsdp"):
-        result = pretrain(f"{folder}/recipe.yaml", out=f"{folder}/{kind}", parallel__kind=kind, log__samples=1)
+        settings = {"parallel.kind": kind, "precision.compute": "float32", "log.samples": 1}
+        result = pretrain(f"{folder}/recipe.yaml", out=f"{folder}/{kind}", overrides=settings)
         facts[kind] = [result.steps, result.bits_per_byte]
+    settings |= {"precision.compute": "bfloat16", "train.steps": 2}  # samples by blocks that are gathered in it
+    pretrain(f"{folder}/recipe.yaml", out=f"{folder}/half", overrides=settings)
 
 
 def changed() -> None:

@@ -104,9 +104,10 @@ def test_sums_begin_in_the_last_pass_backward_and_not_before(facts):
 
 
 def test_samples_are_written_by_a_model_in_parts(folder):
-    lines = [read_metrics(folder / kind / "metrics.jsonl") for kind in ("ddp", "fsdp")]
-    whole, parts = ([line["sample"] for line in some if "sample" in line] for some in lines)
-    assert len(whole) == len(parts) > 0 and all(isinstance(text, str) for text in parts)
+    lines = [read_metrics(folder / kind / "metrics.jsonl") for kind in ("ddp", "fsdp", "half")]
+    whole, parts, half = ([line["sample"] for line in some if "sample" in line] for some in lines)
+    assert len(whole) == len(parts) > 0 and all(isinstance(text, str) for text in parts + half)
+    assert half, "blocks that are gathered in bfloat16 write too"
 
 
 def test_passes_are_made_in_step(facts):
@@ -120,6 +121,7 @@ def losses(run: Path) -> list[float]:
 def test_a_run_in_parts_is_the_run_of_whole_models(folder, facts):
     whole, parts = (losses(folder / kind) for kind in ("ddp", "fsdp"))
     assert parts == pytest.approx(whole, rel=1e-5) and len(whole) == 8
+    assert losses(folder / "half")[0] == pytest.approx(whole[0], rel=1e-3)
     assert facts[0]["fsdp"] == facts[1]["fsdp"] and facts[0]["fsdp"] == pytest.approx(facts[0]["ddp"], rel=1e-5)
     whole, parts = (load_file(folder / kind / "latest" / "model.safetensors") for kind in ("ddp", "fsdp"))
     assert whole.keys() == parts.keys()

@@ -6,6 +6,7 @@ would have without. Every process writes the same texts, since one alone could n
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -62,8 +63,10 @@ class Samples(Callback):
         language.decoder.eval()
         room = max(language.decoder.config.context - self.longest, 1)
         prompts = [prompt.ids[-room:] for prompt in self.prompts]
+        parts = language.decoder.parts
         try:
-            done = language.complete_ids(prompts, temperature=_TEMPERATURE, max_tokens=self.longest, seed=0)
+            with contextlib.nullcontext() if parts is None else parts.computing():
+                done = language.complete_ids(prompts, temperature=_TEMPERATURE, max_tokens=self.longest, seed=0)
         except (RuntimeError, ShoestringError) as error:
             if isinstance(error, RuntimeError) and allocator.refused(error) is None:
                 raise

@@ -38,6 +38,10 @@ class Parts(Protocol):
         """A parameter gathered from all processes, by the first one while the others stand by."""
         ...
 
+    def computing(self) -> contextlib.AbstractContextManager[object]:
+        """Around passes that no objective makes: weights are gathered in the dtype that training computes in."""
+        ...
+
 
 class Decoder(nn.Module):
     """Made by `models.builder.build` or `models.folder.load_model`. is_part: whether other processes have the rest."""

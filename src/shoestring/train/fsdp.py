@@ -139,7 +139,7 @@ class Parts:
     numbers; firsts: the first row of each; names: in the decoder."""
 
     def __init__(self, decoder: Decoder, compute: torch.dtype):
-        self.decoder = decoder
+        self.decoder, self.compute = decoder, compute
         self.device = decoder.embedding.weight.device
         _divide(decoder, compute)
         named = list(decoder.named_parameters())
@@ -168,6 +168,9 @@ class Parts:
     def whole(self, weight: Tensor) -> Tensor:
         """A divided parameter, by the first process inside `by_first`."""
         return parallel.ask(self.helps, "whole", self.number(weight))
+
+    def computing(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.compute, enabled=self.compute != torch.float32)
 
     @torch.no_grad()
     def _gather(self, number: int) -> Tensor:
