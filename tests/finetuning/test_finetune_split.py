@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
     tiny.sums(folder / "sums.jsonl")
     lines = [f"{a}+{b} is {a + b}, and not {a * b}." for a in range(9) for b in range(3)]
     (folder / "text.txt").write_text("\n".join(lines))
-    text = pretraining.recipe_text(pretraining.corpus(folder / "corpus"))
+    text = pretraining.recipe_text(pretraining.corpus(folder / "corpus"), extra="precision: {compute: float32}")
     (folder / "pretrain.yaml").write_text(text)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -20,6 +20,7 @@ SHAPE = {
 SHORT: dict[str, Any] = {
     "train.steps": 6, "train.batch_tokens": 512, "train.sequence_length": 128, "train.evaluate_every": 2,
     "train.checkpoint_every": 2, "optimizer.learning_rate": 1e-2, "data.validation": 0.2, "train.answers": 2,
+    "precision.compute": "float32",  # in processes that a test starts too, on every processor
 }  # fmt: skip
 
 

@@ -310,3 +310,36 @@ def test_a_cut_link_is_noticed_within_a_minute_and_mended(machines, spaces, base
     assert two.result("desk")["steps"] == 60
     expected = alone(base, examples, tmp_path / "alone", settings)
     assert losses(out) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.long
+def test_a_link_that_becomes_slow_makes_a_run_slow_and_nothing_else(machines, spaces, base, examples, tmp_path):
+    two = machines(host="10.213.78.1", spaces=spaces, wait="300s")
+    settings = {**SETTINGS, "train.steps": 300, "train.checkpoint_every": 5, "train.evaluate_every": 300}
+    begin(two, base, examples, settings)
+    out = tmp_path / "desk" / "out"
+
+    def until(step: int) -> float:
+        deadline = time.monotonic() + 300
+        while not (out / "metrics.jsonl").exists() or max(losses(out), default=0) < step:
+            assert two.running["desk"].poll() is None and time.monotonic() < deadline, two.log("desk")
+            time.sleep(0.02)
+        return time.monotonic()
+
+    until(20)
+    before = max(losses(out))
+    began = until(before + 10)
+    until(before + 20)
+    fast = (time.monotonic() - began) / 10
+    for space in spaces.values():
+        limit = ["tbf", "rate", "2mbit", "burst", "32kb", "latency", "400ms"]
+        subprocess.check_call(["tc", "-n", space, "qdisc", "add", "dev", "veth0", "root", *limit])
+    slowed = max(losses(out))
+    began = until(slowed + 2)
+    slow = (until(slowed + 12) - began) / 10
+    for space in spaces.values():
+        subprocess.check_call(["tc", "-n", space, "qdisc", "del", "dev", "veth0", "root"])
+    assert two.result("desk")["steps"] == 300
+    assert slow > 3 * fast, f"a step took {slow:.3f} s over the slow link and {fast:.3f} before"
+    assert two.log("desk").count("plan      ") == 1, "nothing was begun again"
+    assert losses(out) == pytest.approx(alone(base, examples, tmp_path / "alone", settings), abs=1e-4)

@@ -34,6 +34,7 @@ BEAT = 1.0  # seconds between two signs of life
 LIMIT = 600.0  # seconds that an exchange may take, until a recipe says otherwise
 _CONNECTION = ("connect", "closed", "reset", "socket", "broken pipe", "timed out", "timeout", "peer", "nccl", "gloo")
 _VERDICT = "verdict"
+_ANSWER = 30.0  # seconds that the store is given to answer
 _ARRIVAL = timedelta(minutes=10)
 
 
@@ -53,7 +54,7 @@ class Watchdog:
         self.rank, self.world, self.limit = rank, world, LIMIT
         self.notes: list[Callable[[Verdict, bool], tuple[str, str]]] = []  # (verdict, told) -> where, hint
         self._store = dist.PrefixStore("watchdog", store.clone())  # type: ignore[attr-defined]
-        self._store.set_timeout(timedelta(seconds=30))
+        self._store.set_timeout(timedelta(seconds=_ANSWER))
         self._turn = threading.Lock()  # of those who use the store
         self._own = Status(host=socket.gethostname(), place=_place(), pid=os.getpid())
         self._step, self._doing, self.limited, self._failed = 0, self._own.doing, False, ""
@@ -124,11 +125,14 @@ class Watchdog:
         return Lost(*self._agree(verdict))
 
     def close(self) -> None:
-        """As the process ends: nobody has to wait for it any more."""
+        """As the process ends: nobody has to wait for it any more.
+
+        A thread that the store answers while Python is ending would abort the process, so answers are waited for.
+        """
         atexit.unregister(self.close)
         self._over.set()
         for thread in self._threads:
-            thread.join(2 * BEAT)
+            thread.join(_ANSWER)
         if not self._cut_off:
             self.failed(self._failed or "its process has ended")
 
