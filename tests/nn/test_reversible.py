@@ -225,3 +225,17 @@ def test_it_trains_under_distributed_data_parallel(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
     assert done.stdout == "same gradients\n", done.stderr
 
+
+def test_going_backward_imports_no_symbolic_algebra():
+    """torch does for gradients that are given to it: 35 MB."""
+    script = f"""
+import sys
+from {__name__} import *
+decoder = model(dtype=torch.float32)
+decoder(tokens())[0].sum().backward()
+assert all(parameter.grad is not None for parameter in decoder.blocks.parameters())
+print("sympy" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert ran.stdout.split() == ["False"], ran.stderr

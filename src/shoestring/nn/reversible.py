@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from shoestring.nn.backward import gradients_from
 from shoestring.nn.block import BlockParts
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import Context
@@ -218,27 +219,19 @@ class _Rebuilt(torch.autograd.Function):
         with call.again(1):
             y1_leaf = y1.requires_grad_()
             added, aux = call.block.feed(y1_leaf)
-        outputs = [(added, y2_gradient), *zip((aux[name] for name in call.losses), loss_gradients, strict=True)]
-        feed = _gradients(outputs, [y1_leaf, *ctx.weights])
+        outputs = [added, *(aux[name] for name in call.losses)]
+        feed = gradients_from(outputs, [y2_gradient, *loss_gradients], [y1_leaf, *ctx.weights])
         x2 = y2 - added.detach()
         del added, aux, outputs
         y1_gradient = _sum(y1_gradient, feed[0])
         with call.again(0):
             x2_leaf = x2.requires_grad_()
             added = call.block.attend(x2_leaf, call.context)
-        attend = _gradients([(added, y1_gradient)], [x2_leaf, *ctx.weights])
+        attend = gradients_from([added], [y1_gradient], [x2_leaf, *ctx.weights])
         call.last.pair = (y1.detach() - added.detach(), x2.detach())
         x2_gradient = _sum(y2_gradient, attend[0])
         weights = [_sum(one, other) for one, other in zip(feed[1:], attend[1:], strict=True)]
         return None, y1_gradient, x2_gradient, *weights
-
-
-def _gradients(outputs: list[tuple[Tensor, Tensor | None]], inputs: list[Tensor]) -> list[Tensor | None]:
-    """Gradients of the outputs that have one of their own; None where an input does not matter."""
-    known = [(output, gradient) for output, gradient in outputs if gradient is not None and output.requires_grad]
-    if not known:
-        return [None] * len(inputs)
-    return list(torch.autograd.grad([o for o, _ in known], inputs, [g for _, g in known], allow_unused=True))
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

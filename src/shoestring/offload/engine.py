@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from shoestring.data.batch import Batch, one_row
+from shoestring.nn.backward import backward_from
 from shoestring.nn.context import Context, make_context
 from shoestring.nn.recompute import recomputing_nothing
 from shoestring.nn.replay import Replay
 from shoestring.nn.stack import Aux, draw_at
-from shoestring.offload.backward import backward_from
 from shoestring.offload.inputs import Inputs, Kept
 from shoestring.offload.model import StreamedDecoder
 from shoestring.train import parallel

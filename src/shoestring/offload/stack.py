@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from shoestring.nn.backward import backward_from
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import Context
 from shoestring.nn.recompute import recomputing_nothing
 from shoestring.nn.replay import Replay
 from shoestring.nn.stack import Aux, add_losses, draw_at
-from shoestring.offload.backward import backward_from
 from shoestring.offload.stream import LayerStream
 
 

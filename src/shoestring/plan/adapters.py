@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoestring.nn.quantized.config import PackedConfig
-from shoestring.plan.parts import Part, cast, matmul, parameter
+from shoestring.plan.parts import Part, cast, matmul, multiplied, parameter
 from shoestring.plan.tape import BYTE, FLOAT, HALF, Tape, Tensor
 
 _KEPT_COLUMNS = 8  # of activations rounded to int8 (`nn.quantized.int8`)
@@ -203,6 +203,7 @@ class Adapted:
         count, size = x.numbers / self.inputs, x.size
         inner = matmul(tape, count, self.inputs, self.rank, size)
         y = self.base.forward(tape, x)
+        multiplied(tape, count, self.rank, self.outputs, size)
         unscaled = y if ratio is not None else None
         if ratio is not None and (self.base.bias or tape.gpu):
             y = tape.like(y)
@@ -225,6 +226,8 @@ class Adapted:
             second_gradient = across(tape, count, self.rank, self.outputs, size)
             first_gradient = across(tape, count, self.rank, self.inputs, size)
             x_gradient = self.base.backward(tape, gradient) if wants_x else None
+            if wants_x:
+                multiplied(tape, count, self.rank, self.inputs, size)
             dropped_gradient = tape.empty(count * self.inputs, size) if drops and wants_x else None
             del inner_gradient
             return [x_gradient, dropped_gradient, first_gradient, second_gradient, ratio_gradient]
@@ -241,6 +244,8 @@ class Adapted:
             rows = Tensor(None, self.rank * self.inputs, tape.compute)
             crossed = self.base.forward(tape, rows)
             del crossed
+            multiplied(tape, self.rank, self.inputs, self.rank, tape.compute)
+            multiplied(tape, self.outputs, self.rank, self.rank, tape.compute)
         norms = tape.empty(self.outputs)
         ratio = tape.empty(self.outputs)
         saved = tape.save(norms)
@@ -253,9 +258,9 @@ class Adapted:
         return cast(tape, ratio, size)
 
 
-def across(tape: Tape, count: float, rank: int, width: float, size: int) -> Tensor:
-    """thinᵀ · wide -> [rank, width]."""
-    return matmul(tape, rank, count, width, size, transposed=True)
+def across(tape: Tape, count: float, rank: int, width: float, size: int, within: float = 0) -> Tensor:
+    """thinᵀ · wide -> [rank, width]. within: as `matmul` has it."""
+    return matmul(tape, rank, count, width, size, transposed=True, within=within)
 
 
 def _drop(tape: Tape, x: Tensor) -> Tensor:
@@ -292,6 +297,7 @@ def _bundle(tape: Tape, members: list[Adapted], x: Tensor, factors: list[Tensor]
     for member in members:
         rows = member.base.rounded(tape, x) if rows is None else rows
         outputs.append(member.base.forward(tape, x, rows))
+        multiplied(tape, count, member.rank, member.outputs, size, within=ranks)
     if not tape.wants(x, *factors):
         return outputs
     saved = [tape.save(each) for each in (x, inner, *factors)]
@@ -304,12 +310,13 @@ def _bundle(tape: Tape, members: list[Adapted], x: Tensor, factors: list[Tensor]
         for member in members:
             product = matmul(tape, count, member.outputs, member.rank, size)
             del product
-            second_gradients.append(across(tape, count, member.rank, member.outputs, size))
+            second_gradients.append(across(tape, count, member.rank, member.outputs, size, ranks))
         first_gradient = across(tape, count, ranks, inputs, size)
         first_gradients = [first_gradient.part(member.rank * inputs) for member in members]
         x_gradient = None
         if wants_x:
             firsts = tape.empty(ranks * inputs, size)  # noqa: F841
+            multiplied(tape, count, ranks, inputs, size)
             for member, gradient in zip(members, gradients, strict=True):
                 x_gradient = member.base.backward(tape, gradient, x_gradient)
         del inner_gradient

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from shoestring.nn.head_blocks import STATES, block_rows, chunk_rows, compared_rows, even_rows, row_stride
-from shoestring.plan.parts import WORTHWHILE, matmul
+from shoestring.plan.parts import WORTHWHILE, matmul, multiplied
 from shoestring.plan.tape import BYTE, FLOAT, INDEX, Tape, Tensor
 
 
@@ -132,6 +132,10 @@ def _over_blocks(
     label_rows = tape.empty(count * width if wants else 0)  # noqa: F841
     rounded = tape.empty(count * width, BYTE) if integers else None  # noqa: F841
     rows = min(block_rows(width), vocabulary)
+    if not integers and (last := vocabulary % rows):
+        multiplied(tape, count, width, last, size)
+        if wants:
+            multiplied(tape, count, last, width, size)
     for block in blocks(tape):
         _merge(tape, count, rows, FLOAT if integers else size, width, softcap, wants)
         if integers:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from shoestring.plan.tape import BYTE, FLOAT, HALF, Leaf, Tape, Tensor, Weight
+from shoestring.plan.tape import BYTE, FLOAT, HALF, Leaf, Multiplied, Tape, Tensor, Weight
 
 WORTHWHILE = 1 << 20  # multiply-adds of a product from which on `core.matmul` chooses a library
 # Of oneDNN's products of float32, for each thread: so many rows and columns of the left operand are copied at a time;
@@ -61,11 +61,12 @@ def wide(tape: Tape, x: Tensor) -> Tensor:
 
 
 def matmul(
-    tape: Tape, rows: float, inputs: float, outputs: float, size: int = FLOAT, transposed: bool = False
-) -> Tensor:
-    """[rows, inputs] · [inputs, outputs]. transposed: the first operand lies the other way round in memory."""
-    if size == HALF:
-        tape.products.add((rows, inputs, outputs, transposed, tape.backwards))
+    tape: Tape, rows: float, inputs: float, outputs: float, size: int = FLOAT, transposed: bool = False,
+    within: float = 0,
+) -> Tensor:  # fmt: skip
+    """[rows, inputs] · [inputs, outputs]. transposed: the first operand lies the other way round in memory. within: a
+    matrix of so many columns, a part of which the first operand is."""
+    multiplied(tape, rows, inputs, outputs, size, transposed, within)
     if not tape.onednn or size != FLOAT or rows * inputs * outputs < WORTHWHILE:
         return tape.empty(rows * outputs, size)
     copy = tape.empty(rows * inputs) if transposed else None  # noqa: F841  oneDNN reads whole rows
@@ -73,6 +74,14 @@ def matmul(
     waits = _SUMS if rows > _PACKED_COLUMNS and inputs > _PACKED_COLUMNS else 0
     tape.scratch(tape.threads * (_PACKED_ROWS * min(inputs, _PACKED_COLUMNS) + waits))
     return y
+
+
+def multiplied(
+    tape: Tape, rows: float, inputs: float, outputs: float, size: int, transposed: bool = False, within: float = 0
+) -> None:
+    """The same product, added to what is there."""
+    if size == HALF:
+        tape.products.add(Multiplied(rows, inputs, outputs, transposed, tape.backwards, within))
 
 
 def add(tape: Tape, x: Tensor, y: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from shoestring.models.config import ModelConfig
-from shoestring.plan.tape import Phase, Weight
+from shoestring.plan.tape import Multiplied, Phase, Weight
 
 LAYER = "one block's work"  # the name of the phases that there are one of for each layer
 HEAD = "the head and its loss"  # behind which a microbatch goes backward
@@ -37,7 +37,7 @@ class Walk:
     trained: Counter[Weight]
     made: float = 0.0
     tensors: float = 0.0
-    products: frozenset[tuple[float, float, float, bool, bool]] = frozenset()
+    products: frozenset[Multiplied] = frozenset()
 
     @property
     def highest(self) -> Phase:

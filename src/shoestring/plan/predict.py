@@ -8,6 +8,7 @@ tests/plan holds them to the bytes that the allocator counts, `benchmarks.predic
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -34,6 +35,7 @@ from shoestring.plan.tape import FLOAT, HALF, Leaf, Memory, Phase, Tape
 _FLOATS = ("source", "float32", "bfloat16", "packed")  # packed: what is not in few bits
 _HALVES = ("bfloat16", "float16")
 _STEPS = 1000  # of a run, where it is not known
+_LIKELY = 0.75  # a length that is met less often than in a quarter of all runs is left out
 _NUMBERS = 32  # bytes of a token in a batch: four integers
 
 
@@ -59,24 +61,27 @@ def _libraries(shape: JobShape, spec: EngineSpec, machine: Machine, walk: Walk) 
         return 0
     if shape.compute not in _HALVES:
         return int((_lengths_met(shape, spec) - 1) * LENGTH) if machine.onednn else 0
-    return int(KERNEL * _kernels(shape, spec, walk))
+    return KERNEL * _kernels(shape, spec, walk)
 
 
-def _kernels(shape: JobShape, spec: EngineSpec, walk: Walk) -> float:
+def _kernels(shape: JobShape, spec: EngineSpec, walk: Walk) -> int:
     """How many products a run makes that differ in their sizes or in how their operands lie."""
     experts = shape.config.feed_forward
     tokens = spec.microbatch * shape.length
     each = expert_rows(experts, tokens) if isinstance(experts, MoEConfig) else 0.0
-    of_experts = {one for one in walk.products if each and each in one[:2]}
-    heads = {one for one in walk.products - of_experts if shape.config.vocabulary in one[:3]}
-    lengths = _lengths_met(shape, spec)
-    found = len(walk.products) * lengths
+    of_experts = {one for one in walk.products if each and one.has(each)}
+    vocabulary, block = shape.config.vocabulary, block_rows(shape.config.width)
+    outputs = {vocabulary, min(vocabulary, block), vocabulary % block}
+    heads = {one for one in walk.products - of_experts if outputs.intersection(one[:3])}
+    lengths = math.floor(_lengths_met(shape, spec) + _LIKELY)
+    of_tokens = {one for one in walk.products if one.has(tokens)} | of_experts
+    found = len(walk.products) + len(of_tokens) * (lengths - 1)
     if of_experts:  # whose rows are any number up to all tokens, filled up
         found += len(of_experts) * (filled_sizes(tokens) - 1) * lengths
     if shape.ignored:  # labels that count: so are those
         found += len(heads)
     if shape.measured and spec.engine != "streamed":  # held-out rows are as many as fit, and go forward alone
-        found += sum(not (transposed or backwards) for _, _, _, transposed, backwards in walk.products - of_experts)
+        found += sum(not (one.transposed or one.backwards) for one in of_tokens - of_experts)
     return found
 
 

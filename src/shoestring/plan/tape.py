@@ -13,9 +13,26 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FLOAT, HALF, INDEX, BYTE = 4, 2, 8, 1  # bytes of a number
 FIRST_FREE = float("inf")
+
+
+class Multiplied(NamedTuple):
+    """A kind of product. transposed: whether the left operand lies the other way round; within: a matrix of so many
+    columns, a part of which that is; backwards: whether it is of a pass backward."""
+
+    rows: float
+    inputs: float
+    outputs: float
+    transposed: bool
+    backwards: bool
+    within: float
+
+    def has(self, tokens: float) -> bool:
+        """Whether it goes over so many tokens."""
+        return tokens in (self.rows, self.inputs)
 
 
 @dataclass
@@ -173,8 +190,7 @@ class Tape:
     bfloat: whether those of two are bfloat16. gathered: weights come in the format of products (`plan.divided`).
     parameters: all weights, whose bytes are not live here but are added up: matrices, of blocks; adapters; stored, of
     everything else. trained: those of them that are; beside: what moving one takes, where they move going backward.
-    products: of half precision: rows, inputs, outputs, whether the left operand lies the other way round, and whether
-    they are of a pass backward; backwards: whether one is running.
+    products: of half precision; backwards: whether a pass backward is running.
     """
 
     def __init__(self, memory: Memory, onednn: bool = False, threads: int = 1):
@@ -189,7 +205,7 @@ class Tape:
         self.in_block = False
         self.beside: Callable[[Weight], float] | None = None
         self.backwards = False
-        self.products: set[tuple[float, float, float, bool, bool]] = set()
+        self.products: set[Multiplied] = set()
         self.matrices = self.adapters = self.stored = 0.0
         self._save: Callable[[Tensor], Saved] = _keep
         self._cast: dict[int, Tensor] = {}

@@ -25,10 +25,10 @@ from torch import Tensor
 from shoestring.core.errors import ConfigError
 from shoestring.data.batch import Batch
 from shoestring.models.decoder import Decoder
+from shoestring.nn.backward import backward_from
 from shoestring.nn.config import Recompute
 from shoestring.nn.context import Context
 from shoestring.nn.stack import Aux
-from shoestring.offload.backward import backward_from
 from shoestring.offload.pipeline.gather import Gathered, gathered, gathered_numbers, gathered_tensors
 from shoestring.offload.pipeline.model import SplitDecoder
 from shoestring.offload.pipeline.parts import Stream
