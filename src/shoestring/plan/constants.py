@@ -38,8 +38,8 @@ MOVED_IN_EIGHT_BITS = 17.0
 # What a process takes beside tensors, once the libraries are loaded (`train.first_use`), from before a model is opened
 # to its peak: Python's objects and what threads and files keep. Peak resident set less the allocator's peak, less the
 # resident set before: of generation (7 to 15 MB, of prompts of 2,048 tokens 7 to 20), perplexity (18 to 32 MB), and
-# training (in float32 11 to 30 MB, in bfloat16 2 to 18 beside KERNEL); `benchmarks.prediction`. MKL keeps a buffer for each size class of products that it
-# has met.
+# training (in float32 11 to 30 MB, in bfloat16 2 to 18 MB beside KERNEL); `benchmarks.prediction`. MKL keeps a buffer
+# for each size class of products that it has met.
 USE = 12_000_000
 LARGE_PASS = 14_000_000  # more, for prompts of more than so many tokens
 LARGE_PASS_TOKENS = 1024
