@@ -143,13 +143,15 @@ def suite(model: str, groups: Sequence[str], items: int) -> dict[str, Any]:
 def decode(model: str, weights: str, tokens: int) -> dict[str, Any]:
     from shoestring.core.machine import rss_bytes
     from shoestring.generate.config import SamplingConfig
-    from shoestring.generate.language_model import LanguageModel
     from shoestring.generate.request import Request
+    from shoestring.kernels import allocator
+    from shoestring.offload.load import load
     from shoestring.train.first_use import first_use
 
+    allocator.install()  # as every command does
     first_use(training=False)
     before = rss_bytes()
-    language = LanguageModel.load(model, device="cpu", weights=weights)  # type: ignore[arg-type]
+    language = load(model, "cpu", weights=weights)  # type: ignore[arg-type]
     prompt = language.encode_prompt(_PROMPT, "text")
     scheduler = language.scheduler(1, len(prompt) + tokens)
     scheduler.add(Request(prompt, SamplingConfig(max_tokens=tokens, temperature=0)))

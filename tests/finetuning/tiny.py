@@ -24,11 +24,11 @@ SHORT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def chat_model(folder: Path) -> Path:
+def chat_model(folder: Path, shape: dict[str, Any] = SHAPE) -> Path:
     """A model folder with a byte-level tokenizer and a ChatML template."""
     tokenizer = chatml(templates.CHATML)
-    shape = ModelConfig.model_validate({**SHAPE, "vocabulary": tokenizer.vocabulary_size})
-    save_model(build(shape, seed=1), folder, tokenizer)
+    config = ModelConfig.model_validate({**shape, "vocabulary": tokenizer.vocabulary_size})
+    save_model(build(config, seed=1), folder, tokenizer)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -132,3 +133,16 @@ def test_a_tied_matrix_under_the_name_of_the_head_is_streamed(family, tmp_path):
         ours, theirs = (model.head(model(tokens)[0]) for model in (streamed, resident))
     torch.testing.assert_close(ours, theirs)
     streamed.close()
+
+
+def test_what_weights_were_before_they_were_rounded_goes_back(tmp_path):
+    """A model in few bits takes its codes, and not what its layers took in float32 while they came."""
+    shape = {**chat.SHAPE, "width": 256, "layers": 4, "feed_forward": {"kind": "swiglu", "width": 1024}}
+    folder = chat.chat_model(tmp_path / "model", shape)
+    gc.collect()
+    allocator.give_back()
+    before = allocator.counts().held
+    model = shoestring.load(folder, weights="int4")
+    held = allocator.counts().held - before
+    codes = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.decoder.parameters(), *model.decoder.buffers())}
+    assert 1 << 20 < held < sum(codes.values()) + (1 << 20)

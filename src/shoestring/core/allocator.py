@@ -30,3 +30,10 @@ def map_large_tensors(threshold: int = LARGE) -> bool:
     # What is free at the heap's end goes back beyond twice that, as glibc has it when it chooses for itself.
     trimmed = libc.mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(2 * threshold))
     return bool(libc.mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(threshold)) and trimmed)
+
+
+def trim_heap() -> None:
+    """What is free between blocks of the C library's heap goes back to the system; only glibc can be told."""
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if libc is not None and hasattr(libc, "gnu_get_libc_version"):
+        libc.malloc_trim(ctypes.c_size_t(0))

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shoestring.core.allocator import LARGE, map_large_tensors
+from shoestring.core.allocator import LARGE, map_large_tensors, trim_heap
 from shoestring.kernels.compiled import kernel
 
 _NO_LIMIT = 2 ** (8 * ctypes.sizeof(ctypes.c_size_t)) - 1
@@ -124,9 +124,10 @@ def reset_peaks() -> None:
 
 
 def give_back() -> None:
-    """All kept pages go back to the system."""
+    """All kept pages go back to the system, and what is free in the C library's heap."""
     if _installed:
         _ours().memory_give_back()
+    trim_heap()
 
 
 def refused(error: BaseException) -> Refusal | None:

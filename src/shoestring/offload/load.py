@@ -60,6 +60,7 @@ def load(
     peak = peak_rss_bytes()
     if memory is None:
         language = LanguageModel.load(model, device, dtype, say, weights=cast(DecodingFormat, weights), cache=cache)
+        allocator.give_back()  # what weights were before they were rounded or laid out
         language.loaded = _without_a_budget(language)
         return language
     check_cache(cache, memory)
