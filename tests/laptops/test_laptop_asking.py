@@ -41,8 +41,8 @@ def test_texts_of_an_adapter_are_those_of_one_machine(machines, adapter):  # noq
 
 @pytest.mark.long
 def test_the_perplexity_of_examples_is_that_of_one_machine(machines, adapter, examples):  # noqa: F811
-    found = asked(machines(), "perplexity", str(adapter), "--data", str(examples), "--context", "64")
-    expected = perplexity(adapter, examples, context=64)
+    found = asked(machines(), "perplexity", str(adapter), "--data", str(examples), "--context", "128")
+    expected = perplexity(adapter, examples, context=128)
     assert found["loss"] == pytest.approx(expected.loss, abs=1e-5)
     assert (found["tokens"], found["documents"]) == (expected.tokens, expected.documents)
 
