@@ -11,9 +11,9 @@ import pytest
 
 from tests.laptops.test_laptop_runs import SETTINGS, alone, begin, losses, machines  # noqa: F401
 
-KILLS = 5
+KILLS = 10
 HANG = 60.0  # seconds in which a run that has lost a process must be under way again, or have ended
-STEPS, EVERY = 1500, 20
+STEPS, EVERY = 3000, 20
 
 
 @pytest.mark.long

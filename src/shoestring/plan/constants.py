@@ -40,7 +40,7 @@ MOVED_IN_EIGHT_BITS = 17.0
 # resident set before: of generation (7 to 15 MB, of prompts of 2,048 tokens 7 to 20), perplexity (18 to 32 MB), and
 # training (in float32 11 to 30 MB, in bfloat16 2 to 18 MB beside KERNEL); `benchmarks.prediction`. MKL keeps a buffer
 # for each size class of products that it has met.
-USE = 12_000_000
+USE = 14_000_000
 LARGE_PASS = 14_000_000  # more, for prompts of more than so many tokens
 LARGE_PASS_TOKENS = 1024
 SCORING = 22_000_000  # more
