@@ -12,6 +12,8 @@
               groups of the suite it was distilled on
 
 The model is that of `benchmarks.compress`: its weights are first moved off the grid of the file they come from, once.
+It is calibrated with Python's library and with talk that it writes itself (`benchmarks.calibration_text`), since the
+suite is mostly talk; perplexity is that of other files of the library, in windows of 512 tokens that do not overlap.
 Every measurement has a process of its own. Memory is what the resident set grows by from just before the model is
 loaded to the end of decoding: what Python and torch take is there in both, and printed beside. Speeds alternate, and
 medians are compared. The student's minutes count pruning, recovering and distilling, not the suite. A claim that is not
@@ -31,6 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.calibration_text import write
 from benchmarks.compress import moved
 from benchmarks.measure import alternate, finish, run_worker, show
 
@@ -65,7 +68,7 @@ def judged(found: dict[str, Any]) -> dict[str, Any]:
 
     if size := found.get("size"):
         saved = 1 - size["after"]["weight_bytes"] / size["before"]["weight_bytes"]
-        grown = size["after"]["perplexity"] / size["before"]["perplexity"] - 1
+        grown = size["perplexity_after"] / size["perplexity_before"] - 1
         kept = share_kept(size["suite_before"], size["suite_after"])
         figures |= {"size_saved": saved, "size_perplexity_gap": grown, "size_suite_kept": kept}
         claim(
@@ -117,14 +120,30 @@ def _kept_reason(kept: float | None, wanted: float) -> str:
 # --- workers ------------------------------------------------------------------------------------------------------
 
 
-def compress(model: str, out: str, rows: int, seconds: float | None) -> dict[str, Any]:
+def text(model: str, folder: str, pieces: int, conversations: int) -> dict[str, Any]:
+    calibration, held_out = Path(folder) / "calibration.jsonl", Path(folder) / "held-out.jsonl"
+    told = 0
+    if not calibration.exists() or not held_out.exists():  # of a run into the same folder
+        told = write(model, calibration, held_out, pieces, conversations, held=max(pieces // 4, 2))
+    return {"calibration": str(calibration), "held_out": str(held_out), "conversations": told}
+
+
+def compress(model: str, out: str, calibrate: str, rows: int, seconds: float | None) -> dict[str, Any]:
     import shoestring
 
     result = shoestring.compress(
-        model, out, target="0.25x", calibrate="stdlib", rows=rows, held_out=max(rows // 2, 2), time=seconds
+        model, out, target="0.25x", calibrate=calibrate, rows=rows, held_out=max(rows // 2, 2), time=seconds
     )
     report = result.report()
     return {name: report[name] for name in ("before", "after", "chosen", "quality", "candidates", "peak_memory")}
+
+
+def perplexity(model: str, data: str) -> dict[str, Any]:
+    import shoestring
+    from shoestring.offload.load import load
+
+    found = shoestring.perplexity(load(model, "cpu"), data, context=512, stride=512)
+    return {"perplexity": found.perplexity, "tokens": found.tokens}
 
 
 def suite(model: str, groups: Sequence[str], items: int) -> dict[str, Any]:
@@ -204,7 +223,9 @@ def write_exercises(file: Path, count: int) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-WORKERS = {"compress": compress, "suite": suite, "decode": decode, "student": student}
+WORKERS = {
+    "text": text, "compress": compress, "perplexity": perplexity, "suite": suite, "decode": decode, "student": student,
+}  # fmt: skip
 
 
 def worker(what: str, **settings: Any) -> dict[str, Any]:
@@ -219,18 +240,24 @@ def measure(
     model: str, names: Sequence[str], place: Path, quick: bool, minutes: float, search: float = 15.0
 ) -> dict[str, Any]:
     """What `judged` reads. minutes: of the student; search: after which `compress` begins no candidate."""
-    rows, items, tokens, rounds = (4, 1, 8, 1) if quick else (64, 30, 64, 5)
+    rows, items, tokens, rounds = (4, 1, 8, 1) if quick else (96, 30, 64, 5)
+    pieces, conversations = (8, 2) if quick else (128, 240)
     found: dict[str, Any] = {}
     small = str(place / "small")
     if {"size", "memory", "speed"} & set(names):
-        made = worker("compress", model=model, out=small, rows=rows, seconds=5.0 if quick else 60 * search)
+        texts = worker("text", model=model, folder=str(place), pieces=pieces, conversations=conversations)
+        seconds = 5.0 if quick else 60 * search
+        made = worker("compress", model=model, out=small, calibrate=texts["calibration"], rows=rows, seconds=seconds)
         if "size" in names:
+            read = [worker("perplexity", model=each, data=texts["held_out"]) for each in (model, small)]
             before, after = (
                 worker("suite", model=each, groups=["conversation"] if quick else [], items=items)
                 for each in (model, small)
             )
             found["size"] = made | {
-                "suite_before": before["share"], "suite_after": after["share"], "questions": before["of"]
+                "suite_before": before["share"], "suite_after": after["share"], "questions": before["of"],
+                "perplexity_before": read[0]["perplexity"], "perplexity_after": read[1]["perplexity"],
+                "groups_before": before["groups"], "groups_after": after["groups"],
             }  # fmt: skip
     if {"memory", "speed"} & set(names):
         sides = ((model, "float32"), (small, "file"))
@@ -267,10 +294,11 @@ def report(found: dict[str, Any]) -> None:
         told = ", ".join(f"{key} {_shown(value)}" for key, value in figures.items() if key in _FIGURES[name])
         rows.append([name, told, "not met: " + missed[name] if name in missed else "met"])
     show("Claims about smaller models", ["claim", "measured", ""], rows)
-    if "student" in found:
-        before, after = found["student"]["groups_before"], found["student"]["groups_after"]
-        rows = [[group, f"{before[group]:.1%}", f"{after.get(group, 0.0):.1%}"] for group in before]
-        show("The student's groups", ["", "teacher", "student"], rows)
+    for name, sides in (("size", ["before", "after"]), ("student", ["teacher", "student"])):
+        if name in found:
+            before, after = found[name]["groups_before"], found[name]["groups_after"]
+            rows = [[group, f"{before[group]:.1%}", f"{after.get(group, 0.0):.1%}"] for group in before]
+            show(f"{name.capitalize()}: groups of the suite", ["", *sides], rows)
     if "size" in found:
         print(f"size: {found['size']['chosen']}, of {found['size']['questions']} questions")
     finish(figures)
@@ -312,7 +340,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         model = str(moved(given.model, given.steps))
     with tempfile.TemporaryDirectory() as temporary:
-        report(measure(model, names, given.keep or Path(temporary), given.quick, given.minutes, given.search))
+        place = given.keep or Path(temporary)
+        place.mkdir(parents=True, exist_ok=True)
+        report(measure(model, names, place, given.quick, given.minutes, given.search))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 from safetensors import torch as reference
 from torch import Tensor
 
+from shoestring.core.direct import DirectFile
 from shoestring.core.errors import ModelFileError
 from shoestring.core.files import LFS_HINT, LFS_POINTER, is_lfs_pointer
 from shoestring.core.foreign import parse_json
@@ -56,6 +57,7 @@ class TensorFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
+        self._direct = DirectFile(self.path)
         try:
             self._file = open(self.path, "rb", buffering=0)
         except OSError as error:
@@ -70,6 +72,7 @@ class TensorFile:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._direct.close()
         self._file.close()
 
     def read_into(self, name: str, target: Tensor) -> None:
@@ -106,6 +109,15 @@ class TensorFile:
         info = self.infos[name]
         row = info.elements // max(info.shape[0], 1) * info.dtype.itemsize
         self._fill(info.offset + start * row, target)
+
+    def stream_rows(self, name: str, target: Tensor, start: int = 0) -> None:
+        """The same, leaving nothing in the system's page cache: for what is read again and again, from one thread."""
+        info = self.infos[name]
+        row = info.elements // max(info.shape[0], 1) * info.dtype.itemsize if info.shape else 0
+        bytes = target.detach().view(-1).view(torch.uint8).numpy()
+        if not self._direct.read_into(info.offset + start * row, bytes):
+            self._fill(info.offset + start * row, target.detach())
+            self.forget(name, start, start + len(target) if info.shape else None)
 
     def read_part(self, name: str, start: int, target: Tensor) -> None:
         """Fill `target`, of any dtype and device, with the rows from `start` on."""

@@ -7,6 +7,7 @@ multiplies integers has a copy of its own, in int8 (`offload.head_store`).
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from shoestring.core.direct import BLOCK
 from shoestring.models.weight_files import Place
 from shoestring.models.weights import TensorFile
 from shoestring.nn.head import Block, DenseBlock, OutputHead
 from shoestring.nn.quantized.int8_head import Int8Block, RoundedHead
+from shoestring.offload.buffers import whole_blocks
 from shoestring.offload.head_store import HeadFile
 from shoestring.offload.prefetch import Prefetch
 
@@ -90,17 +93,23 @@ class RowBlocks:
             self._prefetch.close()
         self._rows = rows
         if not self._memory or self._memory[0].shape[0] < rows:
-            shape = (rows, self._info.shape[1])
             self._memory = []
-            self._memory = [torch.empty(shape, dtype=self._info.dtype) for _ in range(_BUFFERS)]
+            self._memory = [self._buffer(rows) for _ in range(_BUFFERS)]
         self._prefetch = Prefetch(self._read, _BUFFERS)
         return self._prefetch
+
+    def _buffer(self, rows: int) -> Tensor:
+        """Lies as the matrix does in its file, so that blocks are read in place."""
+        shape = (rows, self._info.shape[1])
+        size, shift = math.prod(shape) * self._info.dtype.itemsize, self._info.offset % BLOCK
+        if shift % self._info.dtype.itemsize:
+            shift = 0
+        return whole_blocks(shift + size, torch.uint8)[shift:].view(self._info.dtype).view(shape)
 
     def _read(self, number: int, buffer: int) -> None:
         first = number * self._rows
         target = self._memory[buffer][: self._info.shape[0] - first]
-        self._file.read_rows_into(self._tensor, first, target)
-        self._file.forget(self._tensor, first, first + len(target))
+        self._file.stream_rows(self._tensor, target, first)
         if self._unchecked is not None:
             self._check(first, target)
 

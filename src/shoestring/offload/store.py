@@ -63,6 +63,11 @@ class Piece:
         return self.file.infos[self.tensor].shape
 
     @property
+    def offset(self) -> int:
+        """In its file."""
+        return self.file.infos[self.tensor].offset
+
+    @property
     def bytes(self) -> int:
         info = self.file.infos[self.tensor]
         return info.elements * info.dtype.itemsize

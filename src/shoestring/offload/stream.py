@@ -14,11 +14,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from shoestring.core.direct import BLOCK
 from shoestring.core.errors import ModelFileError
+from shoestring.offload.buffers import whole_blocks
 from shoestring.offload.prefetch import Prefetch
 from shoestring.offload.store import Piece, Store, checksum
-
-_ALIGNMENT = 64
 
 
 def placeholder(shape: Iterable[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -46,7 +46,7 @@ class LayerStream:
         self._owners = [[_owner(block, piece.name) for piece in store.layers[0]] for block in blocks]
         size = max((start + piece.bytes for piece, start in zip(store.layers[0], self._places, strict=True)), default=0)
         pinned = self._device.type == "cuda"
-        self._buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(self.slots)]
+        self._buffers = [whole_blocks(size, torch.uint8, pinned) for _ in range(self.slots)]
         self._views = [self._view(buffer) for buffer in self._buffers]
         self._upload = _Upload(size, self.slots, self._device, self._view) if pinned else None
         self._wide = self._converted(dtype)
@@ -100,8 +100,7 @@ class LayerStream:
         if self._upload is not None:
             self._upload.wait(slot)
         for piece, view in zip(pieces, self._views[slot], strict=True):
-            piece.file.read_into(piece.tensor, view)
-            piece.file.forget(piece.tensor)
+            piece.file.stream_rows(piece.tensor, view)
             self.bytes_read += piece.bytes
         if self.store.checks is not None and index not in self._checked:
             self._check(index, self._views[slot])
@@ -169,10 +168,11 @@ class _Upload:
 
 
 def _layout(pieces: tuple[Piece, ...]) -> list[int]:
-    """Where each piece begins in a buffer."""
+    """Where each piece begins in a buffer: as far into a block of the disk as in its file, to be read in place."""
     starts, used = [], 0
     for piece in pieces:
-        used = -(-used // _ALIGNMENT) * _ALIGNMENT
+        even = piece.offset % piece.dtype.itemsize == 0  # or its numbers would lie across those of memory
+        used += ((piece.offset if even else 0) - used) % BLOCK
         starts.append(used)
         used += piece.bytes
     return starts
