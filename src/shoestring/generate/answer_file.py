@@ -18,6 +18,7 @@ from shoestring.generate.answers_file import AnswersFile
 from shoestring.generate.config import SamplingConfig
 from shoestring.generate.identity import identity
 from shoestring.generate.prompt_rows import prompt_rows
+from shoestring.generate.receipts import of_texts
 from shoestring.generate.request import Speed
 from shoestring.generate.texts import Asked, Completion, as_result, completed, places, searched
 
@@ -87,7 +88,7 @@ def answer_file(
     of = {"prompts": sha256_file(file), "special_tokens": special_tokens}
     of |= {name: value for name, value in identity(model).items()} | sampling.model_dump(mode="json")
     with AnswersFile(Path(out), of) as answers:
-        found, new = len(answers.done), 0
+        found, new, written = len(answers.done), 0, 0
         if answers.mended and say is not None:
             say(f"{out}: its last line was cut short, and is answered again")
         left = {row: one for row, one in asked.items() if row not in answers.done}
@@ -101,12 +102,15 @@ def answer_file(
                     answer = {"row": number, **({} if id is None else {"id": id})}
                     answers.add(answer | (results[0] if len(results) == 1 else {"results": results}))
                     new += sum(len(text.tokens) for text in texts)
+                    written += len(texts)
                     told.advance()
             answers.sort()
         except KeyboardInterrupt:
             answered()
             done = f"{len(answers.done):,} of {counted(len(asked), 'prompt')} are answered"
             raise Stopped(f"stopped: {done}; the same command goes on", str(out)) from None
+    if all(row.sampling.num_beams == 1 for row in left.values()):  # beams are not predicted
+        of_texts(model, model.speed.prompt_tokens, written, slots)
     seconds = model.speed.prompt_seconds + model.speed.new_seconds
     return Answers(str(out), len(asked), found, new, round(seconds, 3))
 
