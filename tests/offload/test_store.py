@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from shoestring.core.direct import BLOCK
 from shoestring.core.errors import ModelFileError, RunError
 from shoestring.models.adapters import quantize_blocks
 from shoestring.models.folder import load_model
+from shoestring.models.weights import TensorFile, write_tensors
 from shoestring.offload.config import QUANTIZED
 from shoestring.offload.engine import StreamedEngine
 from shoestring.offload.model import open_streamed
@@ -77,13 +78,36 @@ def test_a_model_that_has_the_format_already_is_not_copied(tmp_path, cache):
 def test_content_that_does_not_match_its_checksum_is_refused(tmp_path):
     folder = model_folder(tmp_path)
     file = made_store(folder) / "layer-00001.safetensors"
-    tensors = load_file(file)
-    tensors["feed_forward.up.codes"][0, 0] ^= 1
-    save_file(tensors, file)
+    with TensorFile(file) as content:
+        place = content.infos["feed_forward.up.codes"].offset
+    whole = bytearray(file.read_bytes())
+    whole[place] ^= 1
+    file.write_bytes(whole)
     model = open_streamed(folder, "int8")
     with pytest.raises(ModelFileError, match="(?s)layer-00001.*corrupted.*delete the folder"):
         with model.present(1):
             pass
+    model.close()
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4", "nf4"])
+def test_a_layer_of_a_store_is_read_at_once_and_in_place(tmp_path, monkeypatch, format):
+    folder = model_folder(tmp_path)
+    stream, read = TensorFile.stream, []
+
+    def watched(file, offset, target):
+        read.append((offset - target.data_ptr()) % BLOCK)
+        stream(file, offset, target)
+
+    monkeypatch.setattr(TensorFile, "stream", watched)
+    model = open_streamed(folder, format)
+    for number in (0, 1):
+        with model.present(number):
+            pass
+    in_a_store = format != "float32"  # the model has that format itself, and its pieces lie apart
+    assert (len(read) == model.stream.reads) == in_a_store
+    if in_a_store:
+        assert not any(read)
     model.close()
 
 
@@ -130,13 +154,13 @@ def test_a_full_disk_leaves_no_half_store(tmp_path, cache, monkeypatch):
     folder = model_folder(tmp_path)
     written = []
 
-    def failing(tensors, file, **_):
+    def failing(file, tensors, metadata):
         if len(written) == 1:
             raise OSError(28, "No space left on device")
         written.append(file)
-        save_file(tensors, file)
+        write_tensors(file, tensors, metadata)
 
-    monkeypatch.setattr("shoestring.offload.store.save_file", failing)
+    monkeypatch.setattr("shoestring.offload.store.write_tensors", failing)
     with pytest.raises(RunError, match="disk is full|No space left"):
         open_store(folder, "int8")
     assert written and not any((cache / "stores").glob("*/layer-*")) and not list((cache / "stores").glob("[!.]*"))

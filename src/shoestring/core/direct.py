@@ -13,8 +13,10 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 BLOCK = 4096  # bytes; what disks ask for, or a multiple of it
 _BUFFER = 1 << 20
@@ -66,6 +68,8 @@ class DirectFile:
         )
 
     def _through_buffer(self, file: int, offset: int, target: np.ndarray) -> bool:
+        import numpy as np
+
         if self._buffer is None:
             self._buffer = mmap.mmap(-1, _BUFFER)  # whole pages
         done = 0

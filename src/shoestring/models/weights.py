@@ -111,13 +111,19 @@ class TensorFile:
         self._fill(info.offset + start * row, target)
 
     def stream_rows(self, name: str, target: Tensor, start: int = 0) -> None:
-        """The same, leaving nothing in the system's page cache: for what is read again and again, from one thread."""
+        """The same, as `stream` reads."""
         info = self.infos[name]
         row = info.elements // max(info.shape[0], 1) * info.dtype.itemsize if info.shape else 0
-        bytes = target.detach().view(-1).view(torch.uint8).numpy()
-        if not self._direct.read_into(info.offset + start * row, bytes):
-            self._fill(info.offset + start * row, target.detach())
-            self.forget(name, start, start + len(target) if info.shape else None)
+        self.stream(info.offset + start * row, target)
+
+    def stream(self, offset: int, target: Tensor) -> None:
+        """Fill `target` with the file's bytes from `offset` on, and leave nothing in the system's page cache: for what
+        is read again and again, from one thread."""
+        memory = target.detach().view(-1).view(torch.uint8)
+        if not self._direct.read_into(offset, memory.numpy()):
+            self._fill(offset, memory)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._file.fileno(), offset, len(memory), os.POSIX_FADV_DONTNEED)
 
     def read_part(self, name: str, start: int, target: Tensor) -> None:
         """Fill `target`, of any dtype and device, with the rows from `start` on."""

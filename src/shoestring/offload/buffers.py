@@ -8,9 +8,11 @@ from torch import Tensor
 from shoestring.core.direct import BLOCK
 
 
-def whole_blocks(count: int, dtype: torch.dtype = torch.uint8, pinned: bool = False) -> Tensor:
-    """So many numbers, which begin at a multiple of a block of the disk."""
-    size = count * dtype.itemsize
+def lying_at(offset: int, size: int, pinned: bool = False) -> Tensor:
+    """uint8 [size], as far behind a multiple of a block as the bytes at `offset` of a file: they are read in place.
+
+    It takes a block more than its size.
+    """
     memory = torch.empty(size + BLOCK, dtype=torch.uint8, pin_memory=pinned)
-    begin = -memory.data_ptr() % BLOCK
-    return memory[begin : begin + size].view(dtype)
+    begin = (offset - memory.data_ptr()) % BLOCK
+    return memory[begin : begin + size]

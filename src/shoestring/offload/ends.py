@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.direct import BLOCK
 from shoestring.models.weight_files import Place
 from shoestring.models.weights import TensorFile
 from shoestring.nn.head import Block, DenseBlock, OutputHead
 from shoestring.nn.quantized.int8_head import Int8Block, RoundedHead
-from shoestring.offload.buffers import whole_blocks
+from shoestring.offload.buffers import lying_at
 from shoestring.offload.head_store import HeadFile
 from shoestring.offload.prefetch import Prefetch
 
@@ -101,10 +100,9 @@ class RowBlocks:
     def _buffer(self, rows: int) -> Tensor:
         """Lies as the matrix does in its file, so that blocks are read in place."""
         shape = (rows, self._info.shape[1])
-        size, shift = math.prod(shape) * self._info.dtype.itemsize, self._info.offset % BLOCK
-        if shift % self._info.dtype.itemsize:
-            shift = 0
-        return whole_blocks(shift + size, torch.uint8)[shift:].view(self._info.dtype).view(shape)
+        even = self._info.offset % self._info.dtype.itemsize == 0
+        memory = lying_at(self._info.offset * even, math.prod(shape) * self._info.dtype.itemsize)
+        return memory.view(self._info.dtype).view(shape)
 
     def _read(self, number: int, buffer: int) -> None:
         first = number * self._rows

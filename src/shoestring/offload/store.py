@@ -29,7 +29,7 @@ from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.packed_files import put_empty
 from shoestring.models.resolve import Say
 from shoestring.models.weight_files import WeightFiles
-from shoestring.models.weights import TensorFile, save_file
+from shoestring.models.weights import TensorFile, write_tensors
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.nn.replace import replace_linears
 from shoestring.offload.config import QUANTIZED, StoreFormat
@@ -224,7 +224,8 @@ def _make(
             block = packed_layer(files, index, packed) if packed else _layer(files, index, format)
             tensors = {name: tensor.detach().contiguous() for name, tensor in streamed(block)}
             name = f"layer-{index:05d}.safetensors"
-            save_file(tensors, temporary / name)
+            with open(temporary / name, "xb") as file:
+                write_tensors(file, tensors, {})  # one behind another, in this order: a layer is read at once
             size = (temporary / name).stat().st_size
             layers.append({"file": name, "bytes": size, "crc32": checksum(tensors.values())})
         content = {"version": _VERSION, "format": format, "source": source.digest, "layers": layers}

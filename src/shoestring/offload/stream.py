@@ -14,11 +14,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from shoestring.core.direct import BLOCK
 from shoestring.core.errors import ModelFileError
-from shoestring.offload.buffers import whole_blocks
+from shoestring.offload.buffers import lying_at
 from shoestring.offload.prefetch import Prefetch
 from shoestring.offload.store import Piece, Store, checksum
+
+_ALIGNMENT = 64
 
 
 def placeholder(shape: Iterable[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -46,7 +47,9 @@ class LayerStream:
         self._owners = [[_owner(block, piece.name) for piece in store.layers[0]] for block in blocks]
         size = max((start + piece.bytes for piece, start in zip(store.layers[0], self._places, strict=True)), default=0)
         pinned = self._device.type == "cuda"
-        self._buffers = [whole_blocks(size, torch.uint8, pinned) for _ in range(self.slots)]
+        self._together = [_together(layer) for layer in store.layers]
+        begin = store.layers[0][0].offset if self._together[0] else 0
+        self._buffers = [lying_at(begin, size, pinned) for _ in range(self.slots)]
         self._views = [self._view(buffer) for buffer in self._buffers]
         self._upload = _Upload(size, self.slots, self._device, self._view) if pinned else None
         self._wide = self._converted(dtype)
@@ -99,9 +102,13 @@ class LayerStream:
         pieces = self.store.layers[index]
         if self._upload is not None:
             self._upload.wait(slot)
-        for piece, view in zip(pieces, self._views[slot], strict=True):
-            piece.file.stream_rows(piece.tensor, view)
-            self.bytes_read += piece.bytes
+        if self._together[index]:
+            size = sum(piece.bytes for piece in pieces)
+            pieces[0].file.stream(pieces[0].offset, self._buffers[slot][:size])
+        else:
+            for piece, view in zip(pieces, self._views[slot], strict=True):
+                piece.file.stream_rows(piece.tensor, view)
+        self.bytes_read += sum(piece.bytes for piece in pieces)
         if self.store.checks is not None and index not in self._checked:
             self._check(index, self._views[slot])
         if self._upload is not None:
@@ -167,12 +174,21 @@ class _Upload:
         self._released.record(torch.cuda.current_stream())
 
 
-def _layout(pieces: tuple[Piece, ...]) -> list[int]:
-    """Where each piece begins in a buffer: as far into a block of the disk as in its file, to be read in place."""
-    starts, used = [], 0
+def _together(pieces: tuple[Piece, ...]) -> bool:
+    """Whether they lie one behind another in one file, each where its numbers can be used: as a store is written."""
+    end, first = pieces[0].offset, pieces[0]
     for piece in pieces:
-        even = piece.offset % piece.dtype.itemsize == 0  # or its numbers would lie across those of memory
-        used += ((piece.offset if even else 0) - used) % BLOCK
+        if piece.file is not first.file or piece.offset != end or end % piece.dtype.itemsize:
+            return False
+        end += piece.bytes
+    return True
+
+
+def _layout(pieces: tuple[Piece, ...]) -> list[int]:
+    """Where each piece begins in a buffer: as in its file, where they lie together there."""
+    together, starts, used = _together(pieces), [], 0
+    for piece in pieces:
+        used = used if together else -(-used // _ALIGNMENT) * _ALIGNMENT
         starts.append(used)
         used += piece.bytes
     return starts

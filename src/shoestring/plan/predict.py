@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 
+from shoestring.core.direct import BLOCK
 from shoestring.core.filled import filled_sizes
 from shoestring.core.units import counted
 from shoestring.models.config import ModelConfig
@@ -240,11 +241,11 @@ def streamed_weights(
     slots = max(min(slots, config.unique_layers), min(2, config.unique_layers))
     tables = config.vocabulary * config.width * FLOAT * (1 if config.tied_head else 2)
     head = 2 * block_rows(config.width) * config.width * BITS["int8" if integers else source] / 8
-    head += integers * config.vocabulary * FLOAT
+    head += integers * config.vocabulary * FLOAT + 2 * BLOCK
     shown = "few bits" if kept == "packed" else kept
     name = f"{slots} layers of {config.unique_layers} in {shown}" + (", one in float32" if wide else "")
     return [
-        (name, int(slots * layer + wide)),
+        (name, int(slots * (layer + BLOCK) + wide)),
         ("norms and biases", int(walk.stored - tables)),
         ("blocks of the head", int(head)),
     ]
