@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class DirectFile:
 
     def __init__(self, path: Path):
         self._path = path
-        self._file: int | None = None
+        self._file: FileIO | None = None
         self._refused = not hasattr(os, "O_DIRECT")
         self._buffer: mmap.mmap | None = None
 
@@ -38,8 +39,8 @@ class DirectFile:
             return False
         try:
             if self._file is None:
-                self._file = os.open(self._path, os.O_RDONLY | os.O_DIRECT | getattr(os, "O_CLOEXEC", 0))
-            return self._filled(self._file, offset, target)
+                self._file = FileIO(self._path, opener=lambda path, flags: os.open(path, flags | os.O_DIRECT))
+            return self._filled(self._file.fileno(), offset, target)
         except OSError:
             self._refused = True  # this disk or file system has no direct reads
             self.close()
@@ -47,7 +48,7 @@ class DirectFile:
 
     def close(self) -> None:
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
         self._file = self._buffer = None
 
     def _filled(self, file: int, offset: int, target: np.ndarray) -> bool:
