@@ -253,6 +253,20 @@ def test_a_run_that_gets_nowhere_gives_up(run):
     assert isinstance(error, RunError) and "3 starts in a row" in error.message and "--resume" in str(error)
 
 
+def test_a_machine_that_goes_before_the_first_step_again_and_again_is_waited_for(run):
+    run.begin("anna")
+    run.work.step = lambda: 0
+    run.join("anna")
+    for times in range(1, 6):
+        until(lambda times=times: [name for name, *_ in Scripted.begun].count("anna") == times)
+        last = Scripted.begun[-1][1]
+        if times == 5:
+            Scripted.script = {(name, last + 1): (0.2, "finished") for name in ("desk", "anna")}
+        run.wires["anna"].close()
+    assert run.outcome()["text"] == "desk"
+    assert sum(line.startswith("stopped   anna") for line in run.lines) == 5
+
+
 def test_ctrl_c_on_the_first_machine_stops_all_after_the_step(run):
     run.begin("anna")
     run.join("anna")

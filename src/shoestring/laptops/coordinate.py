@@ -55,8 +55,8 @@ class Work(Protocol):
 
 @dataclass
 class Ending:
-    """Of one start. kind: finished, stopped, failed; left, lost (a worker has lost another one), back. who: on whose
-    account. result: of the whole run."""
+    """Of one start. kind: finished, stopped, failed; gone (a machine), left (a worker), lost (a worker has lost another
+    one), back. who: on whose account. result: of the whole run."""
 
     kind: str
     who: str = ""
@@ -99,7 +99,10 @@ class Coordinator:
             if ending.kind == "failed":
                 raise RunError(ending.why, ending.who or None, ending.hint)
             self.say(f"stopped   {ending.who}: {ending.why}; going on from step {self.work.step()}")
-            futile = 0 if self.work.step() > step or ending.kind == "back" else futile + 1
+            if self.work.step() > step or ending.kind == "back":
+                futile = 0
+            elif ending.kind != "gone":  # such a machine comes again when somebody wants it to
+                futile += 1
             step = self.work.step()
             if futile == _FUTILE:
                 raise RunError(f"{_FUTILE} starts in a row came to no new step: {ending.why}", hint=self.work.resume)
@@ -195,10 +198,10 @@ class Coordinator:
             elif event.kind == "gone" and event.name in names:
                 running.discard(event.name)
                 why = outcomes.get(event.name, {}).get("why") or event.fields["why"]
-                end(Ending("left", event.name, str(why)), AFTER_A_LOSS)
+                end(Ending("gone", event.name, str(why)), AFTER_A_LOSS)
             elif event.kind == "leaving" and event.name in names:
                 leaving.append(event.name)
-                end(Ending("left", event.name, "someone stopped it there"), GRACE)
+                end(Ending("gone", event.name, "someone stopped it there"), GRACE)
             elif event.kind == "worker" and event.name in names:
                 said = event.fields.get("said")
                 if said == "store" and event.name == self.first:
