@@ -30,7 +30,7 @@ def test_a_process_that_is_killed_at_random_instants_changes_no_loss(machines, b
         time.sleep(draw.uniform(0, 4))
         assert two.running["desk"].poll() is None, f"it was over before {number + 1} kills"
         kill(two, who)
-        until(two, lambda starts=starts: two.log("desk").count("plan      ") > starts, HANG)
+        under_way(two, starts)
         time.sleep(draw.uniform(0, 8))  # while it opens the model, or trains again
     assert two.result("desk", 900)["steps"] == STEPS
     assert two.running["anna"].wait(HANG) == 0, two.log("anna")
@@ -54,6 +54,20 @@ def kill(two, who: str) -> None:
         two.join("anna")
     else:
         two.start("desk", "finetune", "--resume", "out", "--over", str(two.folder / "machines.yaml"), "--json")
+
+
+def under_way(two, starts: int) -> None:
+    """Until the run has begun again. One that was killed too often before a step gives up, and is resumed as it says."""
+    deadline = time.monotonic() + HANG
+    while two.log("desk").count("plan      ") <= starts:
+        if two.running["desk"].poll() is not None:
+            assert "3 starts in a row came to no new step" in two.log("desk"), two.log("desk")
+            until(two, lambda: two.running["anna"].poll() is not None, HANG)
+            two.start("desk", "finetune", "--resume", "out", "--over", str(two.folder / "machines.yaml"), "--json")
+            two.join("anna")
+            deadline = time.monotonic() + HANG
+        assert time.monotonic() < deadline, f"{two.log('desk')}\n---\n{two.log('anna')}"
+        time.sleep(0.05)
 
 
 def alive(process: int) -> bool:
