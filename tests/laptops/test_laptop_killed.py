@@ -57,7 +57,7 @@ def kill(two, who: str) -> None:
 
 
 def under_way(two, starts: int) -> None:
-    """Until the run has begun again. One that was killed too often before a step gives up, and is resumed as it says."""
+    """Until the run has begun again. One that was killed too often before a step gives up, and is resumed by hand."""
     deadline = time.monotonic() + HANG
     while two.log("desk").count("plan      ") <= starts:
         if two.running["desk"].poll() is not None:
