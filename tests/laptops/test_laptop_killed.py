@@ -63,7 +63,9 @@ def under_way(two, starts: int) -> None:
         if two.running["desk"].poll() is not None:
             assert "3 starts in a row came to no new step" in two.log("desk"), two.log("desk")
             until(two, lambda: two.running["anna"].poll() is not None, HANG)
+            listened = two.log("desk").count("listening")
             two.start("desk", "finetune", "--resume", "out", "--over", str(two.folder / "machines.yaml"), "--json")
+            two.until("desk", "listening", HANG, listened + 1)
             two.join("anna")
             deadline = time.monotonic() + HANG
         assert time.monotonic() < deadline, f"{two.log('desk')}\n---\n{two.log('anna')}"
