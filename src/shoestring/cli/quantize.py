@@ -51,6 +51,9 @@ def quantize(
     ] = None,
     rows: Rows = None,
     context: Context = None,
+    embedding: Annotated[
+        Literal[8] | None, Parameter(help="8: embedding and head in 8 bits, a scale for each row [as --dtype says]")
+    ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Parameter(help="of embedding, head and norms; auto: as the model has them"),
@@ -64,6 +67,7 @@ def quantize(
     given: dict[str, Any] = {
         **text_settings(calibrate, rows, context, seed, columns, on_bad_line), "bits": bits, "group": group,
         "method": method, "symmetric": not asymmetric, "activations": activations, "dtype": dtype, "steps": steps,
+        "embedding": embedding,
         "wide": () if wide is None else tuple(name.strip() for name in wide.split(",")),
     }  # fmt: skip
     quantize_config(given)  # before anything heavy is imported

@@ -23,6 +23,9 @@ from shoestring.models.decoder import Decoder
 from shoestring.models.families.family import Family
 from shoestring.models.folder import rounded_to
 from shoestring.models.place import Place
+from shoestring.models.rounded_rows import ENDS, rounded_rows, scale_names, take_rounded
+from shoestring.models.weight_files import WeightFiles
+from shoestring.models.weights import TensorFile
 from shoestring.offload.ends import DiskEmbedding, StreamedHead
 from shoestring.offload.stream import placeholder
 from shoestring.train.objective import next_token
@@ -74,17 +77,41 @@ def measured_on(
 
 
 def copied(
-    places: Mapping[str, Place], family: Family, dtype_of: Callable[[str], torch.dtype]
-) -> list[Streamed]:
-    """All that is outside the blocks, under the names that the family has for it, to be written in these formats."""
-    return [
-        Streamed(
-            family.tensor_name(name), dtype_of(name), place.info.shape,
-            functools.partial(_rows, place, dtype_of(name)),
-        )
-        for name, place in places.items()
-        if not name.startswith("blocks.")
-    ]  # fmt: skip
+    places: Mapping[str, Place], family: Family, dtype_of: Callable[[str], torch.dtype],
+    rounded: torch.dtype | None = None,
+) -> list[Streamed]:  # fmt: skip
+    """All that is outside the blocks, under the names that the family has for it, to be written in these formats.
+    rounded: of scales, where embedding and head are to be in 8 bits."""
+    found = []
+    for name, place in places.items():
+        end, dtype = name.removesuffix(".weight"), dtype_of(name)
+        if rounded is not None and end in ENDS:
+            found += _in_8_bits(end, place, family, rounded, tied="head.weight" not in places)
+        elif not name.startswith("blocks."):
+            pieces = functools.partial(_rows, place, dtype)
+            found.append(Streamed(family.tensor_name(name), dtype, place.info.shape, pieces))
+    return found
+
+
+def outside(files: WeightFiles, family: Family, written: TensorFile) -> dict[str, Place]:
+    """What `copied` wrote of them, by the decoder's names."""
+    where = {name: Place("", written, name) for name in written.infos}
+    take_rounded(family, files.config.tied_head, where)
+    names = [name for name in files.places if not name.startswith("blocks.")]
+    return {name: where[family.tensor_name(name)]._replace(parameter=name) for name in names}
+
+
+def _in_8_bits(end: str, place: Place, family: Family, scale: torch.dtype, tied: bool) -> list[Streamed]:
+    def made(part: int) -> Iterator[Tensor]:
+        for rows in rows_of(place.file, place.tensor):
+            check_finite(rows, place)
+            yield rounded_rows(rows.float(), scale)[part]
+
+    name, (rows, _) = family.tensor_name(f"{end}.weight"), place.info.shape
+    scales = [
+        Streamed(each, scale, (rows, 1), functools.partial(made, 1)) for each in scale_names(family, end, tied)
+    ]
+    return [Streamed(name, torch.int8, place.info.shape, functools.partial(made, 0)), *scales]
 
 
 def _rows(place: Place, dtype: torch.dtype) -> Iterable[Tensor]:

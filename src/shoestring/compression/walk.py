@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from shoestring.compression.ends import begin, nats
+from shoestring.compression.ends import begin, nats, outside
 from shoestring.compression.passage import MakeKept, Passage, pass_through
 from shoestring.compression.read_block import read_block
 from shoestring.compression.unfinished import Unfinished
@@ -20,7 +20,6 @@ from shoestring.core.waiting import waiting
 from shoestring.data.batch import Batch
 from shoestring.models.builder import build
 from shoestring.models.families.family import Family
-from shoestring.models.place import Place
 from shoestring.models.weight_files import WeightFiles
 
 Change = Callable[[nn.Module, int, list[Passage], list[Passage], Callable[[], Any]], None]
@@ -42,8 +41,7 @@ def change_blocks(
     """
     before, layers, plain = files.places, files.config.layers, build(files.config, device="meta")
     with work.open(0) as ends:
-        outside = [name for name in before if not name.startswith("blocks.")]
-        after = {name: Place(name, ends, family.tensor_name(name)) for name in outside}
+        after = outside(files, family, ends)
         passages = begin(calibrating, plain, after, kept)
         own = begin(calibrating if beside else [], plain, before, kept)
         measured = begin(measuring, plain, before, kept)

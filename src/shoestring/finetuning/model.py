@@ -217,8 +217,8 @@ def source_dtype(base: Path, held: Callable[[str], bool] | None = None) -> str:
     """The dtype of the model's embedding on disk. held: of which parameters the folder has, where it may lack some;
     then of its first tensor."""
     with WeightFiles(base, packed=True, held=held) as files:
-        first = files.places["embedding.weight"] if held is None else next(iter(files.places.values()))
-        return str(first.info.dtype).removeprefix("torch.")
+        first = "embedding.weight" if held is None else next(iter(files.places))
+        return str(files.dtype_of(first)).removeprefix("torch.")
 
 
 def packed_linears_of(base: Path, held: Callable[[str], bool] | None = None) -> Packed:

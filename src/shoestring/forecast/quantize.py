@@ -96,4 +96,8 @@ def quantized_bytes(config: ModelConfig, settings: QuantizeConfig, dense: str) -
     few = sum(PackedBase(inputs, outputs, each[name]).stored for name, (inputs, outputs) in named)
     numbers = sum(inputs * outputs for inputs, outputs in shapes)
     rest = config.parameter_count() - config.unique_layers * numbers
+    if settings.embedding is not None:
+        ends = config.vocabulary * config.width * (1 if config.tied_head else 2)
+        few += (ends + 4 * config.vocabulary) / config.unique_layers  # scales twice, in 16 bits
+        rest -= ends
     return int(config.unique_layers * few + rest * BITS[dense] / 8)

@@ -8,7 +8,7 @@ Modules may be named as here (`attention.query`, `query`) or as Hugging Face doe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from shoestring.models.builder import build
 from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import family_of
+from shoestring.models.rounded_rows import RoundedRows
 from shoestring.nn.lora import LoRA, LoRALinear
 from shoestring.nn.lora_config import LoRAConfig
 from shoestring.nn.replace import from_linear, replace_linears
@@ -148,7 +149,7 @@ class HalvedBases:
         self._names = _choose(build(config, device="meta"), modules)
         self._blocks = 0  # read so far
 
-    def ends(self, decoder: Decoder) -> None:
+    def ends(self, decoder: Decoder, rounded: Mapping[str, RoundedRows]) -> None:
         """They stay as they are."""
 
     def block(self, block: nn.Module) -> None:

@@ -15,11 +15,11 @@ from shoestring.core.errors import ModelFileError
 from shoestring.nn.quantized.config import PackedConfig
 
 SECTION, METHOD = "quantization_config", "compressed-tensors"
-PACKED, BYTES = "pack-quantized", "int-quantized"
+PACKED, BYTES, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 ANY = object()
 # Fields of each part with the values that are supported, null always among them; `ANY` changes no weight.
 _SECTION: dict[str, tuple[Any, ...]] = {
-    "quant_method": (METHOD,), "format": (PACKED, BYTES), "config_groups": (ANY,), "ignore": (ANY,),
+    "quant_method": (METHOD,), "format": (PACKED, BYTES, MIXED), "config_groups": (ANY,), "ignore": (ANY,),
     "kv_cache_scheme": (), "quantization_status": ("compressed", "frozen"), "global_compression_ratio": (ANY,),
     "sparsity_config": ({},), "transform_config": ({},), "version": (ANY,), "run_compressed": (ANY,),
     "dequantize": (False,), "provider": (ANY,),
@@ -39,25 +39,30 @@ _INPUTS: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+_ENDS, _ROWS = ("embed_tokens", "lm_head"), PackedConfig(bits=8, group=None)
 Others = Mapping[PackedConfig, Sequence[str]]  # linears by their names in the files that are kept in another way
 
 
-def section_of(config: PackedConfig, others: Others | None = None) -> dict[str, Any]:
-    """The section for a model all of whose linears but the head and `others` are kept so."""
+def section_of(config: PackedConfig, others: Others | None = None, ends: Sequence[str] = ()) -> dict[str, Any]:
+    """The section for a model all of whose linears but the head and `others` are kept so. ends: embedding and head by
+    their names, where they are in 8 bits by rows."""
     groups = [_group_of(config, ["Linear"]), *(_group_of(each, names) for each, names in (others or {}).items())]
+    if ends:
+        groups.append(_group_of(_ROWS, ends, BYTES))
+    forms = {group["format"] for group in groups}
     return {
         "quant_method": METHOD,
-        "format": groups[0]["format"],
+        "format": forms.pop() if len(forms) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
-        "ignore": ["lm_head"],
+        "ignore": [] if ends else ["lm_head"],
         "kv_cache_scheme": None,
     }
 
 
-def _group_of(config: PackedConfig, targets: Sequence[str]) -> dict[str, Any]:
+def _group_of(config: PackedConfig, targets: Sequence[str], form: str | None = None) -> dict[str, Any]:
     """targets: names of modules, which go before those of classes."""
-    form = PACKED if config.activations is None else BYTES
+    form = form or (PACKED if config.activations is None else BYTES)
     weights = {
         **_plain(config.bits, config.symmetric), "dynamic": False, "observer": "minmax",
         "group_size": config.group, "strategy": "channel" if config.group is None else "group",
@@ -86,10 +91,23 @@ def schemes(section: dict[str, Any], where: str | None) -> tuple[PackedConfig, .
     if not isinstance(groups, dict) or not groups:
         shown = f"{len(groups)} groups" if isinstance(groups, dict) else None
         raise refused("config_groups", groups, where, "one or more groups of linears that are kept alike", shown)
-    found = tuple(dict.fromkeys(_scheme(group, where) for group in groups.values()))
+    for group in groups.values():
+        if _of_ends(group) and _scheme(group, where) != _ROWS:
+            raise refused("config_groups", groups, where, "embedding and head in 8 bits by rows", "of them otherwise")
+    found = tuple(dict.fromkeys(_scheme(group, where) for group in groups.values() if not _of_ends(group)))
+    if not found:
+        raise refused("config_groups", groups, where, "a group of linears of the blocks", "of embedding and head alone")
     if len({config.activations for config in found}) > 1:
         raise refused("config_groups", groups, where, "inputs of 8 bits for all linears or none", "of both kinds")
     return found
+
+
+def _of_ends(group: Any) -> bool:
+    """Whether it is of embedding and head, whose tensors tell how they are kept (`models.rounded_rows`)."""
+    targets = group.get("targets") if isinstance(group, dict) else None
+    return isinstance(targets, list) and bool(targets) and all(
+        isinstance(name, str) and name.rpartition(".")[2] in _ENDS for name in targets
+    )
 
 
 def _scheme(group: Any, where: str | None) -> PackedConfig:

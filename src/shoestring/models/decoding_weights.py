@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from shoestring.kernels.decode import FloatMatrix, Matrix, decode_kernels
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import read_quantization
 from shoestring.models.folder import load_model, stored_dtypes
+from shoestring.models.rounded_rows import RoundedRows
 from shoestring.nn.attention.mla import LatentAttention
 from shoestring.nn.cache import KVCache
 from shoestring.nn.head import Head
@@ -50,7 +52,7 @@ def kept_as(decoder: Decoder, weights: str) -> Decoder:
     """The same for a decoder in memory, changed in place. Raises ConfigError."""
     if weights != "float32":
         keeping = Keeping(weights)
-        keeping.ends(decoder)
+        keeping.ends(decoder, {})
         changed = [keeping.block(block) for block in decoder.blocks]
         if not any(changed):
             raise ConfigError(f"this model has no dense matrices to keep as {weights}", hint="decode it as it is")
@@ -89,18 +91,28 @@ class Keeping:
         self.weights, self.own = weights, own
 
     @torch.no_grad()
-    def ends(self, decoder: Decoder) -> None:
-        """Head and embedding."""
-        head = decoder.head
-        if self.weights == "float32":
+    def ends(self, decoder: Decoder, rounded: Mapping[str, RoundedRows]) -> None:
+        """Head and embedding. Those that are in 8 bits in the folder stay so where that, or as few bits, is asked for.
+        """
+        head, dense = decoder.head, self.weights == "float32"
+        codes = self.own or self.weights in _BITS
+        kept: dict[str, Matrix | None] = {end: blocks_of(rows.linear()) for end, rows in rounded.items() if codes}
+        if dense and not kept:
             return
         if not isinstance(head, Head) or not head.weight.is_cpu:
             raise ConfigError(f"weights {self.weights} are kept of a dense model on the CPU", hint="leave weights out")
-        tied, matrix = head.weight is decoder.embedding.weight, self._matrix(head.weight, bits=HEAD_BITS)
-        decoder.head = DecodingHead(matrix, head.width, head.softcap)
-        if tied or self.weights in _HALF:  # an embedding of its own is read a row at a time: it may stay as it is
-            kept = matrix if tied else self._matrix(decoder.embedding.weight)
-            decoder.embedding = DecodingEmbedding(kept, head.width)  # type: ignore[assignment]
+        tied = head.weight is decoder.embedding.weight
+        embedding, last = kept.get("embedding"), kept.get("embedding" if tied else "head")
+        if last is None and not dense:
+            last = self._matrix(head.weight, bits=HEAD_BITS)
+        if tied:
+            embedding = last
+        elif embedding is None and self.weights in _HALF:  # otherwise it may stay: it is read a row at a time
+            embedding = self._matrix(decoder.embedding.weight)
+        if last is not None:
+            decoder.head = DecodingHead(last, head.width, head.softcap)
+        if embedding is not None:
+            decoder.embedding = DecodingEmbedding(embedding, head.width)  # type: ignore[assignment]
 
     @torch.no_grad()
     def block(self, block: nn.Module) -> int:

@@ -26,6 +26,7 @@ from shoestring.models.config import ModelConfig
 from shoestring.models.decoder import Decoder, Parts
 from shoestring.models.families.registry import config_fields, family_of, read_config, read_json
 from shoestring.models.packed_files import configs_of, fill_packed, packed_linears, packed_tensors, put_packed
+from shoestring.models.rounded_rows import ENDS, RoundedRows, scale_names
 from shoestring.models.weight_files import INDEX, WEIGHTS, WeightFiles
 from shoestring.models.weights import TensorFile, save_file, write_one_by_one
 from shoestring.nn.head import Head
@@ -49,8 +50,8 @@ Dtypes = torch.dtype | Mapping[str, torch.dtype] | None
 class AsRead(Protocol):
     """What changes parts of a decoder as they come into memory, in place."""
 
-    def ends(self, decoder: Decoder) -> None:
-        """Its embedding and head; it has no blocks yet."""
+    def ends(self, decoder: Decoder, rounded: Mapping[str, RoundedRows]) -> None:
+        """Its embedding and head; it has no blocks yet. rounded: those that the folder has in 8 bits."""
         ...
 
     def block(self, block: torch.nn.Module) -> Any: ...
@@ -93,7 +94,7 @@ def load_model(
         allocate(decoder, device)
         _fill(decoder, "", files)
         if as_read is not None:
-            as_read.ends(decoder)
+            as_read.ends(decoder, files.rounded)
         elif isinstance(decoder.head, Head):
             decoder.head = head_for(decoder.head, quantized)
         for index, block in enumerate(blocks):
@@ -192,10 +193,12 @@ def write_model_files(
     generation: GenerationDefaults | None = None,
     max_shard_bytes: float = 5e9,
     dtypes: Dtypes = None,
+    rounded: Mapping[str, RoundedRows] | None = None,
 ) -> None:
     """Write the files of a model folder into an existing folder, which the caller makes appear at once.
 
-    generation: defaults for decoding; None takes the special ids from the tokenizer. Raises ModelFileError for a weight
+    generation: defaults for decoding; None takes the special ids from the tokenizer. rounded: embedding and head that
+    are written in 8 bits, as another folder has them, in place of the decoder's. Raises ModelFileError for a weight
     that the number format cannot hold.
     """
     folder = Path(folder)
@@ -205,11 +208,15 @@ def write_model_files(
     packed = packed_linears(decoder)
     dtype = dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)
     config, *others = configs_of(packed).items() or ((None, []),)
-    write_configs(folder, decoder.config, dtype, generation, config[0], dict(others))
+    write_configs(folder, decoder.config, dtype, generation, config[0], dict(others), bool(rounded))
     tensors: dict[str, tuple[Tensor, torch.dtype]] = {
         family.tensor_name(name): (parameter, dtype_of(dtypes, name, parameter))
         for name, parameter in decoder.named_parameters()
+        if name.removesuffix(".weight") not in (rounded or {})
     }
+    for end, rows in (rounded or {}).items():
+        found = rows.tensors(scale_names(family, end, decoder.config.tied_head))
+        tensors |= {name: (tensor, tensor.dtype) for name, tensor in found.items()}
     for name, linear in packed.items():
         module = family.tensor_name(f"{name}.weight").removesuffix(".weight")
         tensors |= {key: (tensor, tensor.dtype) for key, tensor in packed_tensors(linear, module).items()}
@@ -225,9 +232,10 @@ def write_configs(
     generation: GenerationDefaults,
     packed: PackedConfig | None = None,
     others: Others | None = None,
+    rounded: bool = False,
 ) -> None:
     """config.json and generation_config.json. dtype: of dense weights; packed: how the blocks' linears are kept;
-    others: some by name that are kept in other ways."""
+    others: some by name that are kept in other ways; rounded: whether embedding and head are in 8 bits."""
     fields = {**config_fields(config, str(dtype).removeprefix("torch.")), **generation.ids()}
     if packed is not None:
         family = family_of(config)
@@ -235,7 +243,8 @@ def write_configs(
             each: [family.tensor_name(f"{name}.weight").removesuffix(".weight") for name in linears]
             for each, linears in (others or {}).items()
         }
-        fields[SECTION] = section_of(packed, names)
+        ends = [family.tensor_name(f"{end}.weight").removesuffix(".weight") for end in ENDS] if rounded else []
+        fields[SECTION] = section_of(packed, names, ends)
     _write_json(folder / "config.json", fields)
     _write_json(folder / "generation_config.json", {**generation.settings, **generation.ids()})
 
@@ -250,10 +259,11 @@ def dtype_of(dtypes: Dtypes, name: str, parameter: Tensor) -> torch.dtype:
 def stored_dtypes(
     folder: str | Path, packed: bool = False, held: Callable[[str], bool] | None = None
 ) -> dict[str, torch.dtype]:
-    """What each parameter is stored in, by the decoder's names. held: of those alone, and the folder may lack others.
-    Raises ModelFileError, and for linears in few bits too unless `packed`: then they are left out."""
+    """What each parameter is stored in, by the decoder's names; embedding and head in 8 bits as their scales. held: of
+    those alone, and the folder may lack others. Raises ModelFileError, and for linears in few bits too unless `packed`:
+    then they are left out."""
     with WeightFiles(folder, packed, held) as files:
-        return {name: place.info.dtype for name, place in files.places.items()}
+        return {name: files.dtype_of(name) for name in files.places}
 
 
 def write_weights(tensors: Mapping[str, tuple[Tensor, torch.dtype]], file: Path, parts: Parts | None) -> None:

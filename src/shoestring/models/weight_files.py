@@ -21,6 +21,7 @@ from shoestring.models.families.family import Family
 from shoestring.models.families.registry import family_named, read_config, read_json, read_quantization
 from shoestring.models.packed_files import PackedPlace, take_packed
 from shoestring.models.place import Place
+from shoestring.models.rounded_rows import RoundedRows, take_rounded
 from shoestring.models.weights import TensorFile
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -36,7 +37,8 @@ class WeightFiles:
     """The open weight files of a model folder; a context manager. Raises ModelFileError as `load_model` does.
 
     config: with a head that the files hold untied. places: by the decoder's names, in the order of the files. packed:
-    the linears that are quantized, which places lack; a folder with such is refused where they are not asked for. held:
+    the linears that are quantized, which places lack; a folder with such is refused where they are not asked for.
+    rounded: embedding and head that are, which places have as the matrices of float32 that they stand for. held:
     whether a parameter is needed, by name; then places are of those alone, and the folder may lack others.
     """
 
@@ -55,8 +57,11 @@ class WeightFiles:
             if held is not None:
                 parameters = {name: parameter for name, parameter in parameters.items() if held(name)}
             self.packed: dict[str, PackedPlace] = {}
+            self.rounded: dict[str, RoundedRows] = {}
             if scheme is not None:
                 self.packed = take_packed(scheme, parameters, family, where)
+            if scheme is not None and scheme.layout == "compressed-tensors":
+                self.rounded = take_rounded(family, self.config.tied_head, where)
             for linear in self.packed:
                 del parameters[f"{linear}.weight"]
             names = _match(parameters, family, where, folder, whole=held is None)
@@ -64,6 +69,11 @@ class WeightFiles:
             self.close()
             raise
         self.places = {parameter: where[name]._replace(parameter=parameter) for name, parameter in names}
+
+    def dtype_of(self, parameter: str) -> torch.dtype:
+        """What a parameter is stored in; where that is 8 bits, its scales."""
+        place = self.places[parameter]
+        return place.file.scale.info.dtype if isinstance(place.file, RoundedRows) else place.info.dtype
 
     def close(self) -> None:
         for file in self.files:

@@ -75,6 +75,10 @@ class TensorFile:
         self._direct.close()
         self._file.close()
 
+    def again(self) -> TensorFile:
+        """The same file, opened once more: for another thread, or to stay open longer."""
+        return TensorFile(self.path)
+
     def read_into(self, name: str, target: Tensor) -> None:
         """Fill `target` (same shape, any dtype and device) with a tensor, converting piece by piece."""
         info = self.infos[name]

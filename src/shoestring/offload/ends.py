@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ class DiskEmbedding(nn.Embedding):
     def __init__(self, weight: nn.Parameter, place: Place):
         super().__init__(weight.shape[0], weight.shape[1], _weight=weight)
         self.weight = weight
-        self._file, self._tensor = TensorFile(place.file.path), place.tensor
+        self._file, self._tensor = place.file.again(), place.tensor
 
     def forward(self, input: Tensor) -> Tensor:
         ids, where = torch.unique(input, return_inverse=True)
@@ -49,11 +48,12 @@ class DiskEmbedding(nn.Embedding):
 class RowBlocks:
     """A matrix in a file, in blocks of its rows: through two buffers, the next block read while one is used.
 
-    head: the file of which this is the codes, whose content is checked in the first pass over it.
+    file: closed at the end. head: the file of which this is the codes, whose content is checked in the first pass over
+    it.
     """
 
-    def __init__(self, path: Path, tensor: str, head: HeadFile | None = None):
-        self._file, self._tensor = TensorFile(path), tensor
+    def __init__(self, file: TensorFile, tensor: str, head: HeadFile | None = None):
+        self._file, self._tensor = file, tensor
         self._info = self._file.infos[tensor]
         self._prefetch: Prefetch | None = None
         self._memory: list[Tensor] = []
@@ -132,7 +132,7 @@ class StreamedHead(OutputHead):
         self.vocabulary, self.width = weight_VD.shape
         self.softcap = softcap
         self.weight = weight_VD
-        self.source = RowBlocks(place.file.path, place.tensor)
+        self.source = RowBlocks(place.file.again(), place.tensor)
 
     def blocks(self, rows: int, dtype: torch.dtype) -> Iterator[tuple[int, Block]]:
         for first, weight_VD in self.source.pass_by(rows):
@@ -147,7 +147,7 @@ class StreamedInt8Head(RoundedHead):
     def __init__(self, file: HeadFile, device: torch.device | str, softcap: float | None = None):
         super().__init__()
         self.softcap = softcap
-        self.source = RowBlocks(file.path, "codes", file)
+        self.source = RowBlocks(TensorFile(file.path), "codes", file)
         with TensorFile(file.path) as content:
             self.vocabulary, self.width = content.infos["codes"].shape
             self.register_buffer("scale", content.read("scale").to(device))

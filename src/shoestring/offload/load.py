@@ -76,7 +76,7 @@ def load(
     base = find_base(folder, say) if is_adapter(folder) else folder
     with WeightFiles(base, packed=True) as files:
         config, packed = files.config, frozenset(block_linears(files).items())
-        source = _name(files.places["embedding.weight"].info.dtype)
+        source = _name(files.dtype_of("embedding.weight"))
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     external = open_external(config, tokenizer, say)  # first: the process is then as large as it stays
     first_use(training=False)

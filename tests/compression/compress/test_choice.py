@@ -13,7 +13,7 @@ from shoestring.compression.compress.config import compress_config
 from shoestring.core.errors import ConfigError
 
 MATRICES = (("query", 256, 256), ("up", 512, 256), ("down", 256, 512))
-SHAPES = Shapes(MATRICES, rest=40_000, numbers=10_000, stored=1_620_000, float32=True)
+SHAPES = Shapes(MATRICES, rest=40_000, numbers=10_000, stored=1_620_000, float32=True, ends=((32, 256),))
 EVERY = [candidate for family in families(SHAPES) for candidate in family]
 
 
@@ -74,7 +74,10 @@ def test_quality_is_the_worse_of_text_and_suite_and_nothing_for_what_failed() ->
 
 
 def test_pruning_is_tried_only_where_all_else_loses_more() -> None:
-    left = {0.8: Shapes((("up", 256, 192),), 1, 10_000, 0, True), 0.5: Shapes((("up", 64, 64),), 1, 10_000, 0, True)}
+    left = {
+        part: Shapes((("up", *shape),), 1, 10_000, 0, True, ends=((32, 192),))
+        for part, shape in ((0.8, (256, 192)), (0.5, (64, 64)))
+    }
     every = families(SHAPES, left, recover=7)
     assert [each.key for each in every[-1]] == ["pruned-0.8", "pruned-0.5"]
     assert every[-1][0].steps[0] == ("prune", {"parameters": "0.8x", "recover": 7})
@@ -87,7 +90,7 @@ def test_pruning_is_tried_only_where_all_else_loses_more() -> None:
 
 
 def test_groups_that_do_not_divide_are_no_candidates() -> None:
-    odd = Shapes((("up", 64, 96),), rest=100, numbers=50, stored=25_000, float32=False)
+    odd = Shapes((("up", 64, 96),), rest=100, numbers=50, stored=25_000, float32=False, ends=())
     keys = [candidate.key for family in families(odd) for candidate in family]
     assert "gptq-4-32" in keys and "rtn-8-0" in keys and "bfloat16" not in keys
     assert not any(key.endswith(("-64", "-128")) for key in keys)

@@ -106,9 +106,12 @@ def test_sizes_are_predicted_to_the_byte(model: Path, tmp_path: Path) -> None:
         shapes = _shapes(files)
     every = {candidate.key: candidate for family in families(shapes) for candidate in family}
     assert cast(model, tmp_path / "half") == every["bfloat16"].bytes
-    for key in ("rtn-8-0", "rtn-4-64", "rtn-3-32"):
+    for key in ("rtn-8-0", "rtn-8-0-embedding", "rtn-4-64", "rtn-3-32"):
         settings = every[key].steps[0][1]
         assert quantize(model, tmp_path / key, **settings).after.weight_bytes == every[key].bytes
+    some = every["gptq-4-32-embedding-output-down"]
+    settings = {**some.steps[0][1], "method": "rtn"}
+    assert quantize(model, tmp_path / "some", **settings).after.weight_bytes == some.bytes
     for bits in (3, 4):  # zero points are packed along the other side
         made = quantize(model, tmp_path / f"asymmetric-{bits}", bits, 32, "rtn", symmetric=False, dtype="bfloat16")
         assert made.after.weight_bytes == every[f"gptq-asymmetric-{bits}-32"].bytes
@@ -145,8 +148,10 @@ def test_the_best_under_a_target_is_taken_and_the_table_says_what_was_tried(mode
     assert kept["verb"] == "compress" and kept["chosen"] == result.chosen.key
     assert kept["after"]["loss"] == result.after.loss and len(kept["candidates"]) == len(result.rows)
     linears = packed_linears(load_model(folder))
-    bits, group = (result.chosen.steps[0][1][name] for name in ("bits", "group"))
-    assert {(each.config.bits, each.config.group) for each in linears.values()} == {(bits, group)}
+    settings = result.chosen.steps[0][1]
+    expected = {(8 if name.rpartition(".")[2] in settings.get("wide", ()) else settings["bits"]) for name in linears}
+    assert {each.config.bits for each in linears.values()} == expected
+    assert {each.config.group for each in linears.values()} == {settings["group"]}
     text = str(result)
     assert "not tried" in text and f"{result.quality:.1%} kept" in text and "as it is" in text
     assert result.before.bytes == sum(t.numel() * 4 for t in load_model(model).parameters())
@@ -190,12 +195,12 @@ def test_pruning_is_the_last_way_and_no_candidate_has_seen_what_is_measured(
 ) -> None:
     text = corpus(tmp_path / "text")
     given = {**FEW, "recover": 2}
-    result = compress(model, tmp_path / "small", "0.17x", calibrate=text, **given)
+    result = compress(model, tmp_path / "small", "0.16x", calibrate=text, **given)
     said = {row.key: row.said for row in result.rows}
     last = [row for row in result.rows if row.figures is not None][-1]
     assert last.key == "pruned-0.7" and last.figures is not None and last.figures.bytes == last.predicted
     assert said["pruned-0.9"] == "larger than the target" and "finer was small enough" in said["pruned-0.6"]
-    settings = compress_config({"calibrate": str(text), "target": "0.17x", **given})
+    settings = compress_config({"calibrate": str(text), "target": "0.16x", **given})
     few, many = (
         read_calibration(settings.model_copy(update={"rows": rows, "read": 70}), Tokenizer.load(model), 128, None)
         for rows in (4, 64)

@@ -27,6 +27,9 @@ FORMS = {
     "W8A16 by rows, asymmetric": {"bits": 8, "group": 0, "symmetric": False},
     "W3A16": {"bits": 3, "group": 8},
     "W4A16, some in 8": {"bits": 4, "group": 8, "wide": ("down", "query", "key", "value")},
+    "W4A16, embedding in 8": {"bits": 4, "group": 8, "embedding": 8},
+    "W8A16 by rows, embedding in 8": {"bits": 8, "group": 0, "embedding": 8},
+    "W8A8, embedding in 8": {"bits": 8, "group": 0, "activations": "int8", "embedding": 8},
     "W8A8": {"bits": 8, "group": 0, "activations": "int8"},
 }
 TOKENS_BT = torch.randint(0, SIZES["vocab_size"], (2, 20), generator=torch.Generator().manual_seed(0))
@@ -51,10 +54,11 @@ def made(family: str, folder: Path, form: str, **sizes) -> Path:
 @pytest.mark.parametrize(
     ("family", "form"),
     [("llama", "W4A16"), ("qwen2", "W8A16"), ("qwen3", "W4A16"), ("qwen2", "W8A16 by rows"),
-     ("qwen2", "W4A16, some in 8")]
-)
-def test_the_same_logits(tmp_path: Path, family: str, form: str) -> None:
-    folder = made(family, tmp_path, form)
+     ("qwen2", "W4A16, some in 8"), ("llama", "W4A16, embedding in 8"), ("qwen3", "W8A16 by rows, embedding in 8")]
+)  # fmt: skip
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_same_logits(tmp_path: Path, family: str, form: str, tied: bool) -> None:
+    folder = made(family, tmp_path, form, tie_word_embeddings=tied)
     found = ours(load_model(folder))
     judge = theirs(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     torch.testing.assert_close(found, judge, rtol=0, atol=1e-4)
@@ -62,10 +66,11 @@ def test_the_same_logits(tmp_path: Path, family: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_inputs_of_8_bits_give_the_same_outputs(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("form", ["W8A8", "W8A8, embedding in 8"])
+def test_inputs_of_8_bits_give_the_same_outputs(tmp_path: Path, family: str, form: str) -> None:
     """Of each linear for the same inputs. A row's largest input, if it is negative, is 127.5 steps: between two codes,
     so that in a whole model its last bit decides, and only rows without such a case have the same logits."""
-    folder = made(family, tmp_path, "W8A8")
+    folder = made(family, tmp_path, form)
     decoder = load_model(folder, dtype=torch.float64)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     norms_in_float64(model)
@@ -104,9 +109,3 @@ def test_the_library_makes_the_same_weights_of_the_tensors(tmp_path: Path, famil
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert set(missing) <= {"lm_head.weight"} and not unexpected
     torch.testing.assert_close(ours(load_model(folder)), theirs(model), rtol=0, atol=1e-4)
-
-
-def test_a_head_of_its_own_stays_dense(tmp_path: Path) -> None:
-    folder = made("llama", tmp_path, "W4A16", tie_word_embeddings=False)
-    judge = theirs(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-    torch.testing.assert_close(ours(load_model(folder)), judge, rtol=0, atol=1e-4)

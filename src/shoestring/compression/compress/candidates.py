@@ -17,8 +17,11 @@ _SCALE, _SHAPE = 2, 16  # bytes of a scale, and of the tensor that says a matrix
 _FINE = ((8, 0), (4, 32), (4, 64), (4, 128), (3, 32), (3, 64), (3, 128))
 _BY_TEXT = ((8, 128), *_FINE[1:])
 _FEW = _FINE[1:]
-# Linears in 8 bits beside 4: those that lose most first, and alike what inference servers compute as one.
-_WIDE = (("query", "key", "value", "output", "down"), ("query", "key", "value", "down"), ("output", "down"), ("down",))
+# Linears in 8 bits beside 4, from most to fewest: alike what inference servers compute as one.
+_WIDE: tuple[tuple[str, ...], ...] = (
+    ("output", "gate", "up", "down"), ("query", "key", "value", "output", "down"), ("query", "key", "value", "down"),
+    ("output", "down"), ("down",), (),
+)  # fmt: skip
 PRUNED = "pruned"
 PARTS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the parameters that pruning leaves
 _AFTER: dict[str, Any] = {"method": "gptq", "bits": 4, "group": 32, "symmetric": False}  # of what is pruned
@@ -40,21 +43,29 @@ class Candidate:
 class Shapes:
     """matrices: (name in its block, outputs, inputs) of all linears of the blocks. rest: bytes of all else as it is
     stored; numbers: how many numbers that are. stored: bytes of the whole. float32: whether that is what it is stored
-    in."""
+    in. ends: rows and width of the embedding, and of a head of its own."""
 
     matrices: tuple[tuple[str, int, int], ...]
     rest: int
     numbers: int
     stored: int
     float32: bool
+    ends: tuple[tuple[int, int], ...]
 
     def halved(self) -> int:
         """All weights in 16 bits."""
         return 2 * (self.numbers + sum(outputs * inputs for _, outputs, inputs in self.matrices))
 
-    def quantized(self, bits: int, group: int, symmetric: bool, wide: Sequence[str] = ()) -> int:
-        """As `models.packed_files` lays it out, the rest in 16 bits where it was in float32."""
+    def quantized(
+        self, bits: int, group: int, symmetric: bool, wide: Sequence[str] = (), embedding: int | None = None
+    ) -> int:
+        """As `models.packed_files` lays it out, the rest in 16 bits where it was in float32. embedding: bits of the
+        ends, if they are in so few (`models.rounded_rows`)."""
         total = 2 * self.numbers if self.float32 else self.rest
+        if embedding is not None:
+            numbers = sum(rows * width for rows, width in self.ends)
+            scales = sum(rows for rows, _ in self.ends) * (2 if len(self.ends) == 1 else 1)
+            total += numbers - numbers * (2 if self.float32 else self.rest // self.numbers) + _SCALE * scales
         for name, outputs, inputs in self.matrices:
             groups, each = inputs // group if group else 1, WIDE if name in wide else bits
             total += 4 * outputs * _words(inputs, each) + _SCALE * outputs * groups + _SHAPE
@@ -77,7 +88,7 @@ def families(shapes: Shapes, pruned: Mapping[float, Shapes] | None = None, recov
     if shapes.float32:
         found.append([Candidate("bfloat16", "bfloat16", "bfloat16", shapes.halved(), (("cast", {}),))])
     found += [
-        _quantized(shapes, "rtn", _FINE),
+        [*_quantized(shapes, "rtn", _FINE[:1]), _rows(shapes), *_quantized(shapes, "rtn", _FINE[1:])],
         _wide(shapes),
         _quantized(shapes, "gptq", _BY_TEXT),
         _quantized(shapes, "gptq", _FEW, symmetric=False),
@@ -98,16 +109,26 @@ def _pruned(part: float, left: Shapes, recover: int) -> Candidate:
     return Candidate(f"pruned-{part}", name, PRUNED, size, (("prune", pruning), ("quantize", settings)))
 
 
+def _rows(shapes: Shapes) -> Candidate:
+    """All in 8 bits."""
+    settings = {"method": "rtn", "bits": WIDE, "group": 0, "embedding": WIDE, **_stored(shapes)}
+    size = shapes.quantized(WIDE, 0, True, embedding=WIDE)
+    return Candidate("rtn-8-0-embedding", f"rtn, {told(WIDE, 0, (), WIDE)}", "rtn", size, (("quantize", settings),))
+
+
 def _wide(shapes: Shapes) -> list[Candidate]:
-    """4 bits in groups of 32, and some linears in 8: what lies between the two."""
+    """4 bits in groups of 32, and some linears in 8, as embedding and head are: what lies between the two."""
     if not shapes.fits(group := 32):
         return []
     found = []
     for wide in _WIDE:
-        settings = {"method": "gptq", "bits": 4, "group": group, "wide": wide, **_stored(shapes)}
-        name = f"gptq, {told(4, group, wide)}"
-        size = shapes.quantized(4, group, True, wide)
-        found.append(Candidate(f"gptq-4-{group}-{'-'.join(wide)}", name, "gptq wide", size, (("quantize", settings),)))
+        settings = {
+            "method": "gptq", "bits": 4, "group": group, "wide": wide, "embedding": WIDE, **_stored(shapes),
+        }  # fmt: skip
+        name = f"gptq, {told(4, group, wide, WIDE)}"
+        key = "-".join(("gptq", "4", str(group), "embedding", *wide))
+        size = shapes.quantized(4, group, True, wide, WIDE)
+        found.append(Candidate(key, name, "gptq wide", size, (("quantize", settings),)))
     return found
 
 

@@ -306,6 +306,7 @@ class _Job:
             self.say(line)
 
 
+_ENDS = ("embedding.weight", "head.weight")
 _VERBS: dict[str, Any] = {"cast": _Job.cast, "prune": _Job.prune, "quantize": _Job.quantize}
 
 
@@ -323,7 +324,8 @@ def _shapes(files: WeightFiles) -> Shapes:
         else:
             rest, numbers = rest + size, numbers + place.info.elements
     float32 = files.places["embedding.weight"].info.dtype in (torch.float32, torch.float64)
-    return Shapes(tuple(matrices), rest, numbers, stored, float32)
+    ends = tuple(files.places[name].info.shape for name in _ENDS if name in files.places)
+    return Shapes(tuple(matrices), rest, numbers, stored, float32, ends)  # type: ignore[arg-type]
 
 
 def _short(name: str) -> str:
@@ -348,7 +350,8 @@ def _left(config: ModelConfig, shapes: Shapes) -> dict[float, Shapes]:
         ]
         numbers = left.parameter_count() - sum(outputs * inputs for _, outputs, inputs in matrices)
         rest = shapes.rest * numbers // shapes.numbers  # all of it is stored alike
-        found[part] = Shapes(tuple(matrices), rest, numbers, 0, shapes.float32)
+        ends = tuple((rows, left.width) for rows, _ in shapes.ends)
+        found[part] = Shapes(tuple(matrices), rest, numbers, 0, shapes.float32, ends)
     return found
 
 

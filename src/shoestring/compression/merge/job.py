@@ -108,8 +108,9 @@ def merge(
             check_numbers(name, parameter)
     kept = _kept(decoder)
     dtypes = _dtypes(decoder, stored) if settings.dtype == "auto" else resolve_dtype(settings.dtype)
-    with atomic_folder(place) as temporary:
-        write_model_files(decoder, temporary, tokenizer, read_generation_config(base), dtypes=dtypes)
+    with atomic_folder(place) as temporary, WeightFiles(base, packed=True) as files:
+        rounded = {} if settings.dense else files.rounded  # no adapter changes them
+        write_model_files(decoder, temporary, tokenizer, read_generation_config(base), dtypes=dtypes, rounded=rounded)
         written = decoder if text is None else load_model(temporary, dtype=exact)
         after = _measured(written, text, weight_bytes(temporary), "after")
         result = Merged(

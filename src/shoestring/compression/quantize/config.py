@@ -43,6 +43,7 @@ class QuantizeConfig(TextConfig):
     )
     steps: int = Field(100, ge=1, description="learned: of each block, a batch of the text in each")
     damping: float = Field(0.01, gt=0, le=1, description="gptq: added to the diagonal, as a part of its mean")
+    embedding: Literal[8] | None = Field(None, description="8: embedding and head too, in 8 bits by rows")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of what is not quantized: embedding, head, norms; auto: as the model has them"
     )
@@ -85,10 +86,12 @@ class QuantizeConfig(TextConfig):
         return {name: wide if name.rpartition(".")[2] in self.wide else packed for name in LINEARS}
 
 
-def told(bits: int, group: int, wide: Sequence[str]) -> str:
-    """Such as "4 bits in groups of 32, value and down in 8"."""
+def told(bits: int, group: int, wide: Sequence[str], embedding: int | None = None) -> str:
+    """Such as "4 bits in groups of 32, value, down and embedding in 8"."""
     each = f"groups of {group}" if group else "whole rows"
-    return f"{bits} bits in {each}" + (f", {' and '.join(wide)} in {WIDE}" if wide else "")
+    others = [*wide, *(["embedding"] if embedding else [])]
+    named = ", ".join(others[:-1]) + (" and " if others[1:] else "") + "".join(others[-1:])
+    return f"{bits} bits in {each}" + (f", {named} in {WIDE}" if others else "")
 
 
 def quantize_config(given: dict[str, Any]) -> QuantizeConfig:

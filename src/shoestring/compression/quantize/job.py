@@ -3,9 +3,9 @@
 Block after block is read, quantized and written beside the folder that will be (`compression.unfinished`), so that a
 run that was stopped goes on behind the last whole block, with the same bytes in the end. In memory are one block in
 float32, the second moments of one linear's inputs, and the hidden states of the text, or these on disk: those of
-what calibrates and of what measures, each once behind the dense blocks and once behind the quantized ones. Embedding,
-head and norms stay as they are. The folder is of the form that the compressed-tensors library has
-(`models.packed_files`).
+what calibrates and of what measures, each once behind the dense blocks and once behind the quantized ones. Norms stay
+as they are, and so do embedding and head that are not to be in 8 bits. The folder is of the form that the
+compressed-tensors library has (`models.packed_files`, `models.rounded_rows`).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ from shoestring.models.peft_folder import is_adapter
 from shoestring.models.place import Place
 from shoestring.models.quantization import Scheme
 from shoestring.models.resolve import Say, find_model
+from shoestring.models.rounded_rows import SCALE
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.plan.calibration import corrections_of
@@ -83,6 +84,7 @@ def quantize(
     damping: float | None = None,
     seed: int | None = None,
     dtype: str = "auto",
+    embedding: Literal[8] | None = None,
     columns: dict[str, str] | None = None,
     on_bad_line: OnBadLine | None = None,
     memory: str | int | None = None,
@@ -93,7 +95,8 @@ def quantize(
     bits: 3, 4 or 8. wide: linears of each block that are kept in 8 bits all the same, of query, key, value, output,
     gate, up and down. group: inputs that share a scale; 0 is a whole row. method: "rtn" rounds to nearest; by the text
     of `calibrate` (any source of text or examples) round "gptq", "awq" and "learned". activations: "int8" for 8-bit
-    inputs too, with bits 8 and group 0. memory: bytes ("3GB") of the whole process at most. The others are those of
+    inputs too, with bits 8 and group 0. embedding: 8 keeps embedding and head in 8 bits, a scale for each row, else
+    they stay as they are. memory: bytes ("3GB") of the whole process at most. The others are those of
     `compression.config.QuantizeConfig`. Where there is text, the loss on a part of it that is not calibrated with is
     measured before and after. A run that was stopped goes on where it was if it is asked for the same. Raises
     ConfigError, DataError, ModelFileError, BudgetError, and RunError where the folder exists.
@@ -103,7 +106,7 @@ def quantize(
         "wide": tuple(wide),
         "symmetric": symmetric, "activations": activations, "rows": rows, "context": context, "held_out": held_out,
         "read": read, "steps": steps, "damping": damping, "seed": seed, "dtype": dtype, "columns": columns,
-        "on_bad_line": on_bad_line,
+        "on_bad_line": on_bad_line, "embedding": embedding,
     }  # fmt: skip
     settings = quantize_config(given)
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
@@ -199,7 +202,7 @@ class _Job:
 
     def _tell(self, say: Say, memory: int | None) -> None:
         settings, config, text = self.settings, self.files.config, self.text
-        bits = told(settings.bits, settings.group, settings.wide)
+        bits = told(settings.bits, settings.group, settings.wide, settings.embedding)
         say(f"quantize  {len(LINEARS) * config.layers} matrices to {bits}, {settings.method}")
         if memory is not None:
             say(self.room.told(memory, text is not None))
@@ -222,7 +225,9 @@ class _Job:
         if not matmul.TABLE.adopt(work.libraries) and work.parts and self.say is not None:
             self.say(matmul.OTHER_MACHINE)
         if not work.parts:
-            work.add(copied(self.files.places, self.family, self._dtype))
+            rounded = None if self.settings.embedding is None else getattr(torch, self.packed.scale)
+            ends = copied(self.files.places, self.family, self._dtype, rounded)
+            work.add(ends, packed=sum(end.bytes for end in ends if end.dtype == torch.int8 or end.name.endswith(SCALE)))
         text, by_text = self.text, self.settings.method != "rtn"
         return change_blocks(
             self.files, work, self.family, text.calibrating if text is not None and by_text else [],
@@ -234,7 +239,8 @@ class _Job:
     def finish(self, work: Unfinished, folder: Path) -> int:
         """The folder of all parts; -> bytes of its weights."""
         generation = read_generation_config(self.folder)
-        write_configs(folder, self.files.config, self.dense, generation, self.packed, self._others())
+        rounded = self.settings.embedding is not None
+        write_configs(folder, self.files.config, self.dense, generation, self.packed, self._others(), rounded)
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
         with work.all() as parts:

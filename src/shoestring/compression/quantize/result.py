@@ -50,7 +50,7 @@ class Quantized:
     def report(self) -> dict[str, Any]:
         """The content of compression.json."""
         settings = self.settings
-        bits = told(settings["bits"], settings["group"], settings["wide"])
+        bits = told(settings["bits"], settings["group"], settings["wide"], settings["embedding"])
         return report_of(
             "quantize", f"quantize to {bits}, {settings['method']}", self.model, settings,
             self.before, self.after, packed_bytes=self.packed_bytes,
@@ -61,7 +61,7 @@ class Quantized:
 
     def __str__(self) -> str:
         before, after, bits = self.before, self.after, str(self.settings["bits"])
-        if self.settings["wide"]:
+        if self.settings["wide"] or (self.settings["embedding"] and self.settings["bits"] != WIDE):
             bits += f" and {WIDE}"
         rest = after.weight_bytes - self.packed_bytes
         lines = [
