@@ -48,6 +48,7 @@ from shoestring.models.fingerprint import Fingerprint
 from shoestring.models.folder import check_rows
 from shoestring.models.peft_folder import is_adapter
 from shoestring.models.resolve import Say, find_model
+from shoestring.models.rounded_rows import ENDS
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.quantized.config import PackedConfig
 
@@ -306,7 +307,6 @@ class _Job:
             self.say(line)
 
 
-_ENDS = ("embedding.weight", "head.weight")
 _VERBS: dict[str, Any] = {"cast": _Job.cast, "prune": _Job.prune, "quantize": _Job.quantize}
 
 
@@ -324,8 +324,9 @@ def _shapes(files: WeightFiles) -> Shapes:
         else:
             rest, numbers = rest + size, numbers + place.info.elements
     float32 = files.places["embedding.weight"].info.dtype in (torch.float32, torch.float64)
-    ends = tuple(files.places[name].info.shape for name in _ENDS if name in files.places)
-    return Shapes(tuple(matrices), rest, numbers, stored, float32, ends)  # type: ignore[arg-type]
+    places = (files.places.get(f"{end}.weight") for end in ENDS)
+    ends = tuple((place.info.shape[0], place.info.shape[1]) for place in places if place is not None)
+    return Shapes(tuple(matrices), rest, numbers, stored, float32, ends)
 
 
 def _short(name: str) -> str:
