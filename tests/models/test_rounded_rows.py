@@ -79,7 +79,7 @@ def test_each_way_to_read_gives_the_same_numbers(made: Path, values: dict[str, t
             again = file.again()
             assert torch.equal(again.read(name), exact)
             again.__exit__()
-            assert torch.equal(file.linear().weights(), exact)
+            assert torch.equal(torch.cat([linear.weights() for linear in file.linears(7)]), exact)
 
 
 def test_a_large_matrix_is_made_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path) -> None:
@@ -104,11 +104,38 @@ def test_decoding_multiplies_the_codes_as_they_are(made: Path, values: dict[str,
     assert torch.equal(dense.head.weight, values["head"].float())
 
 
+def test_rows_that_are_all_but_zero_stay_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tokens that were never trained; and a matrix of several parts is laid out in their order."""
+    folder = tiny.chat_model(tmp_path / "dense")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[NAMES["embedding"]][5] *= 1e-7
+    tensors[NAMES["embedding"]][6] = 0
+    save_file(tensors, folder / "model.safetensors")
+    made = quantize(folder, tmp_path / "q", method="rtn", group=16, embedding=8).folder
+    exact = load_model(made).embedding.weight
+    assert exact[5].abs().max() < 1e-5 and not exact[6].any()
+    for together in (4096, 32):
+        monkeypatch.setattr("shoestring.models.decoding_weights._TOGETHER", together)
+        decoder = load_for_decoding(made, "file")
+        assert isinstance(decoder.embedding, DecodingEmbedding)
+        assert torch.equal(decoder.embedding(torch.arange(len(exact))), exact)
+        hidden = torch.randn(3, exact.shape[1], generator=torch.Generator().manual_seed(0))
+        assert (decoder.head(hidden) - hidden @ exact.T).abs().max() < 0.02 * (hidden @ exact.T).abs().max()
+
+
+def test_a_tied_matrix_under_the_heads_name_is_told(tmp_path: Path) -> None:
+    folder = quantize(tiny.chat_model(tmp_path / "dense"), tmp_path / "q", method="rtn", group=16, embedding=8).folder
+    expected = load_model(folder).embedding.weight
+    change_tensors(folder, lambda t: t.update({NAMES["head"]: t.pop(NAMES["embedding"])}))
+    assert torch.equal(load_model(folder).embedding.weight, expected)
+
+
 def test_streamed_it_computes_what_it_does_in_memory(made: Path) -> None:
     tokens_BT = torch.arange(24).view(2, 12)
     whole, streamed = load_model(made), open_streamed(made)
     with torch.no_grad():
         logits = [decoder.head(decoder(tokens_BT)[0]) for decoder in (whole, streamed)]
+    assert {memory.dtype for memory in streamed.head.source._memory} == {torch.int8}
     streamed.close()
     torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
 
@@ -183,3 +210,14 @@ def test_what_would_change_them_is_refused(made: Path, tmp_path: Path, change: A
     with pytest.raises(ModelFileError, match="config_groups") as error:
         load_model(tmp_path)
     assert said in str(error.value.hint)
+
+
+def test_scales_of_a_head_that_no_group_names_are_refused(made: Path, tmp_path: Path) -> None:
+    """It may be one whose inputs are rounded too, as those of all linears."""
+    for file in made.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]["config_groups"]["group_1"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelFileError, match="weight_scale"):
+        load_model(tmp_path)

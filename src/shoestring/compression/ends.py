@@ -30,6 +30,8 @@ from shoestring.offload.ends import DiskEmbedding, StreamedHead
 from shoestring.offload.stream import placeholder
 from shoestring.train.objective import next_token
 
+_TOGETHER = 1 << 20  # numbers rounded at a time
+
 
 def begin(
     batches: Sequence[Batch], plain: Decoder, ends: Mapping[str, Place], kept: MakeKept = InMemory
@@ -94,7 +96,7 @@ def copied(
 
 
 def outside(files: WeightFiles, family: Family, written: TensorFile) -> dict[str, Place]:
-    """What `copied` wrote of them, by the decoder's names."""
+    """What `copied` wrote: all that is outside the blocks, by the decoder's names."""
     where = {name: Place("", written, name) for name in written.infos}
     take_rounded(family, files.config.tied_head, where)
     names = [name for name in files.places if not name.startswith("blocks.")]
@@ -102,16 +104,22 @@ def outside(files: WeightFiles, family: Family, written: TensorFile) -> dict[str
 
 
 def _in_8_bits(end: str, place: Place, family: Family, scale: torch.dtype, tied: bool) -> list[Streamed]:
-    def made(part: int) -> Iterator[Tensor]:
+    def made() -> Iterator[tuple[Tensor, Tensor]]:
+        together = max(_TOGETHER // place.info.shape[1], 1)
         for rows in rows_of(place.file, place.tensor):
             check_finite(rows, place)
-            yield rounded_rows(rows.float(), scale)[part]
+            for part in rows.split(together):
+                yield rounded_rows(part.float(), scale)
 
-    name, (rows, _) = family.tensor_name(f"{end}.weight"), place.info.shape
-    scales = [
-        Streamed(each, scale, (rows, 1), functools.partial(made, 1)) for each in scale_names(family, end, tied)
-    ]
-    return [Streamed(name, torch.int8, place.info.shape, functools.partial(made, 0)), *scales]
+    def codes() -> Iterator[Tensor]:
+        return (codes for codes, _ in made())
+
+    def scales() -> Iterator[Tensor]:
+        return (scales for _, scales in made())
+
+    name, count = family.tensor_name(f"{end}.weight"), place.info.shape[0]
+    beside = [Streamed(each, scale, (count, 1), scales) for each in scale_names(family, end, tied)]
+    return [Streamed(name, torch.int8, place.info.shape, codes), *beside]
 
 
 def _rows(place: Place, dtype: torch.dtype) -> Iterable[Tensor]:

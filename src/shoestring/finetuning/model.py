@@ -214,8 +214,8 @@ def read_speed(base: Path) -> float:
 
 
 def source_dtype(base: Path, held: Callable[[str], bool] | None = None) -> str:
-    """The dtype of the model's embedding on disk. held: of which parameters the folder has, where it may lack some;
-    then of its first tensor."""
+    """The dtype of the model's embedding on disk, or of its scales. held: of which parameters the folder has, where it
+    may lack some; then of its first tensor."""
     with WeightFiles(base, packed=True, held=held) as files:
         first = "embedding.weight" if held is None else next(iter(files.places))
         return str(files.dtype_of(first)).removeprefix("torch.")

@@ -2,7 +2,8 @@
 
 Read strictly: what would change the weights and is not done here is refused by name. Which linears are quantized is not
 asked of `targets` and `ignore`: their tensors tell (`models.packed_files`). Two formats of weights: `pack-quantized`,
-codes in 32-bit words, and `int-quantized`, one byte a code, where activations are rounded as well.
+codes in 32-bit words, and `int-quantized`, one byte a code, where activations are rounded as well, and of embedding and
+head (`models.rounded_rows`).
 Format: https://github.com/vllm-project/compressed-tensors
 """
 
@@ -55,7 +56,7 @@ def section_of(config: PackedConfig, others: Others | None = None, ends: Sequenc
         "format": forms.pop() if len(forms) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
-        "ignore": [] if ends else ["lm_head"],
+        "ignore": [name for name in ("lm_head",) if name not in ends],
         "kv_cache_scheme": None,
     }
 
@@ -102,8 +103,13 @@ def schemes(section: dict[str, Any], where: str | None) -> tuple[PackedConfig, .
     return found
 
 
+def names_ends(section: dict[str, Any]) -> bool:
+    """Whether embedding or head are in 8 bits by rows, of a section that `schemes` reads."""
+    return any(_of_ends(group) for group in section["config_groups"].values())
+
+
 def _of_ends(group: Any) -> bool:
-    """Whether it is of embedding and head, whose tensors tell how they are kept (`models.rounded_rows`)."""
+    """Whether it is of embedding and head alone, by their names."""
     targets = group.get("targets") if isinstance(group, dict) else None
     return isinstance(targets, list) and bool(targets) and all(
         isinstance(name, str) and name.rpartition(".")[2] in _ENDS for name in targets

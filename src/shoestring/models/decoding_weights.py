@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shoestring.core.errors import ConfigError
 from shoestring.kernels import large_pages
-from shoestring.kernels.blocks import quantize
+from shoestring.kernels.blocks import BlockMatrix, below, quantize
 from shoestring.kernels.decode import FloatMatrix, Matrix, decode_kernels
 from shoestring.models.decoder import Decoder
 from shoestring.models.families.registry import read_quantization
@@ -31,6 +31,7 @@ from shoestring.nn.quantized.packed_blocks import blocks_of
 _BITS: dict[str, int] = {"int8": 8, "int4": 4}
 _HALF: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "float16": torch.float16}
 _STORED = {torch.bfloat16: "bf16", torch.float16: "float16"}
+_TOGETHER = 4096  # rows laid out at a time
 HEAD_BITS = 8  # with 4 bits a head loses more than all other matrices together
 
 
@@ -96,7 +97,7 @@ class Keeping:
         """
         head, dense = decoder.head, self.weights == "float32"
         codes = self.own or self.weights in _BITS
-        kept: dict[str, Matrix | None] = {end: blocks_of(rows.linear()) for end, rows in rounded.items() if codes}
+        kept: dict[str, Matrix | None] = {end: _in_blocks(rows) for end, rows in rounded.items() if codes}
         if dense and not kept:
             return
         if not isinstance(head, Head) or not head.weight.is_cpu:
@@ -144,6 +145,13 @@ class Keeping:
         if self.weights in _HALF:
             return FloatMatrix(weight.detach().to(_HALF[self.weights]).contiguous(), bias)
         return quantize(weight, bits or _BITS[self.weights], bias)
+
+
+def _in_blocks(rows: RoundedRows) -> BlockMatrix | None:
+    """The matrix as decoding multiplies it; None where blocks cannot hold it."""
+    parts = [part for linear in rows.linears(_TOGETHER) if (part := blocks_of(linear)) is not None]
+    whole = sum(part.columns for part in parts) == rows.codes.info.shape[0]
+    return below(parts) if whole else None
 
 
 def _is_plain_float32(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ other way round.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -208,15 +208,16 @@ def write_model_files(
     packed = packed_linears(decoder)
     dtype = dtype_of(dtypes, "embedding.weight", decoder.embedding.weight)
     config, *others = configs_of(packed).items() or ((None, []),)
-    write_configs(folder, decoder.config, dtype, generation, config[0], dict(others), bool(rounded))
+    write_configs(folder, decoder.config, dtype, generation, config[0], dict(others), rounded or ())
     tensors: dict[str, tuple[Tensor, torch.dtype]] = {
         family.tensor_name(name): (parameter, dtype_of(dtypes, name, parameter))
         for name, parameter in decoder.named_parameters()
         if name.removesuffix(".weight") not in (rounded or {})
     }
     for end, rows in (rounded or {}).items():
-        found = rows.tensors(scale_names(family, end, decoder.config.tied_head))
-        tensors |= {name: (tensor, tensor.dtype) for name, tensor in found.items()}
+        name, scales = family.tensor_name(f"{end}.weight"), scale_names(family, end, decoder.config.tied_head)
+        found = rows.tensors(name, scales)
+        tensors |= {each: (tensor, tensor.dtype) for each, tensor in found.items()}
     for name, linear in packed.items():
         module = family.tensor_name(f"{name}.weight").removesuffix(".weight")
         tensors |= {key: (tensor, tensor.dtype) for key, tensor in packed_tensors(linear, module).items()}
@@ -232,10 +233,10 @@ def write_configs(
     generation: GenerationDefaults,
     packed: PackedConfig | None = None,
     others: Others | None = None,
-    rounded: bool = False,
+    rounded: Collection[str] = (),
 ) -> None:
     """config.json and generation_config.json. dtype: of dense weights; packed: how the blocks' linears are kept;
-    others: some by name that are kept in other ways; rounded: whether embedding and head are in 8 bits."""
+    others: some by name that are kept in other ways; rounded: of embedding and head those in 8 bits."""
     fields = {**config_fields(config, str(dtype).removeprefix("torch.")), **generation.ids()}
     if packed is not None:
         family = family_of(config)
@@ -243,7 +244,8 @@ def write_configs(
             each: [family.tensor_name(f"{name}.weight").removesuffix(".weight") for name in linears]
             for each, linears in (others or {}).items()
         }
-        ends = [family.tensor_name(f"{end}.weight").removesuffix(".weight") for end in ENDS] if rounded else []
+        with_scales = ENDS if rounded and config.tied_head else rounded
+        ends = [family.tensor_name(f"{end}.weight").removesuffix(".weight") for end in with_scales]
         fields[SECTION] = section_of(packed, names, ends)
     _write_json(folder / "config.json", fields)
     _write_json(folder / "generation_config.json", {**generation.settings, **generation.ids()})

@@ -20,11 +20,12 @@ Layout = Literal["compressed-tensors", "gptq", "gptq_v2", "awq"]
 class Scheme(NamedTuple):
     """layout: how tensors are named and shaped; gptq keeps zero points less one, gptq_v2 as they are. config: but for
     the format of scales, which stands in the tensors alone. others: in which some linears are kept instead, told by the
-    shapes of their tensors."""
+    shapes of their tensors. ends: whether embedding or head are in 8 bits by rows."""
 
     layout: Layout
     config: PackedConfig
     others: tuple[PackedConfig, ...] = ()
+    ends: bool = False
 
 
 # What auto-round says of its way to the weights, and of activations and caches that it leaves as they are.
@@ -76,7 +77,7 @@ def split_config(values: dict[str, Any], where: str | None) -> tuple[dict[str, A
     if method == "awq":
         return rest, _awq(section, where)
     config, *others = compressed_tensors.schemes(section, where)
-    return rest, Scheme("compressed-tensors", config, tuple(others))
+    return rest, Scheme("compressed-tensors", config, tuple(others), compressed_tensors.names_ends(section))
 
 
 def _gptq(section: dict[str, Any], where: str | None) -> Scheme:

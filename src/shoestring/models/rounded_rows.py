@@ -7,7 +7,7 @@ since other libraries scale it as a linear.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,18 +18,19 @@ from shoestring.models.packed_place import BROKEN, SCALES, taken
 from shoestring.models.place import Place
 from shoestring.models.weights import TensorFile, TensorInfo
 from shoestring.nn.quantized.config import PackedConfig
-from shoestring.nn.quantized.grid import fit
+from shoestring.nn.quantized.grid import Grid, fit
 from shoestring.nn.quantized.packed import PackedLinear
-from shoestring.nn.quantized.packing import pack
 
 ENDS = ("embedding", "head")
 SCALE = "_scale"  # behind the name of a weight
 _ROWS = PackedConfig(bits=8, group=None)
 _TOGETHER = 1 << 20  # numbers made at a time
+_LEAST = 2.0**-17  # of a scale: float16, in which decoding has scales, holds no smaller ones to their last bit
 
 
 class RoundedRows(TensorFile):
-    """One matrix, of codes and scales in open files, which whoever opened them closes."""
+    """One matrix, of codes and scales in open files, which whoever opened them closes. It is no file of its own, so it
+    has no stretches of bytes to `stream`."""
 
     def __init__(self, codes: Place, scale: Place):
         self.path, self.metadata = codes.file.path, codes.file.metadata
@@ -60,20 +61,22 @@ class RoundedRows(TensorFile):
     def forget(self, name: str, start: int = 0, end: int | None = None) -> None:
         self.codes.file.forget(self.codes.tensor, start, end)
 
-    def linear(self) -> PackedLinear:
-        """The same codes and scales."""
-        rows, width = self.codes.info.shape
-        config = config_of(self.scale.info.dtype)
-        with torch.device("meta"):
-            made = PackedLinear(width, rows, config)
-        made.packed = pack(self.codes.file.read(self.codes.tensor), config.bits)
-        made.scale = self.scale.file.read(self.scale.tensor)
-        return made.eval()
+    def scales(self) -> Tensor:
+        """[V, 1]"""
+        return self.scale.file.read(self.scale.tensor)
 
-    def tensors(self, scales: list[str]) -> dict[str, Tensor]:
-        """What a folder keeps of it, with scales under these names."""
-        codes, scale = (place.file.read(place.tensor) for place in (self.codes, self.scale))
-        return {self.codes.tensor: codes, **{name: scale.clone() for name in scales}}
+    def linears(self, together: int) -> Iterator[PackedLinear]:
+        """The same codes and scales, so many rows after others."""
+        rows, width = self.codes.info.shape
+        config, scales = config_of(self.scale.info.dtype), self.scales()
+        for first in range(0, rows, together):
+            last = min(first + together, rows)
+            codes = self.codes.file.read_rows(self.codes.tensor, first, last)
+            yield PackedLinear.of(codes, Grid(config.bits, scales[first:last], None), config, None)
+
+    def tensors(self, name: str, scales: Sequence[str]) -> dict[str, Tensor]:
+        """What a folder keeps of it, with the codes under this name and scales under these."""
+        return {name: self.codes.file.read(self.codes.tensor), **{each: self.scales() for each in scales}}
 
     def _read(
         self, target: Tensor, start: int, read_codes: Callable[[TensorFile, str, int, Tensor], None]
@@ -96,7 +99,7 @@ def config_of(scale: torch.dtype) -> PackedConfig:
 
 def rounded_rows(weight_VD: Tensor, scale: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes int8 [V, D] and scales [V, 1] of rows, to nearest."""
-    grid = fit(weight_VD, config_of(scale))
+    grid = Grid(_ROWS.bits, fit(weight_VD, config_of(scale)).scale_OG.clamp_min(_LEAST), None)
     return grid.codes(weight_VD), grid.scale_OG
 
 
@@ -128,7 +131,7 @@ def take_rounded(family: Family, tied: bool, where: dict[str, Place]) -> dict[st
                 message = f"{other.tensor} differs from {first.tensor}, and both are of one matrix"
                 raise ModelFileError(message, str(other.file.path), BROKEN)
         found[end] = RoundedRows(codes, first)
-        where[name] = Place("", found[end], name)
+        where[name] = Place("", found[end], codes.tensor)
     return found
 
 

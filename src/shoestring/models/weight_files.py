@@ -60,7 +60,7 @@ class WeightFiles:
             self.rounded: dict[str, RoundedRows] = {}
             if scheme is not None:
                 self.packed = take_packed(scheme, parameters, family, where)
-            if scheme is not None and scheme.layout == "compressed-tensors":
+            if scheme is not None and scheme.ends:
                 self.rounded = take_rounded(family, self.config.tied_head, where)
             for linear in self.packed:
                 del parameters[f"{linear}.weight"]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from shoestring.models.rounded_rows import RoundedRows
 from shoestring.models.weight_files import Place
 from shoestring.models.weights import TensorFile
 from shoestring.nn.head import Block, DenseBlock, OutputHead
@@ -125,17 +126,23 @@ class RowBlocks:
 
 
 class StreamedHead(OutputHead):
-    """A dense head on disk. weight_VD is a placeholder: it tells shape and device."""
+    """A head on disk, dense or in 8 bits. weight_VD is a placeholder: it tells shape and device."""
 
     def __init__(self, weight_VD: nn.Parameter, place: Place, softcap: float | None = None):
         super().__init__()
         self.vocabulary, self.width = weight_VD.shape
         self.softcap = softcap
         self.weight = weight_VD
+        self._scale_V1: Tensor | None = None
+        if isinstance(place.file, RoundedRows):
+            self._scale_V1 = place.file.scales().float().to(self.weight.device)
+            place = place.file.codes
         self.source = RowBlocks(place.file.again(), place.tensor)
 
     def blocks(self, rows: int, dtype: torch.dtype) -> Iterator[tuple[int, Block]]:
         for first, weight_VD in self.source.pass_by(rows):
+            if self._scale_V1 is not None:
+                weight_VD = weight_VD.to(self.weight.device) * self._scale_V1[first : first + len(weight_VD)]
             yield first, DenseBlock(weight_VD.to(device=self.weight.device, dtype=dtype))
 
 

@@ -13,7 +13,7 @@ from shoestring.compression.compress.config import compress_config
 from shoestring.core.errors import ConfigError
 
 MATRICES = (("query", 256, 256), ("up", 512, 256), ("down", 256, 512))
-SHAPES = Shapes(MATRICES, rest=40_000, numbers=10_000, stored=1_620_000, float32=True, ends=((32, 256),))
+SHAPES = Shapes(MATRICES, rest=40_000, numbers=10_000, stored=1_620_000, float32=True, ends=((32, 256, 4),))
 EVERY = [candidate for family in families(SHAPES) for candidate in family]
 
 
@@ -75,7 +75,7 @@ def test_quality_is_the_worse_of_text_and_suite_and_nothing_for_what_failed() ->
 
 def test_pruning_is_tried_only_where_all_else_loses_more() -> None:
     left = {
-        part: Shapes((("up", *shape),), 1, 10_000, 0, True, ends=((32, 192),))
+        part: Shapes((("up", *shape),), 1, 10_000, 0, True, ends=((32, 192, 4),))
         for part, shape in ((0.8, (256, 192)), (0.5, (64, 64)))
     }
     every = families(SHAPES, left, recover=7)

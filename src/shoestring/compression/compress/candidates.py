@@ -43,14 +43,14 @@ class Candidate:
 class Shapes:
     """matrices: (name in its block, outputs, inputs) of all linears of the blocks. rest: bytes of all else as it is
     stored; numbers: how many numbers that are. stored: bytes of the whole. float32: whether that is what it is stored
-    in. ends: rows and width of the embedding, and of a head of its own."""
+    in. ends: rows, width and bytes a number of the embedding, and of a head of its own."""
 
     matrices: tuple[tuple[str, int, int], ...]
     rest: int
     numbers: int
     stored: int
     float32: bool
-    ends: tuple[tuple[int, int], ...]
+    ends: tuple[tuple[int, int, int], ...]
 
     def halved(self) -> int:
         """All weights in 16 bits."""
@@ -63,9 +63,9 @@ class Shapes:
         ends, if they are in so few (`models.rounded_rows`)."""
         total = 2 * self.numbers if self.float32 else self.rest
         if embedding is not None:
-            numbers = sum(rows * width for rows, width in self.ends)
-            scales = sum(rows for rows, _ in self.ends) * (2 if len(self.ends) == 1 else 1)
-            total += numbers - numbers * (2 if self.float32 else self.rest // self.numbers) + _SCALE * scales
+            names = 2 if len(self.ends) == 1 else 1  # a tied head has scales under its own name too
+            for rows, width, stored in self.ends:
+                total += rows * width * (1 - (2 if self.float32 else stored)) + _SCALE * rows * names
         for name, outputs, inputs in self.matrices:
             groups, each = inputs // group if group else 1, WIDE if name in wide else bits
             total += 4 * outputs * _words(inputs, each) + _SCALE * outputs * groups + _SHAPE

@@ -143,10 +143,9 @@ class _Job:
             )
         least = min((each for family in self.families for each in family), key=lambda each: each.bytes)
         if least.bytes > self.limit:
-            ends = _megabytes(2 * self.shapes.numbers if self.shapes.float32 else self.shapes.rest)
             raise ConfigError(
                 f"the target of {format_bytes(self.limit)} cannot be reached: the smallest is"
-                f" {_megabytes(least.bytes)} ({least.name}), of which embedding, head and norms take {ends}",
+                f" {_megabytes(least.bytes)} ({least.name})",
                 hint=f"--target {_megabytes(least.bytes).replace(' ', '')} can be reached",
             )
 
@@ -325,7 +324,8 @@ def _shapes(files: WeightFiles) -> Shapes:
             rest, numbers = rest + size, numbers + place.info.elements
     float32 = files.places["embedding.weight"].info.dtype in (torch.float32, torch.float64)
     places = (files.places.get(f"{end}.weight") for end in ENDS)
-    ends = tuple((place.info.shape[0], place.info.shape[1]) for place in places if place is not None)
+    infos = [place.info for place in places if place is not None]
+    ends = tuple((info.shape[0], info.shape[1], info.dtype.itemsize) for info in infos)
     return Shapes(tuple(matrices), rest, numbers, stored, float32, ends)
 
 
@@ -351,7 +351,7 @@ def _left(config: ModelConfig, shapes: Shapes) -> dict[float, Shapes]:
         ]
         numbers = left.parameter_count() - sum(outputs * inputs for _, outputs, inputs in matrices)
         rest = shapes.rest * numbers // shapes.numbers  # all of it is stored alike
-        ends = tuple((rows, left.width) for rows, _ in shapes.ends)
+        ends = tuple((rows, left.width, each) for rows, _, each in shapes.ends)
         found[part] = Shapes(tuple(matrices), rest, numbers, 0, shapes.float32, ends)
     return found
 

@@ -27,7 +27,7 @@ from shoestring.core.files import atomic_write, clear_errors, hold, remove_folde
 from shoestring.core.units import counted
 from shoestring.models.resolve import Say
 
-_VERSION = 1
+_VERSION = 2  # of candidates too: what another version measured, this one may not know how to make
 _JOURNAL, _LOCK = "journal.json", "lock"
 _LASTING = (ConfigError, DataError, ModelFileError)  # said of what was given, and said again if it is given again
 

@@ -134,7 +134,7 @@ def _teachers_pass(material: Material, rows: int, streamed: bool, machine: Machi
     base = material.teacher.base
     assert base is not None
     with WeightFiles(base, packed=True) as files:
-        source = str(files.places["embedding.weight"].info.dtype).removeprefix("torch.")
+        source = str(files.dtype_of("embedding.weight")).removeprefix("torch.")
     use = Use(rows, material.padded, scored=True, documents=True)
     plain = replace(machine, corrections=())
     return predict_use(material.teacher.config, use, plain, source, slots=SLOTS if streamed else 0)

@@ -57,7 +57,7 @@ from shoestring.models.peft_folder import is_adapter
 from shoestring.models.place import Place
 from shoestring.models.quantization import Scheme
 from shoestring.models.resolve import Say, find_model
-from shoestring.models.rounded_rows import SCALE
+from shoestring.models.rounded_rows import ENDS, SCALE
 from shoestring.models.weight_files import WeightFiles
 from shoestring.nn.quantized.config import PackedConfig
 from shoestring.plan.calibration import corrections_of
@@ -239,7 +239,8 @@ class _Job:
     def finish(self, work: Unfinished, folder: Path) -> int:
         """The folder of all parts; -> bytes of its weights."""
         generation = read_generation_config(self.folder)
-        rounded = self.settings.embedding is not None
+        ends = [end for end in ENDS if f"{end}.weight" in self.files.places]
+        rounded = () if self.settings.embedding is None else ends
         write_configs(folder, self.files.config, self.dense, generation, self.packed, self._others(), rounded)
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
