@@ -8,10 +8,9 @@ on random weights and rows that are full. The process's peak is the kernel's (Vm
 worst_over and worst_under are shares of the process's peak, by which a prediction was too high or too low, before any
 calibration; worst_tensors is the largest relative error of the tensors' peak.
 
-Seconds are of a step, of a block that is quantized, or of a whole use. They are judged after calibration: every second
-case of a job and engine is corrected by the factor that the others of it gave (`plan.calibration`), and those by that
-of the first half. time_p90: within which share 90% of predictions are of what was measured; time_p90_before: without
-calibration.
+Seconds are of a step, of a block that is quantized, or of a whole use. They are judged after calibration: each
+case is corrected by the factor that the other cases of its job and engine gave (`plan.calibration`), never its own.
+time_p90: within which share 90% of predictions are of what was measured; time_p90_before: without calibration.
 """
 
 from __future__ import annotations
@@ -103,8 +102,7 @@ def _error(receipt: dict[str, Any], name: str) -> float:
 
 
 def calibrated(receipts: Sequence[dict[str, Any]]) -> list[float]:
-    """The factor of time for each: of every second receipt of its job and engine, of those that it is not among; 1
-    where there are none."""
+    """The factor of time for each, that of all others of its job and engine; 1 where there are none."""
     from shoestring.plan.calibration import corrections_by
     from shoestring.plan.receipt import parsed
 
@@ -113,10 +111,9 @@ def calibrated(receipts: Sequence[dict[str, Any]]) -> list[float]:
         groups[receipt["job"], receipt["engine"]].append(number)
     factors = [1.0] * len(receipts)
     for members in groups.values():
-        for half in (0, 1):
-            found, _ = corrections_by([parsed(receipts[n]) for n in members[1 - half :: 2]], fewest=1)
-            for number in members[half::2]:
-                factors[number] = found[0].seconds if found else 1.0
+        for number in members:
+            found, _ = corrections_by([parsed(receipts[other]) for other in members if other != number], fewest=1)
+            factors[number] = found[0].seconds if found else 1.0
     return factors
 
 

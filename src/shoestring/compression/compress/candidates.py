@@ -29,13 +29,14 @@ _AFTER: dict[str, Any] = {"method": "gptq", "bits": 4, "group": 32, "symmetric":
 
 @dataclass(frozen=True)
 class Candidate:
-    """key: as it stands in the journal. family: of which it is one strength. bytes: predicted, of all weights.
-    steps: verbs, one after another, with their settings."""
+    """key: as it stands in the journal. family: of which it is one strength. bytes: predicted, of all weights, and
+    outside: of embedding, head and norms. steps: verbs, one after another, with their settings."""
 
     key: str
     name: str
     family: str
     bytes: int
+    outside: int
     steps: tuple[tuple[str, dict[str, Any]], ...]
 
 
@@ -59,17 +60,22 @@ class Shapes:
     def quantized(
         self, bits: int, group: int, symmetric: bool, wide: Sequence[str] = (), embedding: int | None = None
     ) -> int:
-        """As `models.packed_files` lays it out, the rest in 16 bits where it was in float32. embedding: bits of the
-        ends, if they are in so few (`models.rounded_rows`)."""
+        """As `models.packed_files` lays it out. embedding: bits of the ends, if they are in few."""
+        total = self.outside(embedding)
+        for name, outputs, inputs in self.matrices:
+            groups, each = inputs // group if group else 1, WIDE if name in wide else bits
+            total += 4 * outputs * _words(inputs, each) + _SCALE * outputs * groups + _SHAPE
+            total += 0 if symmetric else 4 * _words(outputs, each) * groups
+        return total
+
+    def outside(self, embedding: int | None = None) -> int:
+        """All that is no linear: the ends in 8 bits as `models.rounded_rows` has them, if they are; else, and the rest,
+        in 16 bits where it was in float32."""
         total = 2 * self.numbers if self.float32 else self.rest
         if embedding is not None:
             names = 2 if len(self.ends) == 1 else 1  # a tied head has scales under its own name too
             for rows, width, stored in self.ends:
                 total += rows * width * (1 - (2 if self.float32 else stored)) + _SCALE * rows * names
-        for name, outputs, inputs in self.matrices:
-            groups, each = inputs // group if group else 1, WIDE if name in wide else bits
-            total += 4 * outputs * _words(inputs, each) + _SCALE * outputs * groups + _SHAPE
-            total += 0 if symmetric else 4 * _words(outputs, each) * groups
         return total
 
     def fits(self, group: int) -> bool:
@@ -86,7 +92,8 @@ def families(shapes: Shapes, pruned: Mapping[float, Shapes] | None = None, recov
     with a part of its parameters, largest part first; recover: steps of training behind that."""
     found: list[list[Candidate]] = []
     if shapes.float32:
-        found.append([Candidate("bfloat16", "bfloat16", "bfloat16", shapes.halved(), (("cast", {}),))])
+        size = shapes.halved()
+        found.append([Candidate("bfloat16", "bfloat16", "bfloat16", size, shapes.outside(), (("cast", {}),))])
     found += [
         [*_quantized(shapes, "rtn", _FINE[:1]), _rows(shapes), *_quantized(shapes, "rtn", _FINE[1:])],
         _wide(shapes),
@@ -106,14 +113,15 @@ def _pruned(part: float, left: Shapes, recover: int) -> Candidate:
     size = left.quantized(settings["bits"], settings["group"], settings["symmetric"])
     pruning = {"parameters": f"{part}x", "recover": recover}
     name = f"pruned to {part}x, gptq asymmetric, {settings['bits']} bits in groups of {settings['group']}"
-    return Candidate(f"pruned-{part}", name, PRUNED, size, (("prune", pruning), ("quantize", settings)))
+    steps = ("prune", pruning), ("quantize", settings)
+    return Candidate(f"pruned-{part}", name, PRUNED, size, left.outside(), steps)
 
 
 def _rows(shapes: Shapes) -> Candidate:
     """All in 8 bits."""
     settings = {"method": "rtn", "bits": WIDE, "group": 0, "embedding": WIDE, **_stored(shapes)}
-    size = shapes.quantized(WIDE, 0, True, embedding=WIDE)
-    return Candidate("rtn-8-0-embedding", f"rtn, {told(WIDE, 0, (), WIDE)}", "rtn", size, (("quantize", settings),))
+    size, name = shapes.quantized(WIDE, 0, True, embedding=WIDE), f"rtn, {told(WIDE, 0, (), WIDE)}"
+    return Candidate("rtn-8-0-embedding", name, "rtn", size, shapes.outside(WIDE), (("quantize", settings),))
 
 
 def _wide(shapes: Shapes) -> list[Candidate]:
@@ -128,7 +136,7 @@ def _wide(shapes: Shapes) -> list[Candidate]:
         name = f"gptq, {told(4, group, wide, WIDE)}"
         key = "-".join(("gptq", "4", str(group), "embedding", *wide))
         size = shapes.quantized(4, group, True, wide, WIDE)
-        found.append(Candidate(key, name, "gptq wide", size, (("quantize", settings),)))
+        found.append(Candidate(key, name, "gptq wide", size, shapes.outside(WIDE), (("quantize", settings),)))
     return found
 
 
@@ -146,7 +154,7 @@ def _quantized(
             continue
         settings = {"method": method, "bits": bits, "group": group, "symmetric": symmetric, **_stored(shapes)}
         each = f"groups of {group}" if group else "rows"
-        key = f"{family.replace(' ', '-')}-{bits}-{group}"
+        key, name = f"{family.replace(' ', '-')}-{bits}-{group}", f"{family}, {bits} bits in {each}"
         size = shapes.quantized(bits, group, symmetric)
-        found.append(Candidate(key, f"{family}, {bits} bits in {each}", family, size, (("quantize", settings),)))
+        found.append(Candidate(key, name, family, size, shapes.outside(), (("quantize", settings),)))
     return found

@@ -145,7 +145,8 @@ class _Job:
         if least.bytes > self.limit:
             raise ConfigError(
                 f"the target of {format_bytes(self.limit)} cannot be reached: the smallest is"
-                f" {_megabytes(least.bytes)} ({least.name})",
+                f" {_megabytes(least.bytes)} ({least.name}), of which embedding, head and norms take"
+                f" {_megabytes(least.outside)}",
                 hint=f"--target {_megabytes(least.bytes).replace(' ', '')} can be reached",
             )
 
