@@ -8,8 +8,9 @@ cache. Each case is quantized by a process of its own, calibrated on windows of 
 of it and on conversations. A gap is how much perplexity grew: int8_gap of 8 bits to nearest by rows, int4_gap of the
 best method with 4 bits in groups of 32, int4_gap_over_rtn that by the gap of rounding to nearest.
 
-PYTHON: an interpreter that has llm-compressor. Its GPTQ gets the same windows, its folder is read and measured as ours
-are; gptq_over_peer is the perplexity of ours by that of its.
+PYTHON: an interpreter that has llm-compressor and auto-round. Each of our methods that is measured is then set against
+theirs: it gets the same windows, its folder is read and measured as ours are. gptq_over_peer, awq_over_peer and
+learned_over_peer are perplexities of ours by those of theirs.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ CASES: dict[str, dict[str, Any]] = {
     "gptq 3": {"method": "gptq", "bits": 3},
     "learned 3": {"method": "learned", "bits": 3},
 }
-PEER = "llm-compressor gptq 4"
+PEERS = {"gptq 4": "llm-compressor gptq 4", "awq 4": "llm-compressor awq 4", "learned 4": "auto-round 4"}
+"""Cases of ours, and those of others that they are set against."""
 BEST_OF = ("gptq 4", "awq 4", "learned 4", "gptq 4 asymmetric", "learned 4 asymmetric")
 
 
@@ -78,8 +80,9 @@ def moved(model: str, steps: int) -> Path:
     return folder
 
 
-def of_peer(model: str, settings: dict[str, Any], python: str, out: Path) -> dict[str, Any]:
-    """What llm-compressor makes in the folder `out` of the same windows, measured on the same others."""
+def of_peer(model: str, case: str, settings: dict[str, Any], python: str, place: Path) -> tuple[dict[str, Any], Path]:
+    """What the other library makes of the same windows, measured on the same others, and its folder under `place`.
+    case: the one of ours that it is set against."""
     from shoestring.compression.calibration import read_calibration
     from shoestring.compression.decoding import decode
     from shoestring.compression.quantize.config import quantize_config
@@ -91,7 +94,8 @@ def of_peer(model: str, settings: dict[str, Any], python: str, out: Path) -> dic
     from shoestring.train.objective import next_token
 
     folder = find_model(model)
-    given = quantize_config({"method": "gptq", **settings})
+    method = CASES[case]["method"]
+    given = quantize_config({**settings, "method": method})
     with WeightFiles(folder) as files:
         text = read_calibration(given, Tokenizer.load(folder), files.config.context, None)
     windows = [
@@ -101,13 +105,16 @@ def of_peer(model: str, settings: dict[str, Any], python: str, out: Path) -> dic
         for segment in segments_T.unique().tolist()
         if segment != PADDING_SEGMENT
     ]
-    ids = out.with_name("windows.json")
+    ids = place / "windows.json"
     ids.write_text(json.dumps(windows))
-    asked = {"model": str(folder), "out": str(out), "ids": str(ids), "group": 32, "symmetric": True}
+    asked = {
+        "method": method, "model": str(folder), "out": str(place / "theirs"), "ids": str(ids), "steps": given.steps
+    }  # fmt: skip
     worker = [python, str(Path(__file__).with_name("compress_peer.py")), json.dumps(asked)]
     done = subprocess.run(worker, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"error: {PEER} failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"error: {PEERS[case]} failed:\n{done.stderr[-3000:]}")
+    out = next((place / "theirs").rglob("config.json")).parent
     Tokenizer.load(folder).save(out)
     decoder, nats = load_model(out), 0.0
     with torch.inference_mode():
@@ -118,20 +125,20 @@ def of_peer(model: str, settings: dict[str, Any], python: str, out: Path) -> dic
         "weight_bytes": sum(file.stat().st_size for file in out.glob("*.safetensors")),
         "decoding": asdict(decode(out, "file")), "perplexity": math.exp(nats / text.labels),
     }  # fmt: skip
-    return {"after": side, "peak_memory": 0, **json.loads(done.stdout.splitlines()[-1])}
+    return {"after": side, "peak_memory": 0, **json.loads(done.stdout.splitlines()[-1])}, out
 
 
 def work(model: str, case: str, settings: dict[str, Any], python: str = "") -> None:
-    """One case, or the model as it is, in this process."""
+    """One case, or the model as it is, in this process. python: that of the library that the case is set against, to
+    measure what this one makes."""
     from shoestring.compression.quantize.job import quantize
     from shoestring.evaluate.perplexity import perplexity
 
     with tempfile.TemporaryDirectory() as place:
         found: dict[str, Any] = {}
         folder = Path(model)
-        if case == PEER:
-            folder = Path(place) / "theirs"
-            found = of_peer(model, settings, python, folder)
+        if python:
+            found, folder = of_peer(model, case, settings, python, Path(place))
         elif case:
             folder = Path(place) / "q"
             result = quantize(model, folder, **CASES[case], **settings)
@@ -149,7 +156,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=64, help="of 512 tokens of calibration text")
     parser.add_argument("--learning", type=int, default=100, help="steps of method learned, for each block")
-    parser.add_argument("--peer-python", help="an interpreter that has llm-compressor, to compare with [none]")
+    parser.add_argument("--peer-python", help="an interpreter that has llm-compressor and auto-round [none]")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -168,17 +175,13 @@ def table(model: str, names: list[str], rows: int, learning: int, python: str | 
     found: dict[str, dict[str, Any]] = {}
     settings: dict[str, Any] = {"calibrate": "stdlib", "rows": rows, "held_out": max(rows // 2, 2)}
     for name in names:
-        print(f"{name} ...", file=sys.stderr, flush=True)
         steps = {"steps": learning} if CASES[name]["method"] == "learned" else {}
-        found[name] = run_worker(
-            MODULE, "--worker", json.dumps({"model": model, "case": name, "settings": settings | steps})
-        )
-        print(f"{name}: perplexity {found[name]['after']['perplexity']:.3f}", file=sys.stderr, flush=True)
+        asked = {"model": model, "case": name, "settings": settings | steps}
+        found[name] = _run(name, asked)
+        if python is not None and name in PEERS:
+            theirs = _run(PEERS[name], {**asked, "python": python})
+            found[PEERS[name]] = {**theirs, "before": found[name]["before"]}
     first = next(iter(found.values()))["before"]
-    if python is not None:
-        print(f"{PEER} ...", file=sys.stderr, flush=True)
-        asked = {"model": model, "case": PEER, "settings": settings, "python": python}
-        found[PEER] = run_worker(MODULE, "--worker", json.dumps(asked)) | {"before": first}
     lines = [_line("float32", first, first, dense["conversations"], dense["conversations"], None)]
     figures: dict[str, Any] = {}
     for name, case in found.items():
@@ -193,6 +196,13 @@ def table(model: str, names: list[str], rows: int, learning: int, python: str | 
     finish(figures | required(found))
 
 
+def _run(name: str, asked: dict[str, Any]) -> dict[str, Any]:
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    found = run_worker(MODULE, "--worker", json.dumps(asked))
+    print(f"{name}: perplexity {found['after']['perplexity']:.3f}", file=sys.stderr, flush=True)
+    return found
+
+
 def required(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The figures that the issue asks for, of those cases that were run."""
     figures = {}
@@ -203,9 +213,10 @@ def required(found: dict[str, dict[str, Any]]) -> dict[str, float]:
         figures["int4_gap"] = min(best)
         if "rtn 4" in found:
             figures["int4_gap_over_rtn"] = min(best) / max(_gap(found["rtn 4"]), 1e-9)
-    if "gptq 4" in found and PEER in found:
-        ours, theirs = (found[name]["after"]["perplexity"] for name in ("gptq 4", PEER))
-        figures["gptq_over_peer"] = ours / theirs
+    for ours, theirs in PEERS.items():
+        if ours in found and theirs in found:
+            here, there = (found[name]["after"]["perplexity"] for name in (ours, theirs))
+            figures[f"{CASES[ours]['method']}_over_peer"] = here / there
     return figures
 
 

@@ -35,10 +35,27 @@ def test_gaps_are_of_the_best_method_and_against_rounding_to_nearest(monkeypatch
     assert [given["settings"].get("steps") for given in asked] == [None, None, None, None, 7]
 
 
-def test_ours_is_set_against_the_peer() -> None:
-    found = {"gptq 4": case(10, 10.2), compress.PEER: case(10, 10.4)}
-    assert compress.required(found)["gptq_over_peer"] == pytest.approx(10.2 / 10.4)
-    assert "gptq_over_peer" not in compress.required({"gptq 4": case(10, 10.2)})
+def test_each_method_is_set_against_the_library_of_its_own(monkeypatch, capsys) -> None:
+    ours = {"rtn 4": 11.0, "gptq 4": 10.2, "awq 4": 10.8, "learned 4": 10.1}
+    theirs = {"gptq 4": 10.4, "awq 4": 10.7, "learned 4": 10.3}
+
+    def worker(module: str, flag: str, given: str) -> dict[str, Any]:
+        asked = compress.json.loads(given)
+        if not asked["case"]:
+            return {"conversations": 10.0}
+        made = case(10, (theirs if "python" in asked else ours)[asked["case"]])
+        if "python" in asked:
+            assert asked["python"] == "python-of-theirs"
+            del made["before"]
+        return made
+
+    monkeypatch.setattr(compress, "run_worker", worker)
+    compress.table("folder", list(ours), 64, 7, "python-of-theirs")
+    figures = compress.json.loads(capsys.readouterr().out.splitlines()[-1])
+    for method in ("gptq", "awq", "learned"):
+        assert figures[f"{method}_over_peer"] == pytest.approx(ours[f"{method} 4"] / theirs[f"{method} 4"], rel=1e-3)
+    assert figures["auto-round_4_gap"] == pytest.approx(0.03) and figures["int4_gap"] == pytest.approx(0.01)
+    assert not any("over_peer" in name for name in compress.required({"gptq 4": case(10, 10.2)}))
 
 
 def test_every_case_is_one_that_quantize_takes() -> None:
