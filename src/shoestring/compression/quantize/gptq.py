@@ -134,13 +134,18 @@ def _cholesky(square_II: Tensor, damping: float) -> Tensor:
 
 
 def _turned_inverse(lower_II: Tensor) -> Tensor:
-    """J·L⁻¹·J, some columns at a time, so that two such matrices are in memory and no third."""
+    """J·L⁻¹·J, some columns at a time and each by as many rows, so that two such matrices are in memory and no third:
+    a triangle that is solved for in part would be copied whole."""
     size = len(lower_II)
     upper_II = torch.zeros_like(lower_II)
     for first in range(0, size, COLUMNS):
         last = min(first + COLUMNS, size)
-        one = torch.eye(size - first, last - first, dtype=lower_II.dtype)
-        columns = torch.linalg.solve_triangular(lower_II[first:, first:], one, upper=False)
+        columns = torch.eye(size - first, last - first, dtype=lower_II.dtype)
+        for top in range(first, size, COLUMNS):
+            end = min(top + COLUMNS, size)
+            rows = columns[top - first : end - first]
+            rows.addmm_(lower_II[top:end, first:top], columns[: top - first], alpha=-1)
+            rows.copy_(torch.linalg.solve_triangular(lower_II[top:end, top:end], rows, upper=False))
         upper_II[: size - first, size - last : size - first] = columns.flip(0, 1)
     return upper_II
 
