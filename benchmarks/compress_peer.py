@@ -17,6 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+# How ranges are found: GPTQ's by squared error, which serves it better; AWQ's as it does unasked, as the other takes
+# its search for scales many times longer.
+OBSERVERS = {"gptq": "mse", "awq": "minmax"}
+
 
 def by_llm_compressor(model: Any, method: str, rows: list[list[int]]) -> None:
     """In place. method: gptq, or awq, which rounds to nearest after its scaling."""
@@ -57,9 +61,6 @@ def by_auto_round(model: Any, tokenizer: Any, rows: list[list[int]], steps: int,
     made.quantize_and_save(str(out), format="auto_gptq")
 
 
-OBSERVERS = {"gptq": "mse", "awq": "minmax"}  # how ranges are found: what serves each best
-
-
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the library prints is not an answer
@@ -75,7 +76,6 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(asked["model"])
         by_auto_round(model, tokenizer, rows, asked["steps"], Path(asked["out"]))
     else:
-        OBSERVERS.update(asked.get("observers", {}))
         by_llm_compressor(model, asked["method"], rows)
     seconds = time.perf_counter() - started
     if library == "llmcompressor":
