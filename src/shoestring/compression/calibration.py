@@ -8,7 +8,7 @@ calibrated with.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,10 +55,12 @@ class Calibration:
 
 
 def read_calibration(
-    settings: TextConfig, tokenizer: Tokenizer, longest: int, say: Say | None, together: int = TOGETHER
-) -> Calibration:
-    """longest: tokens that the model can look at. together: tokens in a batch, or one row. Raises DataError for
-    a source that is empty, too short or unreadable, ConfigError for columns that no row has."""
+    settings: TextConfig, tokenizer: Tokenizer, longest: int, say: Say | None,
+    together: int | Callable[[], int] = TOGETHER,
+) -> Calibration:  # fmt: skip
+    """longest: tokens that the model can look at. together: tokens in a batch, or one row; or what says so, called once
+    the text has been read. Raises DataError for a source that is empty, too short or unreadable, ConfigError for
+    columns that no row has."""
     assert settings.calibrate is not None
     context = min(settings.context, longest)
     dataset = _dataset(settings, tokenizer, context, longest, say)
@@ -76,9 +78,10 @@ def read_calibration(
     chosen = chosen[: _until(lengths[chosen], settings.rows * context, at_least_left=0)]
     measured = order[:held_out]
     labels, label_bytes = _labels(dataset, measured)
+    tokens = together if isinstance(together, int) else together()
     return Calibration(
-        source, dataset.form, _batches(dataset, chosen, context, together), int(lengths[chosen].sum()), len(chosen),
-        _batches(dataset, measured, context, together), labels, label_bytes,
+        source, dataset.form, _batches(dataset, chosen, context, tokens), int(lengths[chosen].sum()), len(chosen),
+        _batches(dataset, measured, context, tokens), labels, label_bytes,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from shoestring.compression.passage import InMemory, MakeKept, OnDisk
 from shoestring.compression.quantize.gptq import WIDE
 from shoestring.compression.text_config import LONGEST, TOGETHER, TextConfig
+from shoestring.core.allocator import trim_heap
 from shoestring.core.errors import BudgetError
 from shoestring.core.machine import rss_bytes
 from shoestring.core.units import format_bytes
@@ -78,7 +79,9 @@ def fitting(found: Sequence[Room], memory: int | None, doing: str) -> Room:
 
 
 def process_bytes() -> int:
-    """What the process takes now, tensors apart. What the first step brings in counts behind `train.first_use`."""
+    """What the process takes now, tensors apart, once what is free in its heap is given back: of reading text that is
+    tens of MB. What the first step brings in counts behind `train.first_use`."""
+    trim_heap()
     return rss_bytes() - allocator.kept() - allocator.live()
 
 

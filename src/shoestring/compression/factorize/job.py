@@ -34,7 +34,7 @@ from shoestring.compression.quantize.config import LINEARS
 from shoestring.compression.quantize.scaling import Kept
 from shoestring.compression.read_block import read_block
 from shoestring.compression.report import Decoding, write_report
-from shoestring.compression.room import hidden_states, keep_to, process_bytes, refusals_told
+from shoestring.compression.room import Room, hidden_states, keep_to, process_bytes, refusals_told
 from shoestring.compression.tensor_stream import Streamed, join
 from shoestring.compression.unfinished import Unfinished, unfinished
 from shoestring.compression.walk import change_blocks
@@ -155,19 +155,26 @@ class _Job:
         self.budget = self._budget()
         if memory is not None:
             first_use(training=False)
-        self.room = make_room(config, settings, process_bytes(), memory)
         self.text: Calibration | None = None
         self.tokenizer: Tokenizer | None = None
         if settings.calibrate is not None or (folder / "tokenizer.json").is_file():
             self.tokenizer = Tokenizer.load(folder)
             check_rows(self.tokenizer, config, folder)
-        if settings.calibrate is not None:
+        settle = functools.partial(self._settle, memory)
+        if settings.calibrate is None:
+            settle()
+        else:
             assert self.tokenizer is not None
-            self.text = read_calibration(settings, self.tokenizer, config.context, say, self.room.tokens)
+            self.text = read_calibration(settings, self.tokenizer, config.context, say, settle)
         self.plain: Decoder = build(config, device="meta")
         if say is not None:
             self._tell(say, memory)
         keep_to(self.room, memory)
+
+    def _settle(self, memory: int | None) -> int:
+        """How there is room, with the text in the process; -> tokens in a batch."""
+        self.room: Room = make_room(self.files.config, self.settings, process_bytes(), memory)
+        return self.room.tokens
 
     def made_of(self) -> dict[str, Any]:
         """All that decides what is written."""

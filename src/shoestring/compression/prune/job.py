@@ -140,15 +140,16 @@ class _Job:
         training = settings.recover is not None
         if memory is not None:
             first_use(training, checkpointing=training)
-        self.room: Room = make_room(self.config, settings, self.shape, process_bytes(), memory)
         self.tokenizer: Tokenizer | None = None
         if settings.calibrate is not None or (folder / "tokenizer.json").is_file():
             self.tokenizer = Tokenizer.load(folder)
             check_rows(self.tokenizer, self.config, folder)
         self.text: Text | None = None
-        if settings.calibrate is not None:
+        if settings.calibrate is None:
+            self._settle()
+        else:
             assert self.tokenizer is not None
-            self.text = read_text(settings, self.tokenizer, self.config.context, self.room.tokens, say)
+            self.text = read_text(settings, self.tokenizer, self.config.context, self._settle, say)
         if say is not None:
             self._tell(say)
         if memory is not None and training:
@@ -156,6 +157,11 @@ class _Job:
             first = next(self._steps()).shape.applied(self.config)
             check_room(first, self.out, settings, self.text, memory)
         keep_to(self.room, memory)
+
+    def _settle(self) -> int:
+        """How there is room, with the text in the process; -> tokens in a batch."""
+        self.room: Room = make_room(self.config, self.settings, self.shape, process_bytes(), self.memory)
+        return self.room.tokens
 
     def _tell(self, say: Say) -> None:
         settings, text, predicted = self.settings, self.text, self.shape.applied(self.config).parameter_count()

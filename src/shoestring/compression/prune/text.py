@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from shoestring.compression.calibration import Calibration, read_calibration
@@ -49,8 +50,11 @@ def tokens_to_train_on(settings: PruneConfig) -> int:
     return MOST_TOKENS if steps is None else min(steps * settings.rounds * STEP_TOKENS, MOST_TOKENS)
 
 
-def read_text(settings: PruneConfig, tokenizer: Tokenizer, longest: int, together: int, say: Say | None) -> Text:
-    """together: tokens in a batch that is not trained on. Raises what `read_calibration` does."""
+def read_text(
+    settings: PruneConfig, tokenizer: Tokenizer, longest: int, together: Callable[[], int], say: Say | None
+) -> Text:
+    """together: called once the text has been read; -> tokens in a batch, unless it is trained on. Raises what
+    `read_calibration` does."""
     if settings.recover is None:
         found = read_calibration(settings, tokenizer, longest, say, together)
         return Text(found, found.calibrating if settings.by_text else [])
@@ -58,8 +62,13 @@ def read_text(settings: PruneConfig, tokenizer: Tokenizer, longest: int, togethe
     more = settings.model_copy(
         update={"rows": max(settings.rows, -(-tokens_to_train_on(settings) // context))}
     )
+
+    def of_a_step() -> int:
+        together()
+        return STEP_TOKENS
+
     with waiting("reading   text to train on"):
-        found = read_calibration(more, tokenizer, longest, say, STEP_TOKENS)
+        found = read_calibration(more, tokenizer, longest, say, of_a_step)
     # The longest examples stand first.
     shuffled = [found.calibrating[n] for n in permutation(settings.seed, 0, len(found.calibrating))]
     found = replace(found, calibrating=shuffled)

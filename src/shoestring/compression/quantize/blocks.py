@@ -92,6 +92,7 @@ def quantize_block(
             found[name] = _rounded(linear.weight, hessian, configs[name], settings)
             packed = PackedLinear.of(found[name].codes_OI, found[name].grid, configs[name], linear.bias)
             put(block, name, packed.eval())
+            del linear  # else it stays until the next is looked at
             if method != "learned":
                 done()
     if dense is not None:

@@ -39,8 +39,8 @@ def follow(
     apart = keeps_inputs(inputs, [member.out_features for member in members])
     shapes = [(inputs, inputs)] if apart else [(member.out_features, inputs) for member in members]
     off = [torch.zeros(shape, dtype=hessian.sum_II.dtype) for shape in shapes]
-    both = zip(inputs_of(block, linears[0], passages), inputs_of(dense, linears[0], own), strict=True)
-    for x_NI, y_NI in both:
+    name = linears[0]
+    for x_NI, y_NI in zip(inputs_of(block, name, passages), inputs_of(dense, name, own), strict=True):
         if config.activations is not None:
             x_NI = round_rows(x_NI)
         hessian.add(x_NI)
@@ -50,6 +50,7 @@ def follow(
         else:
             for sum_OI, member in zip(off, members, strict=True):
                 sum_OI += matmul(matmul(y_NI, member.weight).t(), x_NI.t())
+    del x_NI, y_NI  # the last ones would stay while the matrix is factored, and so they would in a `zip` with a name
     if apart:
         off = [member.weight.to(off[0].dtype) @ off[0] for member in members]
     factor_II = damped_factor(hessian.sum_II, DAMPING)

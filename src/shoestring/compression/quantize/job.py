@@ -170,25 +170,33 @@ class _Job:
         if memory is not None:
             first_use(training=settings.method == "learned")
         speeds = matrix_peak(), memory_bandwidth(count=FEW)
-        self.before = peak_rss_bytes()
-        allocator.reset_peaks()
-        process, threads = process_bytes(), torch.get_num_threads()
-        corrections = corrections_of("quantize", threads)
-        self.machine = Machine(process, speeds[0], threads=threads, bandwidth=speeds[1], corrections=corrections)
-        self.room: Room = make_room(config, settings, process, memory)
         self.text: Calibration | None = None
         self.tokenizer: Tokenizer | None = None
         if settings.calibrate is not None or (folder / "tokenizer.json").is_file():
             self.tokenizer = Tokenizer.load(folder)
             check_rows(self.tokenizer, config, folder)
-        if settings.calibrate is not None:
+        settle = functools.partial(self._settle, memory)
+        if settings.calibrate is None:
+            settle()
+        else:
             assert self.tokenizer is not None
-            self.text = read_calibration(settings, self.tokenizer, config.context, say, self.room.tokens)
+            self.text = read_calibration(settings, self.tokenizer, config.context, say, settle)
+        threads = torch.get_num_threads()
+        corrections = corrections_of("quantize", threads)
+        self.machine = Machine(self.process, speeds[0], threads=threads, bandwidth=speeds[1], corrections=corrections)
+        self.before = peak_rss_bytes()
+        allocator.reset_peaks()
         self.family: Family = family_of(config)
         self.plain: Decoder = build(config, device="meta")
         if say is not None:
             self._tell(say, memory)
         keep_to(self.room, memory)
+
+    def _settle(self, memory: int | None) -> int:
+        """How there is room, with the text in the process; -> tokens in a batch."""
+        self.process = process_bytes()
+        self.room: Room = make_room(self.files.config, self.settings, self.process, memory)
+        return self.room.tokens
 
     def made_of(self) -> dict[str, Any]:
         """All that decides what is written."""

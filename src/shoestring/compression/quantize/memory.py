@@ -202,7 +202,7 @@ def _following(stage: Sequence[tuple[int, int]], batch: int, passing: int) -> tu
     off = sum(outputs) * inputs * size
     apart = keeps_inputs(inputs, outputs)
     kept = square if apart else off
-    text = batch * _FLOAT * (4 * inputs + max(outputs)) + (inputs * (inputs if apart else max(outputs))) * _FLOAT
+    text = batch * _FLOAT * (4 * inputs + max(outputs)) + inputs * inputs * _FLOAT
     turning = square + off + max(outputs) * inputs * size if apart else 0
     return kept + max(passing, text), turning, off + max(2 * square, square + 3 * max(outputs) * inputs * size)
 
