@@ -50,7 +50,7 @@ def follow(
         else:
             for sum_OI, member in zip(off, members, strict=True):
                 sum_OI += matmul(matmul(y_NI, member.weight).t(), x_NI.t())
-    del x_NI, y_NI  # the last ones would stay while the matrix is factored, and so they would in a `zip` with a name
+    del x_NI, y_NI  # the last ones would stay while the matrix is factored, as they would in a `zip` with a name
     if apart:
         off = [member.weight.to(off[0].dtype) @ off[0] for member in members]
     factor_II = damped_factor(hessian.sum_II, DAMPING)
