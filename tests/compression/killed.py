@@ -98,13 +98,15 @@ def ended_well(pid: int, folder: Path) -> bool:
 
 def content(out: Path) -> dict[str, Any]:
     """All bytes of what was made, and the losses that are told of it."""
-    made = resolve_pointer(out / "latest") if (out / "latest").exists() else out
+    # Of a run the newest step, and the best, which has the report and may be another.
+    made = [resolve_pointer(out / name) for name in ("latest", "best") if (out / name).exists()] or [out]
     found: dict[str, Any] = {
-        str(path.relative_to(made)): path.read_bytes()
-        for path in made.rglob("*")
+        str(path.relative_to(folder.parent)): path.read_bytes()
+        for folder in made
+        for path in folder.rglob("*")
         if path.is_file() and path.name not in DIFFERENT
     }
-    report = json.loads((made / "compression.json").read_text())
+    report = json.loads((made[-1] / "compression.json").read_text())
     return {**found, "losses": (report["before"]["loss"], report["after"]["loss"])}
 
 
@@ -138,7 +140,7 @@ def main() -> None:
             time.sleep(instants.uniform(0, seconds))
             os.kill(pid, signal.SIGKILL)
         kills += not ended_well(pid, folder)
-        finished = out.is_dir() if work["verb"] != "distill" else (out / "latest" / "compression.json").is_file()
+        finished = out.is_dir() if work["verb"] != "distill" else (out / "best" / "compression.json").is_file()
         if finished:
             compare(out, whole, f"after {kills} deaths")
             ended += 1
