@@ -70,6 +70,7 @@ SERVING = 48_000_000
 CHOOSING = 4
 
 # The same as USE, of quantizing to nearest, and with calibration text, whose seconds go by in many more operations,
-# from when the text has been read. Measured as it is: 8 to 22 MB, and 15 to 30 MB (`benchmarks.prediction`).
+# from when the text has been read. Measured as it is: 8 to 22 MB, and 15 to 23 MB (`benchmarks.prediction`),
+# with a 3B's widths 30 MB.
 ROUNDING = 22_000_000
 QUANTIZING = 30_000_000
